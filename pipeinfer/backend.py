@@ -1,0 +1,98 @@
+"""What a compute backend is: something that runs layers [i, j) of a model over cells with sequence tags.
+
+A backend plug-in is an entry point in the group `pipeinfer.backends` naming a class that satisfies `Backend`.
+`pipeinfer.testing.BackendConformance` checks all that is promised here; `backends/README.md` is the guide.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.core.messages import KvOp
+
+Hidden: TypeAlias = NDArray[np.float32]
+AbortCheck: TypeAlias = Callable[[], bool]
+
+
+class BadModel(ValueError):  # noqa: N818 - reads as what happened
+    """The model cannot be used; the text says what was expected, what came and what to do. One line."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What placement, vocabulary checks and cost models need to know of a model, without loading its weights.
+
+    `vocabulary_digest` is equal for two models exactly when token ids mean the same text in both.
+    """
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    vocabulary_digest: str
+    context: int
+    layer_bytes: int
+    head_bytes: int
+    eos: tuple[int, ...] = ()
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A micro-batch of R rows. Row r is tagged with `sequences[r]` and sees the cells and earlier rows of `sequences[r][0]`
+    at positions up to its own. Parents stand before children. Only the last `outputs` rows need logits."""
+
+    tokens: Sequence[int]
+    positions: Sequence[int]
+    sequences: Sequence[tuple[int, ...]]
+    outputs: int
+
+
+class ModelStage(Protocol):
+    """Layers [i, j) of one model with their KV cells. The first stage embeds tokens, the last gives logits."""
+
+    def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
+        """Run R rows; `hidden` is float32 [R, hidden_size] from the stage before, None on the first stage.
+
+        Gives hidden states [R, hidden_size], or on the last stage logits float32 [outputs, vocabulary].
+        `abort` is cheap; call it between layers or graph nodes. Once it is true: give the cells of this batch back and
+        return None at once. Raises CellsFull when there are fewer free cells than rows (nothing is changed then).
+        """
+
+    def apply(self, op: KvOp) -> None:
+        """kv_seq_cp / kv_seq_rm / kv_seq_keep over positions [start, stop); stop -1 is "to the end"."""
+
+    def clear(self) -> None:
+        """Forget every cell."""
+
+    def close(self) -> None:
+        """Give memory back. The stage is not used afterwards."""
+
+
+class CellsFull(RuntimeError):  # noqa: N818
+    """More rows than free KV cells: the head's ledger should have prevented it."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Backend(Protocol):
+    """Opens models. Constructed with the options of the command line or workload as keyword arguments; an option it does
+    not know raises TypeError from its own signature, one out of range ValueError."""
+
+    def info(self, model: str) -> ModelInfo:
+        """Read the model's description only. Raises BadModel."""
+
+    def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> ModelStage:
+        """Create the stage of layers [i, j) with room for `cells` KV cells and sequence ids 0..sequences-1. Raises BadModel."""
+
+    def tokenizer(self, model: str) -> Tokenizer:
+        """The model's own tokenizer. Raises BadModel."""
+
+
+BackendFactory: TypeAlias = Callable[..., Any]

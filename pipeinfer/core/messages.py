@@ -1,0 +1,216 @@
+"""What ranks say to one another. Names follow the artifact: decode, kv_seq_cp / rm / keep, cancel_run, logits, shutdown.
+
+Every message is a frozen, array-like msgspec struct, so that a header is a short MessagePack array. Hidden states and
+logits never lie in a header: they travel beside it as one raw buffer (`pipeinfer.transports.Envelope.payload`).
+"""
+
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import msgspec
+
+TO_THE_END = -1
+"""A `stop` position that means "to the end of the sequence", as in llama.cpp."""
+
+NOT_CANCELLED = -1
+"""The `cancelled_at` of a run that every stage so far has computed."""
+
+
+class RunKind(IntEnum):
+    """Why a run was sent. Single-token and prompt runs always finish: later runs need their KV cells."""
+
+    PROMPT = 0
+    SINGLE = 1
+    SPECULATIVE = 2
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """Base of everything that crosses a link; the tag is the class name."""
+
+
+class KvSeqCp(Message, frozen=True):
+    """Tag the cells of sequence `src` at positions [start, stop) with `dst` too. No tensor data moves."""
+
+    src: int
+    dst: int
+    start: int
+    stop: int
+
+
+class KvSeqRm(Message, frozen=True):
+    """Take the tag `sequence` off its cells at positions [start, stop); a cell without tags is free."""
+
+    sequence: int
+    start: int
+    stop: int
+
+
+class KvSeqKeep(Message, frozen=True):
+    """Take every tag but `sequence` off every cell."""
+
+    sequence: int
+
+
+KvOp: TypeAlias = KvSeqCp | KvSeqRm | KvSeqKeep
+
+
+class Decode(Message, frozen=True):
+    """One run on its way down the target pipeline: a transaction of KV operations and then a micro-batch of rows.
+
+    The stages apply `kv` in stream order even when the run itself is cancelled. Row r is token `tokens[r]` at
+    `positions[r]`, tagged with the sequence ids `sequences[r]`; it attends to every earlier cell (and row) that carries
+    `sequences[r][0]`. The last `outputs` rows are sampled. `compute_s` grows by one entry (seconds) per stage passed.
+    A cancelled run travels on as a marker without payload, so that order and accounting hold.
+    """
+
+    run: int
+    kind: RunKind
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    outputs: int
+    kv: tuple[KvOp, ...] = ()
+    cancelled_at: int = NOT_CANCELLED
+    compute_s: tuple[float, ...] = ()
+
+
+class Logits(Message, frozen=True):
+    """The end of a run, from the last stage to the head: the sampled ids of its output rows, or that it was cancelled.
+
+    `margins` (top-1 minus top-2 of the scores that were sampled from) are there when the request asked for them.
+    """
+
+    run: int
+    ids: tuple[int, ...]
+    margins: tuple[float, ...] = ()
+    cancelled_at: int = NOT_CANCELLED
+    compute_s: tuple[float, ...] = ()
+
+
+class CancelRun(Message, frozen=True):
+    """From the head to every stage at once, beside the ordered stream: abandon these runs wherever they are."""
+
+    runs: tuple[int, ...]
+
+
+class DraftFrom(Message, frozen=True):
+    """From the head to the draft rank: `tokens` were committed since the last order; draft on, up to position `until`.
+
+    Whether they confirm what was drafted or redirect it is for the drafter to see. `order` counts up and comes back in
+    each proposal.
+    """
+
+    order: int
+    tokens: tuple[int, ...]
+    until: int
+
+
+class DraftNode(Message, frozen=True):
+    """One drafted token: `parent` is the id of another drafted node, or -1 for the last token of the order's text."""
+
+    id: int
+    parent: int
+    token: int
+    confidence: float
+
+
+class Proposal(Message, frozen=True):
+    """A micro-batch of drafted tokens, parents first. `stalled`: nothing more comes before the next order."""
+
+    order: int
+    nodes: tuple[DraftNode, ...]
+    stalled: bool
+    compute_s: float = 0.0
+
+
+class Sampling(Message, frozen=True):
+    """How tokens are chosen from logits; see `pipeinfer.core.sampling`. `top_k` 0 and `top_p` 1 switch each filter off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Setup(Message, frozen=True):
+    """From the head to a fresh rank: what it is, what it loads and whom it talks to next.
+
+    `options` is the JSON of the backend's own options; `next_rank` and `next_address` are where a stage sends its
+    output (the head after the last stage, and for the draft rank).
+    """
+
+    rank: int
+    role: str
+    backend: str
+    model: str
+    layers: tuple[int, int]
+    stage: int
+    stages: int
+    sequences: int
+    cells: int
+    next_rank: int
+    next_address: str
+    head_address: str
+    options: bytes = b"{}"
+    trace: bool = False
+
+
+class Ready(Message, frozen=True):
+    """A rank has loaded its share: layers [i, j) of `layer_count`, vocabulary size and digest, memory in bytes."""
+
+    rank: int
+    layers: tuple[int, int]
+    vocabulary: int
+    vocabulary_digest: str
+    hidden_size: int
+    peak_memory: int
+    host: str
+    pid: int
+
+
+class Begin(Message, frozen=True):
+    """A new trial: forget every cell and cancelled run, sample like this from now on. Travels the ordered stream."""
+
+    trial: int
+    sampling: Sampling
+    draft: dict[str, float | int] = {}  # noqa: RUF012 - msgspec copies defaults
+    margins: bool = False
+    logits_on_wire: bool = False
+
+
+class Failure(Message, frozen=True):
+    """A rank cannot go on; `text` is one line for the user."""
+
+    rank: int
+    text: str
+
+
+class Shutdown(Message, frozen=True):
+    """The end: every stage passes it on and leaves."""
+
+
+class Farewell(Message, frozen=True):
+    """A rank's last words: peak memory in bytes and, where traced, its event log as JSON lines."""
+
+    rank: int
+    peak_memory: int
+    log: bytes = b""
+
+
+AnyMessage: TypeAlias = (
+    KvSeqCp | KvSeqRm | KvSeqKeep | Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin
+    | Failure | Shutdown | Farewell
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Any) -> bytes:
+    """Message to header bytes."""
+    return _encoder.encode(message)
+
+
+def decode(header: bytes | memoryview) -> Any:
+    """Header bytes to message. Raises msgspec.DecodeError (or ValidationError) when they are not one."""
+    return _decoder.decode(header)
