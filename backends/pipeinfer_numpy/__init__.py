@@ -1,0 +1,5 @@
+"""The embedded backend: a Llama stage in NumPy. Start reading at `model.py`."""
+
+from pipeinfer_numpy.backend import NumpyBackend
+
+__all__ = ["NumpyBackend"]

@@ -1,0 +1,76 @@
+"""The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
+
+from pathlib import Path
+
+from pipeinfer.assets import asset
+from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer_numpy.checkpoint import Checkpoint
+from pipeinfer_numpy.config import LlamaConfig, read_config
+from pipeinfer_numpy.model import LlamaStage
+from pipeinfer_numpy.tokenizer import HfTokenizer
+from pipeinfer_numpy.weights import read_weights
+
+BUILTIN = ("builtin:target", "builtin:draft")
+FLOAT_BYTES = 4
+
+
+class NumpyBackend:
+    """Llama models from Hugging Face folders, computed in float32. It has no options.
+
+    NumPy's BLAS takes its thread count from the environment when the process starts (OPENBLAS_NUM_THREADS for the
+    wheels on PyPI): one thread per rank is right wherever ranks share cores.
+    """
+
+    def info(self, model: str) -> ModelInfo:
+        folder = find_folder(model)
+        config = read_config(folder)
+        return ModelInfo(
+            architecture=config.architectures[0],
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocabulary=config.vocab_size,
+            vocabulary_digest=HfTokenizer(folder).digest(),
+            context=config.max_position_embeddings,
+            layer_bytes=FLOAT_BYTES * layer_parameters(config),
+            head_bytes=FLOAT_BYTES * config.hidden_size * (config.vocab_size + 1),
+            eos=config.eos,
+        )
+
+    def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> LlamaStage:
+        if cells < 1 or sequences < 1:
+            raise ValueError(f"expected at least 1 cell and 1 sequence, came {cells} and {sequences}")
+        folder = find_folder(model)
+        config = read_config(folder)
+        first, stop = layers
+        if not 0 <= first < stop <= config.num_hidden_layers:
+            raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {config.num_hidden_layers}, came"
+                           f" [{first}, {stop}): split the layers of {model} among the stages")
+        return LlamaStage(config, read_weights(Checkpoint(folder), config, layers), cells=cells, sequences=sequences)
+
+    def tokenizer(self, model: str) -> HfTokenizer:
+        return HfTokenizer(find_folder(model))
+
+
+def find_folder(model: str) -> Path:
+    """The folder that `model` names. Raises BadModel."""
+    if model.startswith("builtin:"):
+        return builtin_folder(model)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise BadModel(f"expected a model folder or one of {', '.join(BUILTIN)}, came {model!r}, which is no folder:"
+                       " give the path of a downloaded Hugging Face model")
+    return folder
+
+
+def builtin_folder(model: str) -> Path:
+    if model not in BUILTIN:
+        raise BadModel(f"expected one of {', '.join(BUILTIN)}, came {model!r}: choose one of them or give a folder")
+    try:
+        return asset(f"workloads/builtin/{model.removeprefix('builtin:')}")
+    except FileNotFoundError as error:
+        raise BadModel(str(error)) from None
+
+
+def layer_parameters(config: LlamaConfig) -> int:
+    attention = 2 * config.hidden_size * config.head_size * (config.num_attention_heads + config.kv_heads)
+    return attention + 3 * config.hidden_size * config.intermediate_size + 2 * config.hidden_size

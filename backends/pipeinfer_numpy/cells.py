@@ -1,0 +1,107 @@
+"""Which KV cell holds what: a position and the sequence ids that may see it. The tensors themselves lie in `model.py`.
+
+Semantics are llama.cpp's: copying a sequence only adds tags, and a cell without tags is free.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.backend import CellsFull, Hidden
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+
+Taken = slice | NDArray[np.intp]
+"""Cells of a batch, in row order: a slice where they are neighbours, which NumPy indexes faster, else their numbers."""
+
+SEEN, HIDDEN = np.float32(0), np.float32(-np.inf)
+
+
+class Cells:
+    """Tags and positions of `cells` cells for sequence ids 0..sequences-1."""
+
+    def __init__(self, cells: int, sequences: int) -> None:
+        self.window = 0
+        """One past the highest cell in use: attention looks no further."""
+        self._tags = np.zeros((sequences, cells), bool)
+        self._positions = np.zeros(cells, np.int64)
+        self._holders = np.zeros(cells, np.int32)  # how many sequences tag each cell; 0 is free
+
+    def take(self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> Taken:
+        """Tag the lowest free cells, one per row. Raises CellsFull or ValueError, and then changes nothing."""
+        rows = len(positions)
+        free = np.flatnonzero(self._holders == 0)
+        if len(free) < rows:
+            raise CellsFull(f"expected {rows} free KV cells, came {len(free)} of {len(self._holders)}:"
+                            " remove sequences first or load the stage with more cells")
+        tags = [sequence for row in sequences for sequence in row]
+        self._check(*tags)
+        cells = free[:rows]
+        self._tags[tags, np.repeat(cells, [len(row) for row in sequences])] = True
+        self._positions[cells] = positions
+        self._holders[cells] = self._tags[:, cells].sum(axis=0)
+        self.window = max(self.window, int(cells[-1]) + 1)
+        neighbours = cells[-1] - cells[0] == rows - 1
+        return slice(int(cells[0]), int(cells[-1]) + 1) if neighbours else cells
+
+    def free(self, taken: Taken) -> None:
+        """Give the cells of a batch back."""
+        self._tags[:, taken] = False
+        self._holders[taken] = 0
+        self._tighten()
+
+    def mask(self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> Hidden:
+        """What each row may attend to, to be added to its scores: float32 [rows, window] of 0 and minus infinity.
+
+        A row sees the cells that carry its first sequence id, up to its own position.
+        """
+        tagged = self._tags[[row[0] for row in sequences], : self.window]
+        earlier = self._positions[: self.window] <= np.asarray(positions)[:, None]
+        return np.where(tagged & earlier, SEEN, HIDDEN)
+
+    def apply(self, op: KvOp) -> None:
+        """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""
+        match op:
+            case KvSeqCp(src, dst, start, stop):
+                self._check(src, dst)
+                self._add(dst, self._tags[src] & self._between(start, stop))
+            case KvSeqRm(sequence, start, stop):
+                self._check(sequence)
+                self._drop(sequence, self._between(start, stop))
+            case KvSeqKeep(sequence):
+                self._check(sequence)
+                self._keep(sequence)
+
+    def clear(self) -> None:
+        self._tags[:] = False
+        self._holders[:] = 0
+        self.window = 0
+
+    def _add(self, sequence: int, cells: NDArray[np.bool_]) -> None:
+        self._holders += cells & ~self._tags[sequence]
+        self._tags[sequence] |= cells
+
+    def _drop(self, sequence: int, cells: NDArray[np.bool_]) -> None:
+        self._holders -= cells & self._tags[sequence]
+        self._tags[sequence] &= ~cells
+        self._tighten()
+
+    def _keep(self, sequence: int) -> None:
+        kept = self._tags[sequence].copy()
+        self._tags[:] = False
+        self._tags[sequence] = kept
+        self._holders[:] = kept
+        self._tighten()
+
+    def _between(self, start: int, stop: int) -> NDArray[np.bool_]:
+        after = self._positions >= start
+        return after if stop == TO_THE_END else after & (self._positions < stop)
+
+    def _tighten(self) -> None:
+        used = np.flatnonzero(self._holders[: self.window])
+        self.window = int(used[-1]) + 1 if len(used) else 0
+
+    def _check(self, *sequences: int) -> None:
+        if min(sequences) < 0 or max(sequences) >= len(self._tags):
+            raise ValueError(f"expected sequence ids 0..{len(self._tags) - 1}, came {sorted(set(sequences))}:"
+                             " load the stage with more sequences")

@@ -1,0 +1,148 @@
+"""Layers [i, j) of a Llama model in float32 NumPy: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.backend import AbortCheck, Batch, Hidden
+from pipeinfer.core.messages import KvOp
+from pipeinfer_numpy.cells import Cells, Taken
+from pipeinfer_numpy.config import LlamaConfig
+from pipeinfer_numpy.rope import inverse_frequencies, rotations
+from pipeinfer_numpy.weights import Head, LayerWeights, StageWeights
+
+GEMM_ROWS = 8
+"""From this many rows on one matrix product beats a vector-matrix product per row (measured with OpenBLAS)."""
+
+
+class LlamaStage:
+    """One stage with its KV cells; `pipeinfer.backend.ModelStage` says what is promised."""
+
+    def __init__(self, config: LlamaConfig, weights: StageWeights, *, cells: int, sequences: int) -> None:
+        self._weights = weights
+        self._hidden_size = config.hidden_size
+        self._heads = config.num_attention_heads
+        self._kv_heads = config.kv_heads
+        self._head_size = config.head_size
+        self._eps = config.rms_norm_eps
+        self._frequencies = inverse_frequencies(config)
+        self._cells = Cells(cells, sequences)
+        # [layers, keys and values, kv_heads, cells, head_size]; the pages of cells never used are never touched
+        self._cache = np.zeros((len(weights.layers), 2, self._kv_heads, cells, self._head_size), np.float32)
+
+    def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
+        self._check(batch, hidden)
+        taken = self._cells.take(batch.positions, batch.sequences)
+        result = None
+        try:
+            result = self._run(batch, hidden, taken, abort)
+        finally:
+            if result is None:
+                self._cells.free(taken)
+        return result
+
+    def apply(self, op: KvOp) -> None:
+        self._cells.apply(op)
+
+    def clear(self) -> None:
+        self._cells.clear()
+
+    def close(self) -> None:
+        del self._weights, self._cache
+
+    def _run(self, batch: Batch, hidden: Hidden | None, taken: Taken, abort: AbortCheck) -> Hidden | None:
+        x = self._enter(batch, hidden)
+        turn = rotations(self._frequencies, batch.positions)
+        mask = self._cells.mask(batch.positions, batch.sequences)
+        for layer, cache in zip(self._weights.layers, self._cache, strict=True):
+            if abort():
+                return None
+            x += self._attention(layer, cache, rms_norm(x, self._eps), taken, turn, mask)
+            x += linear(swiglu(linear(rms_norm(x, self._eps), layer.gate_up)), layer.down)
+        if self._weights.head is None:
+            return x
+        return None if abort() else self._logits(self._weights.head, x[len(x) - batch.outputs :])
+
+    def _enter(self, batch: Batch, hidden: Hidden | None) -> Hidden:
+        """The rows as this stage's own array [rows, hidden_size], which the layers then add to in place."""
+        if self._weights.embedding is None:
+            return np.array(hidden, np.float32)
+        return self._weights.embedding[list(batch.tokens)]
+
+    def _attention(
+        self, layer: LayerWeights, cache: Hidden, x: Hidden, taken: Taken, turn: NDArray[np.complex64], mask: Hidden
+    ) -> Hidden:
+        """Put the rows' keys and values into their cells, then let each row attend to the cells that it sees."""
+        rows, window = mask.shape
+        heads, kv_heads, head_size = self._heads, self._kv_heads, self._head_size
+        by_kv_head = (rows, kv_heads, heads // kv_heads, head_size)
+
+        qkv = linear(x, layer.qkv).reshape(rows, heads + 2 * kv_heads, head_size)
+        queries_and_keys = qkv[:, : heads + kv_heads].view(np.complex64)
+        queries_and_keys *= turn[:, None]
+        cache[:, :, taken] = qkv[:, heads:].reshape(rows, 2, kv_heads, head_size).transpose(1, 2, 0, 3)
+        keys, values = cache[:, :, :window]
+
+        # Heads that share keys become further rows of one product per kv head: [kv_heads, rows * group, head_size].
+        queries = qkv[:, :heads].reshape(by_kv_head).swapaxes(0, 1).reshape(kv_heads, -1, head_size)
+        scores = queries @ keys.swapaxes(1, 2)
+        weights = softmax_numerators(scores.reshape(kv_heads, rows, -1, window), mask).reshape(scores.shape)
+        mixed = weights @ values
+        mixed /= np.add.reduce(weights, axis=-1, keepdims=True)
+        mixed = mixed.reshape(kv_heads, rows, -1, head_size).swapaxes(0, 1).reshape(rows, -1)
+        return linear(mixed, layer.attention_out)
+
+    def _logits(self, head: Head, x: Hidden) -> Hidden:
+        return linear(rms_norm(x, self._eps) * head.norm, head.output.T)
+
+    def _check(self, batch: Batch, hidden: Hidden | None) -> None:
+        """Raises ValueError for a batch that does not fit this stage, before anything is changed."""
+        rows = len(batch.tokens)
+        if not rows or rows != len(batch.positions) or rows != len(batch.sequences) or not all(batch.sequences):
+            raise ValueError(f"expected one position and at least one sequence id for each of {rows} > 0 tokens, came"
+                             f" {len(batch.positions)} positions and {len(batch.sequences)} tuples of sequence ids")
+        if min(batch.positions) < 0:
+            raise ValueError(f"expected positions from 0 on, came {min(batch.positions)}")
+        if not 0 <= batch.outputs <= rows:
+            raise ValueError(f"expected 0..{rows} output rows, came {batch.outputs}")
+        embedding = self._weights.embedding
+        if embedding is not None and not 0 <= min(batch.tokens) <= max(batch.tokens) < len(embedding):
+            raise ValueError(f"expected token ids 0..{len(embedding) - 1}, came {sorted(set(batch.tokens))}")
+        if embedding is None and (hidden is None or hidden.shape != (rows, self._hidden_size)):
+            came = "none" if hidden is None else f"shape {list(hidden.shape)}"
+            raise ValueError(f"expected hidden states of shape [{rows}, {self._hidden_size}], came {came}")
+
+
+def linear(x: Hidden, weight: Hidden) -> Hidden:
+    """[rows, inputs] times [inputs, outputs]."""
+    product: Hidden = x @ weight if len(x) >= GEMM_ROWS else np.matmul(x[:, None], weight)[:, 0]
+    return product
+
+
+def rms_norm(x: Hidden, eps: float) -> Hidden:
+    """Each row over its root mean square. The norm's own weights are in the matrix that follows."""
+    root: Hidden = np.add.reduce(x * x, axis=1, keepdims=True)
+    root /= x.shape[1]
+    root += eps
+    np.sqrt(root, out=root)
+    return x / root
+
+
+def softmax_numerators(scores: Hidden, mask: Hidden) -> Hidden:
+    """exp(scores + mask) up to a factor per row, in place.
+
+    Scores are [kv_heads, rows, group, cells], the mask is [rows, cells].
+    """
+    scores += mask[:, None]
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    return np.exp(scores, out=scores)
+
+
+def swiglu(gate_up: Hidden) -> Hidden:
+    """silu(g) * u from [rows, g/2 and u]. With h = g/2, silu(g) is h * (1 + tanh(h)), which cannot overflow."""
+    ffn = gate_up.shape[1] // 2
+    half_gate, up = gate_up[:, :ffn], gate_up[:, ffn:]
+    result = np.tanh(half_gate)
+    result += 1
+    result *= half_gate
+    result *= up
+    return result
