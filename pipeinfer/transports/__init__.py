@@ -5,10 +5,18 @@ messages on one link arrive in order, whole and once, or the peer is lost; nothi
 `pipeinfer.testing.TransportConformance` checks it.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
 
 HEAD = -1
 """The head's rank. Target stages are 0..N-1 and the draft ranks follow."""
+
+MAX_HEADER = 1 << 20
+"""Length limit of a header, in bytes."""
+
+MAX_PAYLOAD = 1 << 30
+"""Length limit of a payload, in bytes, unless a transport is given another."""
 
 
 class Envelope(NamedTuple):
@@ -17,6 +25,16 @@ class Envelope(NamedTuple):
     sender: int
     header: bytes
     payload: bytes | memoryview
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What crossed the links to and from one rank: messages, and the bytes of their headers and payloads."""
+
+    sent_messages: int = 0
+    sent_bytes: int = 0
+    received_messages: int = 0
+    received_bytes: int = 0
 
 
 class TransportError(Exception):
@@ -38,12 +56,20 @@ class Transport(Protocol):
     address: str
     """Where peers connect to, with the real port."""
 
+    @property
+    def traffic(self) -> Mapping[int, Traffic]:
+        """Counters per peer since the endpoint was opened."""
+
     def connect(self, rank: int, address: str) -> None:
         """Open the outgoing link to `rank`. Idempotent. Does not wait for the peer."""
 
-    def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"") -> None:
-        """Queue one message on the link to `rank` without blocking for the peer. Raises PeerLost, or ValueError when
-        the message is over the length limit."""
+    def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"", *, urgent: bool = False) -> None:
+        """Queue one message on the link to `rank` without blocking for the peer. The payload is one contiguous buffer.
+
+        `urgent`: the message may overtake earlier ones on this link where the transport can; a transport that cannot
+        keeps it in order. Raises PeerLost, or ValueError when the message is over a length limit or the link was never
+        opened.
+        """
 
     def receive(self, timeout: float) -> Envelope | None:
         """The next message from anyone, or None after `timeout` seconds (0: only look). Raises PeerLost once per peer
@@ -51,3 +77,26 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Flush what was sent (for at most a second), close every link and give the address back. Idempotent."""
+
+
+def message_size(header: bytes, payload: bytes | memoryview, max_payload: int = MAX_PAYLOAD) -> int:
+    """Bytes in the payload. Raises ValueError when header or payload is over its limit."""
+    size = len(payload) if isinstance(payload, bytes) else payload.nbytes
+    if len(header) > MAX_HEADER:
+        raise ValueError(f"header of {len(header)} bytes is over the limit of {MAX_HEADER}")
+    if size > max_payload:
+        raise ValueError(f"payload of {size} bytes is over the limit of {max_payload}")
+    return size
+
+
+def open_transport(uri: str, rank: int, **options: Any) -> Transport:
+    """The endpoint of `rank` at `uri`, by the transport plug-in that is named like the URI's scheme.
+
+    Raises UnknownPlugin or BrokenPlugin (`pipeinfer.plugins`), or TransportError when the address cannot be had.
+    """
+    from pipeinfer.plugins import TRANSPORTS, load
+
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        raise TransportError(f'"{uri}" is not a transport address; expected one like tcp://127.0.0.1:0')
+    return cast(Transport, load(TRANSPORTS, scheme)(uri, rank, **options))

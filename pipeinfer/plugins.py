@@ -1,0 +1,117 @@
+"""Plug-ins are entry points: `pipeinfer.backends` and `.strategies` by name, `pipeinfer.transports` by URI scheme.
+
+Nothing is imported before it is named. The project's own plug-ins come through the same door as anyone's.
+"""
+
+import difflib
+import re
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+BACKENDS = "pipeinfer.backends"
+TRANSPORTS = "pipeinfer.transports"
+STRATEGIES = "pipeinfer.strategies"
+GROUPS = (BACKENDS, TRANSPORTS, STRATEGIES)
+
+
+class UnknownPlugin(ValueError):  # noqa: N818 - reads as what happened
+    """No plug-in has that name; the text is one line that lists the ones there are."""
+
+
+class BrokenPlugin(ImportError):  # noqa: N818 - reads as what happened
+    """The plug-in is installed but does not load; the text is one line that says what to install."""
+
+
+class Plugin(NamedTuple):
+    """One line of `pipeinfer plugins`. `state` is "ok" or why it does not load."""
+
+    group: str
+    name: str
+    distribution: str
+    version: str
+    state: str
+
+
+def names(group: str) -> list[str]:
+    """Names of the installed plug-ins of a group."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def load(group: str, name: str) -> Any:
+    """The object behind a plug-in's name. Raises UnknownPlugin or BrokenPlugin."""
+    points = list(entry_points(group=group, name=name))
+    if not points:
+        raise UnknownPlugin(_unknown(group, name))
+    if len({point.value for point in points}) > 1:
+        offers = " and ".join(sorted(_distribution(point)[0] for point in points))
+        raise BrokenPlugin(f'{_kind(group)} "{name}" is offered by {offers}; uninstall all but one')
+    return _load(points[0])
+
+
+def installed() -> list[Plugin]:
+    """Every plug-in of every group. Imports each, to learn its state."""
+    return [
+        Plugin(group, point.name, *_distribution(point), _state(point))
+        for group in GROUPS
+        for point in sorted(entry_points(group=group), key=lambda point: point.name)
+    ]
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as problem:  # whatever a stranger's module raises when imported
+        reason = _one_line(problem) + _remedy(point, problem)
+        raise BrokenPlugin(f'{_kind(point.group)} "{point.name}" does not load: {reason}') from problem
+
+
+def _state(point: EntryPoint) -> str:
+    try:
+        point.load()
+    except ModuleNotFoundError as problem:
+        return f"missing {problem.name}{_remedy(point, problem)}"
+    except Exception as problem:  # as above
+        return f"broken: {_one_line(problem)}"
+    return "ok"
+
+
+def _remedy(point: EntryPoint, problem: Exception) -> str:
+    """What to install when a module is missing: the extra named like the plug-in, or the one that requires it."""
+    if not isinstance(problem, ModuleNotFoundError) or problem.name is None or point.dist is None:
+        return ""
+    if problem.name == point.module.partition(".")[0]:
+        return f"; reinstall {point.dist.name}"
+    module = problem.name.partition(".")[0]
+    extras = point.dist.metadata.get_all("Provides-Extra") or []
+    requirements = [_requirement(line) for line in point.dist.requires or []]
+    fitting = [extra for extra in extras if extra == point.name or (module, extra) in requirements]
+    wanted = f"{point.dist.name}[{fitting[0]}]" if fitting else module
+    return f"; run `pip install {wanted}`"
+
+
+def _requirement(line: str) -> tuple[str, str]:
+    """Module-like name and extra of a line such as `torch>=2.5; extra == "torch"`."""
+    name = re.match(r"[\w.-]*", line)
+    extra = re.search(r"extra\s*==\s*[\"']([^\"']+)", line)
+    return (name.group().replace("-", "_") if name else "", extra.group(1) if extra else "")
+
+
+def _unknown(group: str, name: str) -> str:
+    there = names(group)
+    if not there:
+        return f'no {_kind(group)} "{name}": PipeInfer itself is not installed; run `pip install -e .` in the checkout'
+    close = difflib.get_close_matches(name, there, n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else ";"
+    return f'no {_kind(group)} "{name}"{hint} installed: {", ".join(there)}'
+
+
+def _kind(group: str) -> str:
+    return {BACKENDS: "backend", TRANSPORTS: "transport", STRATEGIES: "strategy"}[group]
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    return (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())
