@@ -1,4 +1,4 @@
-"""What ranks say to one another. Names follow the artifact: decode, kv_seq_cp / rm / keep, cancel_run, logits, shutdown.
+"""What ranks say to one another. Names follow the artifact: decode, kv_seq_cp / rm / keep, cancel_run, logits.
 
 Every message is a frozen, array-like msgspec struct, so that a header is a short MessagePack array. Hidden states and
 logits never lie in a header: they travel beside it as one raw buffer (`pipeinfer.transports.Envelope.payload`).
@@ -124,7 +124,7 @@ class Proposal(Message, frozen=True):
 
 
 class Sampling(Message, frozen=True):
-    """How tokens are chosen from logits; see `pipeinfer.core.sampling`. `top_k` 0 and `top_p` 1 switch each filter off."""
+    """How tokens are chosen from logits (`pipeinfer.core.sampling`). `top_k` 0 and `top_p` 1 switch each filter off."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -173,7 +173,7 @@ class Begin(Message, frozen=True):
 
     trial: int
     sampling: Sampling
-    draft: dict[str, float | int] = {}  # noqa: RUF012 - msgspec copies defaults
+    draft: dict[str, float | int] = {}
     margins: bool = False
     logits_on_wire: bool = False
 

@@ -1,0 +1,157 @@
+"""The KV ledger: what every stage's cache holds, in stream order, kept by whoever schedules.
+
+A cell is a node of a trie: its parent is the cell of the position before it. A sequence id points at its last cell, so
+the text that a sequence sees is the path to the root, copying tags is one pointer, and a cell is free as soon as no
+sequence's path runs through it. Each operation checks its invariant *before* it is sent and is queued in `pending`, to
+travel with the next run. KV operations and runs share one ordered stream, so what the ledger says is what each stage
+will hold when it gets there.
+"""
+
+from collections.abc import Iterable
+
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
+
+CANONICAL = 0
+"""The sequence id that holds the committed text."""
+
+
+class LedgerError(AssertionError):
+    """An operation would break an invariant: a bug in whoever asked for it, caught before any stage saw it."""
+
+
+class Cell:
+    """One KV cell: `refs` counts the sequences that end here plus the cells that continue it."""
+
+    __slots__ = ("parent", "position", "refs")
+
+    def __init__(self, position: int, parent: "Cell | None") -> None:
+        self.position = position
+        self.parent = parent
+        self.refs = 0
+
+
+class Ledger:
+    """The cells and sequences of one model's caches: `capacity` cells, sequence ids 0 to `sequences` - 1."""
+
+    def __init__(self, capacity: int, sequences: int) -> None:
+        self.capacity = capacity
+        self.sequences = sequences
+        self.used = 0
+        self.pending: list[KvOp] = []
+        self._root = Cell(-1, None)
+        self._root.refs = 1
+        self._last: dict[int, Cell] = {}
+        self._hold(CANONICAL, self._root)
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.used
+
+    def holds(self, sequence: int) -> bool:
+        """The id is in use."""
+        return sequence in self._last
+
+    def length(self, sequence: int) -> int:
+        """Positions [0, length) are what `sequence` holds."""
+        return self._at(sequence).position + 1
+
+    def fork(self, source: int, target: int, stop: int) -> None:
+        """Give the unused id `target` the cells of `source` at [0, stop)."""
+        if target in self._last or not 0 <= target < self.sequences:
+            raise LedgerError(f"sequence {target} is in use or outside 0..{self.sequences - 1}")
+        cell = self._at(source)
+        while cell.position >= stop:
+            assert cell.parent is not None
+            cell = cell.parent
+        if cell.position != stop - 1:
+            raise LedgerError(f"sequence {source} ends at {cell.position}, so nothing can continue it at {stop}")
+        self._hold(target, cell)
+        if stop:
+            self.pending.append(KvSeqCp(source, target, 0, stop))
+
+    def extend(self, sequences: Iterable[int], position: int) -> None:
+        """One row at `position`, tagged with `sequences`, which must share their last cell, at `position` - 1."""
+        tags = tuple(sequences)
+        last = self._at(tags[0])
+        if last.position != position - 1 or any(self._last.get(s) is not last for s in tags):
+            raise LedgerError(f"row at {position} does not continue every sequence of {tags}")
+        if self.used >= self.capacity:
+            raise LedgerError(f"all {self.capacity} cells are in use")
+        cell = Cell(position, last)
+        last.refs += 1
+        self.used += 1
+        for sequence in tags:
+            self._hold(sequence, cell)
+            last.refs -= 1
+
+    def promote(self, source: int, position: int) -> None:
+        """Tag the cell of `source` at `position` as canonical, which must end at the cell before it."""
+        cell = self._at(source)
+        while cell.position > position:
+            assert cell.parent is not None
+            cell = cell.parent
+        last = self._at(CANONICAL)
+        if cell.position != position or cell.parent is not last:
+            raise LedgerError(f"position {position} of sequence {source} does not continue the canonical sequence")
+        self._hold(CANONICAL, cell)
+        self._drop(last)
+        self.pending.append(KvSeqCp(source, CANONICAL, position, position + 1))
+
+    def truncate(self, sequence: int, stop: int) -> None:
+        """Take `sequence` off its cells from `stop` on."""
+        last = self._at(sequence)
+        cell = last
+        while cell.position >= stop:
+            assert cell.parent is not None
+            cell = cell.parent
+        if cell is last:
+            return
+        self._hold(sequence, cell)
+        self._drop(last)
+        self.pending.append(KvSeqRm(sequence, stop, TO_THE_END))
+
+    def release(self, sequence: int) -> None:
+        """Take the id off all its cells and give it back."""
+        if sequence == CANONICAL:
+            raise LedgerError("the canonical sequence is never released")
+        cell = self._at(sequence)
+        del self._last[sequence]
+        self._drop(cell)
+        self.pending.append(KvSeqRm(sequence, 0, TO_THE_END))
+
+    def take_pending(self) -> tuple[KvOp, ...]:
+        """The operations that must travel with (before) the next run."""
+        ops = tuple(self.pending)
+        self.pending.clear()
+        return ops
+
+    def validate(self) -> None:
+        """Recount everything; raises LedgerError. For tests: O(cells)."""
+        reachable: dict[int, Cell] = {}
+        for last in self._last.values():
+            cell: Cell | None = last
+            while cell is not None and id(cell) not in reachable:
+                reachable[id(cell)] = cell
+                cell = cell.parent
+        cells = len(reachable) - 1
+        if cells != self.used or not 0 <= cells <= self.capacity:
+            raise LedgerError(f"{cells} cells are reachable, {self.used} counted, {self.capacity} exist")
+
+    def _at(self, sequence: int) -> Cell:
+        cell = self._last.get(sequence)
+        if cell is None:
+            raise LedgerError(f"sequence {sequence} is not in use")
+        return cell
+
+    def _hold(self, sequence: int, cell: Cell) -> None:
+        self._last[sequence] = cell
+        cell.refs += 1
+
+    def _drop(self, cell: Cell) -> None:
+        cell.refs -= 1
+        while cell.refs == 0:
+            parent = cell.parent
+            assert parent is not None
+            self.used -= 1
+            parent.refs -= 1
+            cell = parent

@@ -1,0 +1,83 @@
+"""Position-keyed sampling: the same seed gives the same tokens at every temperature, however they were scheduled.
+
+Position n is sampled as argmax over v of logits[v] / T + gumbel(seed, n, v). By the Gumbel-max trick that is an exact
+sample of softmax(logits / T); since the noise depends on seed and position alone, verification of a drafted token is
+plain equality, and a draft that uses the same noise agrees as often as its distribution allows. Top-k and top-p filter
+before the noise is added. T = 0 is greedy decoding.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.core.messages import Sampling
+
+Floats: TypeAlias = NDArray[np.float32]
+
+
+def gumbel(seed: int, position: int, vocabulary: int) -> Floats:
+    """Standard Gumbel noise, float32 [vocabulary], from Philox keyed by (seed, position)."""
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, position], dtype=np.uint64)
+    uniform = np.random.Generator(np.random.Philox(key=key)).random(vocabulary, dtype=np.float64)
+    np.clip(uniform, 1e-300, None, out=uniform)
+    return (-np.log(-np.log(uniform))).astype(np.float32)
+
+
+def scores(logits: Floats, position: int, how: Sampling) -> Floats:
+    """What the argmax is taken of, float32 [vocabulary]: filtered logits over T plus noise; the logits when T = 0.
+
+    `position` is that of the token to be chosen, one after the row that gave the logits.
+    """
+    if how.temperature <= 0:
+        return logits
+    scaled = _filtered(logits / np.float32(how.temperature), how)
+    return scaled + gumbel(how.seed, position, len(logits))
+
+
+def sample(logits: Floats, position: int, how: Sampling) -> int:
+    """The token at `position`; the lowest id wins a tie."""
+    return int(np.argmax(scores(logits, position, how)))
+
+
+def margin(logits: Floats, position: int, how: Sampling) -> float:
+    """Top-1 minus top-2 of the scores: how far this choice was from being another one."""
+    top = np.partition(scores(logits, position, how), -2)[-2:]
+    return float(top[1] - top[0])
+
+
+def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list[tuple[int, float]]:
+    """The draft's best `count` tokens for `position` with their confidence, best first.
+
+    Confidence is softmax over the scores: at T = 0 the model's own probability p(k-th) as in the artifact, at T > 0 the
+    same with this position's noise known.
+    """
+    values = scores(logits, position, how)
+    count = min(count, len(values))
+    best = [int(np.argmax(values))] if count == 1 else _largest(values, count)
+    top = values[best[0]]
+    total = float(np.exp(values - top).sum())
+    return [(token, float(np.exp(values[token] - top)) / total) for token in best]
+
+
+def _largest(values: Floats, count: int) -> list[int]:
+    some = np.argpartition(-values, count - 1)[:count]
+    return [int(token) for token in some[np.lexsort((some, -values[some]))]]
+
+
+def _filtered(scaled: Floats, how: Sampling) -> Floats:
+    """Logits outside the top-k or the top-p nucleus set to -inf. The nucleus always holds its first token."""
+    if 0 < how.top_k < len(scaled):
+        kept = np.full_like(scaled, -np.inf)
+        best = np.argpartition(-scaled, how.top_k - 1)[: how.top_k]
+        kept[best] = scaled[best]
+        scaled = kept
+    if how.top_p < 1:
+        order = np.argsort(-scaled, kind="stable")
+        weights = np.exp(scaled[order] - scaled[order[0]], dtype=np.float64)
+        before = np.cumsum(weights) - weights
+        kept = np.full_like(scaled, -np.inf)
+        nucleus = order[before < how.top_p * weights.sum()]
+        kept[nucleus] = scaled[nucleus]
+        scaled = kept
+    return scaled

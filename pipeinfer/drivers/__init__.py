@@ -1,0 +1,1 @@
+"""Who performs the effects: `sim` in virtual time, `live` between real ranks."""

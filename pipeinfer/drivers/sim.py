@@ -1,0 +1,256 @@
+"""The simulator: the same head, stages and drafter as on a cluster, over a heap of events in virtual time.
+
+Compute takes what the cost model says, messages take latency and bandwidth, tokens come from an oracle. Nothing else is
+modelled: the head's own work is free, and an aborted computation stops when the cancellation arrives. Deterministic.
+"""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+from pipeinfer.core.drafter import Drafter, DraftOptions
+from pipeinfer.core.effects import (
+    Abort,
+    Compute,
+    Computed,
+    ComputeDraft,
+    Drafted,
+    Emit,
+    Forward,
+    Request,
+    Start,
+    ToDraft,
+    ToFirstStage,
+    Wake,
+    Woken,
+)
+from pipeinfer.core.head import Head, Pipeline, Strategy
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, Logits, Proposal
+from pipeinfer.core.stage import Stage
+from pipeinfer.oracle import Oracle
+from pipeinfer.results import RankRecord, Trial, run_record
+from pipeinfer.spans import Span
+
+
+class Costs(Protocol):
+    """What computing and sending take. `context` is the highest position that the rows attend to, plus one."""
+
+    def stage_s(self, stage: int, rows: int, context: int) -> float:
+        """Seconds for `rows` rows on a stage of the target."""
+
+    def draft_s(self, rows: int, context: int) -> float:
+        """Seconds for one forward of the draft model."""
+
+    def row_bytes(self, stage: int) -> int:
+        """Bytes of payload per row that a stage sends on: hidden states, or logits where they travel."""
+
+
+class Link:
+    """One direction between two ranks: `latency_s` seconds, `bandwidth_bps` bit/s (infinite by default)."""
+
+    __slots__ = ("_free_at", "bytes", "latency_s", "messages", "s_per_byte")
+
+    def __init__(self, latency_s: float = 0.0, bandwidth_bps: float = float("inf")) -> None:
+        self.latency_s = latency_s
+        self.s_per_byte = 8 / bandwidth_bps
+        self.bytes = 0
+        self.messages = 0
+        self._free_at = 0.0
+
+    def arrival(self, now: float, size: int) -> float:
+        """When a message of `size` bytes sent now arrives: after those before it on this link."""
+        self._free_at = max(now, self._free_at) + size * self.s_per_byte
+        self.bytes += size
+        self.messages += 1
+        return self._free_at + self.latency_s
+
+    def urgent_arrival(self, now: float, size: int) -> float:
+        """The same for a message that need not queue: cancellation travels beside the stream."""
+        self.bytes += size
+        self.messages += 1
+        return now + size * self.s_per_byte + self.latency_s
+
+
+HEADER_BYTES = 32
+ROW_BYTES = 12
+"""Wire size of a message without payload, and of a row's token, position and sequence id in it (about what msgspec
+makes of them)."""
+
+
+class Simulation:
+    """One generation over `pipeline` with `strategy`. `link()` makes each link; `spans` collects a timeline if given."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        strategy: Strategy,
+        costs: Costs,
+        oracle: Oracle,
+        link: Callable[[], Link] = Link,
+        spans: list[Span] | None = None,
+    ) -> None:
+        count = pipeline.stages
+        self.head = Head(pipeline, strategy)
+        self.now = 0.0
+        self.events = 0
+        self._strategy = strategy
+        self._costs = costs
+        self._oracle = oracle
+        self._spans = spans
+        self._last = count - 1
+        self._stages = [Stage(index, count) for index in range(count)]
+        self._down = [link() for _ in range(count + 1)]
+        self._control = [self._down[0], *(link() for _ in range(count - 1))]
+        self._orders, self._proposals = link(), link()
+        self._busy = [0.0] * (count + 1)
+        self._epoch = [0] * (count + 1)
+        self._began = [0.0] * (count + 1)
+        self._what: list[Any] = [None] * (count + 1)
+        options = DraftOptions(**strategy.draft_options())  # type: ignore[arg-type]
+        self._drafter = Drafter(pipeline.cells, options.branches + 2, pipeline.context, options)
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._serial = 0
+        self._emit_s: list[float] = []
+
+    def run(self, request: Request) -> Trial:
+        """Generate until the head finishes. Raises RuntimeError if nothing is left to happen before that."""
+        self._at_head(Start(request))
+        heap = self._heap
+        while self.head.reason is None:
+            if not heap:
+                raise RuntimeError("the simulation has come to a stop: nobody has anything to do")
+            self.now, _, action, arguments = heappop(heap)
+            self.events += 1
+            action(*arguments)
+        return self._trial(request)
+
+    def _schedule(self, when: float, action: Callable[..., None], *arguments: Any) -> None:
+        self._serial += 1
+        heappush(self._heap, (when, self._serial, action, arguments))
+
+    # The head
+
+    def _at_head(self, event: Any) -> None:
+        now = self.now
+        for effect in self.head.handle(now, event):
+            if isinstance(effect, ToFirstStage):
+                decode = effect.message
+                size = HEADER_BYTES + ROW_BYTES * len(decode.tokens)
+                self._schedule(self._down[0].arrival(now, size), self._at_stage, 0, decode)
+            elif isinstance(effect, ToDraft):
+                order = effect.message
+                size = HEADER_BYTES + ROW_BYTES * len(order.tokens)
+                self._schedule(self._orders.arrival(now, size), self._at_drafter, order)
+            elif isinstance(effect, Emit):
+                self._emit_s.extend([now] * len(effect.tokens))
+            elif not hasattr(effect, "reason"):
+                self._cancel(effect.message)
+
+    def _cancel(self, message: CancelRun) -> None:
+        size = HEADER_BYTES + 4 * len(message.runs)
+        for stage, link in enumerate(self._control):
+            self._schedule(link.urgent_arrival(self.now, size), self._at_stage, stage, message)
+
+    # The stages
+
+    def _at_stage(self, stage: int, event: Decode | CancelRun) -> None:
+        self._perform(stage, self._stages[stage].handle(event))
+
+    def _stage_done(self, stage: int, epoch: int, decode: Decode) -> None:
+        if epoch == self._epoch[stage]:
+            self._stage_ends(stage, decode, aborted=False)
+
+    def _stage_ends(self, stage: int, decode: Decode, *, aborted: bool) -> None:
+        self._epoch[stage] += 1
+        seconds = self._ended(stage, f"{decode.kind.name.lower()} {decode.run}", aborted)
+        ids: tuple[int, ...] = ()
+        if stage == self._last and not aborted:
+            target = self._oracle.target
+            ids = tuple([target(position + 1) for position in decode.positions[len(decode.tokens) - decode.outputs :]])
+        self._perform(stage, self._stages[stage].handle(Computed(decode.run, seconds, aborted, None, ids)))
+
+    def _perform(self, stage: int, effects: list[Any]) -> None:
+        for effect in effects:
+            if isinstance(effect, Forward):
+                self._forward(stage, effect.message)
+            elif isinstance(effect, Compute):
+                decode = effect.decode
+                self._began[stage], self._what[stage] = self.now, decode
+                seconds = self._costs.stage_s(stage, len(decode.tokens), decode.positions[-1] + 1)
+                self._schedule(self.now + seconds, self._stage_done, stage, self._epoch[stage], decode)
+            elif isinstance(effect, Abort):
+                self._stage_ends(stage, self._what[stage], aborted=True)
+
+    def _forward(self, stage: int, message: Decode | Logits) -> None:
+        size = HEADER_BYTES
+        if message.cancelled_at == NOT_CANCELLED:
+            rows = len(message.ids) if isinstance(message, Logits) else len(message.tokens)
+            size += rows * (ROW_BYTES + self._costs.row_bytes(stage))
+        arrival = self._down[stage + 1].arrival(self.now, size)
+        if isinstance(message, Logits):
+            self._schedule(arrival, self._at_head, message)
+        else:
+            self._schedule(arrival, self._at_stage, stage + 1, message)
+
+    # The draft rank
+
+    def _at_drafter(self, event: DraftFrom | Woken) -> None:
+        self._perform_draft(self._drafter.handle(event))
+
+    def _draft_done(self, epoch: int, work: ComputeDraft) -> None:
+        if epoch == self._epoch[-1]:
+            self._draft_ends(work, aborted=False)
+
+    def _draft_ends(self, work: ComputeDraft, *, aborted: bool) -> None:
+        self._epoch[-1] += 1
+        seconds = self._ended(-1, "draft", aborted)
+        candidates = self._oracle.candidates
+        outputs = work.positions[len(work.positions) - work.outputs :]
+        found = tuple([candidates(position + 1, work.count) for position in outputs])
+        self._perform_draft(self._drafter.handle(Drafted(() if aborted else found, seconds, aborted)))
+
+    def _perform_draft(self, effects: list[Any]) -> None:
+        for effect in effects:
+            if isinstance(effect, ComputeDraft):
+                self._began[-1], self._what[-1] = self.now, effect
+                seconds = self._costs.draft_s(len(effect.tokens), effect.positions[-1] + 1)
+                self._schedule(self.now + seconds, self._draft_done, self._epoch[-1], effect)
+            elif isinstance(effect, Forward):
+                proposal: Proposal = effect.message
+                size = HEADER_BYTES + ROW_BYTES * len(proposal.nodes)
+                self._schedule(self._proposals.arrival(self.now, size), self._at_head, proposal)
+            elif isinstance(effect, Abort):
+                self._draft_ends(self._what[-1], aborted=True)
+            elif isinstance(effect, Wake):
+                self._schedule(self.now + effect.delay, self._at_drafter, Woken())
+
+    # Records
+
+    def _ended(self, rank: int, name: str, aborted: bool) -> float:
+        seconds = self.now - self._began[rank]
+        self._busy[rank] += seconds
+        if self._spans is not None:
+            self._spans.append(Span(rank % len(self._busy), name, self._began[rank], self.now, aborted))
+        return seconds
+
+    def _trial(self, request: Request) -> Trial:
+        count = len(self._stages)
+        ranks = [
+            RankRecord(rank, "target", (rank, rank + 1), self._busy[rank],
+                       bytes_sent={rank + 1 if rank < count - 1 else -1: self._down[rank + 1].bytes},
+                       messages_sent={rank + 1 if rank < count - 1 else -1: self._down[rank + 1].messages})
+            for rank in range(count)
+        ]  # fmt: skip
+        if self._strategy.drafts:
+            ranks.append(RankRecord(count, "draft", (0, 1), self._busy[-1], bytes_sent={-1: self._proposals.bytes},
+                                    messages_sent={-1: self._proposals.messages}))  # fmt: skip
+        return Trial(
+            strategy=type(self._strategy).__name__.lower(),
+            fidelity="sim",
+            prompt_tokens=len(request.prompt),
+            token_ids=tuple(self.head.generated),
+            emit_s=tuple(self._emit_s),
+            reason=self.head.reason or "",
+            runs=tuple([run_record(run, 0.0) for run in self.head.runs]),
+            ranks=tuple(ranks),
+        )
