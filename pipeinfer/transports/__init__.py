@@ -13,7 +13,7 @@ HEAD = -1
 """The head's rank. Target stages are 0..N-1 and the draft ranks follow."""
 
 MAX_HEADER = 1 << 20
-"""Length limit of a header, in bytes."""
+"""Length limit of a header, in bytes. A transport that wraps another may need up to 64 of them itself."""
 
 MAX_PAYLOAD = 1 << 30
 """Length limit of a payload, in bytes, unless a transport is given another."""
