@@ -26,8 +26,10 @@ class LlamaStage:
         self._eps = config.rms_norm_eps
         self._frequencies = inverse_frequencies(config)
         self._cells = Cells(cells, sequences)
-        # [layers, keys and values, kv_heads, cells, head_size]; the pages of cells never used are never touched
-        self._cache = np.zeros((len(weights.layers), 2, self._kv_heads, cells, self._head_size), np.float32)
+        # Each lies as its product in `attend` wants it. Memory of cells that are never used is never touched.
+        layers, kv_heads, head_size = len(weights.layers), self._kv_heads, self._head_size
+        self._keys = np.zeros((layers, kv_heads, head_size, cells), np.float32)
+        self._values = np.zeros((layers, kv_heads, cells, head_size), np.float32)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         self._check(batch, hidden)
@@ -47,16 +49,18 @@ class LlamaStage:
         self._cells.clear()
 
     def close(self) -> None:
-        del self._weights, self._cache
+        del self._weights, self._keys, self._values
 
     def _run(self, batch: Batch, hidden: Hidden | None, taken: Taken, abort: AbortCheck) -> Hidden | None:
         x = self._enter(batch, hidden)
         turn = rotations(self._frequencies, batch.positions)
         mask = self._cells.mask(batch.positions, batch.sequences)
-        for layer, cache in zip(self._weights.layers, self._cache, strict=True):
+        window = self._cells.window
+        for layer, keys, values in zip(self._weights.layers, self._keys, self._values, strict=True):
             if abort():
                 return None
-            x += self._attention(layer, cache, rms_norm(x, self._eps), taken, turn, mask)
+            queries, keys[..., taken], values[:, taken] = self._project(layer, rms_norm(x, self._eps), turn)
+            x += linear(attend(queries, keys[..., :window], values[:, :window], mask), layer.attention_out)
             x += linear(swiglu(linear(rms_norm(x, self._eps), layer.gate_up)), layer.down)
         if self._weights.head is None:
             return x
@@ -68,28 +72,19 @@ class LlamaStage:
             return np.array(hidden, np.float32)
         return self._weights.embedding[list(batch.tokens)]
 
-    def _attention(
-        self, layer: LayerWeights, cache: Hidden, x: Hidden, taken: Taken, turn: NDArray[np.complex64], mask: Hidden
-    ) -> Hidden:
-        """Put the rows' keys and values into their cells, then let each row attend to the cells that it sees."""
-        rows, window = mask.shape
-        heads, kv_heads, head_size = self._heads, self._kv_heads, self._head_size
-        by_kv_head = (rows, kv_heads, heads // kv_heads, head_size)
+    def _project(self, layer: LayerWeights, x: Hidden, turn: NDArray[np.complex64]) -> tuple[Hidden, Hidden, Hidden]:
+        """What the rows ask for and what they put into their cells.
 
+        Queries are [kv_heads, rows, group, head_size], a group being the query heads that share a key head; keys are
+        [kv_heads, head_size, rows] and values [kv_heads, rows, head_size].
+        """
+        rows, heads, kv_heads, head_size = len(x), self._heads, self._kv_heads, self._head_size
         qkv = linear(x, layer.qkv).reshape(rows, heads + 2 * kv_heads, head_size)
         queries_and_keys = qkv[:, : heads + kv_heads].view(np.complex64)
         queries_and_keys *= turn[:, None]
-        cache[:, :, taken] = qkv[:, heads:].reshape(rows, 2, kv_heads, head_size).transpose(1, 2, 0, 3)
-        keys, values = cache[:, :, :window]
-
-        # Heads that share keys become further rows of one product per kv head: [kv_heads, rows * group, head_size].
-        queries = qkv[:, :heads].reshape(by_kv_head).swapaxes(0, 1).reshape(kv_heads, -1, head_size)
-        scores = queries @ keys.swapaxes(1, 2)
-        weights = softmax_numerators(scores.reshape(kv_heads, rows, -1, window), mask).reshape(scores.shape)
-        mixed = weights @ values
-        mixed /= np.add.reduce(weights, axis=-1, keepdims=True)
-        mixed = mixed.reshape(kv_heads, rows, -1, head_size).swapaxes(0, 1).reshape(rows, -1)
-        return linear(mixed, layer.attention_out)
+        queries, keys, values = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
+        grouped = queries.reshape(rows, kv_heads, -1, head_size)
+        return grouped.swapaxes(0, 1), keys.transpose(1, 2, 0), values.swapaxes(0, 1)
 
     def _logits(self, head: Head, x: Hidden) -> Hidden:
         return linear(rms_norm(x, self._eps) * head.norm, head.output.T)
@@ -125,6 +120,20 @@ def rms_norm(x: Hidden, eps: float) -> Hidden:
     root += eps
     np.sqrt(root, out=root)
     return x / root
+
+
+def attend(queries: Hidden, keys: Hidden, values: Hidden, mask: Hidden) -> Hidden:
+    """What each row takes from the cells that it sees, [rows, heads * head_size].
+
+    Shapes are those of `LlamaStage._project` with all cells of the window for keys and values; mask [rows, window].
+    """
+    kv_heads, rows, group, head_size = queries.shape
+    # Query heads that share keys become further rows of one product per key head.
+    scores = queries.reshape(kv_heads, rows * group, head_size) @ keys
+    weights = softmax_numerators(scores.reshape(kv_heads, rows, group, -1), mask).reshape(scores.shape)
+    mixed = weights @ values
+    mixed /= np.add.reduce(weights, axis=-1, keepdims=True)
+    return mixed.reshape(queries.shape).swapaxes(0, 1).reshape(rows, -1)
 
 
 def softmax_numerators(scores: Hidden, mask: Hidden) -> Hidden:

@@ -169,11 +169,15 @@ class BackendConformance:
         steps = [stepper.run(chain([token], start=position)) for position, token in enumerate(PROMPT)]
         self.assert_close(at_once, np.concatenate(steps))
 
-    def test_position_matters(self, pipeline: Opener) -> None:
-        forwards, backwards = pipeline(), pipeline()
-        last = self.chain_logits(forwards, PROMPT)
-        swapped = self.chain_logits(backwards, [*PROMPT[-2::-1], PROMPT[-1]])
-        assert np.abs(last - swapped).max() > 100 * self.rtol * np.abs(last).max()
+    def test_position_matters(self, name: str, pipeline: Opener) -> None:
+        """Within one layer a row attends to a set of cells: only their positions tell the orders of a set apart."""
+        one_layer = pipeline(stages=self.backend().info(name).layers).stages[0]
+        there = one_layer.forward(chain([5, 17, 44]), None, never)
+        one_layer.clear()
+        back = one_layer.forward(chain([17, 5, 44]), None, never)
+        assert there is not None
+        assert back is not None
+        assert np.abs(there[-1] - back[-1]).max() > 10 * self.rtol * np.abs(there[-1]).max()
 
     def test_only_the_last_rows_have_outputs(self, pipeline: Opener) -> None:
         everything = pipeline().run(chain(PROMPT))
@@ -183,12 +187,15 @@ class BackendConformance:
             if outputs:
                 self.assert_close(logits, everything[-outputs:])
 
-    def test_results_stay_as_they_were_given(self, pipeline: Opener) -> None:
-        stages = pipeline(stages=2)
-        logits = stages.run(chain(PROMPT))
-        copy = logits.copy()
-        stages.run(chain(PROMPT, start=START))
-        np.testing.assert_array_equal(logits, copy)
+    @pytest.mark.parametrize("stage", [0, 1], ids=["first stage", "last stage"])
+    def test_results_stay_as_they_were_given(self, pipeline: Opener, stage: int) -> None:
+        stages = pipeline(stages=2).stages
+        hidden = None if stage == 0 else stages[0].forward(chain(PROMPT), None, never)
+        result = stages[stage].forward(chain(PROMPT), hidden, never)
+        assert result is not None
+        copy = result.copy()
+        stages[stage].forward(chain(reversed(PROMPT), start=START), hidden, never)
+        np.testing.assert_array_equal(result, copy)
 
     # Trees -----------------------------------------------------------------------------------------------------------
 
@@ -201,6 +208,18 @@ class BackendConformance:
         for node in range(len(parents)):
             expected = self.chain_logits(alone, [*PROMPT, *(TREE_TOKENS[step] for step in path(parents, node))])
             self.assert_close(rows[node : node + 1], expected)
+
+    def test_a_row_sees_its_first_sequence(self, pipeline: Opener) -> None:
+        stages = pipeline()
+        stages.run(chain(PROMPT))
+        stages.apply(KvSeqCp(0, 1, 0, TO_THE_END))
+        stages.apply(KvSeqRm(1, 2, 5))
+        for sequences in ((0, 1), (1, 0)):
+            came = stages.run(Batch([50], [START], [sequences], 1))
+            stages.apply(KvSeqRm(0, START, TO_THE_END))
+            stages.apply(KvSeqRm(1, START, TO_THE_END))
+            self.assert_close(came, stages.run(chain([50], start=START, sequence=sequences[0])))
+            stages.apply(KvSeqRm(sequences[0], START, TO_THE_END))
 
     def test_an_accepted_branch_goes_on(self, pipeline: Opener) -> None:
         parents = TREES["two roots"]
@@ -273,11 +292,21 @@ class BackendConformance:
         with pytest.raises(CellsFull):
             stages.run(chain([52], start=START + 4, sequence=2))
 
+    def test_keep_takes_the_other_tags_off_shared_cells(self, pipeline: Opener) -> None:
+        stages = pipeline()
+        stages.run(chain(PROMPT))
+        stages.apply(KvSeqCp(0, 2, 0, TO_THE_END))
+        stages.apply(KvSeqKeep(2))
+        came = stages.run(chain([50, 51], outputs=1))
+        self.assert_close(came, self.chain_logits(pipeline(), [50, 51]))
+
     def test_clear_forgets_everything(self, pipeline: Opener) -> None:
-        stages = pipeline(stages=2, cells=START)
-        before = stages.run(chain(PROMPT))
+        stages = pipeline(stages=2, cells=2 * START)
+        first = stages.run(chain(PROMPT))
+        stages.run(chain(PROMPT, start=START))
         stages.clear()
-        np.testing.assert_array_equal(stages.run(chain(PROMPT)), before)
+        stages.run(chain(reversed(PROMPT), sequence=1))  # lies where cells of sequence 0 were
+        self.assert_close(stages.run(chain(PROMPT)), first)
 
     # Cells -----------------------------------------------------------------------------------------------------------
 
@@ -319,6 +348,7 @@ class BackendConformance:
         batch = tree(parents, prepare_branches(stages, parents))
         hidden = None if stage == 0 else stages.stages[0].forward(batch, None, never)
         cancelled = stages.stages[stage]
+        others = chain(batch.tokens, start=START, outputs=0)
 
         looks = Abort(after=None)
         expected = cancelled.forward(batch, hidden, looks)
@@ -331,6 +361,8 @@ class BackendConformance:
             assert (result is None) == abort.came
             if result is not None:
                 remove_rows(cancelled, batch)
+            cancelled.forward(others, hidden, never)  # would find a cell or a tag that was left behind
+            remove_rows(cancelled, others)
             self.assert_split_equal(cancelled.forward(batch, hidden, never), expected)
 
 

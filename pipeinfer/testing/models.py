@@ -57,7 +57,8 @@ def write_llama(
 def random_tensors(config: dict[str, Any], seed: int) -> dict[str, NDArray[np.float32]]:
     """Every tensor of the model, scaled so that each layer changes its input about as much as it passes on."""
     random = np.random.default_rng(seed)
-    hidden, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    hidden: int = config["hidden_size"]
+    ffn, vocab = config["intermediate_size"], config["vocab_size"]
     keys = hidden * config["num_key_value_heads"] // config["num_attention_heads"]
 
     def matrix(outputs: int, inputs: int) -> NDArray[np.float32]:
@@ -66,7 +67,7 @@ def random_tensors(config: dict[str, Any], seed: int) -> dict[str, NDArray[np.fl
         return weights
 
     def norm() -> NDArray[np.float32]:
-        return random.random(hidden, np.float32) + np.float32(0.5)
+        return random.uniform(0.5, 1.5, hidden).astype(np.float32)
 
     tensors = {"model.embed_tokens.weight": matrix(vocab, hidden), "model.norm.weight": norm()}
     if not config["tie_word_embeddings"]:
