@@ -39,8 +39,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A micro-batch of R rows. Row r is tagged with `sequences[r]` and sees the cells and earlier rows of `sequences[r][0]`
-    at positions up to its own. Parents stand before children. Only the last `outputs` rows need logits."""
+    """A micro-batch of R rows. Row r is tagged with `sequences[r]` and sees the cells and earlier rows of
+    `sequences[r][0]` at positions up to its own. Parents stand before children. Only the last `outputs` rows need
+    logits."""
 
     tokens: Sequence[int]
     positions: Sequence[int]
@@ -52,9 +53,11 @@ class ModelStage(Protocol):
     """Layers [i, j) of one model with their KV cells. The first stage embeds tokens, the last gives logits."""
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
-        """Run R rows; `hidden` is float32 [R, hidden_size] from the stage before, None on the first stage.
+        """Run R rows; `hidden` is float32 [R, hidden_size] from the stage before, None on the first stage. It may be
+        read-only memory.
 
-        Gives hidden states [R, hidden_size], or on the last stage logits float32 [outputs, vocabulary].
+        Gives hidden states [R, hidden_size], or on the last stage logits float32 [outputs, vocabulary]. The result
+        belongs to the caller: later calls leave it as it is.
         `abort` is cheap; call it between layers or graph nodes. Once it is true: give the cells of this batch back and
         return None at once. Raises CellsFull when there are fewer free cells than rows (nothing is changed then).
         """
@@ -82,14 +85,17 @@ class Tokenizer(Protocol):
 
 
 class Backend(Protocol):
-    """Opens models. Constructed with the options of the command line or workload as keyword arguments; an option it does
-    not know raises TypeError from its own signature, one out of range ValueError."""
+    """Opens models. Constructed with the options of the command line or workload as keyword arguments; an option it
+    does not know raises TypeError from its own signature, one out of range ValueError."""
 
     def info(self, model: str) -> ModelInfo:
         """Read the model's description only. Raises BadModel."""
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> ModelStage:
-        """Create the stage of layers [i, j) with room for `cells` KV cells and sequence ids 0..sequences-1. Raises BadModel."""
+        """Create the stage of layers [i, j) with room for `cells` KV cells and sequence ids 0..sequences-1.
+
+        Raises BadModel, also for layers that the model does not have.
+        """
 
     def tokenizer(self, model: str) -> Tokenizer:
         """The model's own tokenizer. Raises BadModel."""

@@ -43,6 +43,8 @@ class Checkpoint:
 
     def tensor(self, name: str, *shape: int) -> Hidden:
         """The tensor `name`, float32 [*shape]. Raises BadModel when it is missing, of another shape or cut off."""
+        if self._weight_map and name not in self._weight_map:
+            raise BadModel(f"expected a tensor {name} in {self._folder / INDEX}, came none: give a whole Llama model")
         file_name = self._weight_map.get(name, SINGLE)
         if file_name not in self._files:
             self._files[file_name] = SafetensorsFile(self._folder / file_name)
@@ -55,7 +57,7 @@ class Checkpoint:
             return {}
         try:
             return msgspec.json.decode(path.read_bytes(), type=Index).weight_map
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadModel(f"expected an index of tensors in {path}, came {error}: fetch the file again") from None
 
 
@@ -69,8 +71,8 @@ class SafetensorsFile:
             with path.open("rb") as file:
                 header_size = int.from_bytes(file.read(8), "little")
                 header = file.read(min(header_size, size))
-        except OSError:
-            raise BadModel(f"expected weights in {path}, came no such file: download the model's safetensors") from None
+        except OSError as error:
+            raise BadModel(f"expected weights in {path}, came {error.strerror}: download the safetensors") from None
         self._data_start = 8 + header_size
         self._entries = self._parse(header)
         end = self._data_start + max((entry.data_offsets[1] for entry in self._entries.values()), default=0)

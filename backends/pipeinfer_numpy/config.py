@@ -80,11 +80,11 @@ def read_config(folder: Path) -> LlamaConfig:
     try:
         config = msgspec.json.decode(path.read_bytes(), type=LlamaConfig)
         check(config)
-    except OSError:
-        raise BadModel(f"expected {path}, came no such file: give the folder of a Hugging Face model") from None
+    except OSError as error:
+        raise BadModel(f"expected {path}, came {error.strerror}: give the folder of a Hugging Face model") from None
     except msgspec.ValidationError as error:
         raise BadModel(f"{path} is no Llama configuration: {error}; give the folder of a Llama model") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadModel(f"expected JSON in {path}, came something else ({error}): fetch the file again") from None
     except Unsupported as error:
         raise BadModel(f"{path}: {error}; choose another model or another backend") from None

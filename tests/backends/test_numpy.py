@@ -292,8 +292,9 @@ def wrong_range(folder):
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}
 BAD = {
-    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json, came no such file"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json, came No such file"),
     "no JSON": (text("config.json", "{hidden"), "expected JSON"),
+    "no UTF-8": (lambda folder: (folder / "config.json").write_bytes(b'{"hidden_act": "\xff"}'), "expected JSON"),
     "JSON of something else": (text("config.json", "[1]"), "no Llama configuration"),
     "field missing": (text("config.json", '{"architectures": ["LlamaForCausalLM"]}'), "hidden_size"),
     "field of another type": (config(hidden_size="64"), "hidden_size"),
@@ -326,6 +327,10 @@ BAD = {
     "length cut off": (cut(4), "safetensors header"),
     "empty": (cut(0), "safetensors header"),
     "no index": (text("model.safetensors.index.json", "{}"), "index of tensors"),
+    "a tensor not in the index": (
+        text("model.safetensors.index.json", '{"weight_map": {"lm_head.weight": "model.safetensors"}}'),
+        "index.json, came none",
+    ),
     "a shard missing": (
         text("model.safetensors.index.json", '{"weight_map": {"model.embed_tokens.weight": "gone.safetensors"}}'),
         "gone.safetensors",
@@ -349,6 +354,12 @@ def test_a_bad_tokenizer_is_named_in_one_line(folder, content):
         with pytest.raises(BadModel, match=r"tokenizer\.json") as caught:
             ask(str(folder))
         assert "\n" not in str(caught.value)
+
+
+def test_the_builtin_pair_has_one_vocabulary():
+    target, draft = (NumpyBackend().info(name) for name in ("builtin:target", "builtin:draft"))
+    assert target.vocabulary_digest == draft.vocabulary_digest
+    assert draft.layers < target.layers
 
 
 @pytest.mark.parametrize("name", ["builtin:other", "builtin:", "builtin:../../tests"])
