@@ -48,6 +48,24 @@ def load(group: str, name: str) -> Any:
     return _load(points[0])
 
 
+def open_backend(name: str, options: dict[str, Any]) -> Any:
+    """A compute backend (`pipeinfer.backend.Backend`) with its own options. Raises ValueError on a wrong one."""
+    factory = load(BACKENDS, name)
+    try:
+        return factory(**options)
+    except TypeError as problem:
+        raise ValueError(f'backend "{name}": {_one_line(problem)}') from problem
+
+
+def open_strategy(name: str, options: dict[str, Any]) -> Any:
+    """A strategy (`pipeinfer.core.head.Strategy`) with its options. Raises ValueError on a wrong one."""
+    factory = load(STRATEGIES, name)
+    try:
+        return factory(**options)
+    except TypeError as problem:
+        raise ValueError(f'strategy "{name}": {_one_line(problem)}') from problem
+
+
 def installed() -> list[Plugin]:
     """Every plug-in of every group. Imports each, to learn its state."""
     return [

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
-    """Rank `rank` was busy with `name` from `start` to `end` (seconds of one clock); `aborted`: it was cancelled there."""
+    """Rank `rank` was busy with `name` from `start` to `end` (seconds); `aborted`: it was cancelled there."""
 
     rank: int
     name: str
@@ -18,7 +18,8 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
 def chrome_trace(spans: Iterable[Span], names: dict[int, str]) -> bytes:
     """Trace Event Format JSON; `names` labels the ranks."""
     events: list[dict[str, object]] = [
-        {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": name}} for rank, name in names.items()
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": name}}
+        for rank, name in names.items()
     ]
     events += [
         {

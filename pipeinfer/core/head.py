@@ -29,6 +29,10 @@ from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom,
 from pipeinfer.core.tree import Node, Run
 
 
+NOWHERE = -1
+"""The `until` of an order that stops the drafter."""
+
+
 class OutOfOrder(RuntimeError):  # noqa: N818
     """A message that the protocol does not allow now: results come in the order in which runs were sent."""
 
@@ -78,9 +82,13 @@ class Strategy(Protocol):
 
 
 class Head:
-    """Schedules one generation with `strategy` over `pipeline`. Run ids count up from `first_run`."""
+    """Schedules one generation with `strategy` over `pipeline`.
 
-    def __init__(self, pipeline: Pipeline, strategy: Strategy, *, first_run: int = 0) -> None:
+    Run ids and draft orders count up from `first_run` and `first_order`, so that what an earlier generation left behind
+    in the pipeline is told apart.
+    """
+
+    def __init__(self, pipeline: Pipeline, strategy: Strategy, *, first_run: int = 0, first_order: int = 0) -> None:
         self.pipeline = pipeline
         self.strategy = strategy
         self.ledger = Ledger(pipeline.cells, pipeline.sequences)
@@ -98,7 +106,7 @@ class Head:
         self._partitions = self._make_partitions()
         self._told = 0
         self._until = -1
-        self._order = 0
+        self.order = self._first_order = first_order
         self._orders: dict[int, Node] = {}
         self._drafted: dict[int, Node] = {}
 
@@ -177,9 +185,9 @@ class Head:
             return
         self._told = len(self.text)
         self._until = until
-        self._order += 1
-        self._orders[self._order] = self.tip
-        self._effects.append(ToDraft(DraftFrom(self._order, tokens, until)))
+        self.order += 1
+        self._orders[self.order] = self.tip
+        self._effects.append(ToDraft(DraftFrom(self.order, tokens, until)))
 
     # Events
 
@@ -232,7 +240,7 @@ class Head:
             self.strategy.returned(self)
 
     def _proposal(self, message: Proposal) -> None:
-        if self.reason is not None:
+        if self.reason is not None or message.order <= self._first_order:
             return
         for order in [order for order in self._orders if order < message.order]:
             del self._orders[order]
@@ -254,7 +262,7 @@ class Head:
                 new.append(node)
             self._drafted[drafted.id] = node
         # An answer to an older order says nothing about the newest.
-        self.strategy.proposed(self, new, message.stalled and message.order == self._order)
+        self.strategy.proposed(self, new, message.stalled and message.order == self.order)
 
     def _stop(self, event: Stop) -> None:
         if self.reason is None:
@@ -302,6 +310,9 @@ class Head:
     def _finish(self, reason: str, dead: Sequence[Node] = ()) -> None:
         self.reason = reason
         self._kill([*dead, *self.tip.children.values()])
+        if self.strategy.drafts:
+            self.order += 1
+            self._effects.append(ToDraft(DraftFrom(self.order, (), NOWHERE)))
         self._effects.append(Finish(reason))
 
     def _kill(self, nodes: list[Node]) -> None:

@@ -133,15 +133,17 @@ class Sampling(Message, frozen=True):
 
 
 class Setup(Message, frozen=True):
-    """From the head to a fresh rank: what it is, what it loads and whom it talks to next.
+    """From the head to a fresh rank: what it is, what it loads and whom it talks to.
 
-    `options` is the JSON of the backend's own options; `next_rank` and `next_address` are where a stage sends its
-    output (the head after the last stage, and for the draft rank).
+    `role` is "target" (then it is stage `stage` of `stages`) or "draft". `options` are the backend's own, as JSON. The
+    output goes to `next_rank` at `next_address`. Where `latency_s` or a finite `bandwidth_bps` is given, every link
+    between ranks is shaped to it from here on. `trace`: keep a timeline.
     """
 
     rank: int
     role: str
     backend: str
+    options: bytes
     model: str
     layers: tuple[int, int]
     stage: int
@@ -151,55 +153,63 @@ class Setup(Message, frozen=True):
     next_rank: int
     next_address: str
     head_address: str
-    options: bytes = b"{}"
+    latency_s: float = 0.0
+    bandwidth_bps: float = float("inf")
     trace: bool = False
 
 
 class Ready(Message, frozen=True):
-    """A rank has loaded its share: layers [i, j) of `layer_count`, vocabulary size and digest, memory in bytes."""
+    """A rank has loaded its share and waits. `clock_s` is its monotonic clock, to align timelines across hosts."""
 
     rank: int
-    layers: tuple[int, int]
-    vocabulary: int
-    vocabulary_digest: str
-    hidden_size: int
-    peak_memory: int
     host: str
     pid: int
+    load_s: float
+    clock_s: float
 
 
 class Begin(Message, frozen=True):
-    """A new trial: forget every cell and cancelled run, sample like this from now on. Travels the ordered stream."""
+    """A new trial: forget every cell, choose tokens like this from now on. Travels the ordered stream.
 
-    trial: int
+    `draft` is for the draft rank alone (`pipeinfer.core.drafter.DraftOptions`), and so is `context`, the longest text
+    in tokens. `logits_on_wire` sends the logits along with the sampled ids, to measure what that costs.
+    """
+
     sampling: Sampling
     draft: dict[str, float | int] = {}
+    context: int = 0
     margins: bool = False
     logits_on_wire: bool = False
 
 
-class Failure(Message, frozen=True):
-    """A rank cannot go on; `text` is one line for the user."""
-
-    rank: int
-    text: str
+class AskReport(Message, frozen=True):
+    """From the head to each rank after a trial: how did it go?"""
 
 
-class Shutdown(Message, frozen=True):
-    """The end: every stage passes it on and leaves."""
-
-
-class Farewell(Message, frozen=True):
-    """A rank's last words: peak memory in bytes and, where traced, its event log as JSON lines."""
+class Report(Message, frozen=True):
+    """A rank's answer: peak memory (bytes), bytes and messages sent to each rank since it was set up, and the spans
+    (`pipeinfer.spans.Span`) of its timeline since the last report."""
 
     rank: int
     peak_memory: int
-    log: bytes = b""
+    sent: dict[int, tuple[int, int]]
+    spans: tuple[tuple[int, str, float, float, bool], ...] = ()
+
+
+class Failure(Message, frozen=True):
+    """Rank `rank` cannot go on; `text` is one line for the user. `user_error`: the user can put it right."""
+
+    rank: int
+    text: str
+    user_error: bool = False
+
+
+class Shutdown(Message, frozen=True):
+    """The end: leave."""
 
 
 AnyMessage: TypeAlias = (
-    KvSeqCp | KvSeqRm | KvSeqKeep | Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin
-    | Failure | Shutdown | Farewell
+    Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin | AskReport | Report | Failure | Shutdown
 )
 
 _encoder = msgspec.msgpack.Encoder()

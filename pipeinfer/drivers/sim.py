@@ -78,7 +78,7 @@ makes of them)."""
 
 
 class Simulation:
-    """One generation over `pipeline` with `strategy`. `link()` makes each link; `spans` collects a timeline if given."""
+    """One generation over `pipeline` with `strategy`. `link()` makes each link; `spans` collects a timeline."""
 
     def __init__(
         self,

@@ -1,0 +1,356 @@
+"""From a plan to ranks that generate: opens the models, starts or reaches the ranks, runs heads over them."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from pipeinfer.backend import BadModel, ModelInfo, Tokenizer
+from pipeinfer.core import messages
+from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
+from pipeinfer.core.head import Head, Pipeline, Strategy
+from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Failure, Proposal, Ready, Report, Sampling, Setup
+from pipeinfer.core.messages import Shutdown as ShutdownMessage
+from pipeinfer.drivers.live import shaped
+from pipeinfer.placement import even_split, parse_split
+from pipeinfer.plugins import open_backend
+from pipeinfer.ranks import LaunchError, open_ranks
+from pipeinfer.results import RankRecord, Trial, run_record
+from pipeinfer.spans import Span
+from pipeinfer.transports import HEAD, PeerLost
+
+LOAD_S = 300.0
+"""The longest that ranks may take to load."""
+
+STALL_S = 120.0
+"""A generation in which nothing arrives for this long is given up."""
+
+WATCH_S = 0.1
+"""How often a waiting head looks at the processes it started."""
+
+SPARE_CELLS = 256
+"""KV cells beyond the model's context, for speculation, unless the plan says how many cells there are."""
+
+DRAFT_SEQUENCES = 16
+"""Sequence ids of the draft rank: one per branch, and the canonical one."""
+
+OnTokens = Callable[[tuple[int, ...]], Stop | None]
+
+
+class RankLost(Exception):  # noqa: N818 - reads as what happened
+    """A rank died or broke during a session; names it. One line."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(text)
+        self.rank = rank
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`); `cells` 0: the context and some.
+
+    `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
+    are started here. `bandwidth_bps` (bit/s) and `latency_s` shape every link.
+    """
+
+    backend: str = "numpy"
+    backend_options: dict[str, Any] = {}
+    draft_backend: str | None = None
+    draft_backend_options: dict[str, Any] = {}
+    target: str = "builtin:target"
+    draft: str | None = "builtin:draft"
+    stages: int = 3
+    layers: str | None = None
+    transport: str = "tcp"
+    bandwidth_bps: float = float("inf")
+    latency_s: float = 0.0
+    cells: int = 0
+    sequences: int = 64
+    prompt_chunk: int = 64
+    workers: tuple[str, ...] = ()
+    key: str | None = None
+    trace: bool = False
+
+
+class Models:
+    """The plan's models as their backends describe them, and the layer ranges. Raises BadModel, BadSplit."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.draft_backend = plan.draft_backend or plan.backend
+        self.draft_options = plan.draft_backend_options if plan.draft_backend else plan.backend_options
+        self.backend = open_backend(plan.backend, plan.backend_options)
+        self.target = self.backend.info(plan.target)
+        self.split = parse_split(plan.layers, self.target.layers) if plan.layers else (
+            even_split(self.target.layers, plan.stages))  # fmt: skip
+        self.draft = self._draft() if plan.draft else None
+        self.cells = plan.cells or self.target.context + SPARE_CELLS
+
+    def _draft(self) -> ModelInfo:
+        assert self.plan.draft is not None
+        draft = open_backend(self.draft_backend, self.draft_options).info(self.plan.draft)
+        if draft.vocabulary_digest != self.target.vocabulary_digest:
+            raise BadModel(
+                f"{self.plan.draft} and {self.plan.target} have different vocabularies ({draft.vocabulary} and "
+                f"{self.target.vocabulary} entries): the draft's token ids must mean what the target's mean"
+            )
+        return draft
+
+    def setups(self, addresses: Sequence[str], head_address: str) -> list[Setup]:
+        """One Setup per rank: the target's stages in order, then the draft."""
+        plan, stages = self.plan, len(self.split)
+        common = {"head_address": head_address, "latency_s": plan.latency_s, "bandwidth_bps": plan.bandwidth_bps,
+                  "trace": plan.trace}  # fmt: skip
+        setups = []
+        for rank, layers in enumerate(self.split):
+            last = rank == stages - 1
+            following = {"next_rank": HEAD if last else rank + 1,
+                         "next_address": head_address if last else addresses[rank + 1]}  # fmt: skip
+            setups.append(Setup(rank, "target", plan.backend, msgspec.json.encode(plan.backend_options), plan.target,
+                                layers, rank, stages, plan.sequences, self.cells, **following, **common))  # fmt: skip
+        if self.draft is not None and plan.draft is not None:
+            setups.append(Setup(stages, "draft", self.draft_backend, msgspec.json.encode(self.draft_options),
+                                plan.draft, (0, self.draft.layers), 0, 1, DRAFT_SEQUENCES, self.cells,
+                                next_rank=HEAD, next_address=head_address, **common))  # fmt: skip
+        return setups
+
+
+class Cluster:
+    """Ranks that are up, and the head's side of them. A context manager: leaving it ends every rank it started.
+
+    Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError while coming up, RankLost when a rank is lost.
+    """
+
+    def __init__(self, plan: Plan | None = None, **fields: Any) -> None:
+        self.plan = plan or Plan(**fields)
+        self.models = Models(self.plan)
+        self.tokenizer: Tokenizer = self.models.backend.tokenizer(self.plan.target)
+        self.spans: list[Span] = []
+        self._next_run = self._last_order = 0
+        self._reports: dict[int, Report] = {}
+        self._last_message: dict[int, str] = {}
+        count = len(self.models.split) + (self.models.draft is not None)
+        self._ranks = open_ranks(self.plan.transport, count, self.plan.workers, self.plan.key)
+        self._transport = self._ranks.transport
+        try:
+            self._set_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def rank_names(self) -> dict[int, str]:
+        """What each rank is, for people."""
+        names = {s.rank: f"rank {s.rank}: target layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
+        if self.models.draft is not None:
+            names[self._setups[-1].rank] = f"rank {self._setups[-1].rank}: draft"
+        return names
+
+    def close(self) -> None:
+        """End every rank that was started here and let go of the others. Idempotent."""
+        self._ranks.close(messages.encode(ShutdownMessage()))
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        strategy: Strategy,
+        *,
+        max_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        stop_ids: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
+        margins: bool = False,
+        logits_on_wire: bool = False,
+    ) -> Trial:
+        """One generation. `stop_ids` None: the model's own end-of-text ids. `on_tokens` is called with each group of
+        committed tokens and may give a Stop. Raises RankLost, or ValueError on a prompt that does not fit."""
+        if strategy.drafts and self.models.draft is None:
+            raise LaunchError("this strategy drafts: give a draft model")
+        ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
+        request = Request(tuple(prompt), max_tokens, ends)
+        pipeline = Pipeline(len(self.models.split), self.models.cells, self.plan.sequences,
+                            self.models.target.context, self.plan.prompt_chunk)  # fmt: skip
+        head = Head(pipeline, strategy, first_run=self._next_run, first_order=self._last_order)
+        begin = Begin(sampling, strategy.draft_options(), 0, margins, logits_on_wire)
+        self._begin(begin)
+        trial = _Generation(self, head, on_tokens).run(request)
+        self._next_run, self._last_order = head.next_run, head.order
+        return trial
+
+    # Bringing up
+
+    def _set_up(self) -> None:
+        addresses = self._ranks.addresses
+        self._setups = self.models.setups(addresses, self._transport.address)
+        for setup, address in zip(self._setups, addresses, strict=True):
+            self._transport.connect(setup.rank, address)
+            self._send(setup.rank, setup)
+        self._transport = shaped(self._transport, self.plan.bandwidth_bps, self.plan.latency_s)
+        self.ready: dict[int, Ready] = {}
+        deadline = time.monotonic() + LOAD_S
+        while len(self.ready) < len(self._setups):
+            message = self.receive(WATCH_S)
+            if isinstance(message, Ready):
+                self.ready[message.rank] = message
+            elif time.monotonic() > deadline:
+                missing = sorted({setup.rank for setup in self._setups} - set(self.ready))
+                raise LaunchError(f"ranks {missing} were not ready after {LOAD_S:g} s")
+        self.collect()
+
+    def _begin(self, begin: Begin) -> None:
+        self._send(0, msgspec.structs.replace(begin, draft={}))
+        if self.models.draft is not None:
+            context = self.models.draft.context
+            self._send(self._setups[-1].rank, msgspec.structs.replace(begin, context=context))
+
+    # Messages
+
+    def _send(self, rank: int, message: Any, *, urgent: bool = False) -> None:
+        try:
+            self._transport.send(rank, messages.encode(message), urgent=urgent)
+        except PeerLost as lost:
+            raise self._lost(lost.rank, str(lost)) from lost
+
+    def send_draft(self, message: DraftFrom) -> None:
+        """To the draft rank."""
+        self._send(self._setups[-1].rank, message)
+
+    def send_first(self, message: Any) -> None:
+        """Down the target pipeline's ordered stream."""
+        self._send(0, message)
+
+    def send_stages(self, message: Any) -> None:
+        """To every stage at once, beside the stream."""
+        for rank in range(len(self.models.split)):
+            self._send(rank, message, urgent=True)
+
+    def receive(self, timeout: float) -> Any:
+        """The next message, or None after `timeout` seconds. Raises RankLost or LaunchError."""
+        try:
+            envelope = self._transport.receive(timeout)
+        except PeerLost as lost:
+            raise self._lost(lost.rank, str(lost)) from lost
+        if envelope is None:
+            dead = self._ranks.dead()
+            if dead is not None:
+                raise self._lost(*dead)
+            return None
+        message = messages.decode(envelope.header)
+        self._last_message[envelope.sender] = type(message).__name__
+        if isinstance(message, Failure):
+            if message.user_error and envelope.sender == message.rank:
+                raise LaunchError(message.text)
+            raise self._lost(message.rank, message.text)
+        return message
+
+    def _lost(self, rank: int, why: str) -> RankLost:
+        name = self.rank_names.get(rank, f"rank {rank}")
+        ready = getattr(self, "ready", {}).get(rank)
+        host = f" on {ready.host} (pid {ready.pid})" if ready else ""
+        last = self._last_message.get(rank)
+        heard = f"; its last message: {last}" if last else "; it never sent a message"
+        detail = self._ranks.last_words(rank) or why
+        return RankLost(rank, f"lost {name}{host}: {detail}{heard}")
+
+    def collect(self) -> list[RankRecord]:
+        """Ask every rank how the last trial went; traffic is counted from the report before."""
+        before = dict(self._reports)
+        for setup in self._setups:
+            self._send(setup.rank, AskReport())
+        waiting = {setup.rank for setup in self._setups}
+        deadline = time.monotonic() + STALL_S
+        while waiting:
+            message = self.receive(WATCH_S)
+            if isinstance(message, Report):
+                waiting.discard(message.rank)
+                self._reports[message.rank] = message
+                self.spans += [Span(*span) for span in message.spans]
+            elif time.monotonic() > deadline:
+                raise self._lost(min(waiting), f"no report in {STALL_S:g} s")
+        return [self._record(setup, before.get(setup.rank)) for setup in self._setups]
+
+    def _record(self, setup: Setup, before: Report | None) -> RankRecord:
+        report = self._reports[setup.rank]
+        earlier = before.sent if before else {}
+        sent = {
+            rank: (size - earlier.get(rank, (0, 0))[0], count - earlier.get(rank, (0, 0))[1])
+            for rank, (size, count) in report.sent.items()
+        }
+        host = self.ready[setup.rank].host if setup.rank in self.ready else ""
+        return RankRecord(setup.rank, setup.role, setup.layers, 0.0, report.peak_memory, host,
+                          {rank: size for rank, (size, _) in sent.items()},
+                          {rank: count for rank, (_, count) in sent.items()})  # fmt: skip
+
+
+class _Generation:
+    """One head over the cluster, from Start until nothing of the generation is left in the pipeline."""
+
+    def __init__(self, cluster: Cluster, head: Head, on_tokens: OnTokens | None) -> None:
+        self._cluster = cluster
+        self._head = head
+        self._on_tokens = on_tokens
+        self._emit_s: list[float] = []
+        self._draft_s = 0.0
+        self._start = 0.0
+
+    def run(self, request: Request) -> Trial:
+        head, cluster = self._head, self._cluster
+        self._start = last = time.monotonic()
+        self._handle(Start(request))
+        while not head.idle:
+            message = cluster.receive(WATCH_S)
+            if message is not None:
+                last = time.monotonic()
+                self._handle(message)
+            elif time.monotonic() - last > STALL_S:
+                oldest = head.in_flight[0].id if head.in_flight else "none"
+                raise RankLost(HEAD, f"nothing has arrived for {STALL_S:g} s; oldest run under way: {oldest}")
+        return self._trial(request)
+
+    def _handle(self, event: Any) -> None:
+        now = time.monotonic() - self._start
+        if isinstance(event, Proposal):
+            self._draft_s += event.compute_s
+        for effect in self._head.handle(now, event):
+            self._perform(effect, now)
+
+    def _perform(self, effect: HeadEffect, now: float) -> None:
+        if isinstance(effect, ToFirstStage):
+            self._cluster.send_first(effect.message)
+        elif isinstance(effect, ToDraft):
+            self._cluster.send_draft(effect.message)
+        elif isinstance(effect, ToStages):
+            self._cluster.send_stages(effect.message)
+        elif isinstance(effect, Emit):
+            self._emit_s.extend([now] * len(effect.tokens))
+            stop = self._on_tokens(effect.tokens) if self._on_tokens else None
+            if stop is not None:
+                self._handle(stop)
+
+    def _trial(self, request: Request) -> Trial:
+        head, tokens = self._head, self._head.generated
+        busy = [sum(column) for column in zip(*[run.compute_s for run in head.runs], strict=True)]
+        ranks = [
+            msgspec.structs.replace(record, busy_s=self._draft_s if record.role == "draft" else busy[record.rank])
+            for record in self._cluster.collect()
+        ]
+        return Trial(
+            strategy=type(head.strategy).__name__.lower(),
+            fidelity="emulated" if self._cluster.plan.backend == "emulated" else "real",
+            prompt_tokens=len(request.prompt),
+            token_ids=tuple(tokens),
+            emit_s=tuple(self._emit_s[: len(tokens)]),
+            reason=head.reason or "",
+            runs=tuple([run_record(run, 0.0) for run in head.runs]),
+            ranks=tuple(ranks),
+            smallest_margin=min(head.margins, default=None),
+        )

@@ -1,0 +1,56 @@
+"""The process of one rank: `python -m pipeinfer.worker` and `pipeinfer worker`."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from pipeinfer.drivers.live import run_rank
+from pipeinfer.transports import PeerLost, TransportError, open_transport
+
+SPAWNED_PATIENCE_S = 60.0
+"""A rank that the launcher started leaves when no head sets it up in this time."""
+
+
+def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
+    """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
+
+    Prints `listening ADDRESS` when it can be reached. Each session has an endpoint of its own at the same address: a
+    stream that broke is never taken up again.
+    """
+    if once:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        transport = open_transport(listen, rank, keys=key)
+        listen = transport.address
+        print(f"listening {listen}", flush=True)
+        try:
+            came = run_rank(transport, SPAWNED_PATIENCE_S if once else float("inf"))
+        except PeerLost as lost:
+            came = True
+            if not once:
+                print(f"session ended: {lost}", file=sys.stderr, flush=True)
+        finally:
+            transport.close()
+        if once:
+            return 0 if came else 1
+
+
+def main() -> int:
+    """The launcher's way in; light on imports, as every rank pays for them."""
+    parser = argparse.ArgumentParser(prog="python -m pipeinfer.worker", description=__doc__)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--key", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        return serve(arguments.listen, arguments.rank, arguments.key, once=True)
+    except TransportError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
