@@ -51,7 +51,7 @@ class ShapedTransport:
         links: Mapping[int, Link] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         self.rank = inner.rank
         self.address = inner.address
@@ -59,7 +59,7 @@ class ShapedTransport:
         self._link = Link(bandwidth_bps, latency_s)
         self._links = dict(links or {})
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = sleep or _sleep
         self._free_at: dict[int, float] = {}
         self._held: list[tuple[float, int, Envelope | PeerLost]] = []
         self._arrivals = itertools.count()
@@ -137,7 +137,14 @@ class ShapedTransport:
         elif wait > _SPIN_S:
             self._sleep(min(wait - _SPIN_S, _NAP_S))
         else:
-            os.sched_yield()
+            self._sleep(0.0)
+
+
+def _sleep(seconds: float) -> None:
+    if seconds > 0.0:
+        time.sleep(seconds)
+    else:
+        os.sched_yield()
 
 
 def _without_stamps(traffic: Traffic) -> Traffic:

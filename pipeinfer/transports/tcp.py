@@ -302,6 +302,7 @@ class TcpTransport:
             zmq.HEARTBEAT_TIMEOUT: milliseconds * 4 // 5,
             zmq.HEARTBEAT_TTL: milliseconds,
             zmq.RECONNECT_IVL: 50,
+            zmq.TCP_MAXRT: milliseconds * 4 // 5,  # no heartbeat is sent while a big message is stuck
         }.items():
             context.setsockopt(option, value)
         return context

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -241,42 +241,51 @@ import sys
 from pipeinfer.transports.keys import read_keys
 from pipeinfer.transports.tcp import TcpTransport
 me = TcpTransport("tcp://127.0.0.1:0", 1, keys=read_keys(sys.argv[1]))
-me.connect(0, sys.argv[2])
-me.send(0, me.address.encode())
+print(me.address, flush=True)
+if len(sys.argv) > 2:
+    me.connect(0, sys.argv[2])
+    me.send(0, b"hello")
 while True:
     me.receive(60)
 """
 
 
-@pytest.fixture
-def child(make: Make, tmp_path: Path) -> Iterator[tuple[TcpTransport, int]]:
-    """Rank 0 here, linked both ways with rank 1 in a process of its own; that process's id."""
+@contextmanager
+def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[TcpTransport, int]]:
+    """Rank 0 here, linked with rank 1 in a process of its own, both ways unless it is mute; and its process id."""
     keys = write_keys(tmp_path / "keys")
     here = make(0, keys=keys, silence_s=2.0)
-    with subprocess.Popen([sys.executable, "-c", CHILD, str(keys.file), here.address]) as process:
+    command = [sys.executable, "-c", CHILD, str(keys.file), *([] if mute else [here.address])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            here.connect(1, expect(here).header.decode())
-            assert here.receive(0.2) is None
+            assert process.stdout is not None
+            here.connect(1, process.stdout.readline().strip())
+            if not mute:
+                assert expect(here).header == b"hello"
+            assert here.receive(0.3) is None
             yield here, process.pid
         finally:
             process.kill()
 
 
-def test_a_killed_peer_is_lost_at_once(child: tuple[TcpTransport, int]) -> None:
-    here, pid = child
-    os.kill(pid, signal.SIGKILL)
-    start = time.monotonic()
-    assert expect_lost(here) == 1
-    assert time.monotonic() - start < 1.0
+@pytest.mark.parametrize("mute", [False, True])
+def test_a_killed_peer_is_lost_at_once(make: Make, tmp_path: Path, mute: bool) -> None:
+    with child(make, tmp_path, mute) as (here, pid):
+        os.kill(pid, signal.SIGKILL)
+        start = time.monotonic()
+        assert expect_lost(here) == 1
+        assert time.monotonic() - start < 1.0
 
 
-def test_a_stopped_peer_is_lost_soon(child: tuple[TcpTransport, int]) -> None:
-    here, pid = child
-    os.kill(pid, signal.SIGSTOP)
-    start = time.monotonic()
-    with pytest.raises(PeerLost, match=r"rank 1 at .* silent for 2 s"):
-        here.receive(10)
-    assert time.monotonic() - start < 3.0
+@pytest.mark.parametrize(("mute", "stuck_bytes"), [(False, 0), (True, 0), (True, 20_000_000)])
+def test_a_stopped_peer_is_lost_soon(make: Make, tmp_path: Path, mute: bool, stuck_bytes: int) -> None:
+    with child(make, tmp_path, mute) as (here, pid):
+        os.kill(pid, signal.SIGSTOP)
+        start = time.monotonic()
+        here.send(1, b"unheard", bytes(stuck_bytes))
+        with pytest.raises(PeerLost, match=r"rank 1 at .* silent for 2 s"):
+            here.receive(10)
+        assert time.monotonic() - start < 3.0
 
 
 def test_a_peer_that_computes_without_receiving_is_not_lost(make: Make) -> None:
