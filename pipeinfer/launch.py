@@ -14,9 +14,10 @@ from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Failure, Proposal, Ready, Report, Sampling, Setup
 from pipeinfer.core.messages import Shutdown as ShutdownMessage
 from pipeinfer.drivers.live import shaped
+from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.placement import even_split, parse_split
 from pipeinfer.plugins import open_backend
-from pipeinfer.ranks import LaunchError, open_ranks
+from pipeinfer.ranks import open_ranks
 from pipeinfer.results import RankRecord, Trial, run_record
 from pipeinfer.spans import Span
 from pipeinfer.transports import HEAD, PeerLost
@@ -37,14 +38,6 @@ DRAFT_SEQUENCES = 16
 """Sequence ids of the draft rank: one per branch, and the canonical one."""
 
 OnTokens = Callable[[tuple[int, ...]], Stop | None]
-
-
-class RankLost(Exception):  # noqa: N818 - reads as what happened
-    """A rank died or broke during a session; names it. One line."""
-
-    def __init__(self, rank: int, text: str) -> None:
-        super().__init__(text)
-        self.rank = rank
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from pipeinfer.drivers.live import run_rank
+from pipeinfer.errors import LaunchError
 from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
 from pipeinfer.transports.keys import write_keys
 
@@ -23,10 +24,6 @@ LEAVE_S = 2.0
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """One BLAS thread per rank unless the environment says otherwise: ranks share this machine's cores."""
-
-
-class LaunchError(Exception):
-    """The ranks cannot be brought up as planned: the user can put it right. One line."""
 
 
 class Ranks(Protocol):

@@ -115,7 +115,8 @@ class Endpoint:
             self.worker.take(message, envelope.payload)
 
     def _report(self) -> None:
-        sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in self.transport.traffic.items()}
+        traffic = self.transport.traffic.items()
+        sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in traffic if t.sent_messages}
         spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
         self.spans.clear()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

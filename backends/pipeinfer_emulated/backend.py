@@ -1,0 +1,153 @@
+"""The plug-in: models `target` and `draft`, whose forward passes are waits."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
+from pipeinfer.core.messages import KvOp
+from pipeinfer.oracle import RANKS, Oracle, independent
+from pipeinfer_numpy.cells import Cells
+
+NAP_S = 5e-4
+"""A wait looks at the abort flag this often."""
+
+CERTAIN = 1e4
+"""A logit above all others by so much that no temperature changes the choice."""
+
+
+class EmulatedBackend:
+    """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
+    whole forward of the draft. The draft is right with probability `acceptance`, independently (seeded by `seed`).
+
+    `builtin:target` and `builtin:draft` name the same two models, so that the defaults of the command line work.
+    """
+
+    def __init__(
+        self,
+        layers: int = 32,
+        layer_s: float = 1e-3,
+        row_s: float = 0.0,
+        draft_s: float = 2e-3,
+        draft_row_s: float = 0.0,
+        acceptance: float = 0.7,
+        seed: int = 0,
+        hidden_size: int = 64,
+        context: int = 4096,
+    ) -> None:
+        if layers < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
+            raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
+        self._layers, self._hidden_size, self._context = layers, hidden_size, context
+        self._target_s, self._target_row_s = layer_s, row_s
+        self._draft_s, self._draft_row_s = draft_s, draft_row_s
+        self._oracle = independent(acceptance, seed=seed)
+
+    def info(self, model: str) -> ModelInfo:
+        layers = self._layers if _role(model) == "target" else 1
+        return ModelInfo(
+            architecture="emulated",
+            layers=layers,
+            hidden_size=self._hidden_size,
+            vocabulary=self._oracle.vocabulary,
+            vocabulary_digest="emulated",
+            context=self._context,
+            layer_bytes=0,
+            head_bytes=0,
+        )
+
+    def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> "EmulatedStage":
+        info = self.info(model)
+        first, stop = layers
+        if not 0 <= first < stop <= info.layers:
+            raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {info.layers}, came [{first}, {stop})")
+        share = stop - first
+        base, row = (self._target_s, self._target_row_s) if _role(model) == "target" else (
+            self._draft_s, self._draft_row_s)  # fmt: skip
+        head = _OracleHead(self._oracle, _role(model)) if stop == info.layers else None
+        return EmulatedStage(base * share, row * share, self._hidden_size, head, Cells(cells, sequences))
+
+    def tokenizer(self, model: str) -> "NumberTokenizer":
+        _role(model)
+        return NumberTokenizer(self._oracle.vocabulary)
+
+
+class EmulatedStage:
+    """Waits, and keeps cells, so that capacity and sequence tags behave as in a real backend."""
+
+    def __init__(
+        self, base_s: float, row_s: float, hidden_size: int, head: "_OracleHead | None", cells: Cells
+    ) -> None:
+        self._base_s, self._row_s, self._hidden_size = base_s, row_s, hidden_size
+        self._head = head
+        self._cells = cells
+
+    def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
+        start = time.monotonic()
+        rows = len(batch.tokens)
+        taken = self._cells.take(batch.positions, batch.sequences)
+        if not wait_until(start + self._base_s + self._row_s * (rows - 1), abort):
+            self._cells.free(taken)
+            return None
+        if self._head is not None:
+            return self._head.logits(batch.positions[rows - batch.outputs :])
+        return np.zeros((rows, self._hidden_size), np.float32)
+
+    def apply(self, op: KvOp) -> None:
+        self._cells.apply(op)
+
+    def clear(self) -> None:
+        self._cells.clear()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _OracleHead:
+    """Logits that make the sampler choose the oracle's token, or give the draft's candidates their confidence."""
+
+    def __init__(self, oracle: Oracle, role: str) -> None:
+        self._oracle = oracle
+        self._role = role
+
+    def logits(self, positions: Sequence[int]) -> NDArray[np.float32]:
+        rows = np.full((len(positions), self._oracle.vocabulary), -CERTAIN, np.float32)
+        for row, position in zip(rows, positions, strict=True):
+            if self._role == "target":
+                row[self._oracle.target(position + 1)] = CERTAIN
+            else:
+                for token, confidence in self._oracle.candidates(position + 1, RANKS):
+                    row[token] = np.log(max(confidence, 1e-30))
+        return rows
+
+
+class NumberTokenizer:
+    """Made-up tokens have no text: each is written as its number. Any text becomes one token per word."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+
+    def encode(self, text: str) -> list[int]:
+        return [sum(word.encode()) % self._vocabulary for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f" {token}" for token in ids)
+
+
+def wait_until(deadline: float, abort: AbortCheck) -> bool:
+    """Sleep until `deadline` on the monotonic clock, looking at `abort` every NAP_S; False as soon as it is true."""
+    while True:
+        if abort():
+            return False
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return True
+        time.sleep(min(left, NAP_S))
+
+
+def _role(model: str) -> str:
+    role = model.removeprefix("builtin:")
+    if role not in ("target", "draft"):
+        raise BadModel(f'expected the emulated model "target" or "draft", came "{model}"')
+    return role

@@ -1,0 +1,1 @@
+"""The commands of `pipeinfer`, one per file. What a command needs is imported when it runs, so that help is instant."""

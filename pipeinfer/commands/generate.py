@@ -1,0 +1,146 @@
+"""`pipeinfer generate`: text from a pipeline of ranks."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeinfer.launch import Cluster, Plan
+    from pipeinfer.results import Trial
+
+DEFAULT_PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; default: some Python.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the prompt from a file; - is standard input.")] = None,
+    strategy: Annotated[str, typer.Option(help="iterative, speculative, pipeinfer, or a plug-in's.")] = "pipeinfer",
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A strategy option, like -o k=6.")] = None,
+    nodes: Annotated[int, typer.Option(help="Ranks in all, the draft's included.", min=1)] = 4,
+    layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft: 0.5,0.5/1.")] = None,
+    backend: Annotated[str, typer.Option(help="Who computes: numpy, emulated, or a plug-in's.")] = "numpy",
+    backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like layer_s=0.005.")] = None,
+    target: Annotated[str, typer.Option(help="The model: a name the backend knows, or a path.")] = "builtin:target",
+    draft: Annotated[str, typer.Option(help="The draft model.")] = "builtin:draft",
+    transport: Annotated[str, typer.Option(help="tcp (a process per rank) or inproc (a thread per rank).")] = "tcp",
+    bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.", min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same tokens, whatever the strategy.", min=0)] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string. May be given again.")] = None,
+    cells: Annotated[int, typer.Option(help="KV cells per rank; 0: the model's context and some.", min=0)] = 0,
+    sequences: Annotated[int, typer.Option(help="KV sequence ids per rank.", min=2)] = 64,
+    workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order, with commas.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Generate text on a pipeline of ranks, streamed as it is committed."""
+    from pipeinfer.core.messages import Sampling
+    from pipeinfer.launch import Cluster
+    from pipeinfer.plugins import open_strategy
+
+    text = read_prompt(prompt, file)
+    chosen = open_strategy(strategy, key_values(option))
+    plan = make_plan(
+        drafts=chosen.drafts, nodes=nodes, layers=layers, backend=backend, backend_options=key_values(backend_option),
+        target=target, draft=draft, transport=transport, bandwidth=bandwidth, latency=latency, cells=cells,
+        sequences=sequences, workers=workers, key=key, trace=trace is not None,
+    )  # fmt: skip
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    if trace is not None:
+        trace.touch()  # An unwritable path is better known now than after the generation.
+    with Cluster(plan) as cluster:
+        prompt_ids = cluster.tokenizer.encode(text)
+        view = _view(cluster, text, stop or [], quiet=as_json)
+        with view:
+            trial = cluster.generate(
+                prompt_ids, chosen, max_tokens=tokens, sampling=sampling, on_tokens=view.on_tokens
+            )  # fmt: skip
+        if trace is not None:
+            _write_trace(cluster, trace)
+    if as_json:
+        _print_json(trial, view.stream.text)
+    else:
+        view.print_summary(trial)
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt given as text, or in a file. Raises ValueError when both are."""
+    if prompt is not None and file is not None:
+        raise ValueError("give the prompt as text or with --file, not both")
+    if file is None:
+        return DEFAULT_PROMPT if prompt is None else prompt
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text()
+    except OSError as problem:
+        raise ValueError(f"cannot read the prompt from {file}: {problem.strerror}") from problem
+
+
+def key_values(pairs: list[str] | None) -> dict[str, Any]:
+    """`k=6` and the like; values are read as JSON where they are, else taken as text. Raises ValueError."""
+    import msgspec
+
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f'option "{pair}": expected name=value')
+        try:
+            found[name] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            found[name] = value
+    return found
+
+
+def make_plan(
+    *, drafts: bool, nodes: int, layers: str | None, backend: str, backend_options: dict[str, Any], target: str,
+    draft: str, transport: str, bandwidth: str | None, latency: str | None, cells: int, sequences: int,
+    workers: str | None, key: Path | None, trace: bool,
+) -> "Plan":  # fmt: skip
+    """The plan that the options describe: of `nodes` ranks one is the draft's, where the strategy drafts."""
+    from pipeinfer.launch import Plan
+    from pipeinfer.placement import BadSplit
+    from pipeinfer.units import bandwidth_bps, seconds
+
+    addresses = tuple(workers.split(",")) if workers else ()
+    nodes = len(addresses) or nodes
+    if drafts and nodes < 2:
+        raise ValueError("this strategy drafts, which takes a rank of its own: expected --nodes 2 or more")
+    split, slash, draft_split = (layers or "").partition("/")
+    if slash and draft_split not in ("1", "1.0"):
+        raise BadSplit(f'layer split "{layers}": the draft has one rank, so expected 1 after the /')
+    return Plan(
+        backend=backend, backend_options=backend_options, target=target, draft=draft if drafts else None,
+        stages=nodes - drafts, layers=split or None, transport=transport, cells=cells, sequences=sequences,
+        bandwidth_bps=bandwidth_bps(bandwidth) if bandwidth else float("inf"),
+        latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
+    )  # fmt: skip
+
+
+def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> Any:
+    from pipeinfer.commands.view import LiveView, PlainView, View
+    from pipeinfer.stream import TextStream
+
+    stream = TextStream(cluster.tokenizer, stops)
+    kind = View if quiet else LiveView if sys.stdout.isatty() else PlainView
+    return kind(stream, prompt)
+
+
+def _write_trace(cluster: "Cluster", path: Path) -> None:
+    from pipeinfer.spans import chrome_trace
+
+    path.write_bytes(chrome_trace(cluster.spans, cluster.rank_names))
+
+
+def _print_json(trial: "Trial", text: str) -> None:
+    import msgspec
+
+    from pipeinfer.metrics import summary
+
+    print(msgspec.json.encode({**summary(trial), "text": text}).decode())

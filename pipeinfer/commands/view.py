@@ -1,0 +1,134 @@
+"""What `pipeinfer generate` shows while it works, and when it is done."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipeinfer.core.effects import Stop
+from pipeinfer.metrics import summary
+from pipeinfer.results import Trial
+from pipeinfer.stream import TextStream
+
+REFRESH_S = 0.1
+
+
+class View:
+    """Collects the text and shows nothing: for `--json`."""
+
+    def __init__(self, stream: TextStream, prompt: str) -> None:
+        self.stream = stream
+        self.prompt = prompt
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def on_tokens(self, tokens: tuple[int, ...]) -> Stop | None:
+        """Take committed tokens."""
+        stop = self.stream.feed(tokens)
+        self.show()
+        return stop
+
+    def show(self) -> None:
+        """The text has grown."""
+
+    def close(self) -> None:
+        """No more text comes, whether all went well or not."""
+
+    def print_summary(self, trial: Trial) -> None:
+        """A short table on standard error, so that standard output holds the text alone."""
+        Console(stderr=True).print(summary_table(summary(trial)))
+
+
+class PlainView(View):
+    """Standard output is a file or a pipe: write the text as it comes."""
+
+    def __init__(self, stream: TextStream, prompt: str) -> None:
+        super().__init__(stream, prompt)
+        self._written = 0
+
+    def show(self) -> None:
+        sys.stdout.write(self.stream.text[self._written :])
+        sys.stdout.flush()
+        self._written = len(self.stream.text)
+
+    def close(self) -> None:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+class LiveView(View):
+    """Standard output is a terminal: the text, and under it a line with speed and acceptance that keeps changing."""
+
+    def __init__(self, stream: TextStream, prompt: str) -> None:
+        super().__init__(stream, prompt)
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, transient=True, auto_refresh=False, vertical_overflow="visible")
+        self._drawn = 0.0
+        self._groups = 0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._live.start()
+        return self
+
+    def show(self) -> None:
+        self._groups += 1
+        now = time.monotonic()
+        if now - self._drawn < REFRESH_S:
+            return
+        self._drawn = now
+        count = len(self.stream.tokens)
+        speed = count / max(now - self._start, 1e-9)
+        line = f"{count} tokens  {speed:.1f} tokens/s  {count / self._groups:.2f} tokens per commit"
+        self._live.update(Group(self._text(tail=self._console.height - 3), Text(line, style="dim")), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+        self._console.print(self._text())
+
+    def _text(self, tail: int | None = None) -> Text:
+        text = Text(self.prompt, style="bold")
+        text.append(self.stream.text, style="not bold")
+        if tail is None:
+            return text
+        return Text("\n").join(text.split("\n", allow_blank=True)[-tail:])
+
+
+def summary_table(values: dict[str, Any]) -> Table:
+    """The figures of one generation for a person."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    runs, itl = values["runs"], values["itl_s"]
+    table.add_row("strategy", f"{values['strategy']}, {values['fidelity']}, ended by {values['reason']}")
+    table.add_row("speed", f"{_number(values['tokens_per_second'])} tokens/s for {len(values['token_ids'])} tokens")
+    table.add_row("first token", f"{_milliseconds(values['ttft_s'])} after the request")
+    table.add_row("between tokens", "  ".join(f"{name} {_milliseconds(value)}" for name, value in itl.items()))
+    if values["acceptance_rate"] is not None:
+        rate, length = values["acceptance_rate"], values["acceptance_length"]
+        table.add_row("drafts", f"{rate:.0%} accepted, {_number(length)} tokens per verified run")
+    table.add_row("runs", f"{runs['submitted']} submitted, {runs['verified']} verified, {runs['cancelled']} cancelled")
+    for rank in values["ranks"]:
+        first, stop = rank["layers"]
+        busy, memory = f"busy {rank['busy_s']:.2f} s", f"peak {rank['peak_memory'] / 2**20:.0f} MiB"
+        table.add_row(f"rank {rank['rank']}", f"{rank['role']} layers {first}-{stop - 1}, {busy}, {memory}")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1e3:.1f} ms"
