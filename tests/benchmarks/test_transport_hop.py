@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
+from pipeinfer.transports import PeerLost
 from pipeinfer.transports.keys import Keys, read_keys, write_keys
 from pipeinfer.transports.tcp import TcpTransport
 from pipeinfer.transports.wire import PREFIX_SIZE
@@ -106,9 +107,8 @@ def echo(kind: str, keys: Keys) -> None:
     transport = TcpTransport(ANY, 1, keys=keys, spin_s=SPIN_S[kind])
     print(transport.address, flush=True)
     transport.connect(0, sys.stdin.readline().strip())
-    while True:
-        envelope = transport.receive(10)
-        if envelope is not None:
+    with closing(transport), suppress(PeerLost):
+        while (envelope := transport.receive(10)) is not None:
             transport.send(0, envelope.header, envelope.payload)
 
 
