@@ -82,7 +82,7 @@ class Models:
 
     def _draft(self) -> ModelInfo:
         assert self.plan.draft is not None
-        draft = open_backend(self.draft_backend, self.draft_options).info(self.plan.draft)
+        draft: ModelInfo = open_backend(self.draft_backend, self.draft_options).info(self.plan.draft)
         if draft.vocabulary_digest != self.target.vocabulary_digest:
             raise BadModel(
                 f"{self.plan.draft} and {self.plan.target} have different vocabularies ({draft.vocabulary} and "
@@ -93,19 +93,22 @@ class Models:
     def setups(self, addresses: Sequence[str], head_address: str) -> list[Setup]:
         """One Setup per rank: the target's stages in order, then the draft."""
         plan, stages = self.plan, len(self.split)
-        common = {"head_address": head_address, "latency_s": plan.latency_s, "bandwidth_bps": plan.bandwidth_bps,
-                  "trace": plan.trace}  # fmt: skip
-        setups = []
-        for rank, layers in enumerate(self.split):
-            last = rank == stages - 1
-            following = {"next_rank": HEAD if last else rank + 1,
-                         "next_address": head_address if last else addresses[rank + 1]}  # fmt: skip
-            setups.append(Setup(rank, "target", plan.backend, msgspec.json.encode(plan.backend_options), plan.target,
-                                layers, rank, stages, plan.sequences, self.cells, **following, **common))  # fmt: skip
+        first = Setup(
+            rank=0, role="target", backend=plan.backend, options=msgspec.json.encode(plan.backend_options),
+            model=plan.target, layers=self.split[0], stage=0, stages=stages, sequences=plan.sequences,
+            cells=self.cells, next_rank=HEAD, next_address=head_address, head_address=head_address,
+            latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace,
+        )  # fmt: skip
+        replace = msgspec.structs.replace
+        setups = [replace(first, rank=rank, stage=rank, layers=layers) for rank, layers in enumerate(self.split)]
+        for rank in range(stages - 1):
+            setups[rank] = replace(setups[rank], next_rank=rank + 1, next_address=addresses[rank + 1])
         if self.draft is not None and plan.draft is not None:
-            setups.append(Setup(stages, "draft", self.draft_backend, msgspec.json.encode(self.draft_options),
-                                plan.draft, (0, self.draft.layers), 0, 1, DRAFT_SEQUENCES, self.cells,
-                                next_rank=HEAD, next_address=head_address, **common))  # fmt: skip
+            options = msgspec.json.encode(self.draft_options)
+            setups.append(replace(
+                first, rank=stages, role="draft", backend=self.draft_backend, options=options, model=plan.draft,
+                layers=(0, self.draft.layers), stages=1, sequences=DRAFT_SEQUENCES,
+            ))  # fmt: skip
         return setups
 
 

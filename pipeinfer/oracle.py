@@ -16,7 +16,10 @@ RANKS = 8
 
 
 class Oracle(Protocol):
-    """Answers for both models, by position."""
+    """Answers for both models, by position. Token ids are below `vocabulary`."""
+
+    @property
+    def vocabulary(self) -> int: ...
 
     def target(self, position: int) -> int:
         """The token that the target puts at `position`."""

@@ -35,7 +35,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this string. May be given again.")] = None,
     cells: Annotated[int, typer.Option(help="KV cells per rank; 0: the model's context and some.", min=0)] = 0,
     sequences: Annotated[int, typer.Option(help="KV sequence ids per rank.", min=2)] = 64,
-    workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order, with commas.")] = None,
+    workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order.")] = None,
     key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,

@@ -280,7 +280,7 @@ def apply(model: ModelStage, ops: tuple[KvOp, ...]) -> None:
 
 def as_bytes(array: NDArray[np.float32]) -> memoryview:
     """The array's own bytes, without a copy where it is contiguous float32."""
-    return memoryview(np.ascontiguousarray(array, np.float32)).cast("B")
+    return np.ascontiguousarray(array, np.float32).data.cast("B")
 
 
 def unexpected(message: Any, who: str) -> NoReturn:
