@@ -164,7 +164,7 @@ class Drafter:
         full = len(self._outbox) >= self.options.micro_batch
         rows = self._rows(done=full and self.options.once)
         if full or (not rows and (self._outbox or not self._answered)):
-            self._flush(effects, stalled=not rows)
+            self._flush(effects, stalled=not rows and not self._waking)
         if rows:
             self._compute(rows, effects)
 
@@ -201,7 +201,7 @@ class Drafter:
         return child
 
     def _retry_later(self, effects: list[Effect]) -> None:
-        if self.options.decay > 0 and not self._waking:
+        if self.options.decay > 0 and not self.options.once and not self._waking:
             self._waking = True
             effects.append(Wake(RETRY_S))
 

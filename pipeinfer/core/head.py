@@ -28,7 +28,6 @@ from pipeinfer.core.ledger import CANONICAL, Ledger
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, Logits, Proposal, RunKind
 from pipeinfer.core.tree import Node, Run
 
-
 NOWHERE = -1
 """The `until` of an order that stops the drafter."""
 
@@ -123,7 +122,8 @@ class Head:
     def handle(self, now: float, event: Any) -> list[HeadEffect]:
         """One event in, the effects out, in order. Raises OutOfOrder, LedgerError, or ValueError on a bad request."""
         self.now = now
-        self._effects = effects = []
+        effects: list[HeadEffect] = []
+        self._effects = effects
         if isinstance(event, Logits):
             self._logits(event)
         elif isinstance(event, Proposal):
@@ -200,6 +200,8 @@ class Head:
                 f"the prompt has {len(prompt)} tokens and leaves no room in a context of {self.pipeline.limit}: "
                 "shorten it or raise --cells"
             )
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens = {request.max_tokens}: expected at least 1")
         self._request = request
         self.prompt_length = len(prompt)
         self.text = list(prompt)
@@ -229,7 +231,8 @@ class Head:
             for node, margin in zip(outputs, message.margins, strict=False):
                 node.margin = margin
         before = len(self.text)
-        self._commit()
+        if self.reason is None:
+            self._commit()
         if run.partition:
             self._give_back(run.partition)
         if self.reason is not None:
@@ -267,13 +270,16 @@ class Head:
     def _stop(self, event: Stop) -> None:
         if self.reason is None:
             del self.text[self.prompt_length + event.length :]
+            del self.margins[event.length :]
             self._finish(event.reason)
 
     # Committing
 
     def _commit(self) -> None:
         """Commit every token whose verdict is known, kill what contradicts it, cancel runs that nothing is left of."""
-        tip, emitted, dead = self.tip, [], []
+        tip = self.tip
+        emitted: list[int] = []
+        dead: list[Node] = []
         while tip.verdict is not None and self.reason is None:
             token = tip.verdict
             child = tip.children.pop(token, None)

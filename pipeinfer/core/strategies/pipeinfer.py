@@ -41,6 +41,8 @@ class PipeInfer:
         require("cutoff", cutoff, 0, 1)
         require("branches", branches, 1, 8)
         require("split", split, 0, 1)
+        require("recovery", recovery, 0, 1)
+        require("decay", decay, 0, 1)
         require("in_flight", in_flight, 0, 4096)
         self.draft, self.cutoff, self.width, self.split = draft, cutoff, branches, split
         self.recovery, self.decay, self.in_flight = recovery, decay, in_flight

@@ -32,7 +32,8 @@ class Speculative:
         head.order_draft(head.tip.position)
 
     def advanced(self, head: Head) -> None:
-        self._tree = []
+        # Where cells were short, the last drafts were not sent; the draft goes on from those that came true.
+        self._tree = [node for node in self._tree if node.alive and not node.committed]
         head.order_draft(head.tip.position + self.k)
 
     def proposed(self, head: Head, nodes: list[Node], stalled: bool) -> None:
