@@ -4,14 +4,15 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.core.tree import Run
+from pipeinfer.core.tree import Node, Run
 
 
 class RunRecord(msgspec.Struct, frozen=True):
     """One run. Times are seconds since the request; `compute_s` has one entry per stage (0.0: skipped there).
 
-    `drafted` and `accepted` count drafted tokens. `cancelled_at` is the first stage that skipped or abandoned it (-1:
-    none did); `cancel_sent_s` is when the head gave it up.
+    `drafted` and `accepted` count drafted tokens. `judged` counts those that the target spoke about: they follow
+    committed text whose next token is known. In a chain it is `accepted`, or one more. `cancelled_at` is the first
+    stage that skipped or abandoned the run (-1: none did); `cancel_sent_s` is when the head gave it up.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     cancelled_at: int
     cancel_sent_s: float | None
     compute_s: tuple[float, ...]
+    judged: int = 0
 
 
 class RankRecord(msgspec.Struct, frozen=True):
@@ -65,4 +67,10 @@ def run_record(run: Run, start: float) -> RunRecord:
         cancelled_at=run.cancelled_at,
         cancel_sent_s=None if run.cancel_sent_at is None else run.cancel_sent_at - start,
         compute_s=run.compute_s,
+        judged=sum(_judged(node) for node in run.nodes[run.rows - run.drafted :]),
     )
+
+
+def _judged(node: Node) -> bool:
+    parent = node.parent
+    return parent is not None and parent.committed and any(child.committed for child in parent.children.values())

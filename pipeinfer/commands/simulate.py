@@ -1,0 +1,123 @@
+"""`pipeinfer simulate`: strategies side by side on a cluster that need not exist."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeinfer.simulate import Found, Limits, Setting
+    from pipeinfer.workload import Cluster, Pair
+
+
+def simulate(
+    cluster: Annotated[str, typer.Option(help="A profile of workloads/clusters.toml.")] = "haswell-gigabit",
+    pair: Annotated[str, typer.Option(help="A model pair of workloads/pairs.toml.")] = "dolphin-tinyllama",
+    strategy: Annotated[list[str] | None, typer.Option(help="May be given again; default: the three.")] = None,
+    nodes: Annotated[int, typer.Option(help="Ranks in all, the draft's included.", min=1)] = 8,
+    acceptance: Annotated[str, typer.Option(help="poor, good (both assumed), or a rate from 0 to 1.")] = "good",
+    tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 128,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Draws which drafts are accepted.", min=0)] = 0,
+    accounting: Annotated[str, typer.Option(help="same-ranks or as-published (docs/fairness.md).")] = "same-ranks",
+    width_cost: Annotated[float, typer.Option(help="Scales the arithmetic per row; 0: free.", min=0.0)] = 1.0,
+    sweep: Annotated[bool, typer.Option(help="Show each strategy at its best K or micro-batch.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Simulate strategies on a cluster profile and print their metrics side by side."""
+    import msgspec
+
+    from pipeinfer import workload
+    from pipeinfer.simulate import SWEEPS, Setting, limits
+    from pipeinfer.simulate import simulate as run
+
+    where, models = workload.cluster(cluster), workload.pair(pair)
+    setting = workload.convert(
+        {"strategy": "", "nodes": nodes, "acceptance": workload.acceptance(acceptance), "seed": seed, "tokens": tokens,
+         "prompt": prompt, "accounting": accounting, "width_cost": width_cost}, Setting, "simulate:",
+    )  # fmt: skip
+    found = run(where, models, strategy or list(SWEEPS), setting, sweep)
+    bound = limits(where, models, setting)
+    if as_json:
+        print(msgspec.json.encode(_as_object(found, bound, setting)).decode())
+        return
+    _show(found, bound, setting, where, models)
+
+
+def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dict[str, Any]:
+    from pipeinfer.metrics import summary
+
+    return {
+        "setting": setting,
+        "limits": bound,
+        "strategies": [{**summary(one.trial), "options": one.options, "tried": one.tried} for one in found],
+    }
+
+
+def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Cluster", models: "Pair") -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(f"[bold]{models.title}[/]")
+    console.print(f"{setting.nodes} nodes of {where.title}")
+    console.print(
+        f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:g} per drafted token "
+        f"(i.i.d., assumed), ranks: {setting.accounting}"
+    )
+    console.print(_table(found, bound))
+    console.print(
+        f"limit: closed form where width, links and cancellation cost nothing (speculative: its best K, "
+        f"{bound.synchronous_k}); no chain of drafts passes {bound.ceiling:.2f} tokens/s.",
+        style="dim",
+    )
+
+
+def _table(found: "list[Found]", bound: "Limits") -> "Table":
+    from rich.table import Table
+
+    from pipeinfer.metrics import summary
+
+    table = Table("", *[_heading(one) for one in found])
+    values = [summary(one.trial) for one in found]
+    base = values[0]["tokens_per_second"]
+    rows = {
+        "tokens/s": [f"{v['tokens_per_second']:.2f}" for v in values],
+        "limit, tokens/s": [_limit(one, bound) for one in found],
+        f"speedup over {found[0].strategy}": [f"{v['tokens_per_second'] / base:.2f}" for v in values],
+        "first token, with prompt": [_seconds(v["ttft_s"]) for v in values],
+        "first token, decode only": [_seconds(v["ttft_decode_s"]) for v in values],
+        **{f"between tokens, {name}": [_seconds(v["itl_s"][name]) for v in values] for name in values[0]["itl_s"]},
+        "acceptance length": [_number(v["acceptance_length"]) for v in values],
+        "acceptance rate": [_number(v["acceptance_rate"]) for v in values],
+        "runs": [str(v["runs"]["submitted"]) for v in values],
+        "runs cancelled": [str(v["runs"]["cancelled"]) for v in values],
+        "rows wasted": [str(v["wasted_rows"]) for v in values],
+        "compute saved by cancelling": [_seconds(v["compute_saved_s"]) for v in values],
+        "utilisation": [f"{v['utilisation']:.0%}" for v in values],
+        "largest memory on a rank": [f"{max(r['peak_memory'] for r in v['ranks']) / 1e9:.1f} GB" for v in values],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _heading(one: "Found") -> str:
+    options = ", ".join(f"{name} {value}" for name, value in one.options.items())
+    return f"{one.strategy}\n({options}; best of {one.tried})" if one.tried > 1 else one.strategy
+
+
+def _limit(one: "Found", bound: "Limits") -> str:
+    if one.strategy == "pipeinfer":
+        value = bound.pipelined.get(one.options.get("draft", 3))
+    else:
+        value = {"iterative": bound.iterative, "speculative": bound.synchronous}.get(one.strategy)
+    return _number(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.0f} ms"

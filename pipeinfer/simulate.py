@@ -1,0 +1,202 @@
+"""Simulated generations: strategies on a cluster profile with a model pair, same ranks for all of them.
+
+Node accountings (docs/fairness.md):
+
+- `same-ranks`: every strategy gets N ranks. `iterative` runs the target on all N; strategies that draft run it on N - 1
+  and the draft on the last.
+- `as-published`: the layouts of the authors' scripts. `iterative` and the synchronous `speculative` run the target on
+  all N, the draft of the latter living on the head's rank beside the first stage; `pipeinfer` runs the target on N - 1
+  with a light first stage (0.1 of the layers; 0.1, 0.4, 0.5 at N = 4) and the draft on the last.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from pipeinfer import metrics, theory
+from pipeinfer.core.effects import Request
+from pipeinfer.core.head import Pipeline, Strategy
+from pipeinfer.costs import Roofline, check_memory, memory_bytes
+from pipeinfer.drivers.sim import Link, Simulation
+from pipeinfer.oracle import independent
+from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.plugins import open_strategy
+from pipeinfer.results import Trial
+from pipeinfer.spans import Span
+from pipeinfer.workload import Cluster, Pair, WorkloadError
+
+Accounting = Literal["same-ranks", "as-published"]
+
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "iterative": [{}],
+    "speculative": [{"k": k} for k in (1, 2, 3, 4, 6, 8)],
+    "pipeinfer": [{"draft": draft} for draft in (1, 2, 3, 4)],
+}
+"""What is tried for each strategy, so that each is shown at its best: the baseline's K, the micro-batch of PipeInfer.
+A strategy that is not listed runs with its defaults."""
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One generation to simulate. `acceptance` is i.i.d. and conditional; `seed` draws which tokens are accepted.
+    `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing."""
+
+    strategy: str
+    options: dict[str, Any] = {}
+    nodes: int = 4
+    acceptance: float = 0.79
+    seed: int = 0
+    tokens: int = 128
+    prompt: int = 64
+    accounting: Accounting = "same-ranks"
+    logits_on_wire: bool = False
+    width_cost: float = 1.0
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Which layers of the target lie on ranks 0, 1, ..., and which rank has the draft (None: nobody drafts)."""
+
+    layers: tuple[LayerRange, ...]
+    draft_rank: int | None
+
+
+def layout(strategy: Strategy, name: str, target_layers: int, nodes: int, accounting: Accounting) -> Layout:
+    """Where a strategy's models lie on `nodes` ranks."""
+    published = accounting == "as-published"
+    try:
+        if not strategy.drafts:
+            return Layout(tuple(even_split(target_layers, nodes)), None)
+        if published and name == "speculative":
+            return Layout(tuple(even_split(target_layers, nodes)), 0)
+        if published and name == "pipeinfer" and nodes > 2:
+            return Layout(tuple(parse_split(_published_split(nodes - 1), target_layers)), nodes - 1)
+        return Layout(tuple(even_split(target_layers, nodes - 1)), nodes - 1)
+    except BadSplit as problem:
+        raise WorkloadError(f"{nodes} nodes for {name}: {problem}") from None
+
+
+def _published_split(stages: int) -> str:
+    """0.1 of the layers on the head, the rest even, which is what the 8-node script has; the 4-node one of the README
+    is 0.1, 0.4, 0.5."""
+    shares = [0.1, 0.4, 0.5] if stages == 3 else [0.1, *[0.9 / (stages - 1)] * (stages - 1)]
+    return ",".join(map(repr, shares))
+
+
+def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
+    """One generation. Raises WorkloadError when the models do not fit the nodes, or an option is out of range."""
+    strategy = _strategy(setting)
+    placed = layout(strategy, setting.strategy, pair.target.layers, setting.nodes, setting.accounting)
+    length = setting.prompt + setting.tokens
+    memory = _memory(cluster, pair, placed, length)
+    # Room for everything in flight beside the text, and sequence ids to match.
+    room = 16 * setting.nodes + 64
+    pipeline = Pipeline(len(placed.layers), cells=length + 4 * room, sequences=room * strategy.width)
+    simulation = Simulation(
+        pipeline,
+        strategy,
+        Roofline(
+            pair,
+            cluster,
+            placed.layers,
+            placed.draft_rank or 0,
+            logits_on_wire=setting.logits_on_wire,
+            width_cost=setting.width_cost,
+        ),
+        independent(setting.acceptance, seed=setting.seed, length=length + room),
+        link=lambda: Link(cluster.link.latency_us * 1e-6, cluster.link.bandwidth_gbps * 1e9),
+        spans=spans,
+    )
+    trial = simulation.run(Request(tuple(range(setting.prompt)), setting.tokens))
+    return _completed(trial, placed, pair, memory, setting)
+
+
+def _strategy(setting: Setting) -> Strategy:
+    try:
+        strategy: Strategy = open_strategy(setting.strategy, setting.options)
+    except ValueError as problem:
+        raise WorkloadError(str(problem)) from None
+    return strategy
+
+
+def _memory(cluster: Cluster, pair: Pair, placed: Layout, length: int) -> list[int]:
+    """Bytes per target rank, then those of the draft; checked against the nodes."""
+    target = [memory_bytes(pair.target, layers, length) for layers in placed.layers]
+    draft = memory_bytes(pair.draft, (0, pair.draft.layers), length)
+    for rank, needed in enumerate(target):
+        shared = rank == placed.draft_rank
+        check_memory(cluster, rank, needed + draft * shared, pair.target.title + " and the draft" * shared)
+    if placed.draft_rank is not None and placed.draft_rank >= len(target):
+        check_memory(cluster, placed.draft_rank, draft, pair.draft.title)
+    return [*target, draft]
+
+
+def _completed(trial: Trial, placed: Layout, pair: Pair, memory: list[int], setting: Setting) -> Trial:
+    """The trial with what the simulator does not know of its ranks: their layers and their memory (as modelled)."""
+    layers = [*placed.layers, (0, pair.draft.layers)]
+    known = zip(trial.ranks, layers, memory, strict=False)
+    ranks = tuple(msgspec.structs.replace(rank, layers=held, peak_memory=size) for rank, held, size in known)
+    return msgspec.structs.replace(trial, ranks=ranks, config=msgspec.to_builtins(setting))
+
+
+# Strategies side by side
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A strategy at its best: over the options tried, the one with the highest decoding speed."""
+
+    strategy: str
+    options: dict[str, Any]
+    trial: Trial
+    tried: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return metrics.tokens_per_second(self.trial) or 0.0
+
+
+def simulate(
+    cluster: Cluster, pair: Pair, strategies: Iterable[str], setting: Setting, sweep: bool = True
+) -> list[Found]:
+    """Each strategy under `setting`, at the best of its `SWEEPS` (or with its defaults, without `sweep`)."""
+    found = []
+    for name in strategies:
+        options = SWEEPS.get(name, [{}]) if sweep else [{}]
+        settings = [msgspec.structs.replace(setting, strategy=name, options=choice) for choice in options]
+        trials = [simulate_one(cluster, pair, one) for one in settings]
+        found.append(best(name, options, trials))
+    return found
+
+
+def best(strategy: str, options: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Found:
+    """The fastest of a strategy's trials; the first of equals."""
+    speeds = [metrics.tokens_per_second(trial) or 0.0 for trial in trials]
+    at = speeds.index(max(speeds))
+    return Found(strategy, dict(options[at]), trials[at], len(trials))
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Closed-form tokens/s for a setting (`pipeinfer.theory`), from the traversal time T and the draft time d."""
+
+    iterative: float
+    synchronous: float
+    synchronous_k: int
+    pipelined: dict[int, float]
+    ceiling: float
+
+
+def limits(cluster: Cluster, pair: Pair, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+    """What theory allows where width, links and cancellation are free: T is the traversal of one row halfway through
+    the generation, links left out, d one forward of the draft."""
+    a, nodes = setting.acceptance, setting.nodes
+    context = setting.prompt + setting.tokens // 2
+    stages = tuple(even_split(pair.target.layers, nodes))
+    costs = Roofline(pair, cluster, stages, nodes - 1)
+    traversal = sum(costs.stage_s(stage, 1, context) for stage in range(nodes))
+    k, speedup = theory.best_synchronous(a, costs.draft_s(1, context) / traversal)
+    return Limits(
+        iterative=1 / traversal,
+        synchronous=speedup / traversal,
+        synchronous_k=k,
+        pipelined={draft: theory.pipelined_chain(a, nodes - 1, draft) / traversal for draft in drafts},
+        ceiling=theory.chain_ceiling(a) / traversal,
+    )
