@@ -1,0 +1,1 @@
+"""An example of a third-party plug-in for PipeInfer."""
