@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from pipeinfer.commands import generate, plugins, worker
+from pipeinfer.commands import generate, plugins, simulate, worker
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate.generate)
+app.command()(simulate.simulate)
 app.command()(worker.worker)
 app.command()(plugins.plugins)
 
