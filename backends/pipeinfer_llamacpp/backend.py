@@ -1,0 +1,135 @@
+"""The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeinfer.assets import asset
+from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer_llamacpp.cache import cache_folder
+from pipeinfer_llamacpp.cut import EMBEDDING, cut_stage
+from pipeinfer_llamacpp.embedding import Embedding
+from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
+from pipeinfer_llamacpp.gguf_file import GgufFile
+from pipeinfer_llamacpp.model import LoadedModel
+from pipeinfer_llamacpp.stage import LlamaCppStage
+from pipeinfer_llamacpp.tokenizer import GgufTokenizer, vocabulary_digest
+
+# The libraries themselves are loaded with the first model; without them the plug-in says at once what is missing.
+for library in ("llama_cpp", "gguf"):
+    if find_spec(library) is None:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+
+KV_TYPES = ("f16", "f32")
+BUILTIN = ("builtin:target", "builtin:draft")
+SEQUENCES = 256
+"""How many sequence ids llama.cpp has at most."""
+
+
+class LlamaCppBackend:
+    """GGUF models through llama.cpp, and Llama models in Hugging Face folders, exported to GGUF when first used.
+
+    Options: `threads` per stage; `gpu_layers`, how many of a stage's layers a GPU computes; `kv_type`, "f16" as
+    llama.cpp has it or "f32", with which a row's logits depend least on the rows it is computed with; `quantisation` of
+    models that are exported, among them the built-in pair; `cache`, a folder for exported models and stage files.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        gpu_layers: int = 0,
+        kv_type: str = "f16",
+        quantisation: str = "f16",
+        cache: str | None = None,
+    ) -> None:
+        if threads < 1 or gpu_layers < 0:
+            raise ValueError(f"expected threads from 1 and gpu_layers from 0 on, came {threads} and {gpu_layers}")
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"expected kv_type {' or '.join(KV_TYPES)}, came {kv_type!r}")
+        if quantisation not in QUANTISATIONS:
+            raise ValueError(f"expected quantisation {', '.join(QUANTISATIONS)}, came {quantisation!r}")
+        self._threads = threads
+        self._gpu_layers = gpu_layers
+        self._kv_type = kv_type
+        self._quantisation = quantisation
+        self._cache = cache_folder(cache)
+
+    def info(self, model: str) -> ModelInfo:
+        source = self._open(model)
+        blocks = bytes_by_block(source)
+        return ModelInfo(
+            architecture=source.architecture,
+            layers=len(blocks),
+            hidden_size=source.count("embedding_length"),
+            vocabulary=len(source.required("tokenizer.ggml.tokens")),
+            vocabulary_digest=vocabulary_digest(source),
+            context=source.count("context_length"),
+            layer_bytes=max(blocks),
+            head_bytes=sum(tensor.stop - tensor.start for tensor in source.tensors.values()) - sum(blocks),
+            eos=ends_of(source),
+        )
+
+    def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> LlamaCppStage:
+        if cells < 1 or not 1 <= sequences <= SEQUENCES:
+            raise ValueError(f"expected at least 1 cell and 1 to {SEQUENCES} sequences, came {cells} and {sequences}")
+        source = self._open(model)
+        count = source.count("block_count")
+        first, stop = layers
+        if not 0 <= first < stop <= count:
+            raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {count}, came [{first}, {stop}): split the"
+                           f" layers of {model} among the stages")
+        whole = layers == (0, count)
+        path = source.path if whole else cut_stage(source, layers, self._cache)
+        return LlamaCppStage(
+            LoadedModel(path, gpu_layers=self._gpu_layers),
+            embedding=Embedding(source) if first == 0 and not whole else None,
+            vocabulary=source.tensors[EMBEDDING].shape[1],
+            takes_tokens=first == 0,
+            gives_hidden=stop < count,
+            cells=cells,
+            sequences=sequences,
+            threads=self._threads,
+            kv_type=self._kv_type,
+        )
+
+    def tokenizer(self, model: str) -> GgufTokenizer:
+        return GgufTokenizer(self._open(model))
+
+    def _open(self, model: str) -> GgufFile:
+        path = find_model(model)
+        return GgufFile(exported(path, self._quantisation, self._cache) if path.is_dir() else path)
+
+
+def find_model(model: str) -> Path:
+    """The GGUF file or Hugging Face folder that `model` names. Raises BadModel."""
+    if model.startswith("builtin:"):
+        return builtin_folder(model)
+    path = Path(model).expanduser()
+    if not path.exists():
+        raise BadModel(f"expected a GGUF file, a model folder or one of {', '.join(BUILTIN)}, came {model!r}, which is"
+                       " none of them: give the path of a .gguf file")
+    return path
+
+
+def builtin_folder(model: str) -> Path:
+    if model not in BUILTIN:
+        raise BadModel(f"expected one of {', '.join(BUILTIN)}, came {model!r}: choose one of them or give a GGUF file")
+    try:
+        return asset(f"workloads/builtin/{model.removeprefix('builtin:')}")
+    except FileNotFoundError as error:
+        raise BadModel(str(error)) from None
+
+
+def bytes_by_block(source: GgufFile) -> list[int]:
+    """Bytes of each layer's tensors."""
+    count = source.count("block_count")
+    return [
+        sum(tensor.stop - tensor.start for name, tensor in source.tensors.items() if name.startswith(f"blk.{block}."))
+        for block in range(count)
+    ]
+
+
+def ends_of(source: GgufFile) -> tuple[int, ...]:
+    """The tokens that end a generation."""
+    ends = (source.value(f"tokenizer.ggml.{name}_token_id") for name in ENDS)
+    return tuple(dict.fromkeys(end for end in ends if end is not None))

@@ -1,0 +1,86 @@
+"""The native library, loaded when first needed: llama.cpp through llama-cpp-python, and the ggml beneath it."""
+
+import ctypes
+import os
+from collections import deque
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ERROR_LEVEL = 4
+LINES_KEPT = 8
+F32 = 0
+
+_errors: deque[str] = deque(maxlen=LINES_KEPT)
+_kept_alive: list[Any] = []
+"""Callbacks that the native library holds pointers to."""
+
+
+@cache
+def llama() -> ModuleType:
+    """llama.cpp's C functions, initialised, its log turned into `last_errors`."""
+    api = import_module("llama_cpp.llama_cpp")
+    listener = api.llama_log_callback(listen)
+    _kept_alive.append(listener)
+    api.llama_log_set(listener, None)
+    api.llama_backend_init()
+    return api
+
+
+def listen(level: int, text: bytes, _: object) -> None:
+    """Keep error lines; llama.cpp logs a page for every model."""
+    if level >= ERROR_LEVEL and text.strip(b".\n "):
+        _errors.append(" ".join(text.decode(errors="replace").split()))
+
+
+def last_errors() -> str:
+    """What llama.cpp said since the last call, the first cause first, as one line."""
+    text = "; ".join(_errors)
+    _errors.clear()
+    return text or "nothing more"
+
+
+@cache
+def ggml() -> ctypes.PyDLL:
+    """Functions on tensors. They return at once, so the interpreter lock is kept while they run."""
+    library = ctypes.PyDLL(str(ggml_path()))
+    library.ggml_get_name.restype = ctypes.c_char_p
+    library.ggml_get_name.argtypes = [ctypes.c_void_p]
+    library.ggml_nbytes.restype = ctypes.c_size_t
+    library.ggml_nbytes.argtypes = [ctypes.c_void_p]
+    library.ggml_backend_tensor_get.restype = None
+    library.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(TypeTraits)
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    return library
+
+
+def ggml_path() -> Path:
+    package = import_module("llama_cpp").__file__
+    assert package is not None
+    folder = Path(package).parent / "lib"
+    for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"):
+        if (folder / name).exists():
+            return folder / name
+    raise ImportError(f"expected ggml's library in {folder}, came none: install llama-cpp-python again")
+
+
+@cache
+def native_strlen() -> Any:
+    """C's strlen: given a text of one byte it is a native 'bool (*)(void *)' whose answer is "not empty"."""
+    return ctypes.CDLL("msvcrt" if os.name == "nt" else None).strlen
+
+
+class TypeTraits(ctypes.Structure):
+    """struct ggml_type_traits of ggml.h, as far as it is used here."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )

@@ -1,0 +1,78 @@
+"""A model file in memory and contexts over it."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from pipeinfer.backend import BadModel
+from pipeinfer_llamacpp.hidden import HiddenOutput
+from pipeinfer_llamacpp.library import F32, last_errors, llama, native_strlen
+
+FLASH_ATTENTION_OFF = 0
+MICRO_BATCH = 512
+"""Rows that llama.cpp computes at a time: more than that gain nothing and cost buffers."""
+
+
+class LoadedModel:
+    """A GGUF file opened by llama.cpp. Raises BadModel with the library's own reason when it does not load."""
+
+    def __init__(self, path: Path, *, gpu_layers: int = 0, vocabulary_only: bool = False) -> None:
+        api = llama()
+        parameters = api.llama_model_default_params()
+        parameters.n_gpu_layers = gpu_layers
+        parameters.vocab_only = vocabulary_only
+        last_errors()
+        self._path = path
+        self.handle = api.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self.handle:
+            raise BadModel(f"expected a model that llama.cpp loads in {path}, came: {last_errors()}; download it again"
+                           " or update llama-cpp-python")
+
+    @property
+    def layers(self) -> int:
+        return int(llama().llama_model_n_layer(self.handle))
+
+    @property
+    def hidden_size(self) -> int:
+        return int(llama().llama_model_n_embd(self.handle))
+
+    def has_cells(self) -> bool:
+        """Whether its memory is KV cells: neither recurrent states nor an encoder's output."""
+        api = llama()
+        return not (api.llama_model_is_recurrent(self.handle) or api.llama_model_has_encoder(self.handle))
+
+    def open_context(
+        self,
+        cells: int,
+        sequences: int,
+        *,
+        threads: int,
+        kv_type: str,
+        flag: ctypes.Array[Any],
+        hidden: HiddenOutput | None,
+    ) -> Any:
+        """A context with KV cells that stops when `flag` is not empty and gives `hidden` what it asks for."""
+        api = llama()
+        parameters = api.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = cells
+        parameters.n_ubatch = min(cells, MICRO_BATCH)
+        parameters.n_seq_max = sequences
+        parameters.kv_unified = True
+        if kv_type == "f32":
+            parameters.type_k = parameters.type_v = F32
+            parameters.flash_attn_type = FLASH_ATTENTION_OFF  # it adds up in float16
+        parameters.n_threads = parameters.n_threads_batch = threads
+        # C's strlen over the flag is a native callback of the right shape: no Python runs while the graph does.
+        parameters.abort_callback = ctypes.cast(native_strlen(), type(parameters.abort_callback))
+        parameters.abort_callback_data = ctypes.cast(flag, ctypes.c_void_p)
+        if hidden is not None:
+            parameters.cb_eval = hidden.callback
+        last_errors()
+        context = api.llama_init_from_model(self.handle, parameters)
+        if not context:
+            raise BadModel(f"expected room for {cells} KV cells of {self._path}, came: {last_errors()}; use fewer cells"
+                           " or more stages")
+        return context
+
+    def close(self) -> None:
+        llama().llama_model_free(self.handle)

@@ -1,0 +1,78 @@
+"""Asks from a thread of its own whether a computation is to stop, while the native library computes."""
+
+import ctypes
+import threading
+import time
+
+from pipeinfer.backend import AbortCheck
+
+PERIOD_S = 1e-3
+"""How often the question is asked; a cancelled run goes on for half of it on average."""
+
+PATIENCE = 20
+"""Periods without a computation after which the thread sleeps until the next. Waking it costs as much as a small
+model's decode, so while decodes follow one another it keeps time by itself and starting one is an assignment."""
+
+GO_ON, ABORT = b"\0", b"x"
+
+
+class AbortWatcher:
+    """`flag` is a C string that becomes non-empty as soon as the current check is true."""
+
+    def __init__(self) -> None:
+        self.flag = (ctypes.c_char * 2)()
+        self._check: AbortCheck | None = None
+        self._error: BaseException | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._awake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="abort watcher", daemon=True)
+        self._thread.start()
+
+    def start(self, check: AbortCheck) -> None:
+        """A computation begins: ask `check` until it ends."""
+        self.flag[0] = GO_ON
+        with self._lock:
+            self._check = check
+        if not self._awake.is_set():
+            self._awake.set()
+
+    def stop(self) -> bool:
+        """The computation has ended; true if it was to stop. From here on the check is not called."""
+        with self._lock:
+            self._check = None
+        return bool(self.flag[0] == ABORT)
+
+    def raise_error(self) -> None:
+        """Raise what the check raised, if it did. That stopped the computation, too."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._awake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        idle = 0
+        while not self._closed:
+            self._awake.wait()
+            time.sleep(PERIOD_S)
+            with self._lock:
+                idle = 0 if self._check else idle + 1
+                self._look()
+                if idle > PATIENCE and not self._closed:
+                    self._awake.clear()
+
+    def _look(self) -> None:
+        if self._check is None or self.flag[0] == ABORT:
+            return
+        try:
+            came = self._check()
+        except BaseException as error:  # raised again in the thread that computes
+            self._error = error
+            came = True
+        if came:
+            self.flag[0] = ABORT
