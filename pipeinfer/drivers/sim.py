@@ -162,7 +162,7 @@ class Simulation:
 
     def _stage_ends(self, stage: int, decode: Decode, *, aborted: bool) -> None:
         self._epoch[stage] += 1
-        seconds = self._ended(stage, f"{decode.kind.name.lower()} {decode.run}", aborted)
+        seconds = self._ended(stage, decode, aborted)
         ids: tuple[int, ...] = ()
         if stage == self._last and not aborted:
             target = self._oracle.target
@@ -203,7 +203,7 @@ class Simulation:
 
     def _draft_ends(self, work: ComputeDraft, *, aborted: bool) -> None:
         self._epoch[-1] += 1
-        seconds = self._ended(-1, "draft", aborted)
+        seconds = self._ended(-1, None, aborted)
         candidates = self._oracle.candidates
         outputs = work.positions[len(work.positions) - work.outputs :]
         found = tuple([candidates(position + 1, work.count) for position in outputs])
@@ -226,10 +226,11 @@ class Simulation:
 
     # Records
 
-    def _ended(self, rank: int, name: str, aborted: bool) -> float:
+    def _ended(self, rank: int, decode: Decode | None, aborted: bool) -> float:
         seconds = self.now - self._began[rank]
         self._busy[rank] += seconds
         if self._spans is not None:
+            name = "draft" if decode is None else f"{decode.kind.name.lower()} {decode.run}"
             self._spans.append(Span(rank % len(self._busy), name, self._began[rank], self.now, aborted))
         return seconds
 
