@@ -50,14 +50,18 @@ class Cells:
         self._holders[taken] = 0
         self._tighten()
 
-    def mask(self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> Hidden:
+    def mask(
+        self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]], reach: int | None = None
+    ) -> Hidden:
         """What each row may attend to, to be added to its scores: float32 [rows, window] of 0 and minus infinity.
 
-        A row sees the cells that carry its first sequence id, up to its own position.
+        A row sees the cells that carry its first sequence id, up to its own position; with a sliding window only the
+        last `reach` positions, its own among them.
         """
         tagged = self._tags[[row[0] for row in sequences], : self.window]
-        earlier = self._positions[: self.window] <= np.asarray(positions)[:, None]
-        return np.where(tagged & earlier, SEEN, HIDDEN)
+        ages = np.asarray(positions)[:, None] - self._positions[: self.window]
+        seen = tagged & (ages >= 0) if reach is None else tagged & (ages >= 0) & (ages < reach)
+        return np.where(seen, SEEN, HIDDEN)
 
     def apply(self, op: KvOp) -> None:
         """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""

@@ -1,0 +1,91 @@
+"""The plug-in itself: from a model's name to its description, a stage or a tokenizer.
+
+torch and transformers take seconds to import, so nothing here does before a backend is constructed.
+"""
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer_numpy.tokenizer import HfTokenizer
+from pipeinfer_torch.source import find_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeinfer_torch.stage import TorchStage
+
+NEEDED = ("torch", "transformers", "huggingface_hub")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class TorchBackend:
+    """Decoder-only models: Hugging Face folders, `builtin:target`, `builtin:draft`, or `org/name@revision` of the hub.
+
+    `device` is "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one. `dtype` is what weights, cells and
+    arithmetic are in; "auto" is float32 on a CPU, else what the checkpoint was saved as. `threads` is how many cores
+    one rank computes on; torch counts them per process.
+    """
+
+    def __init__(self, device: str = "auto", dtype: str = "auto", threads: int = 1) -> None:
+        missing = [package for package in NEEDED if find_spec(package) is None]
+        if missing:
+            raise ImportError(f"the torch backend needs {', '.join(missing)}: pip install 'pipeinfer[torch]'")
+        if not DEVICE.fullmatch(device):
+            raise ValueError(f"expected device auto, cpu, cuda or cuda:N, came {device!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"expected dtype {', '.join(DTYPES)}, came {dtype!r}")
+        if threads < 1:
+            raise ValueError(f"expected 1 thread or more, came {threads}")
+        self._device = find_device(device)
+        self._dtype = dtype
+        self._threads = threads
+
+    def info(self, model: str) -> ModelInfo:
+        from pipeinfer_torch.skeleton import Skeleton
+
+        folder = find_model(model)
+        skeleton = Skeleton(folder, self._device, self._dtype)
+        config = skeleton.config
+        return ModelInfo(
+            architecture=skeleton.architecture,
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocabulary=config.vocab_size,
+            vocabulary_digest=HfTokenizer(folder).digest(),
+            context=config.max_position_embeddings,
+            layer_bytes=skeleton.layer_bytes(),
+            head_bytes=skeleton.head_bytes(),
+            eos=skeleton.eos,
+        )
+
+    def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> "TorchStage":
+        import torch
+
+        from pipeinfer_torch.stage import load_stage
+
+        if cells < 1 or sequences < 1:
+            raise ValueError(f"expected at least 1 cell and 1 sequence, came {cells} and {sequences}")
+        torch.set_num_threads(self._threads)
+        try:
+            return load_stage(model, layers, self._device, self._dtype, cells=cells, sequences=sequences)
+        except torch.OutOfMemoryError:
+            raise BadModel(f"expected room for layers [{layers[0]}, {layers[1]}) of {model} and {cells} KV cells on"
+                           f" {self._device}, came out of memory: give this rank fewer layers or cells") from None
+
+    def tokenizer(self, model: str) -> HfTokenizer:
+        return HfTokenizer(find_model(model))
+
+
+def find_device(name: str) -> "torch.device":
+    """Raises ValueError for a GPU that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"expected one of {torch.cuda.device_count()} CUDA devices, came {name!r}: choose device=cpu")
+    return device

@@ -1,0 +1,48 @@
+"""KV cells of one stage: their tags, their tensors, and what a batch sees of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeinfer.backend import Batch
+from pipeinfer_numpy.cells import Cells, Taken
+
+
+class View(NamedTuple):
+    """What one forward needs of the cells."""
+
+    taken: slice | Tensor
+    """The batch's own cells, in row order."""
+
+    window: int
+    """Attention looks at cells [0, window)."""
+
+    masks: dict[int | None, Tensor]
+    """To be added to the scores, [rows, window] of 0 and minus infinity: one for each reach that a layer has."""
+
+
+class KvCells:
+    """Cells for `layers` layers. The keys and values of a layer lie in one tensor [2 * kv_heads, cells, head_size]."""
+
+    def __init__(self, reaches: Sequence[int | None], cells: int, sequences: int, like: Tensor) -> None:
+        self.tags = Cells(cells, sequences)
+        self.layers: list[Tensor] = []
+        self._reaches = set(reaches)
+        self._count = len(reaches)
+        self._cells = cells
+        self._like = like
+
+    def allocate(self, kv_heads: int, head_size: int) -> None:
+        """Memory for the tensors, zeroed: what lies in a cell that no row sees is multiplied by 0, so be finite."""
+        shape = (2 * kv_heads, self._cells, head_size)
+        self.layers = [self._like.new_zeros(shape) for _ in range(self._count)]
+
+    def view(self, batch: Batch, taken: Taken) -> View:
+        cells = taken if isinstance(taken, slice) else torch.from_numpy(taken).to(self._like.device)
+        masks = {
+            reach: torch.from_numpy(self.tags.mask(batch.positions, batch.sequences, reach)).to(self._like)
+            for reach in self._reaches
+        }
+        return View(cells, self.tags.window, masks)

@@ -1,0 +1,152 @@
+"""The layers of Llama, Mistral, Qwen2 and Qwen3 in as few tensor operations as their arithmetic needs.
+
+For few rows a layer's time beyond its matrix products is the number of operations, some microseconds each. So q, k and
+v are one product, gate and up another, the residual is added in place, and keys and values go to their cells together.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeinfer.backend import AbortCheck
+from pipeinfer_torch.attention import attend
+from pipeinfer_torch.cells import KvCells, View
+from pipeinfer_torch.linear import Linear, linear
+from pipeinfer_torch.skeleton import Skeleton
+
+
+class Turn(NamedTuple):
+    """Rotary positions of a batch, [rows, 1, head_size] each; the first half of `sin` is negated."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class LeanLayers:
+    """Layers [first, stop) with the embedding before or the head behind, as far as the stage has them."""
+
+    def __init__(self, skeleton: Skeleton, first: int, stop: int, cells: KvCells) -> None:
+        base = skeleton.base
+        self._cells = cells
+        self._rotary = base.rotary_emb
+        self._embedding = base.embed_tokens.weight if first == 0 else None
+        self._layers = [LeanLayer(skeleton.layers[layer], skeleton.reach(layer)) for layer in range(first, stop)]
+        self._head = Head(base.norm, skeleton.model.lm_head) if stop == len(skeleton.layers) else None
+        cells.allocate(self._layers[0].kv_heads, self._layers[0].head_size)
+
+    def run(self, entering: Tensor, positions: Tensor, view: View, outputs: int, abort: AbortCheck) -> Tensor | None:
+        """From token ids [rows] or hidden states [rows, hidden_size], which may be overwritten, to hidden states or
+        logits [outputs, vocabulary]; None when aborted."""
+        x = entering if self._embedding is None else functional.embedding(entering, self._embedding)
+        turn = self._turn(x, positions)
+        masks = {reach: self._layers[0].group_mask(mask) for reach, mask in view.masks.items()}
+        for layer, cells in zip(self._layers, self._cells.layers, strict=True):
+            if abort():
+                return None
+            layer.run(x, turn, cells, view, masks[layer.reach])
+        if self._head is None:
+            return x
+        return None if abort() else self._head.logits(x[len(x) - outputs :])
+
+    def _turn(self, x: Tensor, positions: Tensor) -> Turn:
+        cos, sin = self._rotary(x, positions[None])
+        half = sin.shape[-1] // 2
+        return Turn(cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), dim=-1))
+
+
+class LeanLayer:
+    """One decoder layer; takes its weights out of transformers' module."""
+
+    def __init__(self, layer: Any, reach: int | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.reach = reach
+        self.head_size = attention.head_dim
+        self.heads = attention.q_proj.out_features // self.head_size
+        self.kv_heads = attention.k_proj.out_features // self.head_size
+        self.group = self.heads // self.kv_heads
+        self.scale = attention.scaling
+        self.attention_norm = Norm(layer.input_layernorm)
+        self.mlp_norm = Norm(layer.post_attention_layernorm)
+        self.qkv = fuse(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qk_norm = HeadNorm(attention, self.heads, self.kv_heads) if hasattr(attention, "q_norm") else None
+        self.attention_out = fuse(attention.o_proj)
+        self.gate_up = fuse(mlp.gate_proj, mlp.up_proj)
+        self.activation = mlp.act_fn
+        self.down = fuse(mlp.down_proj)
+
+    def run(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> None:
+        """Add to the rows `x` [rows, hidden_size] what the layer finds; put their keys and values into `cells`."""
+        x += self.attention_out(self._attend(self.attention_norm(x), turn, cells, view, mask))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        x += self.down(self.activation(gate) * up)
+
+    def group_mask(self, mask: Tensor) -> Tensor:
+        """[rows, window] to [rows * group, window], as the rows of `_group`."""
+        return mask.repeat_interleave(self.group, dim=0)
+
+    def _attend(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> Tensor:
+        rows = len(x)
+        qkv = self.qkv(x).view(rows, self.heads + 2 * self.kv_heads, self.head_size)
+        self._rotate(qkv[:, : -self.kv_heads], turn)
+        cells[:, view.taken] = qkv[:, self.heads :].transpose(0, 1)
+        keys, values = cells[:, : view.window].chunk(2)
+        mixed = attend(self._group(qkv[:, : self.heads]), keys, values, mask, self.scale)
+        return mixed.view(self.kv_heads, rows, -1).transpose(0, 1).reshape(rows, -1)
+
+    def _rotate(self, queries_and_keys: Tensor, turn: Turn) -> None:
+        """In place, after the norm that some models have there."""
+        x = queries_and_keys if self.qk_norm is None else self.qk_norm(queries_and_keys)
+        swapped = x.roll(self.head_size // 2, -1)
+        torch.addcmul(x * turn.cos, swapped, turn.sin, out=queries_and_keys)
+
+    def _group(self, queries: Tensor) -> Tensor:
+        """[rows, heads, head_size] to [kv_heads, rows * group, head_size]."""
+        rows = len(queries)
+        grouped = queries.reshape(rows, self.kv_heads, self.group, self.head_size)
+        return grouped.transpose(0, 1).reshape(self.kv_heads, rows * self.group, self.head_size)
+
+
+class Norm:
+    """RMSNorm over the last dimension."""
+
+    def __init__(self, norm: Any) -> None:
+        self._weight = norm.weight
+        self._eps = norm.variance_epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+
+
+class HeadNorm:
+    """RMSNorm of each query and key head, all in one: rows [rows, heads + kv_heads, head_size]."""
+
+    def __init__(self, attention: Any, heads: int, kv_heads: int) -> None:
+        queries, keys = attention.q_norm, attention.k_norm
+        self._weights = torch.cat((queries.weight.expand(heads, -1), keys.weight.expand(kv_heads, -1)))
+        self._eps = queries.variance_epsilon
+
+    def __call__(self, x: Tensor) -> Tensor:
+        normed: Tensor = functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weights
+        return normed
+
+
+class Head:
+    """The final norm and the output matrix."""
+
+    def __init__(self, norm: nn.Module, output: nn.Linear) -> None:
+        self._norm = Norm(norm)
+        self._output = fuse(output)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._output(self._norm(x))
+
+
+def fuse(*modules: nn.Linear) -> Linear:
+    """One product for several of the same input, outputs side by side. The modules give their weights up."""
+    weight = torch.cat([module.weight for module in modules])
+    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    for module in modules:
+        module.to("meta")
+    return linear(weight, bias)

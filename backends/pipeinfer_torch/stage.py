@@ -1,0 +1,92 @@
+"""One stage: its cells, and the layers that run over them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden
+from pipeinfer.core.messages import KvOp
+from pipeinfer_numpy.cells import Taken
+from pipeinfer_numpy.checkpoint import INDEX, SINGLE, Checkpoint
+from pipeinfer_torch.cells import KvCells
+from pipeinfer_torch.generic import GenericLayers
+from pipeinfer_torch.lean import LeanLayers
+from pipeinfer_torch.skeleton import LEAN, Skeleton
+from pipeinfer_torch.source import find_model
+
+
+def load_stage(
+    model: str, layers: tuple[int, int], device: torch.device, dtype: str, *, cells: int, sequences: int
+) -> "TorchStage":
+    """Raises BadModel."""
+    skeleton = Skeleton(find_model(model), device, dtype)
+    first, stop = layers
+    if not 0 <= first < stop <= len(skeleton.layers):
+        raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {len(skeleton.layers)}, came [{first}, {stop}):"
+                       f" split the layers of {model} among the stages")
+    with torch.inference_mode():
+        skeleton.fill(first, stop, Checkpoint(find_model(model, [SINGLE, INDEX])))
+        return TorchStage(skeleton, first, stop, cells=cells, sequences=sequences)
+
+
+class TorchStage:
+    """Layers [first, stop) with their KV cells; `pipeinfer.backend.ModelStage` says what is promised."""
+
+    def __init__(self, skeleton: Skeleton, first: int, stop: int, *, cells: int, sequences: int) -> None:
+        config = skeleton.config
+        self._vocabulary = config.vocab_size if first == 0 else None
+        self._hidden_size = config.hidden_size
+        self._like = torch.empty(0, dtype=skeleton.dtype, device=skeleton.device)
+        reaches = [skeleton.reach(layer) for layer in range(first, stop)]
+        self._cells = KvCells(reaches, cells, sequences, self._like)
+        kind = LeanLayers if config.model_type in LEAN else GenericLayers
+        self._layers = kind(skeleton, first, stop, self._cells)
+
+    def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
+        self._check(batch, hidden)
+        taken = self._cells.tags.take(batch.positions, batch.sequences)
+        result = None
+        try:
+            result = self._run(batch, hidden, taken, abort)
+        finally:
+            if result is None:
+                self._cells.tags.free(taken)
+        return result
+
+    def apply(self, op: KvOp) -> None:
+        self._cells.tags.apply(op)
+
+    def clear(self) -> None:
+        self._cells.tags.clear()
+
+    def close(self) -> None:
+        del self._layers, self._cells
+
+    @torch.inference_mode()
+    def _run(self, batch: Batch, hidden: Hidden | None, taken: Taken, abort: AbortCheck) -> Hidden | None:
+        positions = torch.tensor(batch.positions, device=self._like.device)
+        view = self._cells.view(batch, taken)
+        result = self._layers.run(self._enter(batch, hidden), positions, view, batch.outputs, abort)
+        return None if result is None else result.to("cpu", torch.float32).numpy()
+
+    def _enter(self, batch: Batch, hidden: Hidden | None) -> Tensor:
+        """Token ids [rows], or the arriving hidden states as the stage's own [rows, hidden_size]."""
+        if self._vocabulary is not None:
+            return torch.tensor(batch.tokens, device=self._like.device)
+        return torch.from_numpy(np.array(hidden)).to(self._like)
+
+    def _check(self, batch: Batch, hidden: Hidden | None) -> None:
+        """Raises ValueError for a batch that does not fit this stage, before anything is changed."""
+        rows = len(batch.tokens)
+        if not rows or rows != len(batch.positions) or rows != len(batch.sequences) or not all(batch.sequences):
+            raise ValueError(f"expected one position and at least one sequence id for each of {rows} > 0 tokens, came"
+                             f" {len(batch.positions)} positions and {len(batch.sequences)} tuples of sequence ids")
+        if min(batch.positions) < 0:
+            raise ValueError(f"expected positions from 0 on, came {min(batch.positions)}")
+        if not 0 <= batch.outputs <= rows:
+            raise ValueError(f"expected 0..{rows} output rows, came {batch.outputs}")
+        if self._vocabulary is not None and not 0 <= min(batch.tokens) <= max(batch.tokens) < self._vocabulary:
+            raise ValueError(f"expected token ids 0..{self._vocabulary - 1}, came {sorted(set(batch.tokens))}")
+        if self._vocabulary is None and (hidden is None or hidden.shape != (rows, self._hidden_size)):
+            came = "none" if hidden is None else f"shape {list(hidden.shape)}"
+            raise ValueError(f"expected hidden states of shape [{rows}, {self._hidden_size}], came {came}")
