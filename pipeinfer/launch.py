@@ -11,6 +11,7 @@ from pipeinfer.backend import BadModel, ModelInfo, Tokenizer
 from pipeinfer.core import messages
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
+from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Failure, Proposal, Ready, Report, Sampling, Setup
 from pipeinfer.core.messages import Shutdown as ShutdownMessage
 from pipeinfer.drivers.live import shaped
@@ -166,9 +167,10 @@ class Cluster:
         on_tokens: OnTokens | None = None,
         margins: bool = False,
         logits_on_wire: bool = False,
+        open_log: Callable[[Head], EventLog] | None = None,
     ) -> Trial:
         """One generation. `stop_ids` None: the model's own end-of-text ids. `on_tokens` is called with each group of
-        committed tokens and may give a Stop. Raises RankLost, or ValueError on a prompt that does not fit."""
+        committed tokens and may give a Stop. `open_log` gives the head's event log. Raises RankLost, or ValueError on a prompt that does not fit."""
         if strategy.drafts and self.models.draft is None:
             raise LaunchError("this strategy drafts: give a draft model")
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
@@ -178,7 +180,7 @@ class Cluster:
         head = Head(pipeline, strategy, first_run=self._next_run, first_order=self._last_order)
         begin = Begin(sampling, strategy.draft_options(), 0, margins, logits_on_wire)
         self._begin(begin)
-        trial = _Generation(self, head, on_tokens).run(request)
+        trial = _Generation(self, head, on_tokens, open_log(head) if open_log else None).run(request)
         self._next_run, self._last_order = head.next_run, head.order
         return trial
 
@@ -243,19 +245,19 @@ class Cluster:
         message = messages.decode(envelope.header)
         self._last_message[envelope.sender] = type(message).__name__
         if isinstance(message, Failure):
-            if message.user_error and envelope.sender == message.rank:
+            if message.user_error:
                 raise LaunchError(message.text)
             raise self._lost(message.rank, message.text)
         return message
 
     def _lost(self, rank: int, why: str) -> RankLost:
+        rank, why = self._ranks.culprit(rank) or (rank, why)
         name = self.rank_names.get(rank, f"rank {rank}")
         ready = getattr(self, "ready", {}).get(rank)
         host = f" on {ready.host} (pid {ready.pid})" if ready else ""
         last = self._last_message.get(rank)
         heard = f"; its last message: {last}" if last else "; it never sent a message"
-        detail = self._ranks.last_words(rank) or why
-        return RankLost(rank, f"lost {name}{host}: {detail}{heard}")
+        return RankLost(rank, f"lost {name}{host}: {why}{heard}")
 
     def collect(self) -> list[RankRecord]:
         """Ask every rank how the last trial went; traffic is counted from the report before."""
@@ -290,9 +292,10 @@ class Cluster:
 class _Generation:
     """One head over the cluster, from Start until nothing of the generation is left in the pipeline."""
 
-    def __init__(self, cluster: Cluster, head: Head, on_tokens: OnTokens | None) -> None:
+    def __init__(self, cluster: Cluster, head: Head, on_tokens: OnTokens | None, log: EventLog | None) -> None:
         self._cluster = cluster
         self._head = head
+        self._log = log
         self._on_tokens = on_tokens
         self._emit_s: list[float] = []
         self._draft_s = 0.0
@@ -316,7 +319,10 @@ class _Generation:
         now = time.monotonic() - self._start
         if isinstance(event, Proposal):
             self._draft_s += event.compute_s
-        for effect in self._head.handle(now, event):
+        effects = self._head.handle(now, event)
+        if self._log is not None:
+            self._log.record(now, event, effects)
+        for effect in effects:
             self._perform(effect, now)
 
     def _perform(self, effect: HeadEffect, now: float) -> None:

@@ -19,8 +19,11 @@ from pipeinfer.transports.keys import write_keys
 START_S = 30.0
 """The longest that a process may take to listen."""
 
-LEAVE_S = 2.0
+LEAVE_S = 1.0
 """How long a rank may take to leave before it is ended."""
+
+NOTICE_S = 0.2
+"""A process that was killed closes its connections this much before it can be seen to have ended."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """One BLAS thread per rank unless the environment says otherwise: ranks share this machine's cores."""
@@ -35,8 +38,9 @@ class Ranks(Protocol):
     def dead(self) -> tuple[int, str] | None:
         """A rank that has ended by itself, and how."""
 
-    def last_words(self, rank: int) -> str | None:
-        """Why a rank that was started here ended, if it has."""
+    def culprit(self, rank: int) -> tuple[int, str] | None:
+        """Who ended and how, when `rank` was found to be gone: one that broke takes its neighbours with it. None when
+        that is not known here."""
 
     def close(self, farewell: bytes) -> None:
         """Send every rank the farewell, and end those that were started here. Idempotent."""
@@ -70,7 +74,7 @@ class Workers:
     def dead(self) -> tuple[int, str] | None:
         return None
 
-    def last_words(self, rank: int) -> str | None:
+    def culprit(self, rank: int) -> tuple[int, str] | None:
         return None
 
     def close(self, farewell: bytes) -> None:
@@ -92,7 +96,7 @@ class Threads:
     def dead(self) -> tuple[int, str] | None:
         return None
 
-    def last_words(self, rank: int) -> str | None:
+    def culprit(self, rank: int) -> tuple[int, str] | None:
         return None
 
     def close(self, farewell: bytes) -> None:
@@ -129,25 +133,33 @@ class Processes:
             raise
 
     def dead(self) -> tuple[int, str] | None:
-        for rank in range(len(self._processes)):
-            words = self.last_words(rank)
-            if words is not None:
-                return rank, words
-        return None
-
-    def last_words(self, rank: int) -> str | None:
-        code = self._processes[rank].poll() if 0 <= rank < len(self._processes) else None
-        if code is None:
+        ended = [rank for rank, process in enumerate(self._processes) if process.poll() is not None]
+        if not ended:
             return None
+        rank = next((rank for rank in ended if self._processes[rank].returncode), ended[0])
+        return rank, self._last_words(rank)
+
+    def culprit(self, rank: int) -> tuple[int, str] | None:
+        deadline = time.monotonic() + NOTICE_S
+        while True:
+            dead = self.dead()
+            if dead is not None and (dead[0] == rank or self._processes[dead[0]].returncode):
+                return dead
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(NOTICE_S / 10)
+
+    def _last_words(self, rank: int) -> str:
+        code = self._processes[rank].returncode
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         said = self._logs[rank].read_text(errors="replace").strip().splitlines()
         return f"{how}: {said[-1]}" if said else how
 
     def close(self, farewell: bytes) -> None:
+        deadline = time.monotonic() + (LEAVE_S if farewell else 0)
         if farewell:
             say_farewell(self.transport, farewell, len(self._processes))
         self.transport.close()
-        deadline = time.monotonic() + (LEAVE_S if farewell else 0)
         for process in self._processes:
             _end(process, deadline)
         self._folder.cleanup()
@@ -159,7 +171,7 @@ class Processes:
         line = output.readline()
         if not line.startswith("listening "):
             self._processes[rank].wait(LEAVE_S)
-            raise LaunchError(f"rank {rank} did not start: {self.last_words(rank)}")
+            raise LaunchError(f"rank {rank} did not start: {self._last_words(rank)}")
         return line.split()[1]
 
 
@@ -168,23 +180,21 @@ def _start(rank: int, key: Path, log: Path) -> "subprocess.Popen[str]":
     command += ["--rank", str(rank), "--key", str(key)]
     with log.open("w") as errors:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             env={**ONE_THREAD, **os.environ},
         )  # fmt: skip
 
 
 def _end(process: "subprocess.Popen[str]", deadline: float) -> None:
-    """Wait until it leaves, then ask it to, then make it."""
-    for ask in (None, process.terminate, process.kill):
-        if ask is not None:
-            ask()
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()) if ask is None else LEAVE_S)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    if process.stdout is not None:
-        process.stdout.close()
+    """Wait until it leaves, then make it: a rank has nothing to lose, and one that hangs would not be asked."""
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def say_farewell(transport: Transport, farewell: bytes, count: int) -> None:

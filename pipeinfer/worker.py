@@ -1,8 +1,10 @@
 """The process of one rank: `python -m pipeinfer.worker` and `pipeinfer worker`."""
 
 import argparse
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from pipeinfer.drivers.live import run_rank
@@ -43,11 +45,19 @@ def main() -> int:
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--key", type=Path, required=True)
     arguments = parser.parse_args()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         return serve(arguments.listen, arguments.rank, arguments.key, once=True)
     except TransportError as problem:
         print(problem, file=sys.stderr)
         return 2
+
+
+def _end_with_launcher() -> None:
+    """The launcher holds the other end of standard input: when that closes it is gone, however it went."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from pipeinfer.core.messages import (
 )
 from pipeinfer.core.sampling import candidates, margin, sample
 from pipeinfer.core.stage import Stage
+from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_backend
 from pipeinfer.spans import Span
 from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
@@ -318,8 +319,9 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
             raise
         _tell(transport, Failure(lost.rank, str(lost)))
     except Exception as problem:
-        _tell(transport, Failure(setup.rank, _one_line(problem), isinstance(problem, ValueError | TypeError)))
-        if not isinstance(problem, ValueError | TypeError | OSError):
+        user_error = isinstance(problem, LaunchError)
+        _tell(transport, Failure(setup.rank, _one_line(problem), user_error))
+        if not user_error:
             raise
     return True
 
@@ -327,10 +329,9 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
 def _session(transport: Transport, setup: Setup) -> None:
     start = time.monotonic()
     if setup.rank != transport.rank:
-        raise ValueError(f"the head takes this worker for rank {setup.rank}, but it was started as {transport.rank}")
+        raise LaunchError(f"the head takes this worker for rank {setup.rank}, but it was started as {transport.rank}")
     transport.connect(setup.next_rank, setup.next_address)
-    backend = open_backend(setup.backend, msgspec.json.decode(setup.options))
-    model = backend.load(setup.model, setup.layers, cells=setup.cells, sequences=setup.sequences)
+    model = _load(setup)
     endpoint = Endpoint(transport, setup)
     endpoint.worker = (DraftWorker if setup.role == "draft" else StageWorker)(endpoint, model)
     now = time.monotonic()
@@ -339,6 +340,16 @@ def _session(transport: Transport, setup: Setup) -> None:
         endpoint.serve()
     finally:
         model.close()
+
+
+def _load(setup: Setup) -> ModelStage:
+    """The rank's share of the model. Raises LaunchError with what is in the way."""
+    try:
+        backend = open_backend(setup.backend, msgspec.json.decode(setup.options))
+        model: ModelStage = backend.load(setup.model, setup.layers, cells=setup.cells, sequences=setup.sequences)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
+        raise LaunchError(f"rank {setup.rank} cannot load {setup.model}: {_one_line(problem)}") from problem
+    return model
 
 
 def shaped(transport: Transport, bandwidth_bps: float, latency_s: float) -> Transport:
@@ -356,4 +367,4 @@ def _tell(transport: Transport, failure: Failure) -> None:
 
 def _one_line(problem: BaseException) -> str:
     text = " ".join(str(problem).split())
-    return text if isinstance(problem, ValueError) and text else f"{type(problem).__name__}: {text}"
+    return text if isinstance(problem, ValueError | LaunchError) and text else f"{type(problem).__name__}: {text}"

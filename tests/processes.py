@@ -1,0 +1,121 @@
+"""The command line and the ranks it starts, as processes that tests look at and end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeinfer_emulated import EmulatedBackend
+
+EMULATED = ["--backend", "emulated", "--backend-option", "layers=4", "--backend-option", "layer_s=0.005"]
+"""Steady tokens for as long as a test wants them, on any machine."""
+
+PROMPT = ["a", "prompt"]
+
+
+def start(*arguments: str, **kwargs: object) -> "subprocess.Popen[str]":
+    """`pipeinfer ARGUMENTS` in a process group of its own."""
+    command = [sys.executable, "-m", "pipeinfer", *arguments]
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, **kwargs,
+    )  # fmt: skip
+
+
+@contextmanager
+def generating(*arguments: str, nodes: int = 3) -> Iterator["Generating"]:
+    """`pipeinfer generate` of many emulated tokens. What is left of it at the end is killed, each by its own id."""
+    command = ["generate", " ".join(PROMPT), *EMULATED, "--nodes", str(nodes), "--tokens", "3000", *arguments]
+    process = start(*command)
+    ranks: dict[int, int] = {}
+    try:
+        yield Generating(process, ranks, nodes)
+    finally:
+        for pid in [process.pid, *ranks.values()]:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+class Generating:
+    """The process of a generation, and the pids of its `ranks`."""
+
+    def __init__(self, process: "subprocess.Popen[str]", ranks: dict[int, int], nodes: int) -> None:
+        self.process = process
+        self.ranks = ranks
+        self._nodes = nodes
+
+    def wait_for_ranks(self) -> None:
+        """Until every rank has been started."""
+        deadline = time.monotonic() + 30
+        while len(self.ranks) < self._nodes:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            self.ranks.update(ranks_of(self.process.pid))
+            time.sleep(0.01)
+
+    def read_some(self, size: int = 40) -> str:
+        """At least that much of the text, once it is there."""
+        self.wait_for_ranks()
+        assert self.process.stdout is not None
+        text = ""
+        while len(text) < size:
+            some = os.read(self.process.stdout.fileno(), size).decode()
+            assert some, f"the text ends after {text!r}"
+            text += some
+        return text
+
+    def end(self, within: float) -> tuple[int, str, str]:
+        """Exit code, the rest of the text and the errors; the process has to end by itself."""
+        text, errors = self.process.communicate(timeout=within)
+        return self.process.returncode, text, errors
+
+    def assert_nothing_left(self, within: float) -> None:
+        """No rank is alive, or will be after that many seconds."""
+        deadline = time.monotonic() + within
+        while left := {rank: pid for rank, pid in self.ranks.items() if alive(pid)}:
+            assert time.monotonic() < deadline, f"ranks left behind: {left}"
+            time.sleep(0.02)
+
+
+def ranks_of(pid: int) -> dict[int, int]:
+    """Rank to pid, of the ranks that process `pid` has started."""
+    found = {}
+    for child in _children(pid):
+        words = _words(child)
+        if "pipeinfer.worker" in words and "--rank" in words:
+            found[int(words[words.index("--rank") + 1])] = child
+    return found
+
+
+def alive(pid: int) -> bool:
+    """There is such a process, and it has not ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def emulated_text(count: int) -> str:
+    """What the emulated target says after PROMPT."""
+    oracle = EmulatedBackend()._oracle
+    return "".join(f" {oracle.target(position)}" for position in range(len(PROMPT), len(PROMPT) + count))
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
+                for child in (task / "children").read_text().split()]  # fmt: skip
+    except OSError:
+        return []
+
+
+def _words(pid: int) -> Sequence[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
