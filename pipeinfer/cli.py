@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from pipeinfer.commands import generate, plugins, simulate, worker
+from pipeinfer.commands import generate, plugins, replay, simulate, worker
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(simulate.simulate)
+app.command()(replay.replay)
 app.command()(worker.worker)
 app.command()(plugins.plugins)
 
@@ -34,9 +35,9 @@ def main() -> None:
         app()
     except RankLost as problem:
         _fail(str(problem), RANK_LOST)
-    except (LaunchError, TransportError, BrokenPlugin, ValueError, OSError) as problem:
-        if os.environ.get("PIPEINFER_DEBUG"):
-            raise
+    except OSError as problem:
+        _fail(f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem), USER_ERROR)
+    except (LaunchError, TransportError, BrokenPlugin, ValueError) as problem:
         _fail(str(problem), USER_ERROR)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)

@@ -170,7 +170,8 @@ class Cluster:
         open_log: Callable[[Head], EventLog] | None = None,
     ) -> Trial:
         """One generation. `stop_ids` None: the model's own end-of-text ids. `on_tokens` is called with each group of
-        committed tokens and may give a Stop. `open_log` gives the head's event log. Raises RankLost, or ValueError on a prompt that does not fit."""
+        committed tokens and may give a Stop; `open_log` gives the head's event log. Raises RankLost, or ValueError on a
+        prompt that does not fit."""
         if strategy.drafts and self.models.draft is None:
             raise LaunchError("this strategy drafts: give a draft model")
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)

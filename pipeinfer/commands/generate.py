@@ -1,12 +1,16 @@
 """`pipeinfer generate`: text from a pipeline of ranks."""
 
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from pipeinfer.core.head import Head
+    from pipeinfer.core.log import EventLog
     from pipeinfer.launch import Cluster, Plan
     from pipeinfer.results import Trial
 
@@ -38,6 +42,7 @@ def generate(
     workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order.")] = None,
     key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Write the head's event log; `pipeinfer replay` reads it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
@@ -55,12 +60,13 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, seed)
     if trace is not None:
         trace.touch()  # An unwritable path is better known now than after the generation.
-    with Cluster(plan) as cluster:
+    with log.open("wb", buffering=0) if log else nullcontext() as log_file, Cluster(plan) as cluster:
         prompt_ids = cluster.tokenizer.encode(text)
         view = _view(cluster, text, stop or [], quiet=as_json)
         with view:
             trial = cluster.generate(
-                prompt_ids, chosen, max_tokens=tokens, sampling=sampling, on_tokens=view.on_tokens
+                prompt_ids, chosen, max_tokens=tokens, sampling=sampling, on_tokens=view.on_tokens,
+                open_log=log_opener(log_file, strategy, key_values(option)) if log_file else None,
             )  # fmt: skip
         if trace is not None:
             _write_trace(cluster, trace)
@@ -68,6 +74,13 @@ def generate(
         _print_json(trial, view.stream.text)
     else:
         view.print_summary(trial)
+
+
+def log_opener(file: IO[bytes], strategy: str, options: dict[str, Any]) -> "Callable[[Head], EventLog]":
+    """What opens a head's event log in `file`: its header tells how the head was made."""
+    from pipeinfer.core.log import EventLog, Header
+
+    return lambda head: EventLog(Header(head.pipeline, strategy, options, head.next_run, head.order), file.write)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -1,0 +1,33 @@
+"""`pipeinfer replay`: a head's event log, through a fresh head."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="What `generate --log FILE` wrote.")],
+    effects: Annotated[bool, typer.Option("--effects", help="Print each event's effects, a JSON list a line.")] = False,
+) -> None:
+    """Replay an event log: the same events must have the same effects. Exit code 1 where they do not."""
+    import msgspec
+
+    from pipeinfer.core.head import OutOfOrder
+    from pipeinfer.core.ledger import LedgerError
+    from pipeinfer.core.log import Diverged
+    from pipeinfer.core.log import replay as run
+    from pipeinfer.plugins import open_strategy
+
+    try:
+        replayed = run(log.read_bytes().splitlines(), open_strategy)
+    except msgspec.DecodeError as problem:
+        raise ValueError(f"{log} is not an event log: {problem}") from problem
+    except (Diverged, OutOfOrder, LedgerError) as problem:
+        print(f"diverged: {problem}")
+        raise typer.Exit(1) from problem
+    if effects:
+        for had in replayed:
+            print(msgspec.json.encode(had).decode())
+    else:
+        print(f"{len(replayed)} events had {sum(map(len, replayed))} effects, the same as then")
