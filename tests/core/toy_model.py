@@ -1,0 +1,127 @@
+"""A language model for tests that notices every mistake in a KV cache.
+
+Each layer's output for a row is a hash of exactly the values that the row can see in that layer's cells, in order of
+position. One cell too many, too few, too old or in the wrong sequence, on any stage, and the text takes another turn.
+"""
+
+from collections.abc import Sequence
+
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
+
+Values = tuple[int, ...]
+
+
+class Cell:
+    """One KV cell: free as soon as `tags` is empty."""
+
+    __slots__ = ("position", "tags", "value")
+
+    def __init__(self, position: int, tags: set[int], value: int) -> None:
+        self.position = position
+        self.tags = tags
+        self.value = value
+
+
+class ToyCells:
+    """The cells of one stage, with llama.cpp's semantics."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.cells: list[Cell] = []
+
+    def apply(self, ops: Sequence[KvOp]) -> None:
+        for op in ops:
+            if isinstance(op, KvSeqCp):
+                for cell in self._tagged(op.src, op.start, op.stop):
+                    cell.tags.add(op.dst)
+            elif isinstance(op, KvSeqRm):
+                for cell in self._tagged(op.sequence, op.start, op.stop):
+                    cell.tags.discard(op.sequence)
+            else:
+                for cell in self.cells:
+                    cell.tags &= {op.sequence}
+        self.cells = [cell for cell in self.cells if cell.tags]
+
+    def _tagged(self, sequence: int, start: int, stop: int) -> list[Cell]:
+        return [
+            cell for cell in self.cells
+            if sequence in cell.tags and start <= cell.position and (stop == TO_THE_END or cell.position < stop)
+        ]  # fmt: skip
+
+    def store(
+        self, values: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]]
+    ) -> list[Values | None]:
+        """Store a row per value. Gives what each row sees at positions 0 to its own, or None where there are gaps."""
+        assert len(self.cells) + len(values) <= self.capacity, "more rows than free cells"
+        seen: list[Values | None] = []
+        for value, position, tags in zip(values, positions, sequences, strict=True):
+            self.cells.append(Cell(position, set(tags), value))
+            seen.append(self._visible(tags[0], position))
+        return seen
+
+    def _visible(self, sequence: int, position: int) -> Values | None:
+        cells = self._tagged(sequence, 0, position + 1)
+        values = {cell.position: cell.value for cell in cells}
+        assert len(values) == len(cells), f"sequence {sequence} holds a position twice"
+        return tuple([values[at] for at in range(position + 1)]) if len(values) == position + 1 else None
+
+    def take_back(self, rows: int) -> None:
+        """Forget the last `rows` rows: their computation was aborted."""
+        del self.cells[len(self.cells) - rows :]
+
+
+class ToyLanguage:
+    """The target, `layers` deep, and a draft whose best candidate is the target's token in `agreement` % of texts."""
+
+    def __init__(self, salt: int, layers: int, vocabulary: int = 24, agreement: int = 60) -> None:
+        self.salt = salt
+        self.layers = layers
+        self.vocabulary = vocabulary
+        self.agreement = agreement
+        self._levels: dict[Values, tuple[Values, ...]] = {(): ((),) * (layers + 1)}
+
+    def layer(self, index: int, seen: Values) -> int:
+        """What layer `index` makes of the values that a row sees."""
+        return hash((self.salt, index, seen))
+
+    def token(self, output: int) -> int:
+        """The target's choice, from the last layer's output."""
+        return output % self.vocabulary
+
+    def next(self, text: Values) -> int:
+        """The target's token after `text`, without any cache."""
+        return self.token(self._known(text)[-1][-1])
+
+    def _known(self, text: Values) -> tuple[Values, ...]:
+        levels = self._levels.get(text)
+        if levels is None:
+            before = self._known(text[:-1])
+            rows = [(*before[0], text[-1])]
+            for index in range(self.layers):
+                rows.append((*before[index + 1], self.layer(index, rows[index])))
+            levels = self._levels[text] = tuple(rows)
+        return levels
+
+    def candidates(self, text: Values, count: int) -> tuple[tuple[int, float], ...]:
+        """The draft's best tokens after `text`, with confidences that fall from rank to rank."""
+        right = self.next(text)
+        chance = hash((self.salt, -2, text))
+        rank = 0 if chance % 100 < self.agreement else 1 + chance // 100 % 9
+        others = [(right + 1 + (chance // 7 + step) % (self.vocabulary - 1)) % self.vocabulary for step in range(8)]
+        others.insert(rank, right)
+        best = (chance // 1000 % 90 + 10) / 100
+        return tuple([(token, best * 0.7**k) for k, token in enumerate(others[: min(count, 8)])])
+
+    def plain(self, prompt: Values, max_tokens: int, stop_ids: Values, limit: int) -> tuple[list[int], str]:
+        """The loop that every strategy must agree with: one token after another, and why it ended."""
+        text = prompt
+        while True:
+            token = self.next(text)
+            text = (*text, token)
+            generated = list(text[len(prompt) :])
+            if token in stop_ids:
+                return generated, "eos"
+            if len(generated) >= max_tokens:
+                return generated, "length"
+            if len(text) >= limit:
+                return generated, "context"
