@@ -1,4 +1,4 @@
-"""The ranks of a session: processes or threads started here, or workers that run somewhere already."""
+"""The ranks of a session: processes or threads started here, an MPI world's, or workers that run somewhere already."""
 
 import os
 import socket
@@ -15,6 +15,7 @@ from pipeinfer.drivers.live import run_rank
 from pipeinfer.errors import LaunchError
 from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
 from pipeinfer.transports.keys import write_keys
+from pipeinfer.world import MpiProcesses
 
 START_S = 30.0
 """The longest that a process may take to listen."""
@@ -54,6 +55,8 @@ def open_ranks(transport: str, count: int, workers: tuple[str, ...], key: str | 
         return Threads(count)
     if transport == "tcp":
         return Processes(count)
+    if transport == "mpi":
+        return MpiProcesses(count)
     from pipeinfer.plugins import TRANSPORTS, load
 
     load(TRANSPORTS, transport)

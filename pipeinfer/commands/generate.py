@@ -22,13 +22,14 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Read the prompt from a file; - is standard input.")] = None,
     strategy: Annotated[str, typer.Option(help="iterative, speculative, pipeinfer, or a plug-in's.")] = "pipeinfer",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A strategy option, like -o k=6.")] = None,
-    nodes: Annotated[int, typer.Option(help="Ranks in all, the draft's included.", min=1)] = 4,
+    nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=1)] = None,
     layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft: 0.5,0.5/1.")] = None,
     backend: Annotated[str, typer.Option(help="Who computes: numpy, emulated, or a plug-in's.")] = "numpy",
     backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like layer_s=0.005.")] = None,
     target: Annotated[str, typer.Option(help="The model: a name the backend knows, or a path.")] = "builtin:target",
     draft: Annotated[str, typer.Option(help="The draft model.")] = "builtin:draft",
-    transport: Annotated[str, typer.Option(help="tcp (a process per rank) or inproc (a thread per rank).")] = "tcp",
+    transport: Annotated[str | None, typer.Option(help="tcp, inproc, mpi; default: mpi under mpirun, or tcp")] = None,
+    launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
     latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 128,
@@ -49,7 +50,9 @@ def generate(
     from pipeinfer.core.messages import Sampling
     from pipeinfer.launch import Cluster
     from pipeinfer.plugins import open_strategy
+    from pipeinfer.world import settle
 
+    transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
     text = read_prompt(prompt, file)
     chosen = open_strategy(strategy, key_values(option))
     plan = make_plan(
@@ -61,6 +64,8 @@ def generate(
     if trace is not None:
         trace.touch()  # An unwritable path is better known now than after the generation.
     with log.open("wb", buffering=0) if log else nullcontext() as log_file, Cluster(plan) as cluster:
+        if transport == "mpi":
+            _print_layout(cluster)
         prompt_ids = cluster.tokenizer.encode(text)
         view = _view(cluster, text, stop or [], quiet=as_json)
         with view:
@@ -143,6 +148,13 @@ def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> 
     stream = TextStream(cluster.tokenizer, stops)
     kind = View if quiet else LiveView if sys.stdout.isatty() else PlainView
     return kind(stream, prompt)
+
+
+def _print_layout(cluster: "Cluster") -> None:
+    """Who is where, on standard error: when a process dies, the MPI launcher may name no more than its host and pid."""
+    for rank, name in cluster.rank_names.items():
+        ready = cluster.ready[rank]
+        print(f"{name} on {ready.host} (pid {ready.pid})", file=sys.stderr)
 
 
 def _write_trace(cluster: "Cluster", path: Path) -> None:

