@@ -77,7 +77,7 @@ def _filtered(scaled: Floats, how: Sampling) -> Floats:
         weights = np.exp(scaled[order] - scaled[order[0]], dtype=np.float64)
         before = np.cumsum(weights) - weights
         kept = np.full_like(scaled, -np.inf)
-        nucleus = order[before < how.top_p * weights.sum()]
+        nucleus = order[: max(1, np.count_nonzero(before < how.top_p * weights.sum()))]
         kept[nucleus] = scaled[nucleus]
         scaled = kept
     return scaled
