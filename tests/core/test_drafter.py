@@ -1,0 +1,199 @@
+"""The drafter as a trace: orders and results of the draft model in, forwards and micro-batches out."""
+
+from typing import Any
+
+from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter, DraftOptions
+from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
+from pipeinfer.core.messages import DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Proposal
+
+FAR = 100
+
+
+def drafter(cells: int = 64, context: int = 64, **options: Any) -> Drafter:
+    made = DraftOptions(**options)
+    return Drafter(cells, made.branches + 2, context, made)
+
+
+def forward(*rows: tuple[int, int, int], outputs: int = 1, count: int = 1) -> ComputeDraft:
+    """Rows of (token, position, sequence)."""
+    tokens, positions, sequences = zip(*rows, strict=True)
+    return ComputeDraft(tokens, positions, tuple((s,) for s in sequences), outputs, count)
+
+
+def drafted(*rows: tuple[tuple[int, float], ...]) -> Drafted:
+    return Drafted(rows, 0.5)
+
+
+def one(token: int, confidence: float = 0.9) -> Drafted:
+    """The single best candidate after a single row."""
+    return drafted(((token, confidence),))
+
+
+def proposal(order: int, *nodes: DraftNode, stalled: bool = False, seconds: float = 0.0) -> Forward:
+    return Forward(Proposal(order, nodes, stalled, seconds))
+
+
+def proposals(effects: list[Any]) -> list[Proposal]:
+    return [effect.message for effect in effects if isinstance(effect, Forward)]
+
+
+def test_it_streams_micro_batches_without_being_asked_again() -> None:
+    d = drafter(micro_batch=2)
+    assert d.handle(DraftFrom(1, (5, 6), FAR)) == [forward((5, 0, 0), (6, 1, 0))]
+    assert d.handle(one(7)) == [Apply((KvSeqCp(0, 1, 0, 2),)), forward((7, 2, 1))]
+    first, second = DraftNode(0, -1, 7, 0.9), DraftNode(1, 0, 8, 0.8)
+    assert d.handle(one(8, 0.8)) == [proposal(1, first, second, seconds=1.0), forward((8, 3, 1))]
+    assert d.handle(one(9)) == [forward((9, 4, 1))]
+    assert proposals(d.handle(one(10)))[0].nodes == (DraftNode(2, 1, 9, 0.9), DraftNode(3, 2, 10, 0.9))
+
+
+def test_a_confirmation_changes_nothing_but_where_nodes_hang() -> None:
+    d = drafter(micro_batch=2)
+    for event in (DraftFrom(1, (5,), FAR), one(6), one(7)):
+        d.handle(event)
+    # 6 is committed while the row of 7 is computed: no abort, and its cell becomes text.
+    assert d.handle(DraftFrom(2, (6,), FAR)) == []
+    assert d.handle(one(8)) == [Apply((KvSeqCp(1, 0, 1, 2),)), forward((8, 3, 1))]
+    (proposed,) = proposals(d.handle(one(9)))
+    assert (proposed.order, proposed.nodes[0].parent) == (2, 1)
+
+
+def test_what_hangs_on_the_tip_says_so() -> None:
+    d = drafter(micro_batch=2)
+    for event in (DraftFrom(1, (5,), FAR), one(6)):
+        d.handle(event)
+    d.handle(DraftFrom(2, (6,), FAR))
+    # 6 was committed before it was proposed: what follows hangs on the tip, and 6 itself is no proposal.
+    d.handle(one(7))
+    (proposed,) = proposals(d.handle(one(8)))
+    assert [(node.parent, node.token) for node in proposed.nodes] == [(-1, 7), (1, 8)]
+
+
+def test_a_redirect_abandons_the_computation_and_starts_from_the_new_text() -> None:
+    d = drafter(micro_batch=3)
+    for event in (DraftFrom(1, (5,), FAR), one(6)):
+        d.handle(event)
+    assert d.handle(DraftFrom(2, (20,), FAR)) == [Abort()]
+    assert d.handle(DraftFrom(3, (21,), FAR)) == [], "once aborted is enough"
+    assert d.handle(Drafted((), 0.1, aborted=True)) == [
+        Apply((KvSeqRm(1, 0, -1),)),
+        forward((20, 1, 0), (21, 2, 0)),
+    ]
+    assert d.ledger.used == 3
+
+
+def test_an_abort_that_comes_too_late_is_no_harm() -> None:
+    d = drafter(micro_batch=1)
+    for event in (DraftFrom(1, (5,), FAR), one(6), DraftFrom(2, (20,), FAR)):
+        d.handle(event)
+    assert d.handle(one(7))[-1] == forward((20, 1, 0))
+    assert d.handle(one(21))[0] == proposal(2, DraftNode(1, -1, 21, 0.9), seconds=1.0)
+
+
+def test_text_is_read_even_when_it_is_long() -> None:
+    d = drafter(cells=1024, context=1024, micro_batch=1)
+    text = tuple(range(FEED_ROWS + 2))
+    rows = [(token, token, 0) for token in text]
+    assert d.handle(DraftFrom(1, text, 2000)) == [forward(*rows[:FEED_ROWS], outputs=0)]
+    assert d.handle(drafted()) == [forward(*rows[FEED_ROWS:])]
+
+
+def test_a_branch_splits_where_another_candidate_is_likely() -> None:
+    d = drafter(micro_batch=3, branches=2, split=0.2)
+    assert d.handle(DraftFrom(1, (5,), FAR)) == [forward((5, 0, 0), count=8)]
+    effects = d.handle(drafted(((6, 0.5), (7, 0.4), (8, 0.3))))
+    assert effects == [Apply((KvSeqCp(0, 1, 0, 1), KvSeqCp(0, 2, 0, 1))),
+                       forward((6, 1, 1), (7, 1, 2), outputs=2, count=8)]  # fmt: skip
+    effects = d.handle(drafted(((60, 0.9),), ((70, 0.9),)))
+    assert [(node.parent, node.token) for node in proposals(effects)[0].nodes] == [(-1, 6), (-1, 7), (0, 60), (1, 70)]
+
+
+def test_the_branch_that_came_true_goes_on_and_the_other_is_dropped() -> None:
+    d = drafter(micro_batch=3, branches=2, split=0.2)
+    for event in (DraftFrom(1, (5,), FAR), drafted(((6, 0.5), (7, 0.4))), drafted(((60, 0.9),), ((70, 0.9),))):
+        d.handle(event)
+    assert d.handle(DraftFrom(2, (7,), FAR)) == [], "the row of 70 is still wanted"
+    assert d.handle(drafted(((61, 0.9),), ((71, 0.9), (72, 0.8)))) == [
+        Apply((KvSeqCp(2, 0, 1, 2), KvSeqRm(1, 0, -1), KvSeqCp(2, 1, 0, 3))),
+        forward((71, 3, 1), (72, 3, 2), outputs=2, count=8),
+    ]
+
+
+def test_it_stops_at_until_and_goes_on_when_that_is_raised() -> None:
+    d = drafter(micro_batch=4)
+    d.handle(DraftFrom(1, (5,), 2))
+    d.handle(one(6))
+    both = DraftNode(0, -1, 6, 0.9), DraftNode(1, 0, 7, 0.9)
+    assert d.handle(one(7)) == [proposal(1, *both, stalled=True, seconds=1.0)]
+    assert d.handle(DraftFrom(2, (), 3)) == [forward((7, 2, 1))]
+    assert d.handle(one(8)) == [proposal(2, DraftNode(2, 1, 8, 0.9), stalled=True, seconds=0.5)]
+
+
+def test_an_order_with_nothing_to_draft_is_answered_all_the_same() -> None:
+    d = drafter(micro_batch=4)
+    d.handle(DraftFrom(1, (5,), 0))
+    assert d.handle(one(6)) == [proposal(1, stalled=True, seconds=0.5)]
+
+
+def test_below_the_cutoff_it_stalls() -> None:
+    d = drafter(micro_batch=4, cutoff=0.5)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert d.handle(one(6, 0.49)) == [proposal(1, stalled=True, seconds=0.5)]
+
+
+def test_recovery_raises_the_cutoff_with_every_run() -> None:
+    d = drafter(micro_batch=1, recovery=0.3)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert proposals(d.handle(one(6, 0.25)))[0].nodes, "nothing started yet: no cutoff"
+    assert d.handle(one(7, 0.25)) == [], "one started: the cutoff is .3"
+    # An order resets it.
+    effects = d.handle(DraftFrom(2, (), FAR + 1))
+    assert proposals(effects)[0].nodes == (DraftNode(1, 0, 7, 0.25),)
+
+
+def test_decay_lowers_the_cutoff_until_it_goes_on() -> None:
+    d = drafter(micro_batch=1, cutoff=0.5, decay=0.1)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert d.handle(one(6, 0.35)) == [Wake(RETRY_S), proposal(1, seconds=0.5)], "not stalled: it will try again"
+    assert d.handle(Woken()) == [Wake(RETRY_S)]
+    effects = d.handle(Woken())
+    assert proposals(effects)[0].nodes == (DraftNode(0, -1, 6, 0.35),)
+    assert isinstance(effects[-1], ComputeDraft)
+
+
+def test_once_is_one_micro_batch_per_order() -> None:
+    d = drafter(micro_batch=2, once=True)
+    d.handle(DraftFrom(1, (5,), FAR))
+    d.handle(one(6))
+    (effect,) = d.handle(one(7))
+    assert effect == proposal(1, DraftNode(0, -1, 6, 0.9), DraftNode(1, 0, 7, 0.9), stalled=True, seconds=1.0)
+    assert d.handle(DraftFrom(2, (6,), FAR)) == [Apply((KvSeqCp(1, 0, 1, 2),)), forward((7, 2, 1))]
+    d.handle(one(8))
+    (answer,) = proposals(d.handle(one(9)))
+    assert (answer.order, answer.stalled, [node.token for node in answer.nodes]) == (2, True, [8, 9])
+
+
+def test_the_context_ends_drafting_not_the_drafter() -> None:
+    d = drafter(context=4, micro_batch=8)
+    d.handle(DraftFrom(1, (5, 6), FAR))
+    d.handle(one(7))
+    assert d.handle(one(8)) == [forward((8, 3, 1))]
+    assert [node.token for node in proposals(d.handle(one(9)))[0].nodes] == [7, 8]
+    # Text beyond what it can hold is taken note of, and answered.
+    assert proposals(d.handle(DraftFrom(2, (7, 8, 9), FAR))) == [Proposal(2, (), True, 0.0)]
+
+
+def test_branches_wait_for_cells() -> None:
+    d = drafter(cells=2, micro_batch=2, branches=2, split=0.2)
+    d.handle(DraftFrom(1, (5,), FAR))
+    effects = d.handle(drafted(((6, 0.5), (7, 0.4))))
+    assert proposals(effects)[0].stalled, "two rows do not fit in one cell"
+    assert d.handle(DraftFrom(2, (6,), FAR))[-1] == forward((6, 1, 0), count=8)
+
+
+def test_the_last_order_lets_it_come_to_rest() -> None:
+    d = drafter(micro_batch=2)
+    for event in (DraftFrom(1, (5,), FAR), one(6), one(7)):
+        d.handle(event)
+    assert d.handle(DraftFrom(2, (), -1)) == []
+    assert d.handle(one(8)) == [proposal(2, stalled=True, seconds=0.5)]

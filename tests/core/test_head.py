@@ -1,0 +1,320 @@
+"""The head as a trace: what it is told, and exactly what it wants done, strategy by strategy."""
+
+from typing import Any
+
+import pytest
+
+from pipeinfer.core.effects import Emit, Finish, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
+from pipeinfer.core.head import NOWHERE, Head, OutOfOrder, Pipeline, Strategy
+from pipeinfer.core.ledger import CANONICAL
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
+from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.core.strategies.speculative import Speculative
+
+PROMPT = (5, 6, 7)
+REMOVE = -1
+
+
+class Told:
+    """A head under test."""
+
+    def __init__(self, strategy: Strategy, max_tokens: int = 100, stop_ids: tuple[int, ...] = (), **pipeline: Any):
+        self.head = Head(Pipeline(**{"stages": 3, **pipeline}), strategy)
+        self.begun = self(Start(Request(PROMPT, max_tokens, stop_ids)))
+
+    def __call__(self, event: Any) -> list[HeadEffect]:
+        effects = self.head.handle(0.0, event)
+        self.head.ledger.validate()
+        return effects
+
+
+def started(strategy: Strategy, **settings: Any) -> Told:
+    """A head that has committed 8 at position 3."""
+    told = Told(strategy, **settings)
+    told(Logits(0, (8,)))
+    return told
+
+
+def decode(run: int, kind: RunKind, *rows: tuple[int, int, tuple[int, ...]], outputs: int = -1, kv: Any = ()) -> Any:
+    """Rows of (token, position, sequences); all of them are outputs unless said."""
+    tokens, positions, sequences = zip(*rows, strict=True)
+    return ToFirstStage(Decode(run, kind, tokens, positions, sequences, len(rows) if outputs < 0 else outputs, kv))
+
+
+def single(run: int, token: int, position: int, *kv: Any) -> ToFirstStage:
+    made: ToFirstStage = decode(run, RunKind.SINGLE, (token, position, (0,)), kv=kv)
+    return made
+
+
+def draft_from(order: int, *tokens: int, until: int) -> ToDraft:
+    return ToDraft(DraftFrom(order, tokens, until))
+
+
+def chain(order: int, first_id: int, *tokens: int, parent: int = -1, stalled: bool = False) -> Proposal:
+    """A proposal of tokens that follow one another, with ids from `first_id`."""
+    nodes = [DraftNode(first_id, parent, tokens[0], 0.9)]
+    for token in tokens[1:]:
+        nodes.append(DraftNode(nodes[-1].id + 1, nodes[-1].id, token, 0.9))
+    return Proposal(order, tuple(nodes), stalled)
+
+
+# Plain decoding
+
+
+def test_iterative_takes_one_token_per_traversal() -> None:
+    told = Told(Iterative(), max_tokens=2)
+    assert told.begun == [decode(0, RunKind.PROMPT, (5, 0, (0,)), (6, 1, (0,)), (7, 2, (0,)), outputs=1)]
+    assert told(Logits(0, (8,))) == [Emit((8,)), single(1, 8, 3)]
+    assert told(Logits(1, (9,))) == [Emit((9,)), Finish("length")]
+    assert told.head.generated == [8, 9]
+    assert told.head.idle
+
+
+def test_the_prompt_travels_in_chunks() -> None:
+    told = Told(Iterative(), prompt_chunk=2)
+    assert told.begun == [
+        decode(0, RunKind.PROMPT, (5, 0, (0,)), (6, 1, (0,)), outputs=0),
+        decode(1, RunKind.PROMPT, (7, 2, (0,)), outputs=1),
+    ]
+    assert told(Logits(0, ())) == []
+    assert told(Logits(1, (8,))) == [Emit((8,)), single(2, 8, 3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"max_tokens": 1}, "length"), ({"stop_ids": (8,)}, "eos"), ({"cells": 4}, "context"),
+     ({"context": 4}, "context")],
+)  # fmt: skip
+def test_why_it_ends(settings: dict[str, Any], reason: str) -> None:
+    told = Told(Iterative(), **settings)
+    assert told(Logits(0, (8,))) == [Emit((8,)), Finish(reason)]
+    assert (told.head.reason, told.head.generated) == (reason, [8])
+
+
+def test_a_stop_string_takes_tokens_back() -> None:
+    told = Told(Iterative())
+    told(Logits(0, (8,), (0.5,)))
+    told(Logits(1, (9,), (0.25,)))
+    assert told(Stop(1, "stop")) == [Finish("stop")]
+    assert (told.head.generated, told.head.margins) == ([8], [0.5])
+    assert told(Stop(0, "again")) == []
+    assert not told.head.idle
+    assert told(Logits(2, (10,))) == [], "what was on its way drains, and ends nothing twice"
+    assert told.head.idle
+
+
+# The synchronous baseline
+
+
+def test_speculative_verifies_tip_and_drafts_in_one_run() -> None:
+    told = Told(Speculative(k=2))
+    assert told.begun[1:] == [draft_from(1, 5, 6, 7, until=2)]
+    assert told(Proposal(1, (), True)) == [], "nothing to verify: the prompt is still on its way"
+    assert told(Logits(0, (8,))) == [Emit((8,)), draft_from(2, 8, until=5)]
+    assert told(chain(2, 0, 9, 10, stalled=True)) == [
+        decode(1, RunKind.SPECULATIVE, (8, 3, (0, 1)), (9, 4, (1,)), (10, 5, (1,)), kv=(KvSeqCp(0, 1, 0, 3),))
+    ]
+    # 9 was right, 10 was not: the target's own 11 takes its place.
+    assert told(Logits(1, (9, 11, 12))) == [Emit((9, 11)), draft_from(3, 9, 11, until=7)]
+    assert told(Proposal(3, (), True)) == [single(2, 11, 5, KvSeqCp(1, 0, 4, 5), KvSeqRm(1, 0, REMOVE))]
+
+
+def test_speculative_ignores_the_answer_to_an_older_order() -> None:
+    told = Told(Speculative(k=2))
+    told(Logits(0, (8,)))
+    assert told(Proposal(1, (), True)) == []
+    assert told(chain(2, 0, 9, stalled=True))
+
+
+def test_a_tree_gives_each_leaf_a_sequence_of_its_own() -> None:
+    told = started(Speculative(k=4, branches=2))
+    nodes = (DraftNode(0, -1, 9, 0.5), DraftNode(1, -1, 10, 0.4), DraftNode(2, 0, 11, 0.9), DraftNode(3, 1, 12, 0.9))
+    (sent,) = told(Proposal(2, nodes, True))
+    assert isinstance(sent, ToFirstStage)
+    leaves = sent.message.sequences
+    assert leaves[0][0] == CANONICAL
+    assert set(leaves[0][1:]) == {1, 2}
+    assert leaves[1] == leaves[3] != leaves[2] == leaves[4]
+    # The second branch is the true one, to its end.
+    assert told(Logits(1, (10, 0, 12, 0, 13)))[0] == Emit((10, 12, 13))
+    promoted = [op for op in told.head.ledger.pending if isinstance(op, KvSeqCp)]
+    assert promoted == [KvSeqCp(leaves[2][0], 0, 4, 5), KvSeqCp(leaves[2][0], 0, 5, 6)]
+
+
+def test_speculative_sends_what_there_are_cells_for() -> None:
+    told = started(Speculative(k=4), cells=8)
+    (sent,) = told(chain(2, 0, 9, 10, 11, 12, stalled=True))
+    assert isinstance(sent, ToFirstStage)
+    assert sent.message.tokens == (8, 9, 10, 11)
+
+
+def test_drafts_that_were_not_sent_are_sent_when_they_came_true() -> None:
+    told = started(Speculative(k=2))
+    # The draft overshoots: a micro-batch of 4 where 2 fit. 9 and 10 come true, and it goes on from 12.
+    told(chain(2, 0, 9, 10, 11, 12, stalled=True))
+    assert told(Logits(1, (9, 10, 11)))[0] == Emit((9, 10, 11))
+    (sent,) = told(chain(3, 4, 13, parent=3, stalled=True))
+    assert isinstance(sent, ToFirstStage)
+    assert (sent.message.tokens, sent.message.positions) == ((11, 12, 13), (6, 7, 8))
+
+
+# PipeInfer
+
+
+def test_pipeinfer_speculates_while_the_target_works_and_cancels_what_is_lost() -> None:
+    told = Told(PipeInfer(draft=2, in_flight=3))
+    assert told.begun[1:] == [draft_from(1, 5, 6, 7, until=8)]
+    assert told(Logits(0, (8,))) == [Emit((8,)), single(1, 8, 3), draft_from(2, 8, until=9)]
+    # Two micro-batches follow each other, the second in a partition that continues the first.
+    assert told(chain(2, 0, 9, 10)) == [
+        decode(2, RunKind.SPECULATIVE, (9, 4, (1,)), (10, 5, (1,)), kv=(KvSeqCp(0, 1, 0, 4),))
+    ]
+    assert told(chain(2, 2, 11, parent=1)) == [decode(3, RunKind.SPECULATIVE, (11, 6, (2,)), kv=(KvSeqCp(1, 2, 0, 6),))]
+    # 9 is right and covered by run 2: no single-token run.
+    assert told(Logits(1, (9,))) == [Emit((9,)), draft_from(3, 9, until=10)]
+    # 10 is right as well, 11 is not: run 3 is lost.
+    assert told(Logits(2, (10, 99))) == [
+        Emit((10, 99)),
+        ToStages(CancelRun((3,))),
+        single(4, 99, 6, KvSeqCp(1, 0, 4, 5), KvSeqCp(1, 0, 5, 6), KvSeqRm(1, 0, REMOVE)),
+        draft_from(4, 10, 99, until=12),
+    ]
+    assert told(Logits(3, (), cancelled_at=1)) == []
+    assert [(run.drafted, run.accepted, run.cancelled_at) for run in told.head.runs[2:4]] == [(2, 2, -1), (1, 0, 1)]
+
+
+def test_speculation_may_run_ahead_of_the_prompt() -> None:
+    told = Told(PipeInfer(draft=2))
+    (sent,) = told(chain(1, 0, 8, 9))
+    assert isinstance(sent, ToFirstStage)
+    assert (sent.message.positions, sent.message.kv) == ((3, 4), (KvSeqCp(0, 1, 0, 3),))
+    assert told(Logits(0, (8,))) == [Emit((8,)), draft_from(2, 8, until=19)]
+
+
+def test_runs_wait_for_a_place_in_flight() -> None:
+    told = started(PipeInfer(draft=1, in_flight=2))
+    assert len(told(chain(2, 0, 9))) == 1
+    assert told(chain(2, 1, 10, parent=0)) == []
+    assert told(Logits(1, (9,)))[1:] == [
+        decode(3, RunKind.SPECULATIVE, (10, 5, (2,)), kv=(KvSeqCp(1, 0, 4, 5), KvSeqCp(0, 2, 0, 5))),
+        draft_from(3, 9, until=6),
+    ]
+
+
+def test_runs_wait_for_a_partition() -> None:
+    told = started(PipeInfer(draft=1), sequences=2)
+    assert len(told(chain(2, 0, 9))) == 1
+    assert told(chain(2, 1, 10, parent=0)) == []
+    told(Logits(1, (9,)))
+    # Run 2 gives its partition back; 10 was right meanwhile, and alone it needs none.
+    assert told(Logits(2, (10,)))[1] == single(3, 10, 5, KvSeqCp(1, 0, 4, 5), KvSeqRm(1, 0, REMOVE))
+
+
+def test_what_is_proposed_too_late_is_dropped() -> None:
+    told = started(PipeInfer(draft=2))
+    told(Logits(1, (9,)))
+    # Order 2 said: after 8. That 9 follows is known, that 20 does not as well, and 10 after 9 is news.
+    (sent,) = told(Proposal(2, (DraftNode(0, -1, 9, 1), DraftNode(1, -1, 20, 1), DraftNode(2, 1, 21, 1),
+                                DraftNode(3, 0, 10, 1)), False))  # fmt: skip
+    assert isinstance(sent, ToFirstStage)
+    assert sent.message.tokens == (10,)
+
+
+def test_without_cancellation_lost_runs_run_on() -> None:
+    told = started(PipeInfer(draft=1, cancellation=False))
+    told(chain(2, 0, 9))
+    assert not any(isinstance(effect, ToStages) for effect in told(Logits(1, (99,))))
+    assert told(Logits(2, (77,))) == [], "the verdict on a dead branch means nothing"
+    assert told.head.generated == [8, 99]
+
+
+def test_redundant_runs_fill_the_canonical_sequence_themselves() -> None:
+    told = started(PipeInfer(draft=2, redundant_runs=True))
+    told(chain(2, 0, 9, 10))
+    assert told(Logits(1, (9,)))[:2] == [Emit((9,)), single(3, 9, 4)]
+    assert told(Logits(2, (10, 11)))[:2] == [
+        Emit((10, 11)),
+        decode(4, RunKind.SINGLE, (10, 5, (0,)), (11, 6, (0,)), kv=(KvSeqRm(1, 0, REMOVE),)),
+    ]
+    assert told(Logits(3, (10,))) == [], "known already"
+
+
+def test_without_continuous_speculation_one_micro_batch_at_a_time_is_ordered() -> None:
+    told = Told(PipeInfer(draft=2, continuous=False))
+    assert told.begun[1:] == [draft_from(1, 5, 6, 7, until=4)]
+    assert told(Logits(0, (8,)))[2:] == [draft_from(2, 8, until=5)]
+    assert len(told(chain(2, 0, 9, 10))) == 1
+    assert told(Logits(1, (9,)))[1:] == [draft_from(3, 9, until=4)], "a micro-batch is under way: draft no further"
+    assert told(Logits(2, (10, 11)))[2:] == [draft_from(4, 10, 11, until=8)]
+
+
+def test_a_partly_dead_run_is_not_cancelled() -> None:
+    told = started(PipeInfer(draft=2, branches=2))
+    told(Proposal(2, (DraftNode(0, -1, 9, 0.5), DraftNode(1, -1, 10, 0.4)), False))
+    assert not any(isinstance(effect, ToStages) for effect in told(Logits(1, (9,))))
+    assert told.head.runs[2].live == 1
+
+
+def test_the_end_cancels_what_is_in_flight_and_brings_the_draft_to_rest() -> None:
+    told = started(PipeInfer(draft=1), max_tokens=2)
+    told(chain(2, 0, 9))
+    told(chain(2, 1, 10, parent=0))
+    assert told(Logits(1, (9,))) == [
+        Emit((9,)),
+        ToStages(CancelRun((3,))),
+        draft_from(3, until=NOWHERE),
+        Finish("length"),
+    ]
+    assert told(chain(2, 2, 11, parent=1)) == []
+    assert told(Logits(2, (10,))) == []
+    assert told(Logits(3, (), cancelled_at=0)) == []
+    assert told.head.idle
+
+
+def test_proposals_left_over_from_an_earlier_generation_are_ignored() -> None:
+    head = Head(Pipeline(2), PipeInfer(), first_run=7, first_order=4)
+    prompt, order = head.handle(0.0, Start(Request(PROMPT, 9)))
+    assert isinstance(prompt, ToFirstStage)
+    assert isinstance(order, ToDraft)
+    assert (prompt.message.run, order.message.order) == (7, 5)
+    assert head.handle(0.0, chain(4, 0, 9)) == []
+    assert head.handle(0.0, chain(5, 0, 9)) != []
+
+
+# What is refused
+
+
+def test_results_out_of_order() -> None:
+    told = started(Iterative())
+    with pytest.raises(OutOfOrder, match="the result of run 0 came, expected 1"):
+        told(Logits(0, (8,)))
+    told = Told(Iterative(), max_tokens=1)
+    told(Logits(0, (8,)))
+    with pytest.raises(OutOfOrder, match="expected none"):
+        told(Logits(1, (8,)))
+
+
+def test_an_answer_to_an_order_that_was_never_given() -> None:
+    with pytest.raises(OutOfOrder, match="order 9, which was not given"):
+        started(PipeInfer())(chain(9, 0, 1))
+
+
+def test_an_event_for_somebody_else() -> None:
+    with pytest.raises(OutOfOrder, match="does not take a CancelRun"):
+        started(Iterative())(CancelRun((0,)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [(Request((), 5), "the prompt is empty"), (Request((1,) * 8, 5), "leaves no room in a context of 8"),
+     (Request((1,), 0), "max_tokens = 0")],
+)  # fmt: skip
+def test_a_bad_request(request_: Request, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Head(Pipeline(1, cells=8), Iterative()).handle(0.0, Start(request_))
+
+
+def test_too_few_sequence_ids_for_one_partition() -> None:
+    with pytest.raises(ValueError, match="3 sequence ids hold no partition of 3"):
+        Head(Pipeline(1, sequences=3), PipeInfer(branches=3))
