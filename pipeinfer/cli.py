@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from pipeinfer.commands import generate, plugins, replay, simulate, worker
+from pipeinfer.commands import generate, plugins, record, replay, simulate, worker
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(simulate.simulate)
+app.command()(record.record)
 app.command()(replay.replay)
 app.command()(worker.worker)
 app.command()(plugins.plugins)

@@ -147,7 +147,8 @@ class Cluster:
     @property
     def rank_names(self) -> dict[int, str]:
         """What each rank is, for people."""
-        names = {s.rank: f"rank {s.rank}: target layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
+        names = {HEAD: "head"}
+        names |= {s.rank: f"rank {s.rank}: target layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
         if self.models.draft is not None:
             names[self._setups[-1].rank] = f"rank {self._setups[-1].rank}: draft"
         return names
@@ -333,11 +334,19 @@ class _Generation:
             self._cluster.send_draft(effect.message)
         elif isinstance(effect, ToStages):
             self._cluster.send_stages(effect.message)
+            self._note("cancel " + " ".join(map(str, effect.message.runs)), now)
         elif isinstance(effect, Emit):
             self._emit_s.extend([now] * len(effect.tokens))
+            self._note(f"commit {len(effect.tokens)}", now)
             stop = self._on_tokens(effect.tokens) if self._on_tokens else None
             if stop is not None:
                 self._handle(stop)
+
+    def _note(self, what: str, now: float) -> None:
+        """Put a decision of the head on the timeline."""
+        if self._cluster.plan.trace:
+            at = self._start + now
+            self._cluster.spans.append(Span(HEAD, what, at, at))
 
     def _trial(self, request: Request) -> Trial:
         head, tokens = self._head, self._head.generated

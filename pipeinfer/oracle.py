@@ -6,6 +6,7 @@ text is rejected at the token where it left.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -28,13 +29,19 @@ class Oracle(Protocol):
         """The draft's best `count` tokens for `position` with their confidence, best first."""
 
 
-class Trace(msgspec.Struct, frozen=True):
+class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Position by position: the target token's rank among the draft's candidates, and their confidences. Repeats when a
-    text is longer than the trace. Token ids are made up, below `vocabulary`."""
+    text is longer than the trace. Token ids are made up, below `vocabulary`; `source` says where the trace is from."""
 
     ranks: Sequence[int]
     confidences: Sequence[Sequence[float]]
     vocabulary: int = 512
+    source: str = ""
+
+    @property
+    def acceptance(self) -> float:
+        """How often the draft's first candidate is right."""
+        return sum(rank == 0 for rank in self.ranks) / len(self.ranks)
 
     def target(self, position: int) -> int:
         return (position * 7919) % (self.vocabulary - RANKS - 1)
@@ -44,6 +51,22 @@ class Trace(msgspec.Struct, frozen=True):
         rank, confidence = self.ranks[at], self.confidences[at]
         right = self.target(position)
         return tuple([(right if k == rank else right + 1 + k, confidence[k]) for k in range(min(count, RANKS))])
+
+
+def read_trace(path: Path) -> Trace:
+    """A trace that `pipeinfer record` wrote. Raises ValueError, one line, where the file is not one."""
+    try:
+        trace = msgspec.json.decode(path.read_bytes(), type=Trace)
+    except OSError as problem:
+        raise ValueError(f"cannot read the trace {path}: {problem.strerror}") from problem
+    except msgspec.DecodeError as problem:
+        raise ValueError(f"{path} is not a trace, as `pipeinfer record` writes them: {problem}") from problem
+    if not trace.ranks or len(trace.ranks) != len(trace.confidences):
+        raise ValueError(f"{path}: expected as many ranks as confidences and at least one, came {len(trace.ranks)} and "
+                         f"{len(trace.confidences)}")  # fmt: skip
+    if any(len(confidences) != RANKS for confidences in trace.confidences):
+        raise ValueError(f"{path}: expected {RANKS} confidences at every position")
+    return trace
 
 
 def independent(acceptance: float, *, seed: int = 0, length: int = 8192, vocabulary: int = 512) -> Trace:

@@ -6,7 +6,10 @@ import msgspec
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
-    """Rank `rank` was busy with `name` from `start` to `end` (seconds); `aborted`: it was cancelled there."""
+    """Rank `rank` was busy with `name` from `start` to `end` (seconds); `aborted`: it was cancelled there.
+
+    A span of no length is something that the head did: a commit, a cancellation.
+    """
 
     rank: int
     name: str
@@ -21,12 +24,15 @@ def chrome_trace(spans: Iterable[Span], names: dict[int, str]) -> bytes:
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": rank, "args": {"name": name}}
         for rank, name in names.items()
     ]
-    events += [
-        {
-            "ph": "X", "pid": 0, "tid": span.rank, "name": span.name, "cat": span.name.split()[0],
-            "ts": span.start * 1e6, "dur": (span.end - span.start) * 1e6,
-            "args": {"aborted": span.aborted}, "cname": "terrible" if span.aborted else None,
-        }
-        for span in spans
-    ]  # fmt: skip
+    events += [_event(span) for span in spans]
     return msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms"})
+
+
+def _event(span: Span) -> dict[str, object]:
+    event: dict[str, object] = {
+        "pid": 0, "tid": span.rank, "name": span.name, "cat": span.name.split()[0], "ts": span.start * 1e6,
+    }  # fmt: skip
+    if span.end == span.start:
+        return {**event, "ph": "i", "s": "t"}
+    event |= {"ph": "X", "dur": (span.end - span.start) * 1e6, "args": {"aborted": span.aborted}}
+    return {**event, "cname": "terrible"} if span.aborted else event

@@ -245,3 +245,15 @@ def _sections(path: Path, kinds: dict[str, type]) -> dict[str, dict[str, Any]]:
         }
         for section, kind in kinds.items()
     }
+
+
+class _Prompt(Entry, frozen=True):
+    name: str
+    text: str
+
+
+def prompts() -> list[str]:
+    """The texts of the suite's prompts, in order."""
+    path = asset("workloads/builtin/prompts.toml")
+    entries = convert(_read(path).get("prompt", []), list[_Prompt], f"{path}: prompt")
+    return [entry.text for entry in entries]

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
 from pipeinfer.core.messages import KvOp
-from pipeinfer.oracle import RANKS, Oracle, independent
+from pipeinfer.oracle import RANKS, Oracle, independent, read_trace
 from pipeinfer_numpy.cells import Cells
 
 NAP_S = 5e-4
@@ -20,7 +21,8 @@ CERTAIN = 1e4
 
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
-    whole forward of the draft. The draft is right with probability `acceptance`, independently (seeded by `seed`).
+    whole forward of the draft. The draft is right with probability `acceptance`, independently (seeded by `seed`), or
+    as in the file `trace` that `pipeinfer record` wrote.
 
     `builtin:target` and `builtin:draft` name the same two models, so that the defaults of the command line work.
     """
@@ -36,13 +38,14 @@ class EmulatedBackend:
         seed: int = 0,
         hidden_size: int = 64,
         context: int = 4096,
+        trace: str | None = None,
     ) -> None:
         if layers < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
             raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
         self._layers, self._hidden_size, self._context = layers, hidden_size, context
         self._target_s, self._target_row_s = layer_s, row_s
         self._draft_s, self._draft_row_s = draft_s, draft_row_s
-        self._oracle = independent(acceptance, seed=seed)
+        self._oracle: Oracle = read_trace(Path(trace)) if trace else independent(acceptance, seed=seed)
 
     def info(self, model: str) -> ModelInfo:
         layers = self._layers if _role(model) == "target" else 1
