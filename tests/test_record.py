@@ -62,7 +62,9 @@ def test_playing_a_trace_back_accepts_what_was_accepted(tmp_path: Path) -> None:
     assert followed == pytest.approx(trace.acceptance, abs=0.12)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"ranks": [0], "confidences": []}', '{"ranks": [0], "confidences": [[1]]}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"ranks": [0], "confidences": []}', '{"ranks": [0], "confidences": [[1]]}']
+)
 def test_what_is_no_trace_is_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "trace.json"
     path.write_text(content)
