@@ -4,6 +4,7 @@ Nothing is imported before it is named. The project's own plug-ins come through 
 """
 
 import difflib
+import inspect
 import re
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def load(group: str, name: str) -> Any:
     """The object behind a plug-in's name. Raises UnknownPlugin or BrokenPlugin."""
     points = list(entry_points(group=group, name=name))
     if not points:
-        raise UnknownPlugin(_unknown(group, name))
+        raise UnknownPlugin(_not_installed(group, name))
     if len({point.value for point in points}) > 1:
         offers = " and ".join(sorted(_distribution(point)[0] for point in points))
         raise BrokenPlugin(f'{_kind(group)} "{name}" is offered by {offers}; uninstall all but one')
@@ -50,20 +51,12 @@ def load(group: str, name: str) -> Any:
 
 def open_backend(name: str, options: dict[str, Any]) -> Any:
     """A compute backend (`pipeinfer.backend.Backend`) with its own options. Raises ValueError on a wrong one."""
-    factory = load(BACKENDS, name)
-    try:
-        return factory(**options)
-    except TypeError as problem:
-        raise ValueError(f'backend "{name}": {_one_line(problem)}') from problem
+    return _construct(BACKENDS, name, options)
 
 
 def open_strategy(name: str, options: dict[str, Any]) -> Any:
     """A strategy (`pipeinfer.core.head.Strategy`) with its options. Raises ValueError on a wrong one."""
-    factory = load(STRATEGIES, name)
-    try:
-        return factory(**options)
-    except TypeError as problem:
-        raise ValueError(f'strategy "{name}": {_one_line(problem)}') from problem
+    return _construct(STRATEGIES, name, options)
 
 
 def installed() -> list[Plugin]:
@@ -73,6 +66,30 @@ def installed() -> list[Plugin]:
         for group in GROUPS
         for point in sorted(entry_points(group=group), key=lambda point: point.name)
     ]
+
+
+def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
+    factory = load(group, name)
+    who = f'{_kind(group)} "{name}"'
+    known = inspect.signature(factory, eval_str=True).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for option, value in options.items():
+        if option in known:
+            _check_type(who, option, value, known[option].annotation)
+        elif not anything:
+            raise ValueError(_unknown(f'{who} has no option "{option}"', option, list(known), "its options"))
+    try:
+        return factory(**options)
+    except TypeError as problem:
+        raise ValueError(f"{who}: {_one_line(problem)}") from problem
+
+
+def _check_type(who: str, option: str, value: Any, expected: Any) -> None:
+    """Text where a number or a switch is expected would be taken for true, or fail far from here."""
+    fitting = {bool: bool, int: int, float: int | float}.get(expected)
+    if fitting is not None and (not isinstance(value, fitting) or (isinstance(value, bool) and expected is not bool)):
+        names = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise ValueError(f"{who}: {option} = {value}: expected {names[expected]}")
 
 
 def _load(point: EntryPoint) -> Any:
@@ -114,13 +131,17 @@ def _requirement(line: str) -> tuple[str, str]:
     return (name.group().replace("-", "_") if name else "", extra.group(1) if extra else "")
 
 
-def _unknown(group: str, name: str) -> str:
+def _not_installed(group: str, name: str) -> str:
     there = names(group)
     if not there:
         return f'no {_kind(group)} "{name}": PipeInfer itself is not installed; run `pip install -e .` in the checkout'
+    return _unknown(f'no {_kind(group)} "{name}"', name, there, "installed")
+
+
+def _unknown(what: str, name: str, there: list[str], title: str) -> str:
     close = difflib.get_close_matches(name, there, n=1)
     hint = f'; did you mean "{close[0]}"?' if close else ";"
-    return f'no {_kind(group)} "{name}"{hint} installed: {", ".join(there)}'
+    return f"{what}{hint} {title}: {', '.join(there) or 'none'}"
 
 
 def _kind(group: str) -> str:
