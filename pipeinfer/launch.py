@@ -194,7 +194,8 @@ class Cluster:
         for setup, address in zip(self._setups, addresses, strict=True):
             self._transport.connect(setup.rank, address)
             self._send(setup.rank, setup)
-        self._transport = shaped(self._transport, self.plan.bandwidth_bps, self.plan.latency_s)
+        # From here on every message is stamped, and so has to be the farewell.
+        self._ranks.transport = self._transport = shaped(self._transport, self.plan.bandwidth_bps, self.plan.latency_s)
         self.ready: dict[int, Ready] = {}
         deadline = time.monotonic() + LOAD_S
         while len(self.ready) < len(self._setups):
