@@ -52,9 +52,11 @@ def generate(
     from pipeinfer.plugins import open_strategy
     from pipeinfer.world import settle
 
+    given = nodes
     transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
     text = read_prompt(prompt, file)
     chosen = open_strategy(strategy, key_values(option))
+    check_agreement(given, layers, workers, key, drafts=chosen.drafts)
     plan = make_plan(
         drafts=chosen.drafts, nodes=nodes, layers=layers, backend=backend, backend_options=key_values(backend_option),
         target=target, draft=draft, transport=transport, bandwidth=bandwidth, latency=latency, cells=cells,
@@ -95,9 +97,11 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if file is None:
         return DEFAULT_PROMPT if prompt is None else prompt
     try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text()
+        return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
     except OSError as problem:
         raise ValueError(f"cannot read the prompt from {file}: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"cannot read the prompt from {file}: byte {problem.start} is no UTF-8 text") from problem
 
 
 def key_values(pairs: list[str] | None) -> dict[str, Any]:
@@ -114,6 +118,17 @@ def key_values(pairs: list[str] | None) -> dict[str, Any]:
         except msgspec.DecodeError:
             found[name] = value
     return found
+
+
+def check_agreement(
+    nodes: int | None, layers: str | None, workers: str | None, key: Path | None, *, drafts: bool
+) -> None:  # fmt: skip
+    """Raise ValueError where what was given says two things."""
+    if key is not None and workers is None:
+        raise ValueError("--key is the key file of running workers: give their addresses with --workers")
+    ranks = layers.partition("/")[0].count(",") + 1 + drafts if layers else None
+    if nodes is not None and ranks not in (None, nodes):
+        raise ValueError(f"--layers {layers} is for {ranks} ranks in all, and --nodes says {nodes}")
 
 
 def make_plan(

@@ -65,8 +65,9 @@ class PlainView(View):
         self._written = len(self.stream.text)
 
     def close(self) -> None:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        if self._written:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 class LiveView(View):
