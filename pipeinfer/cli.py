@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from pipeinfer.commands import generate, plugins, record, replay, simulate, worker
+from pipeinfer.commands import doctor, generate, plugins, record, replay, simulate, worker
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
@@ -24,6 +24,7 @@ app.command()(record.record)
 app.command()(replay.replay)
 app.command()(worker.worker)
 app.command()(plugins.plugins)
+app.command()(doctor.doctor)
 
 USER_ERROR, RANK_LOST, INTERRUPTED = 2, 1, 130
 
