@@ -132,6 +132,11 @@ class Cluster:
         self._transport = self._ranks.transport
         try:
             self._set_up()
+        except RankLost as lost:
+            self.close()
+            if lost.rank in self._last_message:
+                raise
+            raise LaunchError(str(lost)) from lost  # It was never there.
         except BaseException:
             self.close()
             raise

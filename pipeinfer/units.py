@@ -11,7 +11,7 @@ _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ/]*)\s*"
 def bandwidth_bps(text: str) -> float:
     """Bit/s of `100M`, `1Gbit`, `1Gbit/s`, `25e9`. Raises ValueError."""
     number, unit = _split(text, "a bandwidth like 1Gbit or 100Mbit")
-    prefix = re.sub(r"(bit)?(/s|ps)?$", "", unit.lower())
+    prefix = re.sub(r"([bB][iI][tT]|b)?(/s|ps)?$", "", unit).lower()  # a capital B alone is a byte
     if prefix not in BANDWIDTH or number <= 0:
         raise ValueError(f'"{text}": expected a bandwidth like 1Gbit or 100Mbit (bit/s)')
     return number * BANDWIDTH[prefix]

@@ -33,6 +33,7 @@ class View:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stream.finish()
         self.close()
 
     def on_tokens(self, tokens: tuple[int, ...]) -> Stop | None:
@@ -65,6 +66,7 @@ class PlainView(View):
         self._written = len(self.stream.text)
 
     def close(self) -> None:
+        self.show()
         if self._written:
             sys.stdout.write("\n")
             sys.stdout.flush()

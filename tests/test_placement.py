@@ -1,0 +1,84 @@
+"""Which layers lie on which rank."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
+
+
+def assert_covers(ranges: list[LayerRange], layers: int) -> None:
+    """In order, without a gap, and nobody goes empty."""
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == layers
+    assert all(end == start for (_, end), (start, _) in pairwise(ranges))
+    assert all(start < end for start, end in ranges)
+
+
+@given(st.integers(1, 200).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(1, layers))))
+def test_an_even_split_is_even(case: tuple[int, int]) -> None:
+    layers, stages = case
+    ranges = even_split(layers, stages)
+    sizes = [end - start for start, end in ranges]
+    assert_covers(ranges, layers)
+    assert len(ranges) == stages
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(("layers", "stages"), [(4, 5), (4, 0), (0, 1)])
+def test_a_stage_needs_a_layer(layers: int, stages: int) -> None:
+    with pytest.raises(BadSplit, match="layers cannot be split over"):
+        even_split(layers, stages)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "expected"),
+    [
+        ("1", 8, [(0, 8)]),
+        ("8", 8, [(0, 8)]),
+        ("0.5,0.5", 8, [(0, 4), (4, 8)]),
+        ("0.25,0.25,0.5", 8, [(0, 2), (2, 4), (4, 8)]),
+        ("2,2,4", 8, [(0, 2), (2, 4), (4, 8)]),
+        ("0.1,0.4,0.5", 80, [(0, 8), (8, 40), (40, 80)]),
+        ("0.01,0.99", 8, [(0, 1), (1, 8)]),
+        ("0.34,0.33,0.33", 10, [(0, 4), (4, 7), (7, 10)]),
+        (" 4 , 4 ", 8, [(0, 4), (4, 8)]),
+    ],
+)
+def test_a_split_by_hand(text: str, layers: int, expected: list[LayerRange]) -> None:
+    assert parse_split(text, layers) == expected
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 60))
+def test_fractions_cover_every_layer(weights: list[int], more: int) -> None:
+    layers = len(weights) + more
+    shares = [weight / sum(weights) for weight in weights]
+    ranges = parse_split(",".join(map(repr, shares)), layers)
+    assert_covers(ranges, layers)
+    assert len(ranges) == len(weights)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected numbers with commas"),
+        ("a,b", "expected numbers with commas"),
+        ("4,4,", "expected numbers with commas"),
+        ("nan,1", "adds up to nan"),
+        ("inf,1", "adds up to inf"),
+        ("0,8", "above 0"),
+        ("-1,9", "above 0"),
+        ("4,5", "adds up to 9: expected fractions of 1 or counts of 8"),
+        ("0.5,0.6", "adds up to 1.1"),
+        ("3.5,4.5", "adds up to 8"),
+        (",".join(["1"] * 9), "9 stages for 8 layers"),
+    ],
+)
+def test_what_is_no_split(text: str, said: str) -> None:
+    with pytest.raises(BadSplit) as refused:
+        parse_split(text, 8)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
