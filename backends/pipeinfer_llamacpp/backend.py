@@ -10,7 +10,7 @@ from pipeinfer_llamacpp.cut import EMBEDDING, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
 from pipeinfer_llamacpp.gguf_file import GgufFile
-from pipeinfer_llamacpp.model import LoadedModel
+from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
 from pipeinfer_llamacpp.stage import LlamaCppStage
 from pipeinfer_llamacpp.tokenizer import GgufTokenizer, vocabulary_digest
 
@@ -19,7 +19,6 @@ for library in ("llama_cpp", "gguf"):
     if find_spec(library) is None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
-KV_TYPES = ("f16", "f32")
 BUILTIN = ("builtin:target", "builtin:draft")
 SEQUENCES = 256
 """How many sequence ids llama.cpp has at most."""

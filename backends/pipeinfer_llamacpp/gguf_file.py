@@ -10,6 +10,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import mmap
 import struct
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,14 +210,13 @@ def map_file(path: Path) -> mmap.mmap:
 
 def row_bytes(path: Path, name: str, length: int, kind: int) -> int:
     """Bytes of a row of `length` values in ggml's type `kind`. Raises BadModel for a type that there is not."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+    constants = import_module("gguf.constants")
     try:
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        block, size = constants.GGML_QUANT_SIZES[constants.GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
         raise BadModel(f"expected {name} in {path} of a type that the gguf package knows, came type {kind}: update the"
                        " package gguf") from None
-    return length // block * size
+    return int(length // block * size)
 
 
 def tensor_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:

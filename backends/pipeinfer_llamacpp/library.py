@@ -11,7 +11,8 @@ from typing import Any
 
 ERROR_LEVEL = 4
 LINES_KEPT = 8
-F32 = 0
+F32, F16 = 0, 1
+"""ggml's numbers of the plain types."""
 
 _errors: deque[str] = deque(maxlen=LINES_KEPT)
 _kept_alive: list[Any] = []

@@ -6,9 +6,12 @@ from typing import Any
 
 from pipeinfer.backend import BadModel
 from pipeinfer_llamacpp.hidden import HiddenOutput
-from pipeinfer_llamacpp.library import F32, last_errors, llama, native_strlen
+from pipeinfer_llamacpp.library import F16, F32, last_errors, llama, native_strlen
 
 FLASH_ATTENTION_OFF = 0
+KV_TYPES = {"f16": F16, "f32": F32}
+"""How keys and values are stored: ggml's type numbers."""
+
 MICRO_BATCH = 512
 """Rows that llama.cpp computes at a time: more than that gain nothing and cost buffers."""
 
@@ -58,9 +61,10 @@ class LoadedModel:
         parameters.n_ubatch = min(cells, MICRO_BATCH)
         parameters.n_seq_max = sequences
         parameters.kv_unified = True
-        if kv_type == "f32":
-            parameters.type_k = parameters.type_v = F32
-            parameters.flash_attn_type = FLASH_ATTENTION_OFF  # it adds up in float16
+        # Flash attention adds up in float16 and in an order of its own for many rows: a row's logits would depend more
+        # on the rows it is computed with. On a CPU it is no faster.
+        parameters.flash_attn_type = FLASH_ATTENTION_OFF
+        parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
         parameters.n_threads = parameters.n_threads_batch = threads
         # C's strlen over the flag is a native callback of the right shape: no Python runs while the graph does.
         parameters.abort_callback = ctypes.cast(native_strlen(), type(parameters.abort_callback))

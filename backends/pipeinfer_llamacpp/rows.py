@@ -2,34 +2,32 @@
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.backend import Batch, Hidden
+from pipeinfer_llamacpp.cells import Tags
 from pipeinfer_llamacpp.library import llama
-
-Tags: TypeAlias = tuple[int, ...]
 
 
 class Rows:
-    """Room for `capacity` rows, each tagged with up to `sequences` sequence ids."""
+    """Room for `capacity` rows, each tagged with up to `sequences` sequence ids.
+
+    The arrays are filled through memoryviews: NumPy takes longer to assign a few numbers than Python.
+    """
 
     def __init__(self, capacity: int, sequences: int) -> None:
-        api = llama()
-        self._tokens = np.zeros(capacity, np.int32)
-        self._positions = np.zeros(capacity, np.int32)
-        self._tag_counts = np.zeros(capacity, np.int32)
-        self._tags = np.zeros((capacity, sequences), np.int32)
-        self._outputs = np.zeros(capacity, np.int8)
-        self._tag_rows = self._tags.ctypes.data + self._tags.strides[0] * np.arange(capacity, dtype=np.uintp)
-        self._embedded: Hidden | None = None
-        self._batch = api.llama_batch()
-        self._point("pos", self._positions)
-        self._point("n_seq_id", self._tag_counts)
-        self._point("seq_id", self._tag_rows)
-        self._point("logits", self._outputs)
+        self._batch = llama().llama_batch()
+        self._arrays: list[NDArray[Any]] = []
+        self._tokens = self._array("token", np.zeros(capacity, np.int32))
+        self._positions = self._array("pos", np.zeros(capacity, np.int32))
+        self._tag_counts = self._array("n_seq_id", np.zeros(capacity, np.int32))
+        self._outputs = self._array("logits", np.zeros(capacity, np.int8))
+        tags = np.zeros((capacity, sequences), np.int32)
+        self._tags = tags.data
+        self._array("seq_id", tags.ctypes.data + tags.strides[0] * np.arange(capacity, dtype=np.uintp))
 
     def fill(self, batch: Batch, tags: Sequence[Tags], embedded: Hidden | None, *, all_out: bool) -> Any:
         """A `llama_batch` of the rows under these `tags`, good until the next call.
@@ -37,29 +35,31 @@ class Rows:
         They start from `embedded` float32 [R, hidden_size], or from their tokens where it is None. `all_out`: every row
         is wanted at the end; llama.cpp drops the others before the last layer's feed-forward network.
         """
-        count = len(batch.tokens)
-        self._batch.n_tokens = count
-        self._enter(batch, embedded)
-        self._positions[:count] = batch.positions
-        self._tag_counts[:count] = [len(row) for row in tags]
-        for number, row in enumerate(tags):
-            self._tags[number, : len(row)] = row
-        wanted = count if all_out else batch.outputs
-        self._outputs[: count - wanted] = 0
-        self._outputs[count - wanted : count] = 1
+        count = self._batch.n_tokens = len(batch.tokens)
+        silent = 0 if all_out else count - batch.outputs
+        if embedded is not None:
+            self._embed(embedded)
+        for row in range(count):
+            self._tokens[row] = batch.tokens[row]
+            self._positions[row] = batch.positions[row]
+            self._outputs[row] = row >= silent
+            self._tag_counts[row] = len(tags[row])
+            for number, tag in enumerate(tags[row]):
+                self._tags[row, number] = tag
         return self._batch
 
-    def _enter(self, batch: Batch, embedded: Hidden | None) -> None:
-        if embedded is None:
-            self._tokens[: len(batch.tokens)] = batch.tokens
-            self._point("token", self._tokens)
-        else:
-            self._embedded = np.ascontiguousarray(embedded, np.float32)  # kept alive until the next batch
-            self._point("embd", self._embedded)
+    def _embed(self, embedded: Hidden) -> None:
+        self._embedded = np.ascontiguousarray(embedded, np.float32)  # kept alive until the next batch
+        self._point("embd", self._embedded)
+        self._batch.token = None
+
+    def _array(self, field: str, array: NDArray[Any]) -> memoryview:
+        self._arrays.append(array)
+        self._point(field, array)
+        return array.data
 
     def _point(self, field: str, array: NDArray[Any]) -> None:
-        kind = dict(type(self._batch)._fields_)[field]
-        setattr(self._batch, field, ctypes.cast(array.ctypes.data, kind))
+        setattr(self._batch, field, ctypes.cast(array.ctypes.data, type(getattr(self._batch, field))))
 
 
 def needed_tags(sequences: Sequence[Tags]) -> Sequence[Tags]:

@@ -7,18 +7,19 @@ that the library reads between nodes. KV cells and their tags are llama.cpp's ow
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeinfer.backend import AbortCheck, Batch, CellsFull, Hidden
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer_llamacpp.cells import Cells, Tags
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.hidden import HiddenOutput
 from pipeinfer_llamacpp.library import last_errors, llama
 from pipeinfer_llamacpp.model import LoadedModel
-from pipeinfer_llamacpp.rows import Rows, Tags, needed_tags
+from pipeinfer_llamacpp.rows import Rows, needed_tags
 from pipeinfer_llamacpp.watcher import AbortWatcher
-from pipeinfer_numpy.cells import Cells
 
 DECODED, NO_CELLS, ABORTED, BAD_BATCH = 0, 1, 2, -1
 
@@ -47,7 +48,6 @@ class LlamaCppStage:
         self._embedding = embedding
         self._takes_tokens = takes_tokens
         self._vocabulary, self._hidden_size = vocabulary, model.hidden_size
-        # llama.cpp rounds its cells up to a multiple of 256; these are counted to the number that was asked for.
         self._cells = Cells(cells, sequences)
         self._rows = Rows(cells, sequences)
         self._hidden = HiddenOutput(f"l_out-{model.layers - 1}") if gives_hidden else None
@@ -60,13 +60,13 @@ class LlamaCppStage:
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         self._check(batch, hidden)
-        taken = self._cells.take(batch.positions, batch.sequences)
+        self._cells.take(batch.positions, batch.sequences)
         result = None
         try:
             result = self._run(batch, hidden, abort)
         finally:
             if result is None:
-                self._cells.free(taken)
+                self._cells.give_back()
         return result
 
     def apply(self, op: KvOp) -> None:
@@ -94,11 +94,10 @@ class LlamaCppStage:
             return None
         tags = needed_tags(batch.sequences)
         rows = self._rows.fill(batch, tags, self._enter(batch, hidden), all_out=self._hidden is not None)
-        if self._hidden is not None:
-            self._hidden.expect(len(batch.tokens), self._hidden_size)
-        self._watcher.start(abort)
-        status = self._decode(self._context, rows)
-        stopped = self._watcher.stop()
+        status, stopped = self._compute(rows, abort)
+        if status == DECODED and not stopped and self._hidden is not None and self._hidden.missed():
+            self._take_back(batch.positions, tags)
+            status, stopped = self._compute(rows, abort)
         if status == DECODED and not stopped:
             self._tag(batch, tags)
             return self._logits(batch.outputs) if self._hidden is None else self._hidden.result()
@@ -109,6 +108,14 @@ class LlamaCppStage:
             raise failure(status)
         return None
 
+    def _compute(self, rows: Any, abort: AbortCheck) -> tuple[int, bool]:
+        """Status of llama_decode, and whether `abort` was true or failed meanwhile."""
+        if self._hidden is not None:
+            self._hidden.expect(rows.n_tokens, self._hidden_size)
+        self._watcher.start(abort)
+        status = self._decode(self._context, rows)
+        return status, self._watcher.stop()
+
     def _enter(self, batch: Batch, hidden: Hidden | None) -> Hidden | None:
         """What the rows start from, float32 [R, hidden_size]; None where llama.cpp looks the tokens up itself."""
         return hidden if self._embedding is None else self._embedding.rows(batch.tokens)
@@ -116,7 +123,8 @@ class LlamaCppStage:
     def _logits(self, outputs: int) -> Hidden:
         logits = np.empty((outputs, self._vocabulary), np.float32)
         if outputs:
-            ctypes.memmove(logits.ctypes.data, llama().llama_get_logits(self._context), logits.nbytes)
+            target = ctypes.byref(ctypes.c_char.from_buffer(logits.data))
+            ctypes.memmove(target, llama().llama_get_logits(self._context), logits.nbytes)
         return logits
 
     def _tag(self, batch: Batch, tags: Sequence[Tags]) -> None:

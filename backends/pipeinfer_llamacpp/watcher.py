@@ -6,8 +6,9 @@ import time
 
 from pipeinfer.backend import AbortCheck
 
-PERIOD_S = 1e-3
-"""How often the question is asked; a cancelled run goes on for half of it on average."""
+PERIOD_S = 2e-3
+"""How often the question is asked: a cancelled run goes on for half of it on average, and asking takes a hundredth of a
+core that is busy with something else."""
 
 PATIENCE = 20
 """Periods without a computation after which the thread sleeps until the next. Waking it costs as much as a small

@@ -1,0 +1,91 @@
+"""How many KV cells are free. llama.cpp has them, but rounds their number up and does not say how many are in use.
+
+Counting lags behind: what happens to the cells is noted, and worked through when the cells that are surely free do not
+suffice, or many notes have piled up. Arrays that were touched last before a decode are no longer in the processor's
+cache after it, so that keeping them up to date each time costs several times as much as doing it at one go.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.backend import CellsFull
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+
+Tags: TypeAlias = tuple[int, ...]
+NOTES = 64
+
+
+class Entered(NamedTuple):
+    """Rows that were put into free cells."""
+
+    positions: Sequence[int]
+    sequences: Sequence[Tags]
+
+
+class Cells:
+    """Tags of `cells` cells for sequence ids 0..sequences-1, with llama.cpp's semantics."""
+
+    def __init__(self, cells: int, sequences: int) -> None:
+        self._tags = np.zeros((sequences, cells), bool)
+        self._positions = np.zeros(cells, np.int64)
+        self._surely_free = cells
+        self._notes: list[KvOp | Entered] = []
+
+    def take(self, positions: Sequence[int], sequences: Sequence[Tags]) -> None:
+        """A batch of one row per position enters. Raises CellsFull or ValueError, and then changes nothing."""
+        self._check(*(sequence for row in sequences for sequence in row))
+        rows = len(positions)
+        if rows > self._surely_free or len(self._notes) >= NOTES:
+            self._catch_up()
+        if rows > self._surely_free:
+            raise CellsFull(f"expected {rows} free KV cells, came {self._surely_free} of {len(self._positions)}:"
+                            " remove sequences first or load the stage with more cells")
+        self._notes.append(Entered(positions, sequences))
+        self._surely_free -= rows
+
+    def give_back(self) -> None:
+        """The batch that entered last was not computed."""
+        entered = self._notes.pop()
+        assert isinstance(entered, Entered)
+        self._surely_free += len(entered.positions)
+
+    def apply(self, op: KvOp) -> None:
+        """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""
+        self._check(*((op.src, op.dst) if isinstance(op, KvSeqCp) else (op.sequence,)))
+        self._notes.append(op)
+
+    def clear(self) -> None:
+        self._notes.clear()
+        self._tags[:] = False
+        self._surely_free = len(self._positions)
+
+    def _catch_up(self) -> None:
+        for note in self._notes:
+            match note:
+                case KvSeqCp(src, dst, start, stop):
+                    self._tags[dst] |= self._tags[src] & self._between(start, stop)
+                case KvSeqRm(sequence, start, stop):
+                    self._tags[sequence] &= ~self._between(start, stop)
+                case KvSeqKeep(sequence):
+                    self._tags[np.arange(len(self._tags)) != sequence] = False
+                case Entered(positions, sequences):
+                    self._fill(positions, sequences)
+        self._notes.clear()
+        self._surely_free = int(np.count_nonzero(~self._tags.any(axis=0)))
+
+    def _fill(self, positions: Sequence[int], sequences: Sequence[Tags]) -> None:
+        cells = np.flatnonzero(~self._tags.any(axis=0))[: len(positions)]
+        self._positions[cells] = positions
+        self._tags[[tag for row in sequences for tag in row], np.repeat(cells, [len(row) for row in sequences])] = True
+
+    def _between(self, start: int, stop: int) -> NDArray[np.bool_]:
+        after = self._positions >= start
+        return after if stop == TO_THE_END else after & (self._positions < stop)
+
+    def _check(self, *sequences: int) -> None:
+        if min(sequences) < 0 or max(sequences) >= len(self._tags):
+            raise ValueError(f"expected sequence ids 0..{len(self._tags) - 1}, came {sorted(set(sequences))}:"
+                             " load the stage with more sequences")
