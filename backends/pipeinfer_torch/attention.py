@@ -14,18 +14,15 @@ NAME = "pipeinfer_cells"
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None = None
 ) -> Tensor:
-    """What each row takes from the cells that it sees, [kv_heads, rows * group, head_size].
+    """What each row takes from the cells that it sees, [1, kv_heads, rows * group, head_size].
 
-    `queries` [kv_heads, rows * group, head_size]; `keys` and `values` [kv_heads, window, head_size]; `mask`
+    `queries` [1, kv_heads, rows * group, head_size]; `keys` and `values` [1, kv_heads, window, head_size]; `mask`
     [rows * group, window] is added to the scores, after they were held below `softcap`.
     """
     if softcap is None:
-        return functional.scaled_dot_product_attention(
-            queries[None], keys[None], values[None], attn_mask=mask, scale=scale
-        )[0]
-    scores = torch.tanh(torch.bmm(queries, keys.transpose(1, 2)) * (scale / softcap)) * softcap
-    weights = torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(values.dtype)
-    return torch.bmm(weights, values)
+        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    scores = torch.tanh(queries @ keys.transpose(2, 3) * (scale / softcap)) * softcap
+    return torch.softmax(scores + mask, dim=-1, dtype=torch.float32).to(values.dtype) @ values
 
 
 def attention_forward(
@@ -42,9 +39,9 @@ def attention_forward(
     heads, rows, head_size = query.shape[1:]
     kv_heads = key.shape[1]
     group = heads // kv_heads
-    grouped = query[0].reshape(kv_heads, group * rows, head_size)
+    grouped = query.reshape(1, kv_heads, group * rows, head_size)
     mask = attention_mask[0, 0].repeat(group, 1)
-    mixed = attend(grouped, key[0], value[0], mask, scaling, softcap)
+    mixed = attend(grouped, key, value, mask, scaling, softcap)
     return mixed.reshape(1, heads, rows, -1).transpose(1, 2), None
 
 

@@ -24,7 +24,7 @@ class View(NamedTuple):
 
 
 class KvCells:
-    """Cells for `layers` layers. The keys and values of a layer lie in one tensor [2 * kv_heads, cells, head_size]."""
+    """Cells for one layer per reach. Keys and values of a layer lie in one tensor [2, 1, kv_heads, cells, head_size]."""
 
     def __init__(self, reaches: Sequence[int | None], cells: int, sequences: int, like: Tensor) -> None:
         self.tags = Cells(cells, sequences)
@@ -36,7 +36,7 @@ class KvCells:
 
     def allocate(self, kv_heads: int, head_size: int) -> None:
         """Memory for the tensors, zeroed: what lies in a cell that no row sees is multiplied by 0, so be finite."""
-        shape = (2 * kv_heads, self._cells, head_size)
+        shape = (2, 1, kv_heads, self._cells, head_size)
         self.layers = [self._like.new_zeros(shape) for _ in range(self._count)]
 
     def view(self, batch: Batch, taken: Taken) -> View:

@@ -113,10 +113,10 @@ class CellCache(Cache):
         place = layer_idx - self._first
         self.stored.add(place)
         cells = self._cells.layers[place]
-        cells[:heads, self.view.taken] = key_states[0]
-        cells[heads:, self.view.taken] = value_states[0]
-        keys, values = cells[:, : self.view.window].chunk(2)
-        return keys[None], values[None]
+        cells[0, :, :, self.view.taken] = key_states
+        cells[1, :, :, self.view.taken] = value_states
+        keys, values = cells[:, :, :, : self.view.window].unbind()
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

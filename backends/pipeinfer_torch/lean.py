@@ -30,7 +30,7 @@ class LeanLayers:
     def __init__(self, skeleton: Skeleton, first: int, stop: int, cells: KvCells) -> None:
         base = skeleton.base
         self._cells = cells
-        self._rotary = base.rotary_emb
+        self._rotary = Rotary(base.rotary_emb, skeleton.dtype)
         self._embedding = base.embed_tokens.weight if first == 0 else None
         self._layers = [LeanLayer(skeleton.layers[layer], skeleton.reach(layer)) for layer in range(first, stop)]
         self._head = Head(base.norm, skeleton.model.lm_head) if stop == len(skeleton.layers) else None
@@ -40,7 +40,7 @@ class LeanLayers:
         """From token ids [rows] or hidden states [rows, hidden_size], which may be overwritten, to hidden states or
         logits [outputs, vocabulary]; None when aborted."""
         x = entering if self._embedding is None else functional.embedding(entering, self._embedding)
-        turn = self._turn(x, positions)
+        turn = self._rotary.turn(positions)
         masks = {reach: self._layers[0].group_mask(mask) for reach, mask in view.masks.items()}
         for layer, cells in zip(self._layers, self._cells.layers, strict=True):
             if abort():
@@ -49,11 +49,6 @@ class LeanLayers:
         if self._head is None:
             return x
         return None if abort() else self._head.logits(x[len(x) - outputs :])
-
-    def _turn(self, x: Tensor, positions: Tensor) -> Turn:
-        cos, sin = self._rotary(x, positions[None])
-        half = sin.shape[-1] // 2
-        return Turn(cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), dim=-1))
 
 
 class LeanLayer:
@@ -79,7 +74,7 @@ class LeanLayer:
     def run(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> None:
         """Add to the rows `x` [rows, hidden_size] what the layer finds; put their keys and values into `cells`."""
         x += self.attention_out(self._attend(self.attention_norm(x), turn, cells, view, mask))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.mlp_norm(x)).view(x.shape[0], 2, -1).unbind(1)
         x += self.down(self.activation(gate) * up)
 
     def group_mask(self, mask: Tensor) -> Tensor:
@@ -87,11 +82,12 @@ class LeanLayer:
         return mask.repeat_interleave(self.group, dim=0)
 
     def _attend(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> Tensor:
-        rows = len(x)
+        rows = x.shape[0]
         qkv = self.qkv(x).view(rows, self.heads + 2 * self.kv_heads, self.head_size)
         self._rotate(qkv[:, : -self.kv_heads], turn)
-        cells[:, view.taken] = qkv[:, self.heads :].transpose(0, 1)
-        keys, values = cells[:, : view.window].chunk(2)
+        keys_and_values = qkv[:, self.heads :].view(rows, 2, 1, self.kv_heads, self.head_size)
+        cells[:, :, :, view.taken] = keys_and_values.permute(1, 2, 3, 0, 4)
+        keys, values = cells.narrow(3, 0, view.window).unbind()
         mixed = attend(self._group(qkv[:, : self.heads]), keys, values, mask, self.scale)
         return mixed.view(self.kv_heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
@@ -102,10 +98,24 @@ class LeanLayer:
         torch.addcmul(x * turn.cos, swapped, turn.sin, out=queries_and_keys)
 
     def _group(self, queries: Tensor) -> Tensor:
-        """[rows, heads, head_size] to [kv_heads, rows * group, head_size]."""
-        rows = len(queries)
-        grouped = queries.reshape(rows, self.kv_heads, self.group, self.head_size)
-        return grouped.transpose(0, 1).reshape(self.kv_heads, rows * self.group, self.head_size)
+        """[rows, heads, head_size] to [1, kv_heads, rows * group, head_size]."""
+        rows = queries.shape[0]
+        grouped = queries.view(rows, self.kv_heads, self.group, self.head_size)
+        return grouped.transpose(0, 1).reshape(1, self.kv_heads, rows * self.group, self.head_size)
+
+
+class Rotary:
+    """Rotary positions by the frequencies that transformers has made for the model, whatever their scaling."""
+
+    def __init__(self, rotary: Any, dtype: torch.dtype) -> None:
+        # Each frequency stands for both dimensions of its plane. The minus sign lands on the first one's sine.
+        self._frequencies = torch.cat((-rotary.inv_freq, rotary.inv_freq))
+        self._scale = rotary.attention_scaling
+        self._dtype = dtype
+
+    def turn(self, positions: Tensor) -> Turn:
+        angles = torch.outer(positions.float(), self._frequencies)[:, None]
+        return Turn((angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype))
 
 
 class Norm:

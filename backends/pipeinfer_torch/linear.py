@@ -10,19 +10,27 @@ from torch.nn import functional
 Linear: TypeAlias = Callable[[Tensor], Tensor]
 
 ROWS = 8
-"""Packed for about this many rows: what verification sends. One row is as fast."""
+"""Weights are packed for about this many rows, which is what verification sends."""
+
+SMALL = 1 << 20
+"""A call of oneDNN costs some ten microseconds: a single row times a float32 matrix below this many bytes has none to
+spare. Such matrices are kept in both layouts."""
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """[rows, inputs] to [rows, outputs] by `weight` [outputs, inputs].
 
-    On a CPU, oneDNN's kernels with packed weights take 2 to 8 rows in little more than the time of one, several times
-    faster than the BLAS behind `functional.linear`; and a row's result does not depend on the rows beside it.
+    On a CPU, oneDNN's kernels with packed weights take 8 rows in little more than the time of one, several times
+    faster than the BLAS behind `functional.linear`.
     """
     packed = pack(weight)
     if packed is None:
         return lambda x: functional.linear(x, weight, bias)
-    multiply = torch.ops.mkldnn._linear_pointwise
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    if weight.dtype == torch.float32 and weight.nbytes < SMALL:
+        return lambda x: (
+            functional.linear(x, weight, bias) if x.shape[0] == 1 else multiply(x, packed, bias, "none", [], "")
+        )
     return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
