@@ -82,8 +82,14 @@ def _published_split(stages: int) -> str:
     return ",".join(map(repr, shares))
 
 
+def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
+    """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
+    placed = layout(_strategy(setting), setting.strategy, pair.target.layers, setting.nodes, setting.accounting)
+    _memory(cluster, pair, placed, setting.prompt + setting.tokens)
+
+
 def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
-    """One generation. Raises WorkloadError when the models do not fit the nodes, or an option is out of range."""
+    """One generation. Raises WorkloadError as `check` does."""
     strategy = _strategy(setting)
     placed = layout(strategy, setting.strategy, pair.target.layers, setting.nodes, setting.accounting)
     length = setting.prompt + setting.tokens

@@ -1,0 +1,193 @@
+"""Running cells: simulated ones over processes, real ones one after another on a cluster of ranks."""
+
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import msgspec
+
+from pipeinfer import workload
+from pipeinfer.assets import asset
+from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
+from pipeinfer.reproduce.records import Record, config_hash, stamped
+from pipeinfer.results import RunRecord, Trial
+from pipeinfer.simulate import check, simulate_one
+from pipeinfer.spans import Span
+from pipeinfer.workload import Entry, WorkloadError
+
+CHUNK = 2
+"""Cells that a process takes at a time."""
+
+# Simulated
+
+
+def check_simulated(cells: Iterable[SimCell]) -> None:
+    """Raise WorkloadError if one of them cannot be simulated: better before the sweep than in its middle."""
+    # Draws and rates change neither what fits nor what is in range.
+    alike = {
+        msgspec.json.encode((cell.cluster, cell.pair, setting)): (cell, setting)
+        for cell in cells
+        for setting in [msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, width_cost=0.0)]
+    }
+    for cell, setting in alike.values():
+        check(workload.cluster(cell.cluster), workload.pair(cell.pair), setting)
+
+
+def run_simulated(cells: list[SimCell], jobs: int) -> Iterator[Record]:
+    """Their records, in order, from `jobs` processes."""
+    if jobs == 1 or len(cells) <= CHUNK:
+        yield from map(simulated, cells)
+        return
+    # Not forked: the parent has threads (the progress display), and a fork copies their locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=context) as pool:
+        try:
+            yield from pool.map(simulated, cells, chunksize=CHUNK)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def simulated(cell: SimCell) -> Record:
+    """Simulate one cell."""
+    start = time.perf_counter()
+    spans: list[Span] | None = [] if cell.spans else None
+    trial = simulate_one(workload.cluster(cell.cluster), workload.pair(cell.pair), cell.setting, spans)
+    return Record(
+        config_hash=config_hash(cell),
+        config=msgspec.to_builtins(cell),
+        fidelity="sim",
+        seed=cell.setting.seed,
+        trial=_in_nanoseconds(trial),
+        spans=spans or [],
+        seconds=time.perf_counter() - start,
+        environment=stamped(),
+    )
+
+
+def _in_nanoseconds(trial: Trial) -> Trial:
+    """Virtual times rounded to whole nanoseconds: what is below is rounding error, and long to write."""
+    return msgspec.structs.replace(
+        trial,
+        emit_s=tuple(round(when, 9) for when in trial.emit_s),
+        runs=tuple(map(_run_in_nanoseconds, trial.runs)),
+    )
+
+
+def _run_in_nanoseconds(run: RunRecord) -> RunRecord:
+    return msgspec.structs.replace(
+        run,
+        submitted_s=round(run.submitted_s, 9),
+        finished_s=None if run.finished_s is None else round(run.finished_s, 9),
+        cancel_sent_s=None if run.cancel_sent_s is None else round(run.cancel_sent_s, 9),
+        compute_s=tuple([round(seconds, 9) for seconds in run.compute_s]),
+    )
+
+
+# Real
+
+
+class _Prompt(Entry, frozen=True):
+    name: str
+    text: str
+
+
+class _Prompts(Entry, frozen=True):
+    prompt: list[_Prompt]
+
+
+def prompt_text(name: str) -> str:
+    """A prompt of workloads/builtin/prompts.toml."""
+    path = asset("workloads/builtin/prompts.toml")
+    texts = {prompt.name: prompt.text for prompt in workload.load(path, _Prompts).prompt}
+    return workload.pick(texts, name, f"{path}: prompt")
+
+
+def check_live(cells: Iterable[LiveCell]) -> None:
+    """Raise WorkloadError if a prompt or a strategy is not there."""
+    from pipeinfer.plugins import open_strategy
+
+    for cell in cells:
+        prompt_text(cell.prompt)
+        try:
+            open_strategy(cell.strategy, cell.options)
+        except ValueError as problem:
+            raise WorkloadError(str(problem)) from None
+
+
+def run_live(cells: list[LiveCell]) -> Iterator[Record]:
+    """Their records, in order. A generation that fails has an error for a trial; when the ranks cannot be brought up,
+    every cell has."""
+    from pipeinfer.errors import LaunchError, RankLost
+    from pipeinfer.transports import TransportError
+
+    cluster, problem = None, ""
+    with ExitStack() as stack:
+        for cell in cells:
+            try:
+                if cluster is None and not problem:
+                    cluster = stack.enter_context(_open(cell.live))
+                    _warm_up(cluster, cell)
+            except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
+                problem = f"the ranks did not come up: {' '.join(str(failed).split())}"
+            if cluster is None:
+                yield _record(cell, None, problem, 0.0)
+                continue
+            start = time.perf_counter()
+            try:
+                trial = _generate(cluster, cell)
+            except (RankLost, TransportError, ValueError) as failed:
+                cluster = None
+                stack.close()
+                yield _record(cell, None, " ".join(str(failed).split()), time.perf_counter() - start)
+            else:
+                yield _record(cell, trial, "", time.perf_counter() - start)
+
+
+def _open(live: Live) -> Any:
+    from pipeinfer.launch import Cluster
+
+    return Cluster(
+        backend=live.backend, target=live.target, draft=live.draft, stages=live.stages, transport=live.transport
+    )  # fmt: skip
+
+
+def _warm_up(cluster: Any, cell: LiveCell) -> None:
+    """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
+    from pipeinfer.plugins import open_strategy
+
+    prompt = cluster.tokenizer.encode(prompt_text(cell.prompt))
+    for strategy in ("iterative", "pipeinfer"):
+        cluster.generate(prompt, open_strategy(strategy, {}), max_tokens=8, stop_ids=())
+
+
+def _generate(cluster: Any, cell: LiveCell) -> Trial:
+    from pipeinfer.core.messages import Sampling
+    from pipeinfer.plugins import open_strategy
+
+    live = cell.live
+    sampling = Sampling(cell.temperature, 0, live.top_p if cell.temperature > 0 else 1.0, live.seed)
+    trial: Trial = cluster.generate(
+        cluster.tokenizer.encode(prompt_text(cell.prompt)),
+        open_strategy(cell.strategy, cell.options),
+        max_tokens=live.tokens,
+        sampling=sampling,
+        stop_ids=(),
+        margins=True,
+    )
+    return msgspec.structs.replace(trial, config=msgspec.to_builtins(cell))
+
+
+def _record(cell: LiveCell, trial: Trial | None, error: str, seconds: float) -> Record:
+    return Record(
+        config_hash=config_hash(cell),
+        config=msgspec.to_builtins(cell),
+        fidelity=trial.fidelity if trial is not None else "real",
+        seed=cell.live.seed,
+        trial=trial,
+        error=error,
+        seconds=seconds,
+        environment=stamped(),
+    )

@@ -1,0 +1,99 @@
+"""The whole way from recipes to a folder with records, figures, verdicts and reports."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from pipeinfer.reproduce.analysis import Analysis, analyse
+from pipeinfer.reproduce.cells import check_live, check_simulated, run_live, run_simulated
+from pipeinfer.reproduce.claims import Claim, judge
+from pipeinfer.reproduce.recipes import LiveCell, Recipe, SimCell, cells
+from pipeinfer.reproduce.records import Record, Store, config_hash, environment
+from pipeinfer.reproduce.report import Block, Code, Heading, Paragraph, Table, write
+from pipeinfer.reproduce.sections import section
+from pipeinfer.workload import WorkloadError
+
+OnProgress = Callable[[Recipe, int, int], None]
+"""Called with a recipe, how many of its cells are done, and how many it has."""
+
+
+def check(recipes: list[Recipe]) -> None:
+    """Raise WorkloadError if a cell of a recipe cannot be run."""
+    for recipe in recipes:
+        found = cells(recipe)
+        check_simulated(cell for cell in found if isinstance(cell, SimCell))
+        check_live(cell for cell in found if isinstance(cell, LiveCell))
+
+
+def run(recipe: Recipe, store: Store, jobs: int, on_progress: OnProgress) -> None:
+    """Run the cells of a recipe that have no trial yet, and record each as it ends."""
+    found = cells(recipe)
+    missing = [cell for cell in found if not _done(store, config_hash(cell))]
+    done = len(found) - len(missing)
+    on_progress(recipe, done, len(found))
+    for count, record in enumerate(_records(missing, jobs), start=done + 1):
+        store.append(record)
+        on_progress(recipe, count, len(found))
+
+
+def _records(missing: list[SimCell | LiveCell], jobs: int) -> Iterator[Record]:
+    simulated = [cell for cell in missing if isinstance(cell, SimCell)]
+    live = [cell for cell in missing if isinstance(cell, LiveCell)]
+    yield from run_simulated(simulated, jobs)
+    yield from run_live(live)
+
+
+def _done(store: Store, cell: str) -> bool:
+    record = store.records.get(cell)
+    return record is not None and record.trial is not None
+
+
+def conclude(recipes: list[Recipe], store: Store, folder: Path) -> list[Claim]:
+    """Figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again."""
+    analyses = {recipe.name: analyse(recipe, store.records) for recipe in recipes}
+    claims = judge(analyses)
+    blocks: list[Block] = [Heading("Claims"), claims_table(claims), Paragraph(_ABOUT)]
+    try:
+        for analysis in analyses.values():
+            blocks += section(analysis, folder / "figures")
+        blocks += _appendix(analyses, store)
+        (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
+        write(folder, "PipeInfer (SC'24), reproduced", blocks)
+    except OSError as problem:
+        raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
+    return claims
+
+
+_ABOUT = (
+    "Published values are those of the abstract; the paper's tables could not be obtained, so where none is known it "
+    "says so. Simulated clusters and acceptance rates are assumptions, labelled so in workloads/; limits are closed "
+    "forms. What makes the comparison fair, every definition and both node accountings are in docs/fairness.md."
+)
+
+
+def claims_table(claims: list[Claim]) -> Table:
+    """As in the report and at the end of the command."""
+    head = ["claim", "", "published", "found here", "verdict", "evidence"]
+    return Table(head, [[c.id, c.claim, c.published, c.reproduced, c.verdict, c.evidence] for c in claims])
+
+
+def _appendix(analyses: dict[str, Analysis], store: Store) -> Iterator[Block]:
+    yield Heading("How this was obtained")
+    yield Code(shlex.join(["pipeinfer", *sys.argv[1:]]))
+    yield Table(["environment", ""], [[name, str(value)] for name, value in environment().items()])
+    seconds = sum(record.seconds for record in store.records.values())
+    yield Paragraph(
+        f"{len(store.records)} trials in trials.jsonl took {seconds:.0f} s of computing. Every figure and table above "
+        "is derived from that file; running the command again resumes it and draws them anew."
+    )
+    recipes = [analysis.recipe for analysis in analyses.values()]
+    yield Table(
+        ["recipe", "fidelity", "claims", "cells"],
+        [
+            [recipe.name, recipe.fidelity, ", ".join(recipe.claims) or "-", str(len(cells(recipe)))]
+            for recipe in recipes
+        ],
+    )

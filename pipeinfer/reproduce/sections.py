@@ -1,0 +1,76 @@
+"""What a recipe's analysis looks like in the report: its figure, its table, its errors."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeinfer import metrics
+from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
+from pipeinfer.reproduce.figures import draw, limit
+from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
+
+
+def section(analysis: Analysis, figures: Path) -> list[Block]:
+    """Heading, figure, table and errors of a recipe; draws its figure into `figures`."""
+    recipe = analysis.recipe
+    blocks: list[Block] = [
+        Heading(recipe.title),
+        Paragraph(recipe.about),
+        Paragraph(f"Expected: {recipe.expected}. Needs: {recipe.hardware}, about {recipe.minutes:g} min."),
+    ]
+    if not analysis.best:
+        return [*blocks, *_errors(analysis), Paragraph("Nothing to show: no trial passed.")]
+    if recipe.figure is not None:
+        draw(analysis, recipe.figure, figures / recipe.name)
+        blocks.append(Picture(recipe.name, recipe.title))
+    return [*blocks, _table(analysis), *_errors(analysis)]
+
+
+def _table(analysis: Analysis) -> Table:
+    simulated = analysis.recipe.simulated is not None
+    head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p95 gap", "first token",
+            "acceptance length", "trials"]  # fmt: skip
+    rows = [
+        [place.text, f"{best.strategy} {best.label}".strip(), *_figures(best, analysis.at(place)),
+         *([_number(limit(best))] if simulated else [])]
+        for place in analysis.places for best in analysis.at(place).values()
+    ]  # fmt: skip
+    return Table([*head, "limit, tokens/s"] if simulated else head, rows, numbers=range(2, 11))
+
+
+def _figures(best: Best, there: dict[str, Best]) -> list[str]:
+    return [
+        f"{best.band[1]:.2f}",
+        *[_ratio(best, there.get(other)) for other in (REFERENCE, "speculative")],
+        _milliseconds(best.median(lambda trial: metrics.itl_s(trial)["mean"])),
+        _milliseconds(best.median(lambda trial: metrics.itl_s(trial)["p95"])),
+        _milliseconds(best.median(metrics.ttft_s)),
+        _number(best.median(metrics.acceptance_length)),
+        str(len(best.trials)),
+    ]
+
+
+def _errors(analysis: Analysis) -> Iterator[Block]:
+    if analysis.rejected:
+        yield Paragraph("These trials have no performance figure:")
+        rows = [[one.place.text, one.strategy, str(one.options), one.draw, one.reason] for one in analysis.rejected]
+        yield Table(["where", "strategy", "options", "draw", "why"], rows)
+    if analysis.missing:
+        yield Paragraph(f"{analysis.missing} cells were not run.")
+
+
+# Cells of tables
+
+
+def _ratio(best: Best, other: Best | None) -> str:
+    if other is None:
+        return "-"
+    value = paired_ratio(best, other)
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1e3:.0f} ms"

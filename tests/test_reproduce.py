@@ -1,0 +1,308 @@
+"""Reproduction: the same records from the same command, a folder that survives what happens to it, verdicts that a
+wrong token ends, and reports that stand alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipeinfer import workload
+from pipeinfer.assets import asset
+from pipeinfer.commands.reproduce import reproduce
+from pipeinfer.reproduce import run as run_module
+from pipeinfer.reproduce.analysis import Analysis, Place, analyse
+from pipeinfer.reproduce.claims import Claim, Published, judge
+from pipeinfer.reproduce.recipes import Figure, Live, Recipe, Simulated, cells, read_recipe, recipe_names
+from pipeinfer.reproduce.records import FILE, Record, Store, config_hash, decode, encode
+from pipeinfer.reproduce.run import check, conclude, run
+from pipeinfer.workload import WorkloadError
+
+STRATEGIES: dict[str, dict[str, list[Any]]] = {
+    "iterative": {},
+    "speculative": {"k": [1, 2]},
+    "pipeinfer": {"draft": [1]},
+}
+SIMULATED = Recipe(
+    title="Small", about="A small sweep.", claims=["C1", "C2"], expected="a figure", minutes=0.1, hardware="any",
+    name="small", strategies=STRATEGIES, figure=Figure("lines", x="nodes", panels=("acceptance",)),
+    simulated=Simulated(
+        pairs=["dolphin-tinyllama"], clusters=["haswell-gigabit"], nodes=[4, 8], acceptance=["good"], seeds=[0, 1],
+        tokens=24, prompt=8,
+    ),
+)  # fmt: skip
+LIVE = Recipe(
+    title="Live", about="Really run.", claims=["C10"], expected="the same tokens", minutes=0.1, hardware="any",
+    name="live", strategies=STRATEGIES, figure=Figure("dots"),
+    live=Live(
+        backend="numpy", target="builtin:target", draft="builtin:draft", transport="inproc", stages=2,
+        prompts=["merge-sorted"], temperatures=[0.0, 0.8], top_p=0.95, seed=1, tokens=12, repeats=1,
+    ),
+)  # fmt: skip
+
+
+def quiet(recipe: Recipe, done: int, total: int) -> None:
+    """No progress display."""
+
+
+def reproduced(folder: Path, *recipes: Recipe, jobs: int = 1) -> list[Claim]:
+    store = Store(folder)
+    for recipe in recipes:
+        run(recipe, store, jobs, quiet)
+    return conclude(list(recipes), store, folder)
+
+
+def comparable(folder: Path) -> list[dict[str, Any]]:
+    """The records without where and how long."""
+    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("environment", "seconds")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder of the small sweep."""
+    folder = tmp_path_factory.mktemp("small")
+    reproduced(folder, SIMULATED)
+    return folder
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_can_be_run(name: str) -> None:
+    recipe = read_recipe(name)
+    check([recipe])
+    hashes = [config_hash(cell) for cell in cells(recipe)]
+    assert len(set(hashes)) == len(hashes) > 0
+    published = workload.load(asset("paper_figures/reference/claims.toml"), dict[str, Published])
+    assert set(recipe.claims) <= set(published)
+
+
+def test_published_values_are_only_those_that_could_be_read() -> None:
+    published = workload.load(asset("paper_figures/reference/claims.toml"), dict[str, Published])
+    assert {name: entry.value for name, entry in published.items() if entry.value is not None} == {"C1": 2.15}
+    assert all(entry.source for entry in published.values())
+
+
+def test_an_unknown_recipe_gets_the_nearest_known_one() -> None:
+    with pytest.raises(WorkloadError, match='no recipe "sped"; did you mean "speed"'):
+        read_recipe("sped")
+
+
+def test_an_impossible_sweep_is_refused_before_anything_is_run() -> None:
+    assert SIMULATED.simulated is not None
+    sweep = msgspec.structs.replace(SIMULATED.simulated, clusters=["desktop-gigabit"], pairs=["falcon-7b"], nodes=[2])
+    with pytest.raises(WorkloadError, match="desktop-gigabit: rank 0 has 32 GB of memory and needs"):
+        check([msgspec.structs.replace(SIMULATED, simulated=sweep)])
+
+
+# Determinism
+
+
+def test_the_same_sweep_gives_the_same_records_and_the_same_drawing(small: Path, tmp_path: Path) -> None:
+    # In a process of its own: a pool leaves a helper behind for as long as its parent lives.
+    script = f"import test_reproduce as t; t.reproduced(t.Path({str(tmp_path)!r}), t.SIMULATED, jobs=2)"
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True, timeout=120)
+    assert comparable(tmp_path) == comparable(small)
+    for name in ("figures/small.svg", "claims.json"):
+        assert (tmp_path / name).read_bytes() == (small / name).read_bytes()
+
+
+def test_a_record_is_read_back_as_it_was_written(small: Path) -> None:
+    for line in (small / FILE).read_bytes().splitlines(keepends=True):
+        record = decode(line)
+        assert record.trial is not None
+        assert encode(record) == line
+        assert len(record.trial.runs) > 0
+
+
+# Resuming
+
+
+def copy(small: Path, to: Path) -> Path:
+    to.mkdir()
+    (to / FILE).write_bytes((small / FILE).read_bytes())
+    return to
+
+
+def test_what_is_done_is_not_run_again(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copy(small, tmp_path / "again")
+    monkeypatch.setattr(run_module, "run_simulated", lambda missing, _: pytest.fail("ran") if missing else [])
+    claims = reproduced(folder, SIMULATED)
+    assert (folder / FILE).read_bytes() == (small / FILE).read_bytes()
+    assert msgspec.json.decode((small / "claims.json").read_bytes(), type=list[Claim]) == claims
+
+
+def test_a_line_cut_short_loses_its_own_cell_only(small: Path, tmp_path: Path) -> None:
+    folder = copy(small, tmp_path / "cut")
+    whole = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(whole[: len(whole) - 100])
+    kept = Store(folder).records
+    assert len(kept) == len(cells(SIMULATED)) - 1
+    reproduced(folder, SIMULATED)
+    assert comparable(folder) == comparable(small)
+
+
+def test_a_line_that_is_no_record_is_named(small: Path, tmp_path: Path) -> None:
+    folder = copy(small, tmp_path / "bad")
+    lines = (folder / FILE).read_bytes().splitlines(keepends=True)
+    (folder / FILE).write_bytes(b"".join([lines[0], b'{"config_hash": 3}\n', *lines[1:]]))
+    with pytest.raises(WorkloadError, match=r"trials\.jsonl: line 2 is not a record") as caught:
+        Store(folder)
+    assert "\n" not in str(caught.value)
+    assert len((folder / FILE).read_bytes().splitlines()) == len(lines) + 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkloadError, match="results cannot be written there"):
+        Store(tmp_path / "file")
+
+
+# Analysis and verdicts
+
+
+def test_each_strategy_stands_at_its_best_and_beside_its_own_draw(small: Path) -> None:
+    analysis = analyse(SIMULATED, Store(small).records)
+    there = analysis.at(Place("haswell-gigabit", "dolphin-tinyllama", 8, 0.79))
+    assert set(there) == set(STRATEGIES)
+    assert there["speculative"].tried[there["speculative"].label] == max(there["speculative"].tried.values())
+    assert set(there["pipeinfer"].trials) == {"seed 0", "seed 1"}
+    assert (analysis.passed, analysis.missing, analysis.rejected) == (len(cells(SIMULATED)), 0, [])
+
+
+def tampered(folder: Path, recipe: Recipe, strategy: str) -> Analysis:
+    """The analysis with one token of each trial of a strategy changed."""
+    records = dict(Store(folder).records)
+    for name, record in records.items():
+        if record.trial is not None and record.trial.strategy == strategy:
+            ids = record.trial.token_ids
+            trial = msgspec.structs.replace(record.trial, token_ids=(*ids[:5], ids[5] + 1, *ids[6:]))
+            records[name] = msgspec.structs.replace(record, trial=trial)
+    return analyse(recipe, records)
+
+
+def test_a_trial_with_other_tokens_has_no_performance(small: Path) -> None:
+    analysis = tampered(small, SIMULATED, "pipeinfer")
+    assert {best.strategy for best in analysis.best} == {"iterative", "speculative"}
+    assert {one.reason for one in analysis.rejected} == {"token ids differ from the iterative run's from token 5 on"}
+    (speed,) = [claim for claim in judge({"small": analysis}) if claim.id == "C1"]
+    assert speed.verdict == "not testable here"
+
+
+def test_simulated_verdicts_say_where(small: Path) -> None:
+    claims = {claim.id: claim for claim in judge({"small": analyse(SIMULATED, Store(small).records)})}
+    assert claims["C1"].published == "up to 2.15x [paper]"
+    assert "8 nodes, acceptance 0.79" in claims["C1"].evidence
+    assert claims["C2"].verdict == "reproduced"
+    assert claims["C10"].verdict == "not testable here"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(3.0, "reproduced"), (1.3, "partly"), (0.9, "not reproduced")])
+def test_the_verdict_on_speed_follows_the_best_ratio(small: Path, factor: float, verdict: str) -> None:
+    records = {}
+    for name, record in Store(small).records.items():
+        trial = record.trial
+        assert trial is not None
+        seconds = 1 / factor if trial.strategy == "pipeinfer" else 1.0
+        emit = tuple(seconds * i for i in range(len(trial.emit_s)))
+        records[name] = msgspec.structs.replace(record, trial=msgspec.structs.replace(trial, emit_s=emit))
+    claims = {claim.id: claim for claim in judge({"small": analyse(SIMULATED, records)})}
+    assert claims["C1"].verdict == verdict
+    assert claims["C2"].verdict == ("not reproduced" if factor < 1 else "reproduced")
+    assert ("it loses at 2 of 2" in claims["C1"].evidence) == (factor < 1)
+
+
+# Live
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Claim]]:
+    """A results folder of really generated text."""
+    folder = tmp_path_factory.mktemp("live")
+    return folder, reproduced(folder, LIVE)
+
+
+def test_every_strategy_really_generates_the_same_tokens(live: tuple[Path, list[Claim]]) -> None:
+    folder, claims = live
+    analysis = analyse(LIVE, Store(folder).records)
+    assert (analysis.passed, analysis.rejected) == (8, [])
+    (lossless,) = [claim for claim in claims if claim.id == "C10"]
+    assert (lossless.verdict, lossless.reproduced) == ("reproduced", "8 of 8 identical")
+    assert (folder / "figures" / "live.png").stat().st_size > 10_000
+
+
+def test_one_wrong_token_and_it_is_not_lossless(live: tuple[Path, list[Claim]]) -> None:
+    analysis = tampered(live[0], LIVE, "speculative")
+    (lossless,) = [claim for claim in judge({"live": analysis}) if claim.id == "C10"]
+    assert lossless.verdict == "not reproduced"
+    assert "4 of 8" in lossless.reproduced
+    assert "from token 5 on" in lossless.evidence
+
+
+def test_ranks_that_do_not_come_up_are_an_error_row_and_are_tried_again(tmp_path: Path) -> None:
+    assert LIVE.live is not None
+    broken = msgspec.structs.replace(LIVE, live=msgspec.structs.replace(LIVE.live, target="/no/such/model"))
+    claims = {claim.id: claim for claim in reproduced(tmp_path, broken)}
+    assert claims["C10"].verdict == "not testable here"
+    records: list[Record] = list(Store(tmp_path).records.values())
+    assert all(record.trial is None and "/no/such/model" in record.error for record in records)
+    assert "These trials have no performance figure" in (tmp_path / "report.md").read_text()
+    progress = []
+    run(broken, Store(tmp_path), 1, lambda *told: progress.append(told[1:]))
+    assert progress[0] == (0, 8)
+
+
+# Reports and the command
+
+
+def test_the_report_stands_alone(small: Path) -> None:
+    page = (small / "report.html").read_text()
+    assert "<svg" in page
+    assert "<img" not in page
+    assert "<script" not in page
+    text = (small / "report.md").read_text()
+    for word in ("not available", "Fidelity", "haswell-gigabit", "| C10 |", "docs/fairness.md", "numpy"):
+        assert word in text or word in page
+
+
+def test_claims_are_a_list_of_objects(small: Path) -> None:
+    claims = json.loads((small / "claims.json").read_text())
+    assert [set(claim) for claim in claims] == [{"id", "claim", "published", "reproduced", "verdict", "evidence"}] * 3
+
+
+def command(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(reproduce)
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+
+
+def test_the_command_prints_the_verdicts_and_leaves_a_folder(tmp_path: Path) -> None:
+    shown = command("timeline", "--out", str(tmp_path / "out"), "--jobs", "1")
+    assert shown.exit_code == 0, shown.output
+    assert "not testable here" in shown.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        FILE, "figures", "report.md", "report.html", "claims.json",
+    }  # fmt: skip
+    assert (tmp_path / "out" / "figures" / "timeline.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("speeed",), 'no recipe "speeed"; did you mean "speed"?'),
+        (("--fidelity", "fast"), 'fidelity "fast": expected sim or real'),
+        (("speed", "--fidelity", "real"), "none of speed has fidelity real"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    shown = command(*arguments, "--out", str(tmp_path / "out"))
+    assert isinstance(shown.exception, WorkloadError)
+    assert str(shown.exception).startswith(message)
+    assert not (tmp_path / "out").exists()
