@@ -226,8 +226,7 @@ class Head:
         if message.cancelled_at == NOT_CANCELLED:
             outputs = run.nodes[run.rows - run.outputs :]
             for node, token in zip(outputs, message.ids, strict=True):
-                if node.verdict is None:
-                    node.verdict = token
+                node.verdict = token
             for node, margin in zip(outputs, message.margins, strict=False):
                 node.margin = margin
         before = len(self.text)
