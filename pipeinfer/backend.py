@@ -49,6 +49,23 @@ class Batch(msgspec.Struct, frozen=True):
     outputs: int
 
 
+def check_batch(batch: Batch, hidden: Hidden | None, *, hidden_size: int, vocabulary: int | None) -> None:
+    """For stages: raises ValueError for a batch that does not fit. `vocabulary` is None behind the first stage."""
+    rows = len(batch.tokens)
+    if not rows or rows != len(batch.positions) or rows != len(batch.sequences) or not all(batch.sequences):
+        raise ValueError(f"expected one position and at least one sequence id for each of {rows} > 0 tokens, came"
+                         f" {len(batch.positions)} positions and {len(batch.sequences)} tuples of sequence ids")
+    if min(batch.positions) < 0:
+        raise ValueError(f"expected positions from 0 on, came {min(batch.positions)}")
+    if not 0 <= batch.outputs <= rows:
+        raise ValueError(f"expected 0..{rows} output rows, came {batch.outputs}")
+    if vocabulary is not None and not 0 <= min(batch.tokens) <= max(batch.tokens) < vocabulary:
+        raise ValueError(f"expected token ids 0..{vocabulary - 1}, came {sorted(set(batch.tokens))}")
+    if vocabulary is None and (hidden is None or hidden.shape != (rows, hidden_size)):
+        came = "none" if hidden is None else f"shape {list(hidden.shape)}"
+        raise ValueError(f"expected hidden states of shape [{rows}, {hidden_size}], came {came}")
+
+
 class ModelStage(Protocol):
     """Layers [i, j) of one model with their KV cells. The first stage embeds tokens, the last gives logits."""
 

@@ -1,16 +1,13 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
-from pathlib import Path
-
-from pipeinfer.assets import asset
 from pipeinfer.backend import BadModel, ModelInfo
-from pipeinfer_numpy.checkpoint import Checkpoint
+from pipeinfer.hf.checkpoint import Checkpoint
+from pipeinfer.hf.folder import find_folder
+from pipeinfer.hf.tokenizer import HfTokenizer
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.model import LlamaStage
-from pipeinfer_numpy.tokenizer import HfTokenizer
 from pipeinfer_numpy.weights import read_weights
 
-BUILTIN = ("builtin:target", "builtin:draft")
 FLOAT_BYTES = 4
 
 
@@ -49,26 +46,6 @@ class NumpyBackend:
 
     def tokenizer(self, model: str) -> HfTokenizer:
         return HfTokenizer(find_folder(model))
-
-
-def find_folder(model: str) -> Path:
-    """The folder that `model` names. Raises BadModel."""
-    if model.startswith("builtin:"):
-        return builtin_folder(model)
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise BadModel(f"expected a model folder or one of {', '.join(BUILTIN)}, came {model!r}, which is no folder:"
-                       " give the path of a downloaded Hugging Face model")
-    return folder
-
-
-def builtin_folder(model: str) -> Path:
-    if model not in BUILTIN:
-        raise BadModel(f"expected one of {', '.join(BUILTIN)}, came {model!r}: choose one of them or give a folder")
-    try:
-        return asset(f"workloads/builtin/{model.removeprefix('builtin:')}")
-    except FileNotFoundError as error:
-        raise BadModel(str(error)) from None
 
 
 def layer_parameters(config: LlamaConfig) -> int:

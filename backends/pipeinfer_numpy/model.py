@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import AbortCheck, Batch, Hidden
+from pipeinfer.backend import AbortCheck, Batch, Hidden, check_batch
+from pipeinfer.cells import Cells, Taken
 from pipeinfer.core.messages import KvOp
-from pipeinfer_numpy.cells import Cells, Taken
 from pipeinfer_numpy.config import LlamaConfig
 from pipeinfer_numpy.rope import inverse_frequencies, rotations
 from pipeinfer_numpy.weights import Head, LayerWeights, StageWeights
@@ -20,6 +20,7 @@ class LlamaStage:
     def __init__(self, config: LlamaConfig, weights: StageWeights, *, cells: int, sequences: int) -> None:
         self._weights = weights
         self._hidden_size = config.hidden_size
+        self._vocabulary = None if weights.embedding is None else config.vocab_size
         self._heads = config.num_attention_heads
         self._kv_heads = config.kv_heads
         self._head_size = config.head_size
@@ -32,7 +33,7 @@ class LlamaStage:
         self._values = np.zeros((layers, kv_heads, cells, head_size), np.float32)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
-        self._check(batch, hidden)
+        check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
         taken = self._cells.take(batch.positions, batch.sequences)
         result = None
         try:
@@ -88,23 +89,6 @@ class LlamaStage:
 
     def _logits(self, head: Head, x: Hidden) -> Hidden:
         return linear(rms_norm(x, self._eps) * head.norm, head.output.T)
-
-    def _check(self, batch: Batch, hidden: Hidden | None) -> None:
-        """Raises ValueError for a batch that does not fit this stage, before anything is changed."""
-        rows = len(batch.tokens)
-        if not rows or rows != len(batch.positions) or rows != len(batch.sequences) or not all(batch.sequences):
-            raise ValueError(f"expected one position and at least one sequence id for each of {rows} > 0 tokens, came"
-                             f" {len(batch.positions)} positions and {len(batch.sequences)} tuples of sequence ids")
-        if min(batch.positions) < 0:
-            raise ValueError(f"expected positions from 0 on, came {min(batch.positions)}")
-        if not 0 <= batch.outputs <= rows:
-            raise ValueError(f"expected 0..{rows} output rows, came {batch.outputs}")
-        embedding = self._weights.embedding
-        if embedding is not None and not 0 <= min(batch.tokens) <= max(batch.tokens) < len(embedding):
-            raise ValueError(f"expected token ids 0..{len(embedding) - 1}, came {sorted(set(batch.tokens))}")
-        if embedding is None and (hidden is None or hidden.shape != (rows, self._hidden_size)):
-            came = "none" if hidden is None else f"shape {list(hidden.shape)}"
-            raise ValueError(f"expected hidden states of shape [{rows}, {self._hidden_size}], came {came}")
 
 
 def linear(x: Hidden, weight: Hidden) -> Hidden:

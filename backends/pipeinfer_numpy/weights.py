@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeinfer.backend import Hidden
-from pipeinfer_numpy.checkpoint import Checkpoint
+from pipeinfer.hf.checkpoint import Checkpoint
 from pipeinfer_numpy.config import LlamaConfig
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pipeinfer.backend import BadModel, ModelInfo
-from pipeinfer_numpy.tokenizer import HfTokenizer
+from pipeinfer.hf.tokenizer import HfTokenizer
 from pipeinfer_torch.source import find_model
 
 if TYPE_CHECKING:

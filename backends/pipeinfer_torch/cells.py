@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeinfer.backend import Batch
-from pipeinfer_numpy.cells import Cells, Taken
+from pipeinfer.cells import Cells, Taken
 
 
 class View(NamedTuple):
@@ -24,7 +24,7 @@ class View(NamedTuple):
 
 
 class KvCells:
-    """Cells for one layer per reach. Keys and values of a layer lie in one tensor [2, 1, kv_heads, cells, head_size]."""
+    """Cells for one layer per reach, each layer's keys and values in one tensor [2, 1, kv_heads, cells, head_size]."""
 
     def __init__(self, reaches: Sequence[int | None], cells: int, sequences: int, like: Tensor) -> None:
         self.tags = Cells(cells, sequences)

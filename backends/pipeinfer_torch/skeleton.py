@@ -14,7 +14,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from pipeinfer.backend import BadModel
-from pipeinfer_numpy.checkpoint import Checkpoint
+from pipeinfer.hf.checkpoint import Checkpoint
 from pipeinfer_torch.attention import NAME
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")

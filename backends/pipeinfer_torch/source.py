@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pipeinfer.backend import BadModel
-from pipeinfer_numpy.backend import find_folder
+from pipeinfer.hf.folder import find_folder
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 DESCRIPTION = ["*.json"]

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden
+from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, check_batch
+from pipeinfer.cells import Taken
 from pipeinfer.core.messages import KvOp
-from pipeinfer_numpy.cells import Taken
-from pipeinfer_numpy.checkpoint import INDEX, SINGLE, Checkpoint
+from pipeinfer.hf.checkpoint import INDEX, SINGLE, Checkpoint
 from pipeinfer_torch.cells import KvCells
 from pipeinfer_torch.generic import GenericLayers
 from pipeinfer_torch.lean import LeanLayers
@@ -43,7 +43,7 @@ class TorchStage:
         self._layers = kind(skeleton, first, stop, self._cells)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
-        self._check(batch, hidden)
+        check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
         taken = self._cells.tags.take(batch.positions, batch.sequences)
         result = None
         try:
@@ -74,19 +74,3 @@ class TorchStage:
         if self._vocabulary is not None:
             return torch.tensor(batch.tokens, device=self._like.device)
         return torch.from_numpy(np.array(hidden)).to(self._like)
-
-    def _check(self, batch: Batch, hidden: Hidden | None) -> None:
-        """Raises ValueError for a batch that does not fit this stage, before anything is changed."""
-        rows = len(batch.tokens)
-        if not rows or rows != len(batch.positions) or rows != len(batch.sequences) or not all(batch.sequences):
-            raise ValueError(f"expected one position and at least one sequence id for each of {rows} > 0 tokens, came"
-                             f" {len(batch.positions)} positions and {len(batch.sequences)} tuples of sequence ids")
-        if min(batch.positions) < 0:
-            raise ValueError(f"expected positions from 0 on, came {min(batch.positions)}")
-        if not 0 <= batch.outputs <= rows:
-            raise ValueError(f"expected 0..{rows} output rows, came {batch.outputs}")
-        if self._vocabulary is not None and not 0 <= min(batch.tokens) <= max(batch.tokens) < self._vocabulary:
-            raise ValueError(f"expected token ids 0..{self._vocabulary - 1}, came {sorted(set(batch.tokens))}")
-        if self._vocabulary is None and (hidden is None or hidden.shape != (rows, self._hidden_size)):
-            came = "none" if hidden is None else f"shape {list(hidden.shape)}"
-            raise ValueError(f"expected hidden states of shape [{rows}, {self._hidden_size}], came {came}")

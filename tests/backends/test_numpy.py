@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipeinfer.backend import BadModel, Batch
+from pipeinfer.cells import Cells
 from pipeinfer.core.messages import KvSeqCp, KvSeqKeep, KvSeqRm
 from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer_numpy import NumpyBackend
-from pipeinfer_numpy.cells import Cells
 
 TOKENS = tuple((7 * step * step + 3) % 300 for step in range(24))
 

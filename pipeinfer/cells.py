@@ -1,4 +1,4 @@
-"""Which KV cell holds what: a position and the sequence ids that may see it. The tensors themselves lie in `model.py`.
+"""Which KV cell holds what: a position and the sequence ids that may see it. The tensors themselves are the backend's.
 
 Semantics are llama.cpp's: copying a sequence only adds tags, and a cell without tags is free.
 """

@@ -44,7 +44,7 @@ class Checkpoint:
     def tensor(self, name: str, *shape: int) -> Hidden:
         """The tensor `name`, float32 [*shape]. Raises BadModel when it is missing, of another shape or cut off."""
         if self._weight_map and name not in self._weight_map:
-            raise BadModel(f"expected a tensor {name} in {self._folder / INDEX}, came none: give a whole Llama model")
+            raise BadModel(f"expected a tensor {name} in {self._folder / INDEX}, came none: give a whole model")
         file_name = self._weight_map.get(name, SINGLE)
         if file_name not in self._files:
             self._files[file_name] = SafetensorsFile(self._folder / file_name)
@@ -90,7 +90,7 @@ class SafetensorsFile:
     def tensor(self, name: str, shape: tuple[int, ...]) -> Hidden:
         entry = self._entries.get(name)
         if entry is None:
-            raise BadModel(f"expected a tensor {name} in {self._path}, came none: give a whole Llama model")
+            raise BadModel(f"expected a tensor {name} in {self._path}, came none: give a whole model")
         if tuple(entry.shape) != shape:
             raise BadModel(f"expected {name} of shape {list(shape)} in {self._path}, came {entry.shape}:"
                            " config.json and the weights are of different models")
