@@ -159,9 +159,12 @@ def make_plan(
 def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> Any:
     from pipeinfer.commands.view import LiveView, PlainView, View
     from pipeinfer.stream import TextStream
+    from pipeinfer.world import in_world
 
     stream = TextStream(cluster.tokenizer, stops)
-    kind = View if quiet else LiveView if sys.stdout.isatty() else PlainView
+    # Open MPI gives the head a terminal, wherever its output goes.
+    terminal = sys.stdout.isatty() and not in_world()
+    kind = View if quiet else LiveView if terminal else PlainView
     return kind(stream, prompt)
 
 

@@ -1,0 +1,195 @@
+"""`generate` in an MPI world: what it says, how it ends, and that nothing is left of it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeinfer.core.messages import Sampling
+from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.errors import LaunchError
+from pipeinfer.launch import Cluster
+from pipeinfer.world import LAUNCHERS, OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, place
+
+pytestmark = pytest.mark.timeout(120)
+
+PROMPT = "def read_lines(path):\n"
+TOKENS = 24
+END_S = 60.0
+PIPEINFER = [sys.executable, "-m", "pipeinfer"]
+
+
+@pytest.fixture(scope="module")
+def mpiexec() -> str:
+    """The path of mpiexec."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    try:
+        return find_mpiexec()
+    except LaunchError as problem:
+        pytest.skip(str(problem))
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[float, list[int]]:
+    """What one thread per rank says, by temperature."""
+    with Cluster(transport="inproc", stages=1, draft=None) as cluster:
+        prompt = cluster.tokenizer.encode(PROMPT)
+        return {
+            t: list(cluster.generate(prompt, Iterative(), max_tokens=TOKENS, sampling=Sampling(t, 0, 1.0, 5)).token_ids)
+            for t in (0.0, 0.8)
+        }
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**OVERSUBSCRIBE, **os.environ}
+    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=END_S, check=False)
+
+
+def pids(errors: str) -> dict[int, int]:
+    """Rank to process id, from the layout on standard error."""
+    return {int(rank): int(pid) for rank, pid in re.findall(r"^rank (\d+):.* \(pid (\d+)\)$", errors, re.MULTILINE)}
+
+
+def wait_until_gone(processes: dict[int, int]) -> None:
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in processes.values()):
+        assert time.monotonic() < deadline, f"still running: {processes}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])
+def test_the_same_tokens(mpiexec: str, expected: dict[float, list[int]], strategy: str, temperature: float) -> None:
+    options = ["--strategy", strategy, "--temperature", str(temperature), "--seed", "5", "--tokens", str(TOKENS)]
+    done = run(mpiexec, "-n", "5", *PIPEINFER, "generate", PROMPT, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[temperature]
+    assert len(pids(done.stderr)) == 4
+    wait_until_gone(pids(done.stderr))
+
+
+@pytest.mark.usefixtures("mpiexec")
+def test_the_launcher_starts_a_world_here(expected: dict[float, list[int]]) -> None:
+    done = run(*PIPEINFER, "generate", PROMPT, "--json", "--tokens", str(TOKENS), "--nodes", "2", "--launcher", "mpi")
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[0.0]
+    assert len(pids(done.stderr)) == 2
+
+
+def test_ranks_that_the_plan_has_no_use_for_leave_with_the_others(mpiexec: str) -> None:
+    done = run(mpiexec, "-n", "4", *PIPEINFER, "generate", "--strategy", "iterative", "--nodes", "1", "--tokens", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(pids(done.stderr)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--nodes", "4"], "the plan has 4 ranks, the MPI world 2 beside the head: start 5 processes"),
+        (["--strategy", "nonsense"], "no strategy"),
+        (["--target", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_line(mpiexec: str, options: list[str], line: str) -> None:
+    done = run(mpiexec, "-n", "3", *PIPEINFER, "generate", *options)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert len(re.findall("^error", done.stderr, re.MULTILINE)) == 1
+    assert done.stdout == ""
+
+
+def test_a_rank_that_cannot_go_on_is_named_by_the_head(mpiexec: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_AFTER_A_WHILE)
+    environment = f"PYTHONPATH={tmp_path}"
+    done = run(
+        "env", environment, mpiexec, "-n", "4", *PIPEINFER, "generate", "--tokens", "50", "--strategy", "iterative"
+    )
+    assert done.returncode == 1
+    assert "lost rank 1: target layers" in done.stderr
+    assert "the memory is on fire" in done.stderr
+    assert done.stdout.strip() != ""
+    wait_until_gone(pids(done.stderr))
+
+
+BREAKS_AFTER_A_WHILE = """
+import sys, os
+if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "2":
+    from pipeinfer.drivers import live
+    compute, runs = live.StageWorker._compute, []
+    def break_down(self, work):
+        runs.append(work)
+        if len(runs) == 10:
+            raise RuntimeError("the memory is on fire")
+        compute(self, work)
+    live.StageWorker._compute = break_down
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_world_and_leaves_the_text_so_far(mpiexec: str, rank: int) -> None:
+    command = [mpiexec, "-n", "3", *PIPEINFER, "generate", "--backend", "emulated", "--tokens", "2000"]
+    with subprocess.Popen(
+        command, env={**OVERSUBSCRIBE, **os.environ}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as world:
+        assert world.stdout is not None
+        assert world.stderr is not None
+        layout = "".join([world.stderr.readline() for _ in range(2)])
+        so_far = world.stdout.read(10)
+        os.kill(pids(layout)[rank], signal.SIGKILL)
+        assert world.wait(END_S) not in (0, 2)
+    assert len(so_far) == 10
+    wait_until_gone(pids(layout))
+
+
+def test_without_mpi4py_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['mpi4py'] = None; from pipeinfer.cli import main; main()"
+    for how in ("--transport", "--launcher"):
+        done = run(sys.executable, "-c", code, "generate", how, "mpi")
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert "pip install pipeinfer[" in done.stderr
+
+
+@pytest.mark.usefixtures("mpiexec")
+def test_without_a_world_it_says_how_to_start_one() -> None:
+    done = run(*PIPEINFER, "generate", "--transport", "mpi")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: an MPI world of one process has no ranks: start it by `mpirun -n 5`, or give --launcher mpi\n"
+    )
+
+
+def test_another_launcher_is_refused() -> None:
+    done = run(*PIPEINFER, "generate", "--launcher", "slurm")
+    assert (done.returncode, done.stderr) == (2, 'error: no launcher "slurm"; there is: mpi\n')
+
+
+def test_no_mpiexec_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(LaunchError, match="no mpiexec"):
+        find_mpiexec()
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher started this process."""
+    for name in (STARTED, *[name for pair in LAUNCHERS for name in pair]):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("rank", "size"), LAUNCHERS)
+def test_a_process_finds_its_place(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
+    assert (place(), in_world()) == ((0, 1), False)
+    monkeypatch.setenv(rank, "2")
+    assert not in_world()
+    monkeypatch.setenv(size, "5")
+    assert (place(), in_world()) == ((2, 5), True)
+    monkeypatch.setenv(size, "1")
+    assert not in_world()
