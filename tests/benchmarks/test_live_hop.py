@@ -1,68 +1,115 @@
-"""What a hop through live ranks costs beside a bare, also encrypted, pyzmq hop of the same bytes.
+"""What a hop through live ranks costs beside a hop in a ring of bare pyzmq processes, also encrypted.
 
     pytest tests/benchmarks/test_live_hop.py --benchmark-only
 
 A token of the iterative strategy crosses stages + 1 links. The stages compute nothing, so that the time between tokens,
-divided by the links, is one hop: receive, decode the header, dispatch, an empty stage, encode, send.
+divided by the links, is one hop: receive, decode the header, dispatch, an empty stage, encode, send. The bare ring has
+as many processes, which pass the same bytes on and sleep in between.
 """
 
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pytest
-import test_transport_hop
-from test_transport_hop import round_trips
+import zmq
 
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Decode, RunKind
 from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports.keys import Keys, write_keys
+from pipeinfer.transports.keys import Keys, read_keys, write_keys
+from pipeinfer.transports.wire import PREFIX_SIZE
 
 HIDDEN = 64
-TOKENS = 1500
-BARE_ROUNDS = 3000
+TOKENS = 1000
+ANY = "tcp://127.0.0.1:0"
 MICRO = 1e6
+
+Socket = zmq.Socket[bytes]
 
 
 @pytest.mark.parametrize("stages", [1, 4, 8])
 def test_a_hop_through_live_ranks(
-    benchmark: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str], stages: int
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], stages: int
 ) -> None:
-    keys = write_keys(tmp_path / "keys")
     options = {"layers": stages, "layer_s": 0.0, "hidden_size": HIDDEN}
-    with Cluster(Plan(backend="emulated", backend_options=options, stages=stages, draft=None)) as cluster:
-        bare = {kind: [bare_hop(kind, keys)] for kind in ("bare-blocking", "bare-spinning")}
+    plan = Plan(backend="emulated", backend_options=options, stages=stages, draft=None, cells=TOKENS + 8)
+    with Cluster(plan) as cluster, bare_ring(stages, write_keys(tmp_path / "keys")) as ring:
+        live: list[float] = []
+        bare: list[float] = []
         strategy = open_strategy("iterative", {})
-        cluster.generate([1], strategy, max_tokens=50)
-        trial = benchmark.pedantic(cluster.generate, ([1], strategy), {"max_tokens": TOKENS}, rounds=1)
-        for kind, hops in bare.items():
-            hops.append(bare_hop(kind, keys))
-    gaps = np.diff(trial.emit_s)
-    hop = float(np.median(gaps)) / (stages + 1)
+
+        def one_of_each() -> None:
+            """Side by side, so that whatever else this machine does disturbs both."""
+            trial = cluster.generate([1], strategy, max_tokens=TOKENS)
+            live.append(float(np.median(np.diff(trial.emit_s))) / (stages + 1))
+            bare.append(median([ring() for _ in range(TOKENS)]) / (stages + 1))
+
+        benchmark.pedantic(one_of_each, rounds=5, warmup_rounds=1)
     with capsys.disabled():
-        sys.stdout.write(f"\n{stages} stages: {MICRO * hop:6.1f} us per hop")
-        for kind, hops in bare.items():
-            sys.stdout.write(f"; {kind} {MICRO * median(hops):6.1f} us, ratio {hop / median(hops):.2f}")
+        sys.stdout.write(
+            f"\n{stages} stages: live {MICRO * median(live):.1f} us per hop, bare {MICRO * median(bare):.1f} us, "
+            f"ratio {median(live) / median(bare):.2f}"
+        )
 
 
-def bare_hop(kind: str, keys: Keys) -> float:
-    """Median seconds one way: half a round trip between two processes."""
-    size = 4 * HIDDEN + len(messages.encode(Decode(999, RunKind.SINGLE, (99,), (999,), ((0,),), 1, compute_s=(0.1,))))
-    command = [sys.executable, test_transport_hop.__file__, kind, str(keys.file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        try:
+@contextmanager
+def bare_ring(stages: int, keys: Keys) -> Iterator[Any]:
+    """What sends a message around a ring of `stages` bare processes and this one, and gives the seconds that took."""
+    header = messages.encode(Decode(999, RunKind.SINGLE, (99,), (999,), ((0,),), 1, compute_s=(0.1,)))
+    message = [bytes(PREFIX_SIZE) + header, bytes(4 * HIDDEN)]
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        router = bound(stack.enter_context(context.socket(zmq.ROUTER)), keys)
+        dealer = stack.enter_context(context.socket(zmq.DEALER))
+        following = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        for _ in range(stages):
+            command = [sys.executable, __file__, str(keys.file), following]
+            child = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(child.kill)
             assert child.stdout is not None
-            with round_trips(kind, keys, child.stdout.readline().strip()) as (_, round_trip):
-                payload, taken = bytes(size), []
-                for _ in range(BARE_ROUNDS):
-                    start = time.perf_counter()
-                    round_trip(payload)
-                    taken.append(time.perf_counter() - start)
-        finally:
-            child.kill()
-    return median(taken) / 2
+            following = child.stdout.readline().strip()
+        connected(dealer, keys, following)
+
+        def around() -> float:
+            start = time.perf_counter()
+            dealer.send_multipart(message)
+            router.recv_multipart()
+            return time.perf_counter() - start
+
+        yield around
+
+
+def bound(router: Socket, keys: Keys) -> Socket:
+    router.curve_server, router.curve_secretkey = True, keys.secret
+    router.bind(ANY)
+    return router
+
+
+def connected(dealer: Socket, keys: Keys, address: str) -> Socket:
+    dealer.linger = 0
+    dealer.curve_serverkey = keys.public
+    dealer.curve_publickey, dealer.curve_secretkey = keys.public, keys.secret
+    dealer.connect(address)
+    return dealer
+
+
+def pass_on(keys: Keys, following: str) -> None:
+    """One process of the ring: prints its address and sends what comes to the next one."""
+    context = zmq.Context()
+    router = bound(context.socket(zmq.ROUTER), keys)
+    dealer = connected(context.socket(zmq.DEALER), keys, following)
+    print(router.getsockopt_string(zmq.LAST_ENDPOINT), flush=True)
+    while True:
+        dealer.send_multipart(router.recv_multipart()[1:])
+
+
+if __name__ == "__main__":
+    pass_on(read_keys(sys.argv[1]), sys.argv[2])
