@@ -70,8 +70,13 @@ def read_trace(path: Path) -> Trace:
 
 
 def independent(acceptance: float, *, seed: int = 0, length: int = 8192, vocabulary: int = 512) -> Trace:
-    """I.i.d. acceptance: the draft's k-th candidate is right with probability a (1 - a)^k, which is its confidence."""
+    """I.i.d. acceptance: the draft's k-th candidate is right with probability a (1 - a)^k.
+
+    Confidence then tells nothing about correctness, so the first candidate's is 1 everywhere and no cutoff acts; that
+    of the others is their probability, for trees to split by.
+    """
     uniform = np.random.Generator(np.random.Philox(key=[seed, 0x0ACC])).random(length)
     chances = acceptance * (1 - acceptance) ** np.arange(RANKS)
     ranks = np.searchsorted(np.cumsum(chances), uniform, side="right")
-    return Trace(np.where(ranks < RANKS, ranks, -1).tolist(), [chances.tolist()] * length, vocabulary)
+    confidences = [1.0, *chances[1:].tolist()]
+    return Trace(np.where(ranks < RANKS, ranks, -1).tolist(), [confidences] * length, vocabulary)
