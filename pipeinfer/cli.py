@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from pipeinfer.commands import doctor, generate, plugins, record, replay, simulate, worker
+from pipeinfer.commands import compare, doctor, generate, plugins, record, replay, reproduce, simulate, worker
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
@@ -18,12 +18,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(reproduce.reproduce)
 app.command()(generate.generate)
 app.command()(simulate.simulate)
 app.command()(record.record)
 app.command()(replay.replay)
 app.command()(worker.worker)
 app.command()(plugins.plugins)
+app.command()(compare.compare)
 app.command()(doctor.doctor)
 
 USER_ERROR, RANK_LOST, INTERRUPTED = 2, 1, 130

@@ -217,7 +217,7 @@ def mpi() -> Finding:
     except (ImportError, RuntimeError) as problem:
         cure = "install an MPI library, such as the wheel mpich or the distribution's openmpi-bin"
         return Finding("MPI", "advice", f"mpi4py finds no library: {' '.join(str(problem).split())}", cure)
-    name = " ".join(MPI.Get_library_version().split("\n")[0].rstrip("\0").split())
+    name = " ".join(MPI.Get_library_version().partition("\n")[0].partition(",")[0].rstrip("\0").split())
     if name.startswith("Open MPI"):
         return Finding("MPI", "advice", name, "with more ranks than cores: mpirun --oversubscribe")
     return Finding("MPI", "ok", name)

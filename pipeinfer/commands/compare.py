@@ -1,0 +1,81 @@
+"""`pipeinfer compare`: is one result slower than another?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeinfer.compare import Comparison
+    from pipeinfer.compare.judge import Row
+
+MOST_ROWS = 60
+"""A longer table leaves out the cells in which nothing changed."""
+
+COLOURS = {"regression": "red", "other tokens": "red", "failed": "red", "improvement": "green", "no change": "dim"}
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="trials.jsonl, pytest-benchmark's JSON, or a folder of one kind.")],
+    head: Annotated[Path, typer.Argument(help="What is compared with it.")],
+    threshold: Annotated[float, typer.Option(help="The smallest change that counts.", min=0.0)] = 0.05,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.", min=0.5, max=0.9999)] = 0.95,
+    common: Annotated[bool, typer.Option("--common", help="Leave out cells that only one of them has.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the ratios: writes this name as .svg and .png.")] = None,
+    fail: Annotated[bool, typer.Option("--fail-on-regression", help="Exit with 1 if the head is worse.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare two results cell by cell: ratio head / base, interval, verdict."""
+    from pipeinfer.compare import compare as compare_results
+
+    comparison = compare_results(base, head, common=common, threshold=threshold, confidence=confidence)
+    if plot is not None:
+        from pipeinfer.compare.picture import draw
+
+        draw(comparison, plot)
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(comparison).decode())
+    else:
+        _show(comparison)
+    if fail and comparison.worse:
+        raise typer.Exit(1)
+
+
+def _show(comparison: "Comparison") -> None:
+    from rich.console import Console
+
+    console = Console()
+    rows = comparison.rows
+    if len(rows) > MOST_ROWS:
+        rows = [row for row in rows if row.verdict != "no change"]
+        console.print(f"{len(comparison.rows) - len(rows)} rows without a change are not shown.", style="dim")
+    for metric in dict.fromkeys(row.metric for row in rows):
+        console.print(_table(metric, [row for row in rows if row.metric == metric], comparison.confidence))
+    for note in comparison.notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    worse = len(comparison.worse)
+    console.print(f"{worse} of {len(comparison.rows)} rows speak against {comparison.head}", highlight=False)
+
+
+def _table(metric: str, rows: "list[Row]", confidence: float) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=metric, title_justify="left")
+    table.add_column("cell")
+    for heading in ("base", "head", "ratio", f"{confidence * 100:g} % interval", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        interval = "-" if row.low is None else f"{row.low:.3f} to {row.high:.3f}"
+        numbers = [_number(row.base, ".4g"), _number(row.head, ".4g"), _number(row.ratio, ".3f"), interval]
+        verdict = f"[{COLOURS.get(row.verdict, 'yellow')}]{row.verdict}[/]"
+        table.add_row(row.cell, *numbers, str(row.pairs or "-"), verdict)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
