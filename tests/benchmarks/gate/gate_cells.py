@@ -7,10 +7,12 @@ from collections import Counter
 from itertools import product
 from typing import Any, NamedTuple
 
+import msgspec
+
 from pipeinfer.core.effects import Request, ToFirstStage
 from pipeinfer.core.head import Pipeline
 from pipeinfer.drivers.sim import Link, Simulation
-from pipeinfer.oracle import independent
+from pipeinfer.oracle import Trace, independent
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
 
@@ -115,9 +117,18 @@ def _simulation(cell: Cell, links: list[Link]) -> Simulation:
         Pipeline(cell.stages, cells=2048, sequences=256, prompt_chunk=16),
         open_strategy(name, options),
         Costs(cell.stages),
-        independent(cell.acceptance),
+        _oracle(cell),
         link,
     )
+
+
+def _oracle(cell: Cell) -> Trace:
+    """I.i.d. acceptance; where a cutoff is to be seen at work, with confidences all the way from 0 to 1."""
+    trace = independent(cell.acceptance)
+    if "cutoff" not in VARIANTS[cell.variant][1]:
+        return trace
+    confidences = [[position * 37 % 101 / 100, *others[1:]] for position, others in enumerate(trace.confidences)]
+    return msgspec.structs.replace(trace, confidences=confidences)
 
 
 def _count_kv_operations(simulation: Simulation) -> Counter[str]:
