@@ -124,6 +124,8 @@ class Cluster:
         self.models = Models(self.plan)
         self.tokenizer: Tokenizer = self.models.backend.tokenizer(self.plan.target)
         self.spans: list[Span] = []
+        self.head: Head | None = None
+        """The head of the generation under way, or of the last one: to look at."""
         self._next_run = self._last_order = 0
         self._reports: dict[int, Report] = {}
         self._last_message: dict[int, str] = {}
@@ -185,6 +187,7 @@ class Cluster:
         pipeline = Pipeline(len(self.models.split), self.models.cells, self.plan.sequences,
                             self.models.target.context, self.plan.prompt_chunk)  # fmt: skip
         head = Head(pipeline, strategy, first_run=self._next_run, first_order=self._last_order)
+        self.head = head
         begin = Begin(sampling, strategy.draft_options(), 0, margins, logits_on_wire)
         self._begin(begin)
         trial = _Generation(self, head, on_tokens, open_log(head) if open_log else None).run(request)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +47,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
+    from pipeinfer.commands.view import starting
     from pipeinfer.core.messages import Sampling
     from pipeinfer.launch import Cluster
     from pipeinfer.plugins import open_strategy
@@ -65,7 +66,9 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, seed)
     if trace is not None:
         trace.touch()  # An unwritable path is better known now than after the generation.
-    with log.open("wb", buffering=0) if log else nullcontext() as log_file, Cluster(plan) as cluster:
+    with log.open("wb", buffering=0) if log else nullcontext() as log_file, ExitStack() as stack:
+        with starting():
+            cluster = stack.enter_context(Cluster(plan))
         if transport == "mpi":
             _print_layout(cluster)
         prompt_ids = cluster.tokenizer.encode(text)
@@ -164,8 +167,9 @@ def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> 
     stream = TextStream(cluster.tokenizer, stops)
     # Open MPI gives the head a terminal, wherever its output goes.
     terminal = sys.stdout.isatty() and not in_world()
-    kind = View if quiet else LiveView if terminal else PlainView
-    return kind(stream, prompt)
+    if quiet:
+        return View(stream, prompt)
+    return LiveView(stream, prompt, lambda: cluster.head) if terminal else PlainView(stream, prompt)
 
 
 def _print_layout(cluster: "Cluster") -> None:

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,11 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeinfer.core.effects import Stop
+from pipeinfer.core.head import Head
 from pipeinfer.metrics import summary
 from pipeinfer.results import Trial
 from pipeinfer.stream import TextStream
 
 REFRESH_S = 0.1
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Say so on a terminal while the ranks come up, which takes seconds."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("starting the ranks"):
+        yield
 
 
 class View:
@@ -75,12 +89,12 @@ class PlainView(View):
 class LiveView(View):
     """Standard output is a terminal: the text, and under it a line with speed and acceptance that keeps changing."""
 
-    def __init__(self, stream: TextStream, prompt: str) -> None:
+    def __init__(self, stream: TextStream, prompt: str, head: Callable[[], Head | None]) -> None:
         super().__init__(stream, prompt)
+        self._head = head
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, transient=True, auto_refresh=False, vertical_overflow="visible")
         self._drawn = 0.0
-        self._groups = 0
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -88,26 +102,30 @@ class LiveView(View):
         return self
 
     def show(self) -> None:
-        self._groups += 1
         now = time.monotonic()
         if now - self._drawn < REFRESH_S:
             return
         self._drawn = now
         count = len(self.stream.tokens)
         speed = count / max(now - self._start, 1e-9)
-        line = f"{count} tokens  {speed:.1f} tokens/s  {count / self._groups:.2f} tokens per commit"
-        self._live.update(Group(self._text(tail=self._console.height - 3), Text(line, style="dim")), refresh=True)
+        line = f"{count} tokens  {speed:.1f} tokens/s  {self._acceptance()}"
+        lines = self._text().wrap(self._console, self._console.width)[-max(1, self._console.height - 3) :]
+        self._live.update(Group(Text("\n").join(lines), Text(line, style="dim")), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
         self._console.print(self._text())
 
-    def _text(self, tail: int | None = None) -> Text:
+    def _text(self) -> Text:
         text = Text(self.prompt, style="bold")
         text.append(self.stream.text, style="not bold")
-        if tail is None:
-            return text
-        return Text("\n").join(text.split("\n", allow_blank=True)[-tail:])
+        return text
+
+    def _acceptance(self) -> str:
+        head = self._head()
+        finished = [run for run in head.runs if run.finished_at is not None] if head is not None else []
+        drafted = sum(run.drafted for run in finished)
+        return f"{sum(run.accepted for run in finished) / drafted:.0%} of drafts accepted" if drafted else ""
 
 
 def summary_table(values: dict[str, Any]) -> Table:
