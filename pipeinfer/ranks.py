@@ -15,7 +15,6 @@ from pipeinfer.drivers.live import run_rank
 from pipeinfer.errors import LaunchError
 from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
 from pipeinfer.transports.keys import write_keys
-from pipeinfer.world import MpiProcesses
 
 START_S = 30.0
 """The longest that a process may take to listen."""
@@ -56,6 +55,8 @@ def open_ranks(transport: str, count: int, workers: tuple[str, ...], key: str | 
     if transport == "tcp":
         return Processes(count)
     if transport == "mpi":
+        from pipeinfer.world import MpiProcesses
+
         return MpiProcesses(count)
     from pipeinfer.plugins import TRANSPORTS, load
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pipeinfer.drivers.live import run_rank
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
+from pipeinfer.ranks import ONE_THREAD, say_farewell
 from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ def in_world() -> bool:
 
 def start_world(nodes: int) -> NoReturn:
     """Become `mpiexec` with this command line once more for the head and for each of `nodes` ranks on this machine."""
-    from pipeinfer.ranks import ONE_THREAD
-
     load(TRANSPORTS, "mpi")
     mpiexec = find_mpiexec()
     command = [mpiexec, "-n", str(nodes - HEAD), sys.executable, "-m", "pipeinfer", *sys.argv[1:]]
@@ -124,8 +123,6 @@ class MpiProcesses:
         return None
 
     def close(self, farewell: bytes) -> None:
-        from pipeinfer.ranks import say_farewell
-
         say_farewell(self.transport, farewell, len(self.addresses))
         self.transport.close()
 

@@ -219,6 +219,19 @@ def test_a_world_of_one_process_ends_by_itself() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=END_S, check=False).returncode == 0
 
 
+def test_the_head_ends_a_rank_that_does_not_leave() -> None:
+    code = (
+        "import time; from pipeinfer.transports.mpi import open_world\n"
+        "if open_world().rank == 1: print('stuck', flush=True); time.sleep(60)"
+    )
+    command = [MPIEXEC, "-n", "3", sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**OVERSUBSCRIBE, **os.environ}, capture_output=True, text=True, timeout=END_S, check=False
+    )
+    assert done.returncode != 0
+    assert "stuck" in done.stdout
+
+
 # One process of the world.
 
 
