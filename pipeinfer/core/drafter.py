@@ -171,7 +171,7 @@ class Drafter:
     def _grow(self, leaf: _Node, effects: list[Effect]) -> None:
         """Continue a branch with the candidates after its last token, where they are confident enough."""
         assert leaf.next is not None
-        if leaf.position + 1 > self._until or leaf.position + 2 > self._limit or (self.options.once and self._answered):
+        if leaf.position + 1 > self._until or leaf.position + 2 > self._limit:
             return
         adjustment = self._started * self.options.recovery - self._rejects * self.options.decay
         token, confidence = leaf.next[0]

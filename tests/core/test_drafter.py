@@ -80,6 +80,10 @@ def test_a_redirect_abandons_the_computation_and_starts_from_the_new_text() -> N
         forward((20, 1, 0), (21, 2, 0)),
     ]
     assert d.ledger.used == 3
+    for token in (30, 31):
+        assert proposals(d.handle(one(token))) == []
+    (proposed,) = proposals(d.handle(one(32)))
+    assert [node.token for node in proposed.nodes] == [30, 31, 32], "the 6 of the old branch is no proposal"
 
 
 def test_an_abort_that_comes_too_late_is_no_harm() -> None:

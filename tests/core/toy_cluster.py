@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from toy_model import ToyCells, ToyLanguage, Values
+from toy_model import Cell, ToyCells, ToyLanguage, Values
 
 from pipeinfer.core.drafter import Drafter, DraftOptions
 from pipeinfer.core.effects import (
@@ -59,6 +59,7 @@ class ToyStage:
         self.cells = ToyCells(pipeline.cells)
         self.outputs: tuple[int, ...] = ()
         self.aborting = False
+        self.skipped: set[int] = set()
         self.caught_up = -1
 
 
@@ -91,8 +92,8 @@ class ToyCluster:
         self.cancelled: set[int] = set()
         self.proposals: list[Proposal] = []
         self.steps = 0
-        self._sent_cells: list[int] = []
         self._mirror = ToyCells(pipeline.cells)
+        self._mirrored: list[list[tuple[int, int, tuple[int, ...]]]] = []
         self._returned = -1
         self._draft_rows = 0
         self._draft_aborting = False
@@ -167,14 +168,14 @@ class ToyCluster:
     def _mirror_run(self, decode: Decode) -> None:
         """What a stage that skips nothing would hold after this run."""
         self._mirror.apply(decode.kv)
-        self._mirror.store(decode.tokens, decode.positions, decode.sequences)
-        self._sent_cells.append(len(self._mirror.cells))
+        self._mirror.store(decode.run, decode.tokens, decode.positions, decode.sequences)
+        self._mirrored.append(self._mirror.held())
 
     def _check_ledger(self) -> None:
         ledger = self.head.ledger
         ledger.validate()
         sent = ToyCells(self._mirror.capacity)
-        sent.cells = [type(cell)(cell.position, set(cell.tags), cell.value) for cell in self._mirror.cells]
+        sent.cells = [Cell(cell.run, cell.position, set(cell.tags), cell.value) for cell in self._mirror.cells]
         sent.apply(ledger.pending)
         assert len(sent.cells) == ledger.used
         held: dict[int, int] = {}
@@ -194,6 +195,7 @@ class ToyCluster:
         aborted = stage.aborting and bool(next(self._schedule, 0) % 2)
         if aborted:
             stage.cells.take_back(len(decode.tokens))
+            stage.skipped.add(decode.run)
         stage.aborting = False
         self._caught_up(stage, decode.run)
         ids: tuple[int, ...] = ()
@@ -218,7 +220,10 @@ class ToyCluster:
                 self._pass_on(index, effect)
 
     def _pass_on(self, index: int, effect: Forward) -> None:
-        self._caught_up(self.stages[index], effect.message.run)
+        stage = self.stages[index]
+        if stage.caught_up < effect.message.run:
+            stage.skipped.add(effect.message.run)
+            self._caught_up(stage, effect.message.run)
         live = effect.message.cancelled_at == NOT_CANCELLED
         assert live or effect.payload is None, "a marker carries no payload"
         assert live or effect.message.run in self.cancelled, "a run was skipped that nobody had cancelled"
@@ -230,7 +235,7 @@ class ToyCluster:
     def _forward(self, index: int, effect: Compute) -> tuple[int, ...]:
         decode = effect.decode
         values = decode.tokens if index == 0 else effect.payload
-        seen = self.stages[index].cells.store(values, decode.positions, decode.sequences)
+        seen = self.stages[index].cells.store(decode.run, values, decode.positions, decode.sequences)
         outputs = []
         for node, visible in zip(self.head.runs[decode.run].nodes, seen, strict=True):
             # Beside a live branch a dead one may still be computed, over the gaps that cancelled runs left.
@@ -239,8 +244,11 @@ class ToyCluster:
         return tuple(outputs)
 
     def _caught_up(self, stage: ToyStage, run: int) -> None:
-        assert len(stage.cells.cells) <= self._sent_cells[run], "a stage holds more than the ledger says"
+        """After each run a stage holds exactly what it would if it skipped nothing, less what it skipped."""
+        assert stage.caught_up == run - 1, "runs pass a stage in the order in which they were sent"
         stage.caught_up = run
+        expected = [cell for cell in self._mirrored[run] if cell[0] not in stage.skipped]
+        assert stage.cells.held() == expected, "a stage's cells are not those of the ledger"
 
     # The draft rank
 
@@ -271,7 +279,7 @@ class ToyCluster:
         self.drafter.ledger.validate()
 
     def _draft(self, work: ComputeDraft) -> Drafted:
-        seen = self.draft_cells.store(work.tokens, work.positions, work.sequences)
+        seen = self.draft_cells.store(0, work.tokens, work.positions, work.sequences)
         assert len(self.draft_cells.cells) <= self.drafter.ledger.used
         self._draft_rows = len(work.tokens)
         texts: list[Values] = [text for text in seen if text is not None]

@@ -12,11 +12,12 @@ Values = tuple[int, ...]
 
 
 class Cell:
-    """One KV cell: free as soon as `tags` is empty."""
+    """One KV cell, filled by run `run`: free as soon as `tags` is empty."""
 
-    __slots__ = ("position", "tags", "value")
+    __slots__ = ("position", "run", "tags", "value")
 
-    def __init__(self, position: int, tags: set[int], value: int) -> None:
+    def __init__(self, run: int, position: int, tags: set[int], value: int) -> None:
+        self.run = run
         self.position = position
         self.tags = tags
         self.value = value
@@ -49,13 +50,13 @@ class ToyCells:
         ]  # fmt: skip
 
     def store(
-        self, values: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]]
+        self, run: int, values: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]]
     ) -> list[Values | None]:
-        """Store a row per value. Gives what each row sees at positions 0 to its own, or None where there are gaps."""
+        """Store a row of `run` per value. Gives what each row sees at positions 0 to its own, None where gaps are."""
         assert len(self.cells) + len(values) <= self.capacity, "more rows than free cells"
         seen: list[Values | None] = []
         for value, position, tags in zip(values, positions, sequences, strict=True):
-            self.cells.append(Cell(position, set(tags), value))
+            self.cells.append(Cell(run, position, set(tags), value))
             seen.append(self._visible(tags[0], position))
         return seen
 
@@ -64,6 +65,10 @@ class ToyCells:
         values = {cell.position: cell.value for cell in cells}
         assert len(values) == len(cells), f"sequence {sequence} holds a position twice"
         return tuple([values[at] for at in range(position + 1)]) if len(values) == position + 1 else None
+
+    def held(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        """Run, position and tags of every cell in use."""
+        return sorted((cell.run, cell.position, tuple(sorted(cell.tags))) for cell in self.cells)
 
     def take_back(self, rows: int) -> None:
         """Forget the last `rows` rows: their computation was aborted."""
