@@ -174,11 +174,16 @@ def test_results_of_pytest_benchmark(tmp_path: Path) -> None:
         for side, seconds in (("base", 1.0), ("head", 1.2)):
             path = tmp_path / side / f"{turn}.json"
             path.parent.mkdir(exist_ok=True)
-            entry = {"fullname": "test_hop", "stats": {"median": seconds + turn / 100, "mean": 7}}
+            entry = {
+                "fullname": "tests/test_transport.py::test_hop[tcp]",
+                "stats": {"median": seconds + turn / 100, "mean": 7},
+            }
             path.write_text(
                 json.dumps({"benchmarks": [entry], "machine_info": {"cpu": {"brand_raw": "x", "count": 2}}})
             )
-    assert verdicts(tmp_path / "base", tmp_path / "head") == {("test_hop", "median (s)"): "regression"}
+    assert verdicts(tmp_path / "base", tmp_path / "head") == {
+        ("tests/test_transport.py, test_hop[tcp]", "median (s)"): "regression"
+    }
 
 
 # The command

@@ -62,18 +62,20 @@ def _show(comparison: "Comparison") -> None:
 
 
 def _table(metric: str, rows: "list[Row]", confidence: float) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=metric, title_justify="left")
-    table.add_column("cell")
+    table = Table(title=metric, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("cell", overflow="fold")
     for heading in ("base", "head", "ratio", f"{confidence * 100:g} % interval", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for row in rows:
         interval = "-" if row.low is None else f"{row.low:.3f} to {row.high:.3f}"
-        numbers = [_number(row.base, ".4g"), _number(row.head, ".4g"), _number(row.ratio, ".3f"), interval]
+        numbers = [_number(row.base, ".3g"), _number(row.head, ".3g"), _number(row.ratio, ".3f"), interval]
         verdict = f"[{COLOURS.get(row.verdict, 'yellow')}]{row.verdict}[/]"
-        table.add_row(row.cell, *numbers, str(row.pairs or "-"), verdict)
+        table.add_row(escape(row.cell), *numbers, str(row.pairs or "-"), verdict)
     return table
 
 

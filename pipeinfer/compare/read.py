@@ -162,7 +162,8 @@ def _add_benchmarks(results: Results, file: Path) -> None:
     content = _benchmarks(file)
     results.machines.add(_machine(content.machine_info.cpu.brand_raw, content.machine_info.cpu.count))
     for benchmark in content.benchmarks:
-        cell = results.cells.setdefault(benchmark.fullname, Cell({"benchmark": benchmark.fullname}))
+        path, _, name = benchmark.fullname.partition("::")
+        cell = results.cells.setdefault(benchmark.fullname, Cell({"file": path, "benchmark": name}))
         cell.values.setdefault(MEDIAN, []).append(benchmark.stats.median)
 
 
