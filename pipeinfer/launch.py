@@ -308,6 +308,7 @@ class _Generation:
         self._head = head
         self._log = log
         self._on_tokens = on_tokens
+        self._stop: Stop | None = None
         self._emit_s: list[float] = []
         self._draft_s = 0.0
         self._start = 0.0
@@ -333,10 +334,14 @@ class _Generation:
         effects = self._head.handle(now, event)
         if self._log is not None:
             self._log.record(now, event, effects)
+        stop: Stop | None = None
         for effect in effects:
-            self._perform(effect, now)
+            stop = self._perform(effect, now) or stop
+        if stop is not None:  # after all effects: what follows from stopping must not overtake them
+            self._stop = stop
+            self._handle(stop)
 
-    def _perform(self, effect: HeadEffect, now: float) -> None:
+    def _perform(self, effect: HeadEffect, now: float) -> Stop | None:
         if isinstance(effect, ToFirstStage):
             self._cluster.send_first(effect.message)
         elif isinstance(effect, ToDraft):
@@ -347,9 +352,8 @@ class _Generation:
         elif isinstance(effect, Emit):
             self._emit_s.extend([now] * len(effect.tokens))
             self._note(f"commit {len(effect.tokens)}", now)
-            stop = self._on_tokens(effect.tokens) if self._on_tokens else None
-            if stop is not None:
-                self._handle(stop)
+            return self._on_tokens(effect.tokens) if self._on_tokens else None
+        return None
 
     def _note(self, what: str, now: float) -> None:
         """Put a decision of the head on the timeline."""
@@ -358,7 +362,9 @@ class _Generation:
             self._cluster.spans.append(Span(HEAD, what, at, at))
 
     def _trial(self, request: Request) -> Trial:
-        head, tokens = self._head, self._head.generated
+        head, tokens, reason = self._head, self._head.generated, self._head.reason or ""
+        if self._stop is not None:  # which counts even where the generation ended in the same group of tokens
+            tokens, reason = tokens[: self._stop.length], self._stop.reason
         busy = [sum(column) for column in zip(*[run.compute_s for run in head.runs], strict=True)]
         ranks = [
             msgspec.structs.replace(record, busy_s=self._draft_s if record.role == "draft" else busy[record.rank])
@@ -370,8 +376,8 @@ class _Generation:
             prompt_tokens=len(request.prompt),
             token_ids=tuple(tokens),
             emit_s=tuple(self._emit_s[: len(tokens)]),
-            reason=head.reason or "",
+            reason=reason,
             runs=tuple([run_record(run, 0.0) for run in head.runs]),
             ranks=tuple(ranks),
-            smallest_margin=min(head.margins, default=None),
+            smallest_margin=min(head.margins[: len(tokens)], default=None),
         )

@@ -1,6 +1,7 @@
 """The ranks of a session: processes or threads started here, an MPI world's, or workers that run somewhere already."""
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -172,6 +173,8 @@ class Processes:
         """What the process says it listens at."""
         output = self._processes[rank].stdout
         assert output is not None
+        if not select.select([output], [], [], START_S)[0]:
+            raise LaunchError(f"rank {rank} did not start: it does not listen after {START_S:g} s")
         line = output.readline()
         if not line.startswith("listening "):
             self._processes[rank].wait(LEAVE_S)

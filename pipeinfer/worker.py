@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from pipeinfer.drivers.live import run_rank
@@ -32,6 +33,11 @@ def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
             came = True
             if not once:
                 print(f"session ended: {lost}", file=sys.stderr, flush=True)
+        except Exception:
+            if once:
+                raise
+            came = True
+            traceback.print_exc()  # The head was told; the next one may ask for something that works.
         finally:
             transport.close()
         if once:
@@ -62,5 +68,3 @@ def _end_with_launcher() -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

@@ -98,6 +98,17 @@ def test_a_stop_string_ends_every_strategy_at_the_same_token(run: Run, strategy:
     assert result["text"] == emulated_text(10)[:-1]
 
 
+@pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])
+def test_a_stop_string_counts_where_the_tokens_run_out_in_the_same_group(run: Run, strategy: str) -> None:
+    ids = emulated_ids(24)
+    options = ["--strategy", strategy, "--stop", f" {ids[9]}", "--backend-option", "acceptance=1"]
+    for tokens in ("10", "11", "12"):
+        result = json.loads(run(*QUICK, "--json", *options, "--tokens", tokens)[1])
+        assert result["token_ids"] == ids[:10]
+        assert result["text"] == emulated_text(9)
+        assert result["reason"] == "stop"
+
+
 def test_the_first_of_several_stop_strings_counts(run: Run) -> None:
     ids = emulated_ids(24)
     _, output, _ = run(*QUICK, "--json", "--stop", f" {ids[12]}", "--stop", f" {ids[5]}", "--stop", "never")

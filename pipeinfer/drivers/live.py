@@ -290,7 +290,7 @@ def unexpected(message: Any, who: str) -> NoReturn:
 
 
 def wait_for_setup(transport: Transport, patience_s: float) -> Setup | None:
-    """The head's Setup, or None when none comes in time."""
+    """The head's Setup, or None when none comes in time or the head has thought better of it."""
     deadline = time.monotonic() + patience_s
     while (left := deadline - time.monotonic()) > 0:
         envelope = transport.receive(min(IDLE_S, left))
@@ -298,6 +298,8 @@ def wait_for_setup(transport: Transport, patience_s: float) -> Setup | None:
             message = messages.decode(envelope.header)
             if isinstance(message, Setup):
                 return message
+            if isinstance(message, Shutdown):
+                return None
             unexpected(message, "a rank that has not been set up")
     return None
 
