@@ -153,6 +153,12 @@ def utilisation(trial: Trial) -> dict[int, float]:
     return {rank.rank: rank.busy_s / end if end > 0 else 0.0 for rank in trial.ranks}
 
 
+def mean_utilisation(trial: Trial) -> float | None:
+    """The mean over the ranks."""
+    shares = utilisation(trial).values()
+    return sum(shares) / len(shares) if shares else None
+
+
 def bytes_per_token(trial: Trial) -> dict[str, float]:
     """Per link, as "sender>receiver" ("head" for -1): bytes on the wire per generated token, the prompt's included."""
     n = max(1, len(trial.token_ids))
@@ -199,7 +205,7 @@ def summary(trial: Trial) -> dict[str, Any]:
         "runs": run_counts(trial),
         "wasted_rows": wasted_rows(trial),
         "compute_saved_s": compute_saved_s(trial),
-        "utilisation": sum(busy.values()) / len(busy) if busy else None,
+        "utilisation": mean_utilisation(trial),
         "bytes_per_token": bytes_per_token(trial),
         "ranks": [_rank_summary(rank, busy[rank.rank]) for rank in trial.ranks],
     }

@@ -52,11 +52,12 @@ class Panel(msgspec.Struct, frozen=True):
 
 
 class Strip(msgspec.Struct, frozen=True):
-    """One group of dots: every trial's value, and a mark beside the median."""
+    """One row of dots: every trial's value, and `note` beside the median."""
 
     name: str
     strategy: str
     values: list[float]
+    note: str = ""
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -73,9 +74,10 @@ def style(strategy: str) -> tuple[str, str]:
 
 
 def lines(
-    panels: Sequence[Panel], path: Path, *, xlabel: str, ylabel: str, caption: str, columns: int = 2, log2: bool = False
+    panels: Sequence[Panel], path: Path, *, xlabel: str, ylabel: str, caption: str, base: int | None = None
 ) -> None:
-    """Panels of lines with markers and bands, on shared axes; writes path.svg and path.png."""
+    """Panels of lines with markers and bands, on shared axes, x logarithmic to `base`; writes path.svg, .png."""
+    columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     with _figure(path, caption, height=0.4 + 2.2 * rows) as figure:
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -83,7 +85,7 @@ def lines(
             axis.set_title(panel.title)
             for series in panel.series:
                 _line(axis, series)
-            _ticks(axis, panel, log2=log2)
+            _ticks(axis, panel, base)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis in axes[-1]:
@@ -106,41 +108,46 @@ def _line(axis: Any, series: Series) -> None:
     axis.fill_between(series.x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _ticks(axis: Any, panel: Panel, *, log2: bool) -> None:
+def _ticks(axis: Any, panel: Panel, base: int | None) -> None:
     ticks = sorted({x for series in panel.series for x in series.x})
-    if log2:
-        axis.set_xscale("log", base=2)
+    if base is not None:
+        axis.set_xscale("log", base=base)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
 
 
-def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, ylabel: str, caption: str) -> None:
-    """A panel per group; in it a column per strip: each trial as a dot, the median as a bar. Writes path.svg, .png."""
-    with _figure(path, caption, height=2.9) as figure:
-        axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, xlabel: str, caption: str) -> None:
+    """A panel per group; in it a row per strip: each trial as a dot, the median as a bar. Writes path.svg, .png."""
+    rows = max(len(strips) for strips in groups.values())
+    with _figure(path, caption, height=0.75 + min(0.36, 2.4 / rows**0.5) * rows) as figure:
+        axes = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
         for axis, (title, strips) in zip(axes, groups.items(), strict=True):
             axis.set_title(title)
-            for column, strip in enumerate(strips):
-                _strip(axis, column, strip)
-            axis.set_xticks(range(len(strips)), [strip.name for strip in strips])
-            axis.set_xlim(-0.6, len(strips) - 0.4)
-            axis.grid(visible=False, axis="x")
-        axes[0].set_ylim(0, 1.06 * max(max(strip.values) for strips in groups.values() for strip in strips))
-        axes[0].set_ylabel(ylabel)
+            for row, strip in enumerate(strips):
+                _strip(axis, row, strip)
+            axis.set_xlabel(xlabel)
+            axis.grid(visible=False, axis="y")
+            axis.tick_params(axis="y", length=0)
+        first = next(iter(groups.values()))
+        axes[0].set_yticks(range(rows), [strip.name for strip in first])
+        axes[0].set_ylim(rows - 0.45, -0.6)
+        axes[0].set_xlim(0, 1.12 * max(max(strip.values) for strips in groups.values() for strip in strips))
 
 
-def _strip(axis: Any, column: int, strip: Strip) -> None:
+def _strip(axis: Any, row: int, strip: Strip) -> None:
     from pipeinfer.metrics import median_band
 
     colour, marker = style(strip.strategy)
     low, middle, high = median_band(strip.values)
     count = len(strip.values)
-    # Spread sideways in the order of the trials, so that dots of equal height are all seen.
-    x = [column + 0.3 * ((i + 0.5) / count - 0.5) for i in range(count)]
-    axis.add_patch(_rectangle(column - 0.3, low, 0.6, high - low, facecolor=colour, alpha=0.15, linewidth=0))
-    axis.hlines(middle, column - 0.3, column + 0.3, color=colour, linewidth=2)
-    axis.plot(x, strip.values, linestyle="", marker=marker, markersize=4, markerfacecolor="white", color=colour)
-    axis.annotate(f"{middle:.3g}", (column + 0.33, middle), va="center", fontsize=8)
+    # Spread up and down in the order of the trials, so that dots of one value are all seen.
+    y = [row + 0.4 * ((i + 0.5) / count - 0.5) for i in range(count)]
+    axis.add_patch(_rectangle(low, row - 0.28, high - low, 0.56, facecolor=colour, alpha=0.15, linewidth=0))
+    axis.vlines(middle, row - 0.28, row + 0.28, color=colour, linewidth=2)
+    axis.plot(strip.values, y, linestyle="", marker=marker, markersize=3.5, markerfacecolor="white", color=colour)
+    note = f"{middle:.3g}" + f" ({strip.note})" * bool(strip.note)
+    axis.annotate(note, (max(high, *strip.values, middle), row), xytext=(5, 0), textcoords="offset points", va="center",
+                  fontsize=7.5)  # fmt: skip
 
 
 # Timelines

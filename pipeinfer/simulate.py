@@ -39,7 +39,9 @@ A strategy that is not listed runs with its defaults."""
 
 class Setting(msgspec.Struct, frozen=True):
     """One generation to simulate. `acceptance` is i.i.d. and conditional; `seed` draws which tokens are accepted.
-    `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing."""
+    `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
+    `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` 0 sends the prompt in one
+    piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth."""
 
     strategy: str
     options: dict[str, Any] = {}
@@ -51,6 +53,10 @@ class Setting(msgspec.Struct, frozen=True):
     accounting: Accounting = "same-ranks"
     logits_on_wire: bool = False
     width_cost: float = 1.0
+    bandwidth_gbps: float | None = None
+    latency_us: float | None = None
+    prompt_chunk: int = 64
+    split: Literal["even", "speed"] = "even"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -60,19 +66,28 @@ class Layout(msgspec.Struct, frozen=True):
     draft_rank: int | None
 
 
-def layout(strategy: Strategy, name: str, target_layers: int, nodes: int, accounting: Accounting) -> Layout:
-    """Where a strategy's models lie on `nodes` ranks."""
-    published = accounting == "as-published"
+def layout(strategy: Strategy, setting: Setting, target_layers: int, cluster: Cluster) -> Layout:
+    """Where a strategy's models lie on the ranks. Raises WorkloadError when the layers cannot be split so."""
+    name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
+    together = not strategy.drafts or (published and name == "speculative")
+    stages = nodes if together else nodes - 1
+    draft_rank = None if not strategy.drafts else 0 if together else nodes - 1
     try:
-        if not strategy.drafts:
-            return Layout(tuple(even_split(target_layers, nodes)), None)
-        if published and name == "speculative":
-            return Layout(tuple(even_split(target_layers, nodes)), 0)
-        if published and name == "pipeinfer" and nodes > 2:
-            return Layout(tuple(parse_split(_published_split(nodes - 1), target_layers)), nodes - 1)
-        return Layout(tuple(even_split(target_layers, nodes - 1)), nodes - 1)
+        if published and name == "pipeinfer" and stages > 1:
+            layers = parse_split(_published_split(stages), target_layers)
+        elif setting.split == "speed":
+            layers = parse_split(_proportional_split(cluster, stages), target_layers)
+        else:
+            layers = even_split(target_layers, stages)
     except BadSplit as problem:
         raise WorkloadError(f"{nodes} nodes for {name}: {problem}") from None
+    return Layout(tuple(layers), draft_rank)
+
+
+def _proportional_split(cluster: Cluster, stages: int) -> str:
+    """By memory bandwidth, which bounds a narrow run."""
+    speeds = [cluster.node(rank).memory_bandwidth_gbs for rank in range(stages)]
+    return ",".join(repr(speed / sum(speeds)) for speed in speeds)
 
 
 def _published_split(stages: int) -> str:
@@ -84,19 +99,24 @@ def _published_split(stages: int) -> str:
 
 def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
     """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
-    placed = layout(_strategy(setting), setting.strategy, pair.target.layers, setting.nodes, setting.accounting)
+    placed = layout(_strategy(setting), setting, pair.target.layers, cluster)
     _memory(cluster, pair, placed, setting.prompt + setting.tokens)
 
 
 def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
     """One generation. Raises WorkloadError as `check` does."""
     strategy = _strategy(setting)
-    placed = layout(strategy, setting.strategy, pair.target.layers, setting.nodes, setting.accounting)
+    placed = layout(strategy, setting, pair.target.layers, cluster)
     length = setting.prompt + setting.tokens
     memory = _memory(cluster, pair, placed, length)
     # Room for everything in flight beside the text, and sequence ids to match.
     room = 16 * setting.nodes + 64
-    pipeline = Pipeline(len(placed.layers), cells=length + 4 * room, sequences=room * strategy.width)
+    chunk = setting.prompt_chunk or setting.prompt
+    pipeline = Pipeline(
+        len(placed.layers), cells=length + 4 * room, sequences=room * strategy.width, prompt_chunk=chunk
+    )
+    latency_us = cluster.link.latency_us if setting.latency_us is None else setting.latency_us
+    bandwidth_gbps = setting.bandwidth_gbps or cluster.link.bandwidth_gbps
     simulation = Simulation(
         pipeline,
         strategy,
@@ -109,7 +129,7 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
             width_cost=setting.width_cost,
         ),
         independent(setting.acceptance, seed=setting.seed, length=length + room),
-        link=lambda: Link(cluster.link.latency_us * 1e-6, cluster.link.bandwidth_gbps * 1e9),
+        link=lambda: Link(latency_us * 1e-6, bandwidth_gbps * 1e9),
         spans=spans,
     )
     trial = simulation.run(Request(tuple(range(setting.prompt)), setting.tokens))

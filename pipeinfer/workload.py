@@ -254,6 +254,14 @@ class _Prompt(Entry, frozen=True):
 
 def prompts() -> list[str]:
     """The texts of the suite's prompts, in order."""
+    return [entry.text for entry in _prompts()]
+
+
+def prompt(name: str) -> str:
+    """The text of one of them."""
+    return pick({entry.name: entry.text for entry in _prompts()}, name, "prompt")
+
+
+def _prompts() -> list[_Prompt]:
     path = asset("workloads/builtin/prompts.toml")
-    entries = convert(_read(path).get("prompt", []), list[_Prompt], f"{path}: prompt")
-    return [entry.text for entry in entries]
+    return convert(_read(path).get("prompt", []), list[_Prompt], f"{path}: prompt")

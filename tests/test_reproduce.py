@@ -4,6 +4,7 @@ wrong token ends, and reports that stand alone."""
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,37 @@ from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.reproduce import run as run_module
 from pipeinfer.reproduce.analysis import Analysis, Place, analyse
 from pipeinfer.reproduce.claims import Claim, Published, judge
-from pipeinfer.reproduce.recipes import Figure, Live, Recipe, Simulated, cells, read_recipe, recipe_names
+from pipeinfer.reproduce.recipes import (
+    Contender,
+    Figure,
+    Live,
+    Recipe,
+    SimCell,
+    Simulated,
+    cells,
+    read_recipe,
+    recipe_names,
+)
 from pipeinfer.reproduce.records import FILE, Record, Store, config_hash, decode, encode
 from pipeinfer.reproduce.run import check, conclude, run
 from pipeinfer.workload import WorkloadError
 
-STRATEGIES: dict[str, dict[str, list[Any]]] = {
-    "iterative": {},
-    "speculative": {"k": [1, 2]},
-    "pipeinfer": {"draft": [1]},
+STRATEGIES = {
+    "iterative": Contender(),
+    "speculative": Contender(options={"k": [1, 2]}),
+    "pipeinfer": Contender(options={"draft": [1]}),
 }
 SIMULATED = Recipe(
     title="Small", about="A small sweep.", claims=["C1", "C2"], expected="a figure", minutes=0.1, hardware="any",
-    name="small", strategies=STRATEGIES, figure=Figure("lines", x="nodes", panels=("acceptance",)),
+    name="small", strategies=STRATEGIES, figures=(Figure("lines", x="nodes", panels=("acceptance",)),),
     simulated=Simulated(
         pairs=["dolphin-tinyllama"], clusters=["haswell-gigabit"], nodes=[4, 8], acceptance=["good"], seeds=[0, 1],
         tokens=24, prompt=8,
     ),
 )  # fmt: skip
 LIVE = Recipe(
-    title="Live", about="Really run.", claims=["C10"], expected="the same tokens", minutes=0.1, hardware="any",
-    name="live", strategies=STRATEGIES, figure=Figure("dots"),
+    title="Live", about="Really run.", claims=["C1", "C2", "C10"], expected="the same tokens", minutes=0.1,
+    hardware="any", name="live", strategies=STRATEGIES, figures=(Figure("dots"),),
     live=Live(
         backend="numpy", target="builtin:target", draft="builtin:draft", transport="inproc", stages=2,
         prompts=["merge-sorted"], temperatures=[0.0, 0.8], top_p=0.95, seed=1, tokens=12, repeats=1,
@@ -219,6 +230,69 @@ def test_the_verdict_on_speed_follows_the_best_ratio(small: Path, factor: float,
     assert ("it loses at 2 of 2" in claims["C1"].evidence) == (factor < 1)
 
 
+def shrunk(name: str) -> Recipe:
+    """A recipe of the suite with a short text and one draw."""
+    recipe = read_recipe(name)
+    assert recipe.simulated is not None
+    sweep = msgspec.structs.replace(recipe.simulated, seeds=[0], tokens=40, prompt=8, nodes=[8])
+    return msgspec.structs.replace(recipe, simulated=sweep, figures=())
+
+
+BEARING = {"C3": "speed", "C4": "acceptance", "C5": "bandwidth", "C6": "ablation", "C7": "ablation", "C9": "microbatch"}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Recipe, dict[str, Record]]]:
+    """The recipes behind the other claims, shrunk, with their records."""
+    store = Store(tmp_path_factory.mktemp("swept"))
+    found = {}
+    for name in sorted(set(BEARING.values())):
+        recipe = shrunk(name)
+        run(recipe, store, 1, quiet)
+        found[name] = (recipe, store.records)
+    return found
+
+
+@pytest.mark.parametrize("claim", BEARING)
+def test_every_other_claim_gets_a_verdict_with_evidence(claim: str, swept: Any) -> None:
+    name = BEARING[claim]
+    (judged,) = [one for one in judge({name: analyse(*swept[name])}) if one.id == claim]
+    assert judged.verdict in ("reproduced", "partly")
+    assert judged.evidence
+
+
+def slowed(records: dict[str, Record], slow: Callable[[SimCell], bool]) -> dict[str, Record]:
+    """The records with some cells five times as slow."""
+    changed = {}
+    for name, record in records.items():
+        trial = record.trial
+        assert trial is not None
+        if slow(msgspec.convert(record.config, SimCell)):
+            trial = msgspec.structs.replace(trial, emit_s=tuple(5 * when for when in trial.emit_s))
+        changed[name] = msgspec.structs.replace(record, trial=trial)
+    return changed
+
+
+def plain_pipeinfer(cell: SimCell) -> bool:
+    options = cell.setting.options
+    return cell.setting.strategy == "pipeinfer" and set(options) == {"draft"} and options["draft"] <= 4
+
+
+@pytest.mark.parametrize("claim", [claim for claim in BEARING if claim != "C5"])
+def test_a_slow_pipeinfer_reproduces_none_of_them(claim: str, swept: Any) -> None:
+    recipe, records = swept[BEARING[claim]]
+    analysis = analyse(recipe, slowed(records, plain_pipeinfer))
+    (judged,) = [one for one in judge({recipe.name: analysis}) if one.id == claim]
+    assert judged.verdict == "not reproduced"
+
+
+def test_a_pipeinfer_that_slow_links_slow_down_is_not_tolerant(swept: Any) -> None:
+    recipe, records = swept["bandwidth"]
+    slow = slowed(records, lambda cell: plain_pipeinfer(cell) and (cell.setting.bandwidth_gbps or 0) < 10)
+    (judged,) = [one for one in judge({recipe.name: analyse(recipe, slow)}) if one.id == "C5"]
+    assert judged.verdict == "not reproduced"
+
+
 # Live
 
 
@@ -274,7 +348,7 @@ def test_the_report_stands_alone(small: Path) -> None:
 
 def test_claims_are_a_list_of_objects(small: Path) -> None:
     claims = json.loads((small / "claims.json").read_text())
-    assert [set(claim) for claim in claims] == [{"id", "claim", "published", "reproduced", "verdict", "evidence"}] * 3
+    assert [set(claim) for claim in claims] == [{"id", "claim", "published", "reproduced", "verdict", "evidence"}] * 9
 
 
 def command(*arguments: str) -> Any:

@@ -45,7 +45,7 @@ def test_iterative_speed_is_one_traversal_and_its_hops() -> None:
 
 def test_same_ranks_gives_the_draft_one_of_them() -> None:
     iterative, speculative, pipeinfer = (
-        layout(strategy, name, 80, 8, "same-ranks")
+        layout(strategy, Setting(name, nodes=8), 80, CLUSTER)
         for strategy, name in ((Iterative(), "iterative"), (Speculative(), "speculative"), (PipeInfer(), "pipeinfer"))
     )
     assert (len(iterative.layers), iterative.draft_rank) == (8, None)
@@ -54,11 +54,11 @@ def test_same_ranks_gives_the_draft_one_of_them() -> None:
 
 
 def test_as_published_follows_the_scripts() -> None:
-    pipeinfer = layout(PipeInfer(), "pipeinfer", 80, 8, "as-published")
+    pipeinfer = layout(PipeInfer(), Setting("pipeinfer", nodes=8, accounting="as-published"), 80, CLUSTER)
     assert [stop - start for start, stop in pipeinfer.layers] == [8, 12, 12, 12, 12, 12, 12]
-    four = layout(PipeInfer(), "pipeinfer", 80, 4, "as-published")
+    four = layout(PipeInfer(), Setting("pipeinfer", nodes=4, accounting="as-published"), 80, CLUSTER)
     assert [stop - start for start, stop in four.layers] == [8, 32, 40]
-    speculative = layout(Speculative(), "speculative", 80, 8, "as-published")
+    speculative = layout(Speculative(), Setting("speculative", nodes=8, accounting="as-published"), 80, CLUSTER)
     assert (len(speculative.layers), speculative.draft_rank) == (8, 0)
 
 

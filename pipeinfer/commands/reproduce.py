@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeinfer.reproduce.claims import Claim
     from pipeinfer.reproduce.recipes import Recipe
 
-ORDER = ("live", "timeline", "speed", "width", "accounting")
+ORDER = ("live", "timeline", "speed", "pairs", "width", "accounting")
 """What is run first; other recipes follow by name."""
 
 
@@ -88,9 +88,7 @@ def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:
         colour = colours.get(claim.verdict, "dim")
         table.add_row(claim.id, claim.claim, claim.published, claim.reproduced, f"[{colour}]{claim.verdict}[/]")
     console.print(table)
-    for claim in claims:
-        console.print(f"[bold]{claim.id}[/] {claim.evidence}", highlight=False)
-    console.print(f"\nReport: {out / 'report.html'}   Records: {out / 'trials.jsonl'}", highlight=False)
+    console.print(f"Evidence: {out / 'report.html'}   Records: {out / 'trials.jsonl'}", highlight=False, soft_wrap=True)
 
 
 def _cores() -> int:

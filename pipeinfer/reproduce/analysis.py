@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from pipeinfer import metrics
-from pipeinfer.reproduce.recipes import Cell, Recipe, SimCell, cells
+from pipeinfer.reproduce.recipes import Cell, Point, Recipe, SimCell, points
 from pipeinfer.reproduce.records import Record, config_hash
 from pipeinfer.results import Trial
 
@@ -27,6 +27,8 @@ class Place(msgspec.Struct, frozen=True):
     acceptance: float = 0.0
     accounting: str = "same-ranks"
     width_cost: float = 1.0
+    bandwidth_gbps: float | None = None
+    latency_us: float | None = None
     temperature: float | None = None
 
     @property
@@ -34,13 +36,16 @@ class Place(msgspec.Struct, frozen=True):
         """For a sentence."""
         if self.temperature is not None:
             return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
-        text = f"{self.cluster}, {self.nodes} nodes, acceptance {self.acceptance:g}"
-        text += f", {self.accounting}" * (self.accounting != "same-ranks")
-        return text + f", width cost {self.width_cost:g}" * (self.width_cost != 1.0)
+        parts = [self.pair, self.cluster, f"{self.nodes} nodes", f"acceptance {self.acceptance:g}"]
+        parts += [self.accounting] * (self.accounting != "same-ranks")
+        parts += [f"width cost {self.width_cost:g}"] * (self.width_cost != 1.0)
+        parts += [] if self.bandwidth_gbps is None else [f"{self.bandwidth_gbps:g} Gbit/s"]
+        parts += [] if self.latency_us is None else [f"{self.latency_us:g} us"]
+        return ", ".join(parts)
 
 
 class Best(msgspec.Struct, frozen=True):
-    """A strategy at the options that gave the highest median speed in a place. `trials` and their `records` by draw:
+    """A contender at the options that gave the highest median speed in a place. `trials` and their `records` by draw:
     seed, or prompt and repetition; `tried` is the median speed of every variant, by its label."""
 
     place: Place
@@ -62,10 +67,13 @@ class Best(msgspec.Struct, frozen=True):
     def speeds(self) -> list[float]:
         return [metrics.tokens_per_second(trial) or 0.0 for trial in self.trials.values()]
 
-    @property
-    def band(self) -> tuple[float, float, float]:
-        """Bootstrap interval around the median speed: low, median, high."""
-        return metrics.median_band(self.speeds)
+    def values(self, metric: Metric) -> list[float]:
+        """A metric of the trials that have it."""
+        return [value for value in map(metric, self.trials.values()) if value is not None]
+
+    def band(self, metric: Metric = metrics.tokens_per_second) -> tuple[float, float, float]:
+        """Bootstrap interval around the median of a metric: low, median, high."""
+        return metrics.median_band(self.values(metric))
 
     @property
     def label(self) -> str:
@@ -73,7 +81,7 @@ class Best(msgspec.Struct, frozen=True):
 
     def median(self, metric: Metric) -> float | None:
         """Median of a metric over the trials that have it."""
-        known = [value for value in map(metric, self.trials.values()) if value is not None]
+        known = self.values(metric)
         return float(np.median(known)) if known else None
 
 
@@ -100,44 +108,57 @@ class Analysis(msgspec.Struct, frozen=True):
         """The strategies of a place, by name."""
         return {best.strategy: best for best in self.best if best.place == place}
 
+    def chosen(self, best: Best) -> str:
+        """The options that were swept, at what was found best: `k 4`."""
+        swept = self.recipe.strategies[best.strategy].options
+        return label({name: value for name, value in best.options.items() if len(swept[name]) > 1})
+
     @property
     def places(self) -> list[Place]:
         return list(dict.fromkeys(best.place for best in self.best))
 
 
 def analyse(recipe: Recipe, records: Mapping[str, Record]) -> Analysis:
-    """Gate every trial by its token ids, then pick each strategy's best variant per place."""
-    known = [(cell, records.get(config_hash(cell))) for cell in cells(recipe)]
+    """Gate every trial by its token ids, then pick each contender's best variant per place."""
+    known = [(point, records.get(config_hash(point.cell))) for point in points(recipe)]
     reference = _references(known)
     variants: dict[tuple[Place, str], dict[str, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
     options: dict[str, dict[str, Any]] = {}
     rejected, passed, missing = [], 0, 0
-    for cell, record in known:
-        place, draw, strategy, chosen = describe(cell)
+    for point, record in known:
+        place, draw = describe(point.cell)
+        chosen = _options(point.cell)
         if record is None:
             missing += 1
             continue
-        reason = _objection(record, reference.get((place, draw.partition(" #")[0])))
+        reason = _objection(record, reference.get((place, _text_of(draw))))
         if record.trial is None or reason:
-            rejected.append(Rejected(place, strategy, chosen, draw, reason))
+            rejected.append(Rejected(place, point.contender, chosen, draw, reason))
             continue
         passed += 1
         options[label(chosen)] = chosen
-        variants[place, strategy][label(chosen)][draw] = record
-    best = [_best(place, strategy, found, options) for (place, strategy), found in variants.items()]
+        variants[place, point.contender][label(chosen)][draw] = record
+    best = [_best(place, contender, found, options) for (place, contender), found in variants.items()]
     return Analysis(recipe, best, rejected, passed, missing)
 
 
-def describe(cell: Cell) -> tuple[Place, str, str, dict[str, Any]]:
-    """A cell's place, its draw (what is repeated there; after " #" the repetition), its strategy and options."""
+def describe(cell: Cell) -> tuple[Place, str]:
+    """A cell's place and its draw: what is repeated there, and after " #" the repetition."""
     if isinstance(cell, SimCell):
-        setting = cell.setting
-        place = Place(
-            cell.cluster, cell.pair, setting.nodes, setting.acceptance, setting.accounting, setting.width_cost
-        )
-        return place, f"seed {setting.seed}", setting.strategy, setting.options
-    place = Place(nodes=cell.live.stages + 1, temperature=cell.temperature)
-    return place, f"{cell.prompt} #{cell.repeat}", cell.strategy, cell.options
+        one = cell.setting
+        place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, one.accounting, one.width_cost,
+                      one.bandwidth_gbps, one.latency_us)  # fmt: skip
+        return place, f"seed {one.seed}"
+    return Place(nodes=cell.live.stages + 1, temperature=cell.temperature), f"{cell.prompt} #{cell.repeat}"
+
+
+def _options(cell: Cell) -> dict[str, Any]:
+    return cell.setting.options if isinstance(cell, SimCell) else cell.options
+
+
+def _text_of(draw: str) -> str:
+    """What decides the token ids of a draw: its repetitions must give the same."""
+    return draw.partition(" #")[0]
 
 
 def label(options: dict[str, Any]) -> str:
@@ -145,13 +166,13 @@ def label(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
-def _references(known: Iterable[tuple[Cell, Record | None]]) -> dict[tuple[Place, str], tuple[int, ...]]:
-    """Token ids of the first iterative trial per place and draw."""
+def _references(known: Iterable[tuple[Point, Record | None]]) -> dict[tuple[Place, str], tuple[int, ...]]:
+    """Token ids of the first iterative trial per place and text."""
     found: dict[tuple[Place, str], tuple[int, ...]] = {}
-    for cell, record in known:
-        place, draw, strategy, _ = describe(cell)
-        if strategy == REFERENCE and record is not None and record.trial is not None:
-            found.setdefault((place, draw.partition(" #")[0]), record.trial.token_ids)
+    for point, record in known:
+        if point.contender == REFERENCE and record is not None and record.trial is not None:
+            place, draw = describe(point.cell)
+            found.setdefault((place, _text_of(draw)), record.trial.token_ids)
     return found
 
 

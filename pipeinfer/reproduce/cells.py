@@ -10,13 +10,12 @@ from typing import Any
 import msgspec
 
 from pipeinfer import workload
-from pipeinfer.assets import asset
 from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
 from pipeinfer.results import RunRecord, Trial
 from pipeinfer.simulate import check, simulate_one
 from pipeinfer.spans import Span
-from pipeinfer.workload import Entry, WorkloadError
+from pipeinfer.workload import WorkloadError
 
 CHUNK = 2
 """Cells that a process takes at a time."""
@@ -89,28 +88,12 @@ def _run_in_nanoseconds(run: RunRecord) -> RunRecord:
 # Real
 
 
-class _Prompt(Entry, frozen=True):
-    name: str
-    text: str
-
-
-class _Prompts(Entry, frozen=True):
-    prompt: list[_Prompt]
-
-
-def prompt_text(name: str) -> str:
-    """A prompt of workloads/builtin/prompts.toml."""
-    path = asset("workloads/builtin/prompts.toml")
-    texts = {prompt.name: prompt.text for prompt in workload.load(path, _Prompts).prompt}
-    return workload.pick(texts, name, f"{path}: prompt")
-
-
 def check_live(cells: Iterable[LiveCell]) -> None:
     """Raise WorkloadError if a prompt or a strategy is not there."""
     from pipeinfer.plugins import open_strategy
 
     for cell in cells:
-        prompt_text(cell.prompt)
+        workload.prompt(cell.prompt)
         try:
             open_strategy(cell.strategy, cell.options)
         except ValueError as problem:
@@ -158,7 +141,7 @@ def _warm_up(cluster: Any, cell: LiveCell) -> None:
     """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
     from pipeinfer.plugins import open_strategy
 
-    prompt = cluster.tokenizer.encode(prompt_text(cell.prompt))
+    prompt = cluster.tokenizer.encode(workload.prompt(cell.prompt))
     for strategy in ("iterative", "pipeinfer"):
         cluster.generate(prompt, open_strategy(strategy, {}), max_tokens=8, stop_ids=())
 
@@ -170,7 +153,7 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
     live = cell.live
     sampling = Sampling(cell.temperature, 0, live.top_p if cell.temperature > 0 else 1.0, live.seed)
     trial: Trial = cluster.generate(
-        cluster.tokenizer.encode(prompt_text(cell.prompt)),
+        cluster.tokenizer.encode(workload.prompt(cell.prompt)),
         open_strategy(cell.strategy, cell.options),
         max_tokens=live.tokens,
         sampling=sampling,

@@ -1,22 +1,49 @@
-"""The figure of a recipe: its analysis as panels, strips or lanes, with a caption that says what was run on what."""
+"""The figures of a recipe: its analysis as panels, strips or lanes, with a caption that says what was run on what."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeinfer import plots, workload
-from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, Place
-from pipeinfer.reproduce.recipes import Figure, Simulated
+from pipeinfer import metrics, plots, workload
+from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, Metric, Place
+from pipeinfer.reproduce.recipes import Figure, Live, Recipe, Simulated
+from pipeinfer.results import Trial
 from pipeinfer.simulate import Setting, limits
 
-SPEED = "generation speed (tokens/s)"
 
-AXES = {
+def mean_gap(trial: Trial) -> float | None:
+    """Mean inter-token latency (s)."""
+    return metrics.itl_s(trial)["mean"]
+
+
+def tail_gap(trial: Trial) -> float | None:
+    """95th percentile of inter-token latency (s)."""
+    return metrics.itl_s(trial)["p95"]
+
+
+class Axis(NamedTuple):
+    """What is drawn along y."""
+
+    label: str
+    metric: Metric
+
+
+Y = {
+    "speed": Axis("generation speed (tokens/s)", metrics.tokens_per_second),
+    "gap": Axis("mean inter-token latency (s)", mean_gap),
+    "tail": Axis("inter-token latency, p95 (s)", tail_gap),
+    "first": Axis("time to first token (s)", metrics.ttft_s),
+    "utilisation": Axis("utilisation of the ranks", metrics.mean_utilisation),
+}
+
+X = {
     "nodes": "nodes",
     "width_cost": "cost of width (0: free, 1: roofline)",
     "acceptance": "acceptance per drafted token",
+    "bandwidth_gbps": "link bandwidth (Gbit/s)",
+    "latency_us": "link latency (µs)",
 }
-LOG2 = {"nodes"}
+LOGARITHMIC = {"nodes": 2, "bandwidth_gbps": 10, "latency_us": 10}
 
 _PANEL: dict[str, Callable[[Any], str]] = {
     "cluster": lambda name: workload.cluster(name).link.title,
@@ -28,16 +55,23 @@ _SWEPT = "K and micro-batch swept, the best shown."
 _BAND = "band: 95 % bootstrap interval"
 
 
-def draw(analysis: Analysis, figure: Figure, path: Path) -> None:
-    """Write the figure of an analysis that has points: path.svg and path.png."""
-    if figure.kind == "lines":
-        _lines(analysis, figure, path)
+def figure_name(recipe: Recipe, figure: Figure) -> str:
+    """File name without suffix: that of the recipe, and what is on the y axis unless it is speed."""
+    return recipe.name if figure.y == "speed" else f"{recipe.name}-{figure.y}"
+
+
+def draw(analysis: Analysis, figure: Figure, folder: Path) -> None:
+    """Write a figure of an analysis that has points: SVG and PNG."""
+    path = folder / figure_name(analysis.recipe, figure)
+    if figure.kind == "timeline":
+        _timeline(analysis, path)
     else:
-        {"dots": _dots, "timeline": _timeline}[figure.kind](analysis, path)
+        {"lines": _lines, "dots": _dots}[figure.kind](analysis, figure, path)
 
 
 def limit(best: Best) -> float | None:
-    """The closed form that applies to a strategy in a simulated place, in tokens/s."""
+    """The closed form that applies to a strategy in a simulated place, in tokens/s. Contenders that are not plainly one
+    of the three strategies have none."""
     place, trial = best.place, next(iter(best.trials.values()))
     setting = Setting(
         best.strategy, nodes=place.nodes, acceptance=place.acceptance, prompt=trial.prompt_tokens,
@@ -49,55 +83,46 @@ def limit(best: Best) -> float | None:
     return {REFERENCE: bound.iterative, "speculative": bound.synchronous}.get(best.strategy)
 
 
+def _panels(analysis: Analysis, figure: Figure) -> dict[str, list[Place]]:
+    """Places by the title of their panel. Without fields to part them by, real ones are parted by temperature."""
+    panels: dict[str, list[Place]] = {}
+    for place in analysis.places:
+        title = ", ".join(_PANEL[field](getattr(place, field)) for field in figure.panels)
+        panels.setdefault(place.text if place.temperature is not None else title, []).append(place)
+    return panels
+
+
 # Lines
 
 
 def _lines(analysis: Analysis, figure: Figure, path: Path) -> None:
     sweep = analysis.recipe.simulated
     assert sweep is not None
-    panels: dict[str, list[Place]] = {}
-    for place in analysis.places:
-        title = ", ".join(_PANEL[field](getattr(place, field)) for field in figure.panels)
-        panels.setdefault(title, []).append(place)
+    panels = {title: _series(analysis, places, figure) for title, places in _panels(analysis, figure).items()}
+    dashed = " Dashed: closed form where width and links are free." if figure.y == "speed" else ""
     plots.lines(
-        [plots.Panel(title, _series(analysis, places, figure.x)) for title, places in panels.items()],
+        [plots.Panel(title, series) for title, series in panels.items()],
         path,
-        xlabel=AXES[figure.x],
-        ylabel=SPEED,
-        log2=figure.x in LOG2,
-        caption=f"{_setting(sweep)} {_SWEPT} Median of {len(sweep.seeds)} draws of the acceptance trace, "
-        f"{_BAND}. Dashed: closed form where width and links are free.",
+        xlabel=X[figure.x],
+        ylabel=Y[figure.y].label,
+        base=LOGARITHMIC.get(figure.x),
+        caption=f"{_setting(sweep)} {_SWEPT} Median of {len(sweep.seeds)} draws of the acceptance trace, {_BAND}."
+        + dashed,
     )
 
 
-def _series(analysis: Analysis, places: list[Place], x: str) -> list[plots.Series]:
-    """A line per strategy along one field of the places, and a dashed one for its limit."""
+def _series(analysis: Analysis, places: list[Place], figure: Figure) -> list[plots.Series]:
+    """A line per contender along one field of the places, and a dashed one for its limit."""
     series = []
-    for strategy in analysis.recipe.strategies:
-        found = [there[strategy] for there in map(analysis.at, places) if strategy in there]
-        at = [float(getattr(best.place, x)) for best in found]
-        series.append(plots.Series(strategy, strategy, at, [best.band for best in found]))
-        bounds = [limit(best) for best in found]
-        known = [(where, bound) for where, bound in zip(at, bounds, strict=True) if bound is not None]
-        if known and strategy != REFERENCE:
-            bands = [(bound, bound, bound) for _, bound in known]
-            series.append(
-                plots.Series(f"{strategy} limit", strategy, [where for where, _ in known], bands, dashed=True)
-            )
+    for name in analysis.recipe.strategies:
+        found = [there[name] for there in map(analysis.at, places) if name in there]
+        x = [float(getattr(best.place, figure.x)) for best in found]
+        series.append(plots.Series(name, name, x, [best.band(Y[figure.y].metric) for best in found]))
+        if figure.y == "speed" and name != REFERENCE:
+            bounds = [(at, bound) for at, bound in zip(x, map(limit, found), strict=True) if bound is not None]
+            bands = [(bound, bound, bound) for _, bound in bounds]
+            series += [plots.Series(f"{name} limit", name, [at for at, _ in bounds], bands, dashed=True)] * bool(bounds)
     return series
-
-
-def _setting(sweep: Simulated) -> str:
-    """The first half of a caption: fidelity, models, hardware, workload."""
-    clusters = [workload.cluster(name) for name in sweep.clusters]
-    nodes = ", ".join(dict.fromkeys(node.title for cluster in clusters for node in cluster.nodes))
-    links = ", ".join(dict.fromkeys(cluster.link.title for cluster in clusters))
-    count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
-    pairs = "; ".join(workload.pair(name).title for name in sweep.pairs)
-    return (
-        f"Fidelity: sim. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
-        f"{sweep.prompt} + {sweep.tokens} tokens; i.i.d. acceptance per drafted token, assumed."
-    )
 
 
 # Timeline
@@ -111,11 +136,13 @@ def _timeline(analysis: Analysis, path: Path) -> None:
     lanes = []
     for best, trial, spans in found:
         count = sum(when <= until for when in trial.emit_s)
-        title = f"{best.strategy}: {count} tokens in {until:.1f} s" + f" ({best.label})" * bool(best.label)
+        title = f"{best.strategy}: {count} tokens in {until:.1f} s" + f" ({analysis.chosen(best)})" * bool(
+            analysis.chosen(best)
+        )
         lanes.append(plots.Lane(title, trial, spans))
     caption = (
-        f"{_setting(sweep)} Acceptance {analysis.places[0].acceptance:g}, one draw. K and micro-batch: the "
-        "fastest that was tried."
+        f"{_setting(sweep)} Acceptance {analysis.places[0].acceptance:g}, one draw. K and micro-batch: the fastest "
+        "that was tried."
     )
     plots.timeline(lanes, path, until=until, caption=caption)
 
@@ -123,21 +150,52 @@ def _timeline(analysis: Analysis, path: Path) -> None:
 # Dots
 
 
-def _dots(analysis: Analysis, path: Path) -> None:
-    live = analysis.recipe.live
-    assert live is not None
+def _dots(analysis: Analysis, figure: Figure, path: Path) -> None:
+    recipe, (label, metric) = analysis.recipe, Y[figure.y]
     groups = {
-        place.text: [
-            plots.Strip(f"{best.strategy}\n{best.label}".strip(), best.strategy, best.speeds)
+        title: [
+            plots.Strip(
+                f"{place.pair}, {best.strategy}" if len(places) > 1 else best.strategy,
+                recipe.strategies[best.strategy].of or best.strategy,
+                best.values(metric),
+                analysis.chosen(best),
+            )
+            for place in places
             for best in analysis.at(place).values()
         ]
-        for place in analysis.places
+        for title, places in _panels(analysis, figure).items()
     }
-    machine = analysis.best[0].record.environment
-    caption = (
+    what = _setting(recipe.simulated) if recipe.simulated else _real(recipe.live, analysis.best[0].record.environment)
+    repeated = "a draw of the acceptance trace" if recipe.simulated else "a trial"
+    plots.dots(
+        groups, path, xlabel=label, caption=f"{what} {_SWEPT} Each dot is {repeated}; bar: median, {_BAND}.",
+    )  # fmt: skip
+
+
+# Captions
+
+
+def _setting(sweep: Simulated) -> str:
+    """The first half of a caption: fidelity, models, hardware, workload."""
+    clusters = [workload.cluster(name) for name in sweep.clusters]
+    nodes = " and ".join(dict.fromkeys(node.title for cluster in clusters for node in cluster.nodes))
+    links = ", ".join(dict.fromkeys(cluster.link.title for cluster in clusters))
+    links += ", its bandwidth as stated" * bool(sweep.bandwidth_gbps) + ", its latency as stated" * bool(
+        sweep.latency_us
+    )
+    count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
+    pairs = "; ".join(workload.pair(name).title for name in sweep.pairs)
+    return (
+        f"Fidelity: sim. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
+        f"{sweep.prompt} + {sweep.tokens} tokens; i.i.d. acceptance per drafted token, assumed."
+    )
+
+
+def _real(live: Live | None, machine: dict[str, Any]) -> str:
+    assert live is not None
+    return (
         f"Fidelity: real. Built-in pair, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, all on one machine with {machine['cores']} cores ({machine['processor']}). "
         f"{len(live.prompts)} prompts, {live.repeats} repetitions with the strategies in turn, {live.tokens} tokens. "
-        f"{_SWEPT} Each dot is a trial; bar: median, {_BAND}. All token ids equal the iterative run's."
+        "All token ids equal the iterative run's."
     )
-    plots.dots(groups, path, ylabel=SPEED, caption=caption)

@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from pipeinfer.assets import asset
 from pipeinfer.simulate import Accounting, Setting
-from pipeinfer.workload import Count, Entry, WorkloadError, acceptance, load, suggest
+from pipeinfer.workload import Count, Entry, Positive, WorkloadError, acceptance, convert, load, suggest
 
-Axis = Literal["nodes", "width_cost", "acceptance"]
-Options = dict[str, list[Any]]
-"""Option name to the values to sweep."""
+Axis = Literal["nodes", "width_cost", "acceptance", "bandwidth_gbps", "latency_us"]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Quantity = Literal["speed", "gap", "tail", "first", "utilisation"]
 
 
 class Simulated(Entry, frozen=True, kw_only=True):
-    """A sweep in simulation: every combination of the lists."""
+    """A sweep in simulation: every combination of the lists. Empty lists of bandwidths (1e9 bit/s) and latencies: those
+    of the clusters."""
 
     pairs: list[str]
     clusters: list[str]
@@ -26,7 +27,18 @@ class Simulated(Entry, frozen=True, kw_only=True):
     tokens: Annotated[int, msgspec.Meta(ge=2)]
     prompt: Count
     accounting: list[Accounting] = msgspec.field(default_factory=lambda: ["same-ranks"])
-    width_cost: list[Annotated[float, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=lambda: [1.0])
+    width_cost: list[NotNegative] = msgspec.field(default_factory=lambda: [1.0])
+    bandwidth_gbps: list[Positive] = msgspec.field(default_factory=list)
+    latency_us: list[NotNegative] = msgspec.field(default_factory=list)
+
+
+class Contender(Entry, frozen=True):
+    """A strategy as a recipe runs it. `of` names the strategy (default: what the contender is called); every
+    combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting."""
+
+    of: str = ""
+    options: dict[str, list[Any]] = msgspec.field(default_factory=dict)
+    setting: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Live(Entry, frozen=True, kw_only=True):
@@ -38,7 +50,7 @@ class Live(Entry, frozen=True, kw_only=True):
     transport: str
     stages: Count
     prompts: list[str]
-    temperatures: list[Annotated[float, msgspec.Meta(ge=0)]]
+    temperatures: list[NotNegative]
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)]
     seed: int
     tokens: Annotated[int, msgspec.Meta(ge=2)]
@@ -46,17 +58,18 @@ class Live(Entry, frozen=True, kw_only=True):
 
 
 class Figure(Entry, frozen=True):
-    """How a recipe is drawn: `lines` of speed along `x` with a panel for each value of `panels`, the single trials as
+    """How a recipe is drawn: `lines` of `y` along `x` with a panel for each value of `panels`, the single trials as
     `dots`, or the `timeline` of one draw."""
 
     kind: Literal["lines", "dots", "timeline"]
     x: Axis = "nodes"
+    y: Quantity = "speed"
     panels: tuple[Literal["cluster", "acceptance", "pair"], ...] = ()
 
 
 class Recipe(Entry, frozen=True, kw_only=True):
-    """What a file of `reproduce/` says. `claims` are ids of paper_figures/reference/claims.toml;
-    without a `figure` there is a table only."""
+    """What a file of `reproduce/` says. `claims` are ids of paper_figures/reference/claims.toml. There
+    is a table in any case, besides the `figures`."""
 
     title: str
     about: str
@@ -64,8 +77,8 @@ class Recipe(Entry, frozen=True, kw_only=True):
     expected: str
     minutes: float
     hardware: str
-    strategies: dict[str, Options]
-    figure: Figure | None = None
+    strategies: dict[str, Contender]
+    figures: tuple[Figure, ...] = ()
     simulated: Simulated | None = None
     live: Live | None = None
     name: str = ""
@@ -74,6 +87,11 @@ class Recipe(Entry, frozen=True, kw_only=True):
     def fidelity(self) -> str:
         """sim, or real where something is really run."""
         return "sim" if self.simulated else "real"
+
+    @property
+    def timeline(self) -> bool:
+        """Timelines are to be kept."""
+        return any(figure.kind == "timeline" for figure in self.figures)
 
 
 class SimCell(msgspec.Struct, frozen=True):
@@ -99,6 +117,13 @@ class LiveCell(msgspec.Struct, frozen=True):
 Cell = SimCell | LiveCell
 
 
+class Point(NamedTuple):
+    """A cell, and which contender of its recipe it belongs to."""
+
+    contender: str
+    cell: Cell
+
+
 def recipe_names() -> list[str]:
     """Every recipe that there is."""
     return sorted(path.stem for path in asset("reproduce").glob("*.toml"))
@@ -117,34 +142,44 @@ def read_recipe(name: str) -> Recipe:
 
 
 def cells(recipe: Recipe) -> list[Cell]:
-    """Every point of a recipe's sweep, in the order in which they are run."""
+    """Every cell of a recipe's sweep, in the order in which they are run."""
+    return [point.cell for point in points(recipe)]
+
+
+def points(recipe: Recipe) -> list[Point]:
+    """The same with their contenders."""
     if recipe.simulated is not None:
-        return list(_simulated_cells(recipe, recipe.simulated))
+        return list(_simulated_points(recipe, recipe.simulated))
     assert recipe.live is not None
-    return list(_live_cells(recipe, recipe.live))
+    return list(_live_points(recipe, recipe.live))
 
 
-def variants(strategies: dict[str, Options]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each strategy with each combination of its options."""
-    for strategy, options in strategies.items():
-        for values in product(*options.values()):
-            yield strategy, dict(zip(options, values, strict=True))
+def _variants(recipe: Recipe) -> Iterator[tuple[str, Contender, dict[str, Any]]]:
+    """Each contender with each combination of its options."""
+    for name, contender in recipe.strategies.items():
+        for values in product(*contender.options.values()):
+            yield name, contender, dict(zip(contender.options, values, strict=True))
 
 
-def _simulated_cells(recipe: Recipe, sweep: Simulated) -> Iterator[SimCell]:
-    for cluster, pair, level, accounting, width, nodes in product(
-        sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, sweep.nodes
-    ):
-        for (strategy, options), seed in product(variants(recipe.strategies), sweep.seeds):
-            setting = Setting(
-                strategy=strategy, options=options, nodes=nodes, acceptance=acceptance(level), seed=seed,
-                tokens=sweep.tokens, prompt=sweep.prompt, accounting=accounting, width_cost=width,
-            )  # fmt: skip
-            yield SimCell(cluster, pair, setting, spans=recipe.figure is not None and recipe.figure.kind == "timeline")
+def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
+    bandwidths: list[float | None] = [*sweep.bandwidth_gbps] or [None]
+    latencies: list[float | None] = [*sweep.latency_us] or [None]
+    for cluster, pair, level, accounting, width, bandwidth, latency, nodes in product(
+        sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, bandwidths, latencies,
+        sweep.nodes,
+    ):  # fmt: skip
+        place = {
+            "nodes": nodes, "acceptance": acceptance(level), "accounting": accounting, "width_cost": width,
+            "bandwidth_gbps": bandwidth, "latency_us": latency, "tokens": sweep.tokens, "prompt": sweep.prompt,
+        }  # fmt: skip
+        for (name, contender, options), seed in product(_variants(recipe), sweep.seeds):
+            fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}
+            setting = convert(fields, Setting, f"reproduce/{recipe.name}.toml: strategies.{name}.setting")
+            yield Point(name, SimCell(cluster, pair, setting, recipe.timeline))
 
 
-def _live_cells(recipe: Recipe, live: Live) -> Iterator[LiveCell]:
+def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
     # Strategies alternate within a repetition, so that what else the machine does hits all of them alike.
     for prompt, temperature, repeat in product(live.prompts, live.temperatures, range(live.repeats)):
-        for strategy, options in variants(recipe.strategies):
-            yield LiveCell(strategy, options, prompt, temperature, repeat, live)
+        for name, contender, options in _variants(recipe):
+            yield Point(name, LiveCell(contender.of or name, options, prompt, temperature, repeat, live))

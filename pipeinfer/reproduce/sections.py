@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
-from pipeinfer.reproduce.figures import draw, limit
+from pipeinfer.reproduce.figures import draw, figure_name, limit, mean_gap, tail_gap
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
 
 
@@ -19,9 +19,9 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     ]
     if not analysis.best:
         return [*blocks, *_errors(analysis), Paragraph("Nothing to show: no trial passed.")]
-    if recipe.figure is not None:
-        draw(analysis, recipe.figure, figures / recipe.name)
-        blocks.append(Picture(recipe.name, recipe.title))
+    for figure in recipe.figures:
+        draw(analysis, figure, figures)
+        blocks.append(Picture(figure_name(recipe, figure), recipe.title))
     return [*blocks, _table(analysis), *_errors(analysis)]
 
 
@@ -30,7 +30,7 @@ def _table(analysis: Analysis) -> Table:
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p95 gap", "first token",
             "acceptance length", "trials"]  # fmt: skip
     rows = [
-        [place.text, f"{best.strategy} {best.label}".strip(), *_figures(best, analysis.at(place)),
+        [place.text, f"{best.strategy} {analysis.chosen(best)}".strip(), *_figures(best, analysis.at(place)),
          *([_number(limit(best))] if simulated else [])]
         for place in analysis.places for best in analysis.at(place).values()
     ]  # fmt: skip
@@ -39,10 +39,10 @@ def _table(analysis: Analysis) -> Table:
 
 def _figures(best: Best, there: dict[str, Best]) -> list[str]:
     return [
-        f"{best.band[1]:.2f}",
+        f"{best.band()[1]:.2f}",
         *[_ratio(best, there.get(other)) for other in (REFERENCE, "speculative")],
-        _milliseconds(best.median(lambda trial: metrics.itl_s(trial)["mean"])),
-        _milliseconds(best.median(lambda trial: metrics.itl_s(trial)["p95"])),
+        _milliseconds(best.median(mean_gap)),
+        _milliseconds(best.median(tail_gap)),
         _milliseconds(best.median(metrics.ttft_s)),
         _number(best.median(metrics.acceptance_length)),
         str(len(best.trials)),
