@@ -1,5 +1,6 @@
 """The picture of a comparison: the ratio of each cell with its interval, a panel per metric."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pipeinfer.compare.judge import Row
 from pipeinfer.plots import BLACK, BLUE, GREY, ORANGE, VERMILLION, _figure
 
 MOST_CELLS = 60
+TITLE_CHARACTERS = 16
 MARKS = {
     "regression": (VERMILLION, "v"),
     "improvement": (BLUE, "^"),
@@ -33,7 +35,7 @@ def draw(comparison: Comparison, path: Path) -> None:
     with _figure(path, caption, height=1.0 + 0.2 * max(len(cells), 3)) as figure:
         axes = figure.subplots(1, len(metrics) or 1, sharey=True, squeeze=False)[0]
         for axis, metric in zip(axes, metrics, strict=False):
-            axis.set_title(metric)
+            axis.set_title(textwrap.fill(metric, TITLE_CHARACTERS))
             _panel(axis, [row for row in rows if row.metric == metric], cells, comparison.threshold)
         axes[0].set_yticks(range(len(cells)), cells)
         axes[0].set_ylim(len(cells) - 0.4, -0.6)

@@ -13,8 +13,8 @@ from pipeinfer.reproduce.records import Record, decode
 from pipeinfer.results import Trial
 from pipeinfer.workload import WorkloadError
 
-REPETITION = {"repeat", "repeats", "spans"}
-"""Keys of a configuration that say how often and how closely to look, not at what."""
+NOT_THE_CELL = {"repeat", "repeats", "spans", "prompts", "temperatures"}
+"""Keys of a configuration that say how often and how closely to look, and what other cells the sweep had."""
 
 
 class Metric(NamedTuple):
@@ -117,12 +117,12 @@ def _records(file: Path) -> Iterator[Record]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots; those of repetition left out."""
+    """Nested keys joined by dots; what does not decide on the cell is left out."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{name}."))
-        elif name not in REPETITION:
+        elif name not in NOT_THE_CELL:
             flat[prefix + name] = value
     return flat
 
