@@ -80,10 +80,16 @@ def test_a_redirect_abandons_the_computation_and_starts_from_the_new_text() -> N
         forward((20, 1, 0), (21, 2, 0)),
     ]
     assert d.ledger.used == 3
+
+
+def test_what_a_redirect_overtakes_is_not_proposed() -> None:
+    d = drafter(micro_batch=3)
+    for event in (DraftFrom(1, (5,), FAR), one(6), one(7), DraftFrom(2, (20,), FAR), Drafted((), 0.1, aborted=True)):
+        assert proposals(d.handle(event)) == []
     for token in (30, 31):
         assert proposals(d.handle(one(token))) == []
     (proposed,) = proposals(d.handle(one(32)))
-    assert [node.token for node in proposed.nodes] == [30, 31, 32], "the 6 of the old branch is no proposal"
+    assert [node.token for node in proposed.nodes] == [30, 31, 32]
 
 
 def test_an_abort_that_comes_too_late_is_no_harm() -> None:
