@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeinfer.assets import asset
 from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer.hf.folder import BUILTIN, builtin_folder
 from pipeinfer_llamacpp.cache import cache_folder
 from pipeinfer_llamacpp.cut import EMBEDDING, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
@@ -19,7 +19,6 @@ for library in ("llama_cpp", "gguf"):
     if find_spec(library) is None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
-BUILTIN = ("builtin:target", "builtin:draft")
 SEQUENCES = 256
 """How many sequence ids llama.cpp has at most."""
 
@@ -108,15 +107,6 @@ def find_model(model: str) -> Path:
         raise BadModel(f"expected a GGUF file, a model folder or one of {', '.join(BUILTIN)}, came {model!r}, which is"
                        " none of them: give the path of a .gguf file")
     return path
-
-
-def builtin_folder(model: str) -> Path:
-    if model not in BUILTIN:
-        raise BadModel(f"expected one of {', '.join(BUILTIN)}, came {model!r}: choose one of them or give a GGUF file")
-    try:
-        return asset(f"workloads/builtin/{model.removeprefix('builtin:')}")
-    except FileNotFoundError as error:
-        raise BadModel(str(error)) from None
 
 
 def bytes_by_block(source: GgufFile) -> list[int]:

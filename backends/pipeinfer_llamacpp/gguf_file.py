@@ -3,7 +3,7 @@
 The format is a magic, counts, metadata fields (key, type, value), tensor infos (name, dimensions, type, offset) and the
 tensors themselves, aligned. This is a walk that notes where each value starts and stops and decodes what is asked for:
 with a vocabulary of 150,000 tokens it takes a tenth of a second, where `gguf.GGUFReader`, which builds arrays for every
-string, takes many; and the bytes of a field can be copied into another file as they are.
+string, takes tens; and the bytes of a field can be copied into another file as they are.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -111,13 +111,16 @@ class GgufFile:
 
     def _check_shards(self) -> None:
         shards = self.value("split.count", 1)
-        if shards > 1:
+        if shards != 1:
             raise BadModel(f"expected a model in one file, came one of {shards} shards in {self.path}: merge them with"
                            " llama-gguf-split --merge")
 
     def _read_tensors(self, walk: "Walk", count: int) -> None:
         infos = [walk.tensor() for _ in range(count)]
         alignment = self.value("general.alignment", DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise BadModel(f"expected general.alignment of 1 or more in {self.path}, came {alignment!r}: the file is"
+                           " damaged, download it again")
         self._data_start = -(-walk.at // alignment) * alignment
         if self._data_start > len(self.data) or not infos:
             raise BadModel(f"expected tensors in {self.path}, came none: the file is cut off or holds only a"

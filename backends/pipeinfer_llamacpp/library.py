@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-from collections import deque
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -10,18 +9,17 @@ from types import ModuleType
 from typing import Any
 
 ERROR_LEVEL = 4
-LINES_KEPT = 8
 F32, F16 = 0, 1
 """ggml's numbers of the plain types."""
 
-_errors: deque[str] = deque(maxlen=LINES_KEPT)
+_errors: list[str] = []
 _kept_alive: list[Any] = []
 """Callbacks that the native library holds pointers to."""
 
 
 @cache
 def llama() -> ModuleType:
-    """llama.cpp's C functions, initialised, its log turned into `last_errors`."""
+    """llama.cpp's C functions, initialised, its log silenced but for `first_error`."""
     api = import_module("llama_cpp.llama_cpp")
     listener = api.llama_log_callback(listen)
     _kept_alive.append(listener)
@@ -36,11 +34,14 @@ def listen(level: int, text: bytes, _: object) -> None:
         _errors.append(" ".join(text.decode(errors="replace").split()))
 
 
-def last_errors() -> str:
-    """What llama.cpp said since the last call, the first cause first, as one line."""
-    text = "; ".join(_errors)
+def forget_errors() -> None:
+    """To be called before what `first_error` is asked about."""
     _errors.clear()
-    return text or "nothing more"
+
+
+def first_error() -> str:
+    """The first error that llama.cpp has logged, in one line: those that follow say where it was noticed."""
+    return _errors[0] if _errors else "nothing more"
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeinfer.backend import BadModel
 from pipeinfer_llamacpp.hidden import HiddenOutput
-from pipeinfer_llamacpp.library import F16, F32, last_errors, llama, native_strlen
+from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama, native_strlen
 
 FLASH_ATTENTION_OFF = 0
 KV_TYPES = {"f16": F16, "f32": F32}
@@ -24,11 +24,11 @@ class LoadedModel:
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
         parameters.vocab_only = vocabulary_only
-        last_errors()
+        forget_errors()
         self._path = path
         self.handle = api.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.handle:
-            raise BadModel(f"expected a model that llama.cpp loads in {path}, came: {last_errors()}; download it again"
+            raise BadModel(f"expected a model that llama.cpp loads in {path}, came: {first_error()}; download it again"
                            " or update llama-cpp-python")
 
     @property
@@ -71,10 +71,10 @@ class LoadedModel:
         parameters.abort_callback_data = ctypes.cast(flag, ctypes.c_void_p)
         if hidden is not None:
             parameters.cb_eval = hidden.callback
-        last_errors()
+        forget_errors()
         context = api.llama_init_from_model(self.handle, parameters)
         if not context:
-            raise BadModel(f"expected room for {cells} KV cells of {self._path}, came: {last_errors()}; use fewer cells"
+            raise BadModel(f"expected room for {cells} KV cells of {self._path}, came: {first_error()}; use fewer cells"
                            " or more stages")
         return context
 

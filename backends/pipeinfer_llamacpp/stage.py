@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeinfer.backend import AbortCheck, Batch, CellsFull, Hidden
+from pipeinfer.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
 from pipeinfer_llamacpp.cells import Cells, Tags
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.hidden import HiddenOutput
-from pipeinfer_llamacpp.library import last_errors, llama
+from pipeinfer_llamacpp.library import first_error, forget_errors, llama
 from pipeinfer_llamacpp.model import LoadedModel
 from pipeinfer_llamacpp.rows import Rows, needed_tags
 from pipeinfer_llamacpp.watcher import AbortWatcher
@@ -59,7 +59,8 @@ class LlamaCppStage:
         self._decode = llama().llama_decode
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
-        self._check(batch, hidden)
+        vocabulary = self._vocabulary if self._takes_tokens else None
+        check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=vocabulary)
         self._cells.take(batch.positions, batch.sequences)
         result = None
         try:
@@ -112,6 +113,7 @@ class LlamaCppStage:
         """Status of llama_decode, and whether `abort` was true or failed meanwhile."""
         if self._hidden is not None:
             self._hidden.expect(rows.n_tokens, self._hidden_size)
+        forget_errors()
         self._watcher.start(abort)
         status = self._decode(self._context, rows)
         return status, self._watcher.stop()
@@ -144,28 +146,11 @@ class LlamaCppStage:
         for sequence, start in starts.items():
             llama().llama_memory_seq_rm(self._memory, sequence, start, TO_THE_END)
 
-    def _check(self, batch: Batch, hidden: Hidden | None) -> None:
-        """Raises ValueError for a batch that does not fit this stage, before anything is changed."""
-        rows = len(batch.tokens)
-        if not rows or rows != len(batch.positions) or rows != len(batch.sequences) or not all(batch.sequences):
-            raise ValueError(f"expected one position and at least one sequence id for each of {rows} > 0 tokens, came"
-                             f" {len(batch.positions)} positions and {len(batch.sequences)} tuples of sequence ids")
-        if min(batch.positions) < 0:
-            raise ValueError(f"expected positions from 0 on, came {min(batch.positions)}")
-        if not 0 <= batch.outputs <= rows:
-            raise ValueError(f"expected 0..{rows} output rows, came {batch.outputs}")
-        vocabulary = self._vocabulary
-        if self._takes_tokens and not 0 <= min(batch.tokens) <= max(batch.tokens) < vocabulary:
-            raise ValueError(f"expected token ids 0..{vocabulary - 1}, came {sorted(set(batch.tokens))}")
-        if not self._takes_tokens and (hidden is None or hidden.shape != (rows, self._hidden_size)):
-            came = "none" if hidden is None else f"shape {list(hidden.shape)}"
-            raise ValueError(f"expected hidden states of shape [{rows}, {self._hidden_size}], came {came}")
-
 
 def failure(status: int) -> Exception:
     """The exception for a status of llama_decode that is neither success nor an abort."""
     if status == NO_CELLS:
         return CellsFull("expected free KV cells for the batch, llama.cpp found none: load the stage with more cells")
     if status == BAD_BATCH:
-        return ValueError(f"expected rows that go on where their sequences end, llama.cpp says: {last_errors()}")
-    return RuntimeError(f"llama.cpp could not compute the batch (status {status}): {last_errors()}")
+        return ValueError(f"expected rows that go on where their sequences end, llama.cpp says: {first_error()}")
+    return RuntimeError(f"llama.cpp could not compute the batch (status {status}): {first_error()}")

@@ -6,9 +6,9 @@ import time
 
 from pipeinfer.backend import AbortCheck
 
-PERIOD_S = 2e-3
-"""How often the question is asked: a cancelled run goes on for half of it on average, and asking takes a hundredth of a
-core that is busy with something else."""
+PERIOD_S = 5e-3
+"""How often the question is asked: a cancelled run goes on for half of it on average. Where all cores are busy each
+time costs the computation some 50 us, mostly for what it finds replaced in the processor's cache."""
 
 PATIENCE = 20
 """Periods without a computation after which the thread sleeps until the next. Waking it costs as much as a small
