@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from pipeinfer.backend import AbortCheck
+from pipeinfer.backend import AbortCheck, BadModel
 from pipeinfer_torch.cells import KvCells, View
+from pipeinfer_torch.config import one_line
+from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
 
 
@@ -35,13 +37,20 @@ class GenericLayers:
         self._abort: AbortCheck
         is_last = stop == len(skeleton.layers)
         skeleton.cut(first, stop)
+        quicken(skeleton.layers)
         for place, layer in enumerate(skeleton.layers):
             layer.register_forward_pre_hook(self._before(place), with_kwargs=True)
         if is_last:
-            skeleton.model.get_output_embeddings().register_forward_pre_hook(self._before_output)
+            output = skeleton.model.get_output_embeddings()
+            output.register_forward_pre_hook(self._before_output)
+            quicken(output)
         else:
             skeleton.layers[-1].register_forward_hook(leave)
-        self._rehearse(skeleton)
+        try:
+            self._rehearse(skeleton)
+        except Exception as error:  # code of another version of transformers may fail anywhere
+            raise BadModel(f"expected layers that run apart from the rest of {type(self._model).__name__}, came"
+                           f" {one_line(error)}: install another version of transformers") from None
 
     def run(self, entering: Tensor, positions: Tensor, view: View, outputs: int, abort: AbortCheck) -> Tensor | None:
         """From token ids [rows] or hidden states [rows, hidden_size] to hidden states or logits [outputs, vocabulary];
@@ -120,6 +129,13 @@ class CellCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
+
+
+def quicken(module: nn.Module) -> None:
+    """Let the matrix products in `module` be those of `linear.py`."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            part.forward = take(part)  # type: ignore[assignment]
 
 
 def leave(_layer: nn.Module, _args: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeinfer.backend import AbortCheck
 from pipeinfer_torch.attention import attend
 from pipeinfer_torch.cells import KvCells, View
-from pipeinfer_torch.linear import Linear, linear
+from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
 
 
@@ -64,12 +64,12 @@ class LeanLayer:
         self.scale = attention.scaling
         self.attention_norm = Norm(layer.input_layernorm)
         self.mlp_norm = Norm(layer.post_attention_layernorm)
-        self.qkv = fuse(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = take(attention.q_proj, attention.k_proj, attention.v_proj)
         self.qk_norm = HeadNorm(attention, self.heads, self.kv_heads) if hasattr(attention, "q_norm") else None
-        self.attention_out = fuse(attention.o_proj)
-        self.gate_up = fuse(mlp.gate_proj, mlp.up_proj)
+        self.attention_out = take(attention.o_proj)
+        self.gate_up = take(mlp.gate_proj, mlp.up_proj)
         self.activation = mlp.act_fn
-        self.down = fuse(mlp.down_proj)
+        self.down = take(mlp.down_proj)
 
     def run(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> None:
         """Add to the rows `x` [rows, hidden_size] what the layer finds; put their keys and values into `cells`."""
@@ -147,16 +147,7 @@ class Head:
 
     def __init__(self, norm: nn.Module, output: nn.Linear) -> None:
         self._norm = Norm(norm)
-        self._output = fuse(output)
+        self._output = take(output)
 
     def logits(self, x: Tensor) -> Tensor:
         return self._output(self._norm(x))
-
-
-def fuse(*modules: nn.Linear) -> Linear:
-    """One product for several of the same input, outputs side by side. The modules give their weights up."""
-    weight = torch.cat([module.weight for module in modules])
-    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
-    for module in modules:
-        module.to("meta")
-    return linear(weight, bias)

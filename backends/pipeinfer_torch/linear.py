@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Linear: TypeAlias = Callable[[Tensor], Tensor]
@@ -18,7 +18,7 @@ spare. Such matrices are kept in both layouts."""
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """[rows, inputs] to [rows, outputs] by `weight` [outputs, inputs].
+    """[..., rows, inputs] to [..., rows, outputs] by `weight` [outputs, inputs].
 
     On a CPU, oneDNN's kernels with packed weights take 8 rows in little more than the time of one, several times
     faster than the BLAS behind `functional.linear`.
@@ -29,9 +29,18 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     multiply = torch.ops.mkldnn._linear_pointwise.default
     if weight.dtype == torch.float32 and weight.nbytes < SMALL:
         return lambda x: (
-            functional.linear(x, weight, bias) if x.shape[0] == 1 else multiply(x, packed, bias, "none", [], "")
+            functional.linear(x, weight, bias) if x.shape[-2] == 1 else multiply(x, packed, bias, "none", [], "")
         )
     return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+def take(*modules: nn.Linear) -> Linear:
+    """One product for modules with the same input, their outputs side by side. They give their weights up."""
+    weight = torch.cat([module.weight for module in modules]) if len(modules) > 1 else modules[0].weight
+    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    for module in modules:
+        module.to("meta")
+    return linear(weight, bias)
 
 
 def pack(weight: Tensor) -> Tensor | None:

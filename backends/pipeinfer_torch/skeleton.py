@@ -1,28 +1,24 @@
-"""A model's modules without weights: what it is made of, what of it a stage needs, and whether it can be split at all.
+"""A model's modules without weights: what it is made of, and what of it a stage needs.
 
 transformers builds the whole model on torch's meta device, where tensors have a shape and no memory. A stage then
-fills in its own part from the checkpoint and drops the rest.
+fills in its own part from the checkpoint.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from pipeinfer.backend import BadModel
 from pipeinfer.hf.checkpoint import Checkpoint
 from pipeinfer_torch.attention import NAME
+from pipeinfer_torch.config import choose_dtype, one_line, read_config
 
-LEAN = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers `lean.py` computes: RMSNorm, rotary positions, grouped queries, SwiGLU."""
-
-GENERIC = ("cohere", "falcon", "gemma", "gemma2", "gemma3_text", "granite", "olmo2", "phi3", "stablelm",
-           "starcoder2")
-"""Model types whose layers `generic.py` runs as transformers has them. The tests hold each against the whole model."""
 
 class Skeleton:
     """The modules of the model in `folder`, as they will be on `device` in `dtype` ("auto" or a torch dtype's name).
@@ -31,10 +27,8 @@ class Skeleton:
     """
 
     def __init__(self, folder: Path, device: torch.device, dtype: str) -> None:
-        self.folder = folder
         self.device = device
         self.config = read_config(folder)
-        check(self.config, folder)
         self.dtype = choose_dtype(self.config, device, dtype)
         self.model = build(self.config, self.dtype, folder)
         self.base = self.model.base_model
@@ -59,49 +53,63 @@ class Skeleton:
         return count_bytes(self.layers[0])
 
     def head_bytes(self) -> int:
-        return sum(count_bytes(module) for _, module in [*self.after(), ("", self.model.get_output_embeddings())])
+        """Of the output matrix and what stands before it behind the layers, such as the final norm."""
+        return sum(count_bytes(module) for module in [*self._after(), self.model.get_output_embeddings()])
 
-    def before(self) -> list[tuple[str, nn.Module]]:
-        """What stands before the layers, such as the embedding. Modules are defined in the order in which they run."""
-        return self._children(slice(0, self._place))
+    def parts(self, first: int, stop: int) -> Iterator[tuple[str, nn.Module]]:
+        """What the stage of layers [first, stop) has, by its name in the checkpoint.
 
-    def after(self) -> list[tuple[str, nn.Module]]:
-        """What stands between the layers and the output matrix, such as the final norm."""
-        return self._children(slice(self._place + 1, None))
+        Modules are defined in the order in which they run: what comes before the layers is the first stage's.
+        """
+        names = {module: name for name, module in self.model.named_modules()}
+        mine = list(self.layers[first:stop])
+        if first == 0:
+            mine = [*self._before(), *mine]
+        if stop == len(self.layers):
+            mine += self._after()
+        for module in mine:
+            yield names[module], module
+        if stop == len(self.layers) and not (self._tied and first == 0):
+            stored = self.model.get_input_embeddings() if self._tied else self.model.get_output_embeddings()
+            yield names[stored], self.model.get_output_embeddings()
 
-    @property
-    def _place(self) -> int:
-        return [name for name, _ in self.base.named_children()].index(self.layers_name)
+    def tensors(self, first: int, stop: int) -> list[str]:
+        """Names in the checkpoint of all that the stage of layers [first, stop) reads."""
+        return [f"{part}.{name}" for part, module in self.parts(first, stop) for name, _ in module.named_parameters()]
 
-    def _children(self, part: slice) -> list[tuple[str, nn.Module]]:
-        prefix = self.model.base_model_prefix
-        return [(f"{prefix}.{name}", child) for name, child in [*self.base.named_children()][part]]
+    def stage_bytes(self, first: int, stop: int) -> int:
+        return sum(count_bytes(module) for _, module in self.parts(first, stop))
 
     def fill(self, first: int, stop: int, checkpoint: Checkpoint) -> None:
-        """Give layers [first, stop), and what else their stage needs, their weights. Raises BadModel."""
-        for name, module in self._parts(first, stop):
+        """Give the stage's modules their weights. Raises BadModel."""
+        for name, module in self.parts(first, stop):
             fill_parameters(module, name, checkpoint, self.device)
-        if stop == len(self.layers):
-            self._fill_output(checkpoint)
+        if self._tied and first == 0 and stop == len(self.layers):
+            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
         for module in self.base.modules():
             self._fill_buffers(module)
 
-    def _parts(self, first: int, stop: int) -> Iterator[tuple[str, nn.Module]]:
-        if first == 0:
-            yield from self.before()
-        for layer in range(first, stop):
-            yield f"{self.model.base_model_prefix}.{self.layers_name}.{layer}", self.layers[layer]
-        if stop == len(self.layers):
-            yield from self.after()
+    def cut(self, first: int, stop: int) -> None:
+        """Drop all layers but [first, stop); the configuration speaks of those alone then."""
+        self.config.num_hidden_layers = stop - first
+        if getattr(self.config, "layer_types", None) is not None:
+            self.config.layer_types = self.config.layer_types[first:stop]
+        self.layers = self.layers[first:stop]
+        setattr(self.base, self.layers_name, self.layers)
 
-    def _fill_output(self, checkpoint: Checkpoint) -> None:
-        names = {module: name for name, module in self.model.named_modules()}
-        output = self.model.get_output_embeddings()
-        stored = self.model.get_input_embeddings() if self.config.tie_word_embeddings else output
-        if stored is not output and not stored.weight.is_meta:
-            output.weight = stored.weight
-        else:
-            fill_parameters(output, names[stored], checkpoint, self.device)
+    @property
+    def _tied(self) -> bool:
+        return bool(self.config.tie_word_embeddings)
+
+    def _before(self) -> Iterable[nn.Module]:
+        return islice(self.base.children(), self._place)
+
+    def _after(self) -> Iterable[nn.Module]:
+        return islice(self.base.children(), self._place + 1, None)
+
+    @property
+    def _place(self) -> int:
+        return list(self.base.children()).index(self.layers)
 
     def _fill_buffers(self, module: nn.Module) -> None:
         """Tensors that no checkpoint has, such as rotary frequencies: transformers knows how they start."""
@@ -114,68 +122,16 @@ class Skeleton:
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers leaves it as it is
         self.model._init_weights(module)
 
-    def cut(self, first: int, stop: int) -> None:
-        """Drop all layers but [first, stop); the configuration speaks of those alone then."""
-        self.config.num_hidden_layers = stop - first
-        if getattr(self.config, "layer_types", None) is not None:
-            self.config.layer_types = self.config.layer_types[first:stop]
-        self.layers = self.layers[first:stop]
-        setattr(self.base, self.layers_name, self.layers)
-
-
-def read_config(folder: Path) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # each configuration class checks its fields in its own way
-        raise BadModel(f"expected the configuration of a model that transformers has in {folder / 'config.json'}, came"
-                       f" {one_line(error)}") from None
-    return cast(PreTrainedConfig, config.get_text_config())
-
-
-def check(config: PreTrainedConfig, folder: Path) -> None:
-    """Raises BadModel for a model that would be computed wrongly."""
-    if config.model_type not in LEAN + GENERIC:
-        raise BadModel(f"expected a model type of {', '.join(LEAN + GENERIC)} in {folder}, came {config.model_type!r}:"
-                       " its layers cannot be split; choose another model or another backend")
-    if getattr(config, "alibi", False):
-        raise BadModel(f"expected rotary positions in {folder}, came ALiBi: choose another model or another backend")
-    changing = rope_kinds(config) & {"dynamic", "longrope"}
-    if changing:
-        raise BadModel(f"expected rotary frequencies that stay in {folder}, came {changing.pop()!r}, whose frequencies"
-                       " change with the text's length while earlier cells keep theirs: choose another model")
-
-
-def rope_kinds(config: PreTrainedConfig) -> set[Any]:
-    """Every rope type of the model: one, or one per kind of layer."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    tables = [parameters, *(table for table in parameters.values() if isinstance(table, dict))]
-    return {table["rope_type"] for table in tables if "rope_type" in table}
-
-
-def choose_dtype(config: PreTrainedConfig, device: torch.device, name: str) -> torch.dtype:
-    if name == "auto" and device.type == "cpu":
-        return torch.float32
-    chosen = config.dtype if name == "auto" else getattr(torch, name)
-    return chosen if isinstance(chosen, torch.dtype) else torch.float32
-
 
 def build(config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> Any:
-    """The model on the meta device, for inference."""
+    """The model on the meta device, for inference. Raises BadModel."""
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = NAME if kind._supports_attention_backend else "sdpa"  # Falcon's layers have attention of their own
     try:
         with torch.device("meta"):
-            model = model_class(config)._from_config(config, dtype=dtype, attn_implementation=attention_kind(config))
+            return kind._from_config(config, dtype=dtype, attn_implementation=attention).eval()
     except Exception as error:  # modules raise what they like about sizes that do not fit
         raise BadModel(f"expected a model that transformers can build in {folder}, came {one_line(error)}") from None
-    return model.eval()
-
-
-def attention_kind(config: PreTrainedConfig) -> str:
-    """Falcon's layers have attention of their own."""
-    return NAME if model_class(config)._supports_attention_backend else "sdpa"
-
-
-def model_class(config: PreTrainedConfig) -> Any:
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def find_layers(base: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
@@ -196,7 +152,3 @@ def fill_parameters(module: nn.Module, name: str, checkpoint: Checkpoint, device
 
 def count_bytes(module: nn.Module) -> int:
     return sum(math.prod(parameter.shape) * parameter.itemsize for parameter in module.parameters())
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

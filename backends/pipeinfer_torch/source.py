@@ -1,16 +1,24 @@
 """From a model's name to a folder with its files, fetched from the Hugging Face hub where the name is of one there."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeinfer.backend import BadModel
+from pipeinfer.hf.checkpoint import INDEX, Checkpoint
 from pipeinfer.hf.folder import find_folder
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-DESCRIPTION = ["*.json"]
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+DESCRIPTION = ("*.json",)
 
 
-def find_model(model: str, files: list[str] = DESCRIPTION) -> Path:
+def find_weights(model: str, tensors: Iterable[str]) -> Checkpoint:
+    """The checkpoint of `model`, with at least those files that hold `tensors`. Raises BadModel."""
+    files = Checkpoint(find_model(model, [INDEX])).files(tensors)
+    return Checkpoint(find_model(model, files))
+
+
+def find_model(model: str, files: Iterable[str] = DESCRIPTION) -> Path:
     """The folder of `model`. From the hub come only `files` (names or patterns), and only what is not yet here.
 
     Raises BadModel.
@@ -24,13 +32,13 @@ def find_model(model: str, files: list[str] = DESCRIPTION) -> Path:
     return fetch(name, revision, files)
 
 
-def fetch(name: str, revision: str, files: list[str]) -> Path:
+def fetch(name: str, revision: str, files: Iterable[str]) -> Path:
     """Download `files` of one revision, or find them among earlier downloads."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except RevisionNotFoundError:
         reason = "the hub has no such revision"
     except RepositoryNotFoundError:

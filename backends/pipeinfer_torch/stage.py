@@ -7,12 +7,13 @@ from torch import Tensor
 from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, check_batch
 from pipeinfer.cells import Taken
 from pipeinfer.core.messages import KvOp
-from pipeinfer.hf.checkpoint import INDEX, SINGLE, Checkpoint
 from pipeinfer_torch.cells import KvCells
+from pipeinfer_torch.config import LEAN
 from pipeinfer_torch.generic import GenericLayers
 from pipeinfer_torch.lean import LeanLayers
-from pipeinfer_torch.skeleton import LEAN, Skeleton
-from pipeinfer_torch.source import find_model
+from pipeinfer_torch.memory import check_room
+from pipeinfer_torch.skeleton import Skeleton
+from pipeinfer_torch.source import find_model, find_weights
 
 
 def load_stage(
@@ -24,8 +25,9 @@ def load_stage(
     if not 0 <= first < stop <= len(skeleton.layers):
         raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {len(skeleton.layers)}, came [{first}, {stop}):"
                        f" split the layers of {model} among the stages")
+    check_room(skeleton.stage_bytes(first, stop), device, f"layers [{first}, {stop}) of {model}")
     with torch.inference_mode():
-        skeleton.fill(first, stop, Checkpoint(find_model(model, [SINGLE, INDEX])))
+        skeleton.fill(first, stop, find_weights(model, skeleton.tensors(first, stop)))
         return TorchStage(skeleton, first, stop, cells=cells, sequences=sequences)
 
 

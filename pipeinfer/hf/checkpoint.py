@@ -5,6 +5,7 @@ range) and the raw tensors. It is read here by hand because NumPy has no bfloat1
 """
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,10 @@ class Checkpoint:
         if file_name not in self._files:
             self._files[file_name] = SafetensorsFile(self._folder / file_name)
         return self._files[file_name].tensor(name, shape)
+
+    def files(self, names: Iterable[str]) -> set[str]:
+        """Names of the files that hold the tensors `names`."""
+        return {self._weight_map.get(name, SINGLE) for name in names}
 
     @cached_property
     def _weight_map(self) -> dict[str, str]:

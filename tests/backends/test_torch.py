@@ -1,6 +1,11 @@
 """The torch backend: the conformance kit for each family, transformers' own forward, and the models it refuses."""
 
 import gc
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -10,13 +15,15 @@ pytest.importorskip("torch", reason="torch is not installed: pip install 'pipein
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeinfer.backend import Batch
-from pipeinfer.testing import BackendConformance
+from pipeinfer.backend import BadModel, Batch
+from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer.testing.models import byte_tokenizer
+from pipeinfer_numpy import NumpyBackend
 from pipeinfer_torch import TorchBackend
-from pipeinfer_torch.skeleton import GENERIC, LEAN
+from pipeinfer_torch.config import GENERIC, LEAN
 
 LAYERS = 4
 TOKENS = tuple((7 * step * step + 3) % 300 for step in range(24))
@@ -64,9 +71,21 @@ VARIANTS = {
     "gemma2": ("gemma2", {"head_dim": 16, **SLIDING}),
     "gemma3": ("gemma3_text", {"head_dim": 16, **SLIDING}),
     "cohere": ("cohere", {}),
+    "cohere2": ("cohere2", SLIDING),
+    "ernie4_5": ("ernie4_5", {}),
+    "exaone4": ("exaone4", SLIDING),
+    "glm": ("glm", {"head_dim": 16}),
+    "glm4": ("glm4", {"head_dim": 16}),
     "granite": ("granite", {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    "nemotron": ("nemotron", {}),
+    "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", SLIDING),
+    "phi": ("phi", {}),
     "phi3": ("phi3", {}),
+    "phi3 with a window": ("phi3", {"sliding_window": 5}),
+    "seed_oss": ("seed_oss", {"head_dim": 16}),
+    "smollm3": ("smollm3", {}),
     "stablelm": ("stablelm", {}),
     "starcoder2": ("starcoder2", {}),
 }
@@ -114,16 +133,26 @@ class Conformance(BackendConformance):
         return str(variant(self.family))
 
     def loaded_bytes(self, load):
-        gc.collect()
-        before = tensor_bytes()
-        stage = load()
-        held = tensor_bytes() - before
-        stage.close()
-        return held
+        with new_tensors() as held:
+            stage = load()
+            came = held()
+            stage.close()
+        return came
+
+
+@contextmanager
+def new_tensors():
+    """Gives a function for the memory of all tensors made since."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield tensor_bytes
+    finally:
+        gc.unfreeze()
 
 
 def tensor_bytes():
-    """Memory of all tensors alive. Those in oneDNN's own layout have no storage of their own to ask."""
+    """Memory of all tensors that are not frozen. Those in oneDNN's own layout have no storage of their own to ask."""
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter) and not thing.is_meta:
@@ -209,3 +238,298 @@ def test_logits_are_those_of_transformers(variant, name, borders):
 
 def test_every_model_type_is_tested():
     assert {kind for kind, _ in VARIANTS.values()} == {*LEAN, *GENERIC}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon multi-query"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_roughly_agrees(variant, name, dtype):
+    came = logits(variant(name), (0, 1, 4), dtype=dtype)
+    assert_close(came, transformers_logits(variant(name)), rtol=0.05 if dtype == "bfloat16" else 0.01)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "falcon new"])
+def test_processors_without_packed_products_give_the_same(variant, name, monkeypatch):
+    monkeypatch.setattr("pipeinfer_torch.linear.pack", lambda _weight: None)
+    assert_close(logits(variant(name), (0, 2, 4)), transformers_logits(variant(name)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_abort_is_looked_at_before_every_layer_and_the_head(variant, name):
+    looks = []
+    load(variant(name)).forward(chunk(0, 1), None, lambda: bool(looks.append(1)))
+    assert len(looks) == LAYERS + 1
+
+
+def test_a_sliding_window_holds_in_a_tree(variant):
+    """Two branches of six tokens each, longer than the window of five, in one batch and one after the other."""
+    together, apart = load(variant("mistral with a window")), load(variant("mistral with a window"))
+    branch = TOKENS[:6]
+    tree = Batch(branch + branch[::-1], [*range(6), *range(6)], [(0,)] * 6 + [(1,)] * 6, 12)
+    came = together.forward(tree, None, never)
+    for sequence, tokens in enumerate((branch, branch[::-1])):
+        alone = apart.forward(Batch(tokens, range(6), [(sequence,)] * 6, 6), None, never)
+        assert_close(came[6 * sequence : 6 * sequence + 6], alone)
+
+
+def test_an_error_in_the_middle_gives_the_cells_back(variant):
+    for name in ("llama", "gemma"):
+        stage = load(variant(name), cells=1)
+        with pytest.raises(ZeroDivisionError):
+            stage.forward(chunk(0, 1), None, lambda: 1 // 0)
+        stage.forward(chunk(0, 1), None, never)
+
+
+def test_threads_hold_for_threads_that_compute(variant):
+    before = torch.get_num_threads()
+    load(variant("llama"), threads=2)
+    assert in_a_thread(torch.get_num_threads) == 2
+    load(variant("llama"))
+    assert in_a_thread(torch.get_num_threads) == 1
+    torch.set_num_threads(before)
+
+
+def in_a_thread(function):
+    with ThreadPoolExecutor() as executor:
+        return executor.submit(function).result()
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@cuda
+class TestLlamaOnCuda(Conformance):
+    family = "llama"
+
+    def backend(self):
+        return TorchBackend(device="cuda", dtype="float32")
+
+
+@cuda
+class TestFalconOnCuda(TestLlamaOnCuda):
+    family = "falcon multi-query"
+
+
+@cuda
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_on_cuda_are_those_of_transformers(variant, name):
+    assert_close(logits(variant(name), (0, 2, 4), device="cuda", dtype="float32"), transformers_logits(variant(name)))
+
+
+# Options -----------------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_plugin_imports_no_torch():
+    code = "import sys, pipeinfer_torch; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_torch_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("pipeinfer_torch.backend.find_spec", lambda _package: None)
+    with pytest.raises(ImportError, match=r"pip install 'pipeinfer\[torch\]'"):
+        TorchBackend()
+
+
+@pytest.mark.parametrize(
+    "option", [{"device": "tpu"}, {"device": "cuda:99"}, {"device": "cuda:x"}, {"dtype": "int8"}, {"threads": 0}]
+)
+def test_options_out_of_range_are_value_errors(option):
+    with pytest.raises(ValueError, match="expected"):
+        TorchBackend(**option)
+
+
+@pytest.mark.parametrize("room", [{"cells": 0, "sequences": 1}, {"cells": 1, "sequences": 0}])
+def test_a_stage_without_room_is_refused(variant, room):
+    with pytest.raises(ValueError, match="at least 1 cell"):
+        load(variant("llama"), **room)
+
+
+# Reading models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_llama(tmp_path / "model")
+
+
+def rewrite_tensors(folder, change):
+    """Save `change(tensors)` in place of the model's tensors."""
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+
+
+def rewrite_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def shard(folder):
+    """One file per layer and one for the rest, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    home = {name: f"part-{name.split('.')[2] if 'layers' in name else 'rest'}.safetensors" for name in tensors}
+    for file in set(home.values()):
+        save_file({name: tensor for name, tensor in tensors.items() if home[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": home}))
+
+
+def test_shards_are_one_model(folder):
+    expected = logits(folder)
+    shard(folder)
+    np.testing.assert_array_equal(logits(folder), expected)
+
+
+def test_a_stage_reads_only_its_own_tensors(folder):
+    shard(folder)
+    for file in ("part-0", "part-1", "part-3", "part-rest"):
+        (folder / f"{file}.safetensors").unlink()
+    load(folder, (2, 3))
+    for missing in ((0, 1), (1, 2), (3, 4)):
+        with pytest.raises(BadModel, match="expected weights"):
+            load(folder, missing)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_half_a_model_holds_half_the_weights(tmp_path, tied):
+    folder = write_llama(tmp_path / "model", layers=8, hidden=128, ffn=256, tied=tied)
+    weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    for layers in ((0, 4), (4, 8)):
+        with new_tensors() as held:
+            stage = load(folder, layers, cells=1, dtype="bfloat16")
+            assert held() < 0.6 * weights / 2
+        stage.close()
+
+
+def test_info_counts_bytes_in_the_dtype_that_is_loaded(folder):
+    tensors = load_file(folder / "model.safetensors")
+    layer = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model.layers.2."))
+    head = tensors["lm_head.weight"].nbytes + tensors["model.norm.weight"].nbytes
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        info = TorchBackend(device="cpu", dtype=dtype).info(str(folder))
+        assert (info.layer_bytes, info.head_bytes) == (layer * size // 4, head * size // 4)
+    assert (info.architecture, info.layers, info.hidden_size, info.vocabulary) == ("LlamaForCausalLM", 4, 64, 300)
+    assert (info.context, info.eos) == (2048, (0,))
+
+
+def test_the_vocabulary_is_that_of_the_numpy_backend(folder):
+    digests = {type(backend)().info(str(folder)).vocabulary_digest for backend in (TorchBackend(), NumpyBackend())}
+    assert len(digests) == 1
+
+
+def test_the_builtin_pair_is_known():
+    for name in ("builtin:target", "builtin:draft"):
+        torch_info, numpy_info = TorchBackend(device="cpu").info(name), NumpyBackend().info(name)
+        assert (torch_info.layers, torch_info.hidden_size) == (numpy_info.layers, numpy_info.hidden_size)
+
+
+# The hub -----------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No network, and an empty cache of downloads, whose folder this gives."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_model_without_network_is_named_in_one_line():
+    with pytest.raises(BadModel, match="cannot be reached") as caught:
+        TorchBackend().info("org/name@main")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_hub_model_without_a_revision_is_refused():
+    with pytest.raises(BadModel, match="org/name@<commit>"):
+        TorchBackend().info("org/name")
+
+
+def test_a_downloaded_revision_needs_no_network(offline):
+    snapshot = offline / "models--org--name" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    shard(write_llama(snapshot))
+    assert TorchBackend(device="cpu").info(f"org/name@{COMMIT}").layers == LAYERS
+    load(f"org/name@{COMMIT}", (1, 3))
+
+
+def test_from_the_hub_come_only_the_stages_files(folder, monkeypatch):
+    shard(folder)
+    asked = []
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append((name, revision, sorted(allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    load("org/name@v1", (1, 3))
+    assert [files for _, _, files in asked] == [
+        ["*.json"],
+        ["model.safetensors.index.json"],
+        ["part-1.safetensors", "part-2.safetensors"],
+    ]
+    assert {(name, revision) for name, revision, _ in asked} == {("org/name", "v1")}
+
+
+# Models it refuses -------------------------------------------------------------------------------------------------
+
+
+def without(name):
+    return lambda folder: rewrite_tensors(folder, lambda tensors: {k: v for k, v in tensors.items() if k != name})
+
+
+def config(**fields):
+    return lambda folder: rewrite_config(folder, **fields)
+
+
+def text(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def no_memory(folder):
+    rewrite_config(folder, hidden_size=2**20, intermediate_size=2**22)
+
+
+BAD = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "no JSON": (text("config.json", "{hidden"), "config.json"),
+    "JSON of something else": (text("config.json", "[1]"), "config.json"),
+    "field of another type": (config(hidden_size="64"), "hidden_size"),
+    "unknown model": (config(model_type="nothing"), "nothing"),
+    "an encoder": (config(model_type="bert", architectures=["BertModel"]), "'bert', which is not split"),
+    "learned positions": (config(model_type="gpt2"), "'gpt2', which is not split"),
+    "quantised": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised"),
+    "ALiBi": (config(model_type="falcon", alibi=True), "ALiBi"),
+    "rope that changes": (config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+    "heads that do not divide": (config(num_attention_heads=7, num_key_value_heads=7), "multiple of"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "expected weights"),
+    "no embedding": (without("model.embed_tokens.weight"), "model.embed_tokens.weight"),
+    "no head": (without("lm_head.weight"), "lm_head.weight"),
+    "no projection": (without("model.layers.3.mlp.up_proj.weight"), "model.layers.3.mlp.up_proj.weight"),
+    "another vocabulary": (config(vocab_size=301), r"\[301, 64\]"),
+    "data cut off": (cut, "cut off"),
+    "no memory": (no_memory, "fewer layers"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "expected"), BAD.values(), ids=BAD.keys())
+def test_a_bad_model_is_named_in_one_line(folder, spoil, expected):
+    spoil(folder)
+    with pytest.raises(BadModel, match=expected) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_that_fail_on_their_own_are_a_bad_model(variant, monkeypatch):
+    def fail(*_, **__):
+        raise AttributeError("no such attribute")
+
+    monkeypatch.setattr("transformers.models.gemma.modeling_gemma.GemmaDecoderLayer.forward", fail)
+    with pytest.raises(BadModel, match="another version of transformers"):
+        load(variant("gemma"))
