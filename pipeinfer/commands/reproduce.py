@@ -36,9 +36,11 @@ def reproduce(
     store = Store(out)
     console = Console()
     with _progress(console) as progress:
-        tasks = {recipe.name: progress.add_task(recipe.title, total=None) for recipe in recipes}
+        tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
         def on_progress(recipe: "Recipe", done: int, total: int) -> None:
+            if not progress.tasks[tasks[recipe.name]].started:
+                progress.start_task(tasks[recipe.name])
             progress.update(tasks[recipe.name], completed=done, total=total)
             progress.refresh()
 
