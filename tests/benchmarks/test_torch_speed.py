@@ -1,0 +1,105 @@
+"""Milliseconds per layer of width 512 over 128 cells: this backend's, transformers' own, and the bare matrix products.
+
+pytest tests/benchmarks/test_torch_speed.py --benchmark-only --benchmark-columns=min,median
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
+pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
+
+import torch
+
+from pipeinfer.backend import Batch
+from pipeinfer.core.messages import TO_THE_END, KvSeqRm
+from pipeinfer.testing import write_llama
+from pipeinfer_torch import TorchBackend
+from pipeinfer_torch.linear import linear
+from pipeinfer_torch.stage import TorchStage
+
+HIDDEN, HEADS, KV_HEADS, FFN, CONTEXT = 512, 8, 4, 1376, 128
+LAYERS = 6
+ROWS = (1, 2, 4, 8)
+DTYPES = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"layers": LAYERS + 2, "hidden": HIDDEN, "heads": HEADS, "kv_heads": KV_HEADS, "ffn": FFN}
+    return write_llama(tmp_path_factory.mktemp("speed") / "model", **shape)
+
+
+def load(folder: Path, dtype: str) -> TorchStage:
+    """The layers between the first and the last, which have no embedding and no head."""
+    stage = TorchBackend(device="cpu", dtype=dtype).load(str(folder), (1, LAYERS + 1), cells=1024, sequences=8)
+    stage.forward(rows_from(0, CONTEXT), hidden(CONTEXT), lambda: False)
+    return stage
+
+
+def rows_from(start: int, rows: int) -> Batch:
+    return Batch([7] * rows, range(start, start + rows), [(0,)] * rows, 0)
+
+
+def hidden(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, HIDDEN), np.float32)
+
+
+def measure(benchmark: Any, work: Callable[[], object]) -> None:
+    """A round is six layers; the result says what one takes."""
+    benchmark.pedantic(work, rounds=60, warmup_rounds=5)
+    if benchmark.stats:
+        benchmark.extra_info["ms_per_layer"] = round(1e3 * benchmark.stats.stats.median / LAYERS, 3)
+
+
+def measure_forward(benchmark: Any, stage: TorchStage, rows: int) -> None:
+    batch, arrived = rows_from(CONTEXT, rows), hidden(rows)
+
+    def forward() -> None:
+        stage.forward(batch, arrived, lambda: False)
+        stage.apply(KvSeqRm(0, CONTEXT, TO_THE_END))
+
+    measure(benchmark, forward)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.benchmark(group="6 layers")
+def test_lean_layers(benchmark: Any, folder: Path, dtype: str, rows: int) -> None:
+    measure_forward(benchmark, load(folder, dtype), rows)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.benchmark(group="6 layers by transformers, with packed products")
+def test_transformers_layers(
+    benchmark: Any, folder: Path, dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeinfer_torch.stage.LEAN", ())
+    measure_forward(benchmark, load(folder, dtype), rows)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.benchmark(group="matrix products of 6 layers")
+def test_floor(benchmark: Any, dtype: str, rows: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no layer goes below, with the packed weights that this backend uses and with torch's plain ones."""
+    if not packed:
+        monkeypatch.setattr("pipeinfer_torch.linear.pack", lambda _weight: None)
+    heads = HIDDEN + 2 * HIDDEN * KV_HEADS // HEADS
+    shapes = [(heads, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN)] * LAYERS
+    kind = getattr(torch, dtype)
+    products = [(linear(torch.ones(shape, dtype=kind)), torch.ones(rows, shape[1], dtype=kind)) for shape in shapes]
+
+    @torch.inference_mode()
+    def multiply() -> None:
+        for product, x in products:
+            product(x)
+
+    torch.set_num_threads(1)
+    measure(benchmark, multiply)
