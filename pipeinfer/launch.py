@@ -1,7 +1,9 @@
 """From a plan to ranks that generate: opens the models, starts or reaches the ranks, runs heads over them."""
 
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -190,7 +192,8 @@ class Cluster:
         self.head = head
         begin = Begin(sampling, strategy.draft_options(), 0, margins, logits_on_wire)
         self._begin(begin)
-        trial = _Generation(self, head, on_tokens, open_log(head) if open_log else None).run(request)
+        with uncollected():
+            trial = _Generation(self, head, on_tokens, open_log(head) if open_log else None).run(request)
         self._next_run, self._last_order = head.next_run, head.order
         return trial
 
@@ -298,6 +301,19 @@ class Cluster:
         return RankRecord(setup.rank, setup.role, setup.layers, 0.0, report.peak_memory, host,
                           {rank: size for rank, (size, _) in sent.items()},
                           {rank: count for rank, (_, count) in sent.items()})  # fmt: skip
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: a full one takes longer than many tokens, and would be measured with them."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Generation:

@@ -120,6 +120,7 @@ def _remedy(point: EntryPoint, problem: Exception) -> str:
     extras = point.dist.metadata.get_all("Provides-Extra") or []
     requirements = [_requirement(line) for line in point.dist.requires or []]
     fitting = [extra for extra in extras if extra == point.name or (module, extra) in requirements]
+    fitting.sort(key=lambda extra: extra != point.name)
     wanted = f"{point.dist.name}[{fitting[0]}]" if fitting else module
     return f"; run `pip install {wanted}`"
 

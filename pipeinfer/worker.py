@@ -1,6 +1,7 @@
 """The process of one rank: `python -m pipeinfer.worker` and `pipeinfer worker`."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
     """
     if once:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # It is run between trials, where it is not measured.
     while True:
         transport = open_transport(listen, rank, keys=key)
         listen = transport.address

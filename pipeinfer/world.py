@@ -2,6 +2,7 @@
 the head and runs it, and process r + 1 is rank r.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -130,6 +131,7 @@ class MpiProcesses:
 def _serve(world: "World") -> None:
     """One session after another, each told by the head who this rank is; the head also reports what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # It is run between trials, where it is not measured.
     while 0 not in world.left:
         transport = open_transport("mpi://", world.rank + HEAD)
         try:

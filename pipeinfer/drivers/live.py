@@ -5,6 +5,7 @@ the inbox, so a cancellation acts in the middle of a forward. MPI has no file de
 to wait without burning a core is the transport's business.
 """
 
+import gc
 import os
 import resource
 import socket
@@ -116,6 +117,7 @@ class Endpoint:
             self.worker.take(message, envelope.payload)
 
     def _report(self) -> None:
+        gc.collect()
         traffic = self.transport.traffic.items()
         sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in traffic if t.sent_messages}
         spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])

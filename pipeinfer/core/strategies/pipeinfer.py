@@ -14,7 +14,7 @@ from pipeinfer.core.tree import Node
 
 
 class PipeInfer:
-    """Streams micro-batches of up to `draft` drafted tokens into the pipeline, each in a fresh KV partition.
+    """Streams micro-batches of `draft` drafted tokens into the pipeline, each in a fresh KV partition.
 
     A branch stops where confidence < `cutoff` + runs since the last order * `recovery` - failed attempts * `decay`, and
     splits where the candidate ranked 2nd to 8th is above `split` plus the same adjustment, up to `branches` branches.
@@ -43,7 +43,8 @@ class PipeInfer:
         require("split", split, 0, 1)
         require("recovery", recovery, 0, 1)
         require("decay", decay, 0, 1)
-        require("in_flight", in_flight, 0, 4096)
+        if in_flight:
+            require("in_flight", in_flight, 2, 4096)  # One would be the single-token run's.
         self.draft, self.cutoff, self.width, self.split = draft, cutoff, branches, split
         self.recovery, self.decay, self.in_flight = recovery, decay, in_flight
         self.continuous, self.cancellation, self.redundant = continuous, cancellation, redundant_runs
