@@ -400,6 +400,10 @@ class Run:
         torch.manual_seed(SEED)
         self.role, self.budget, self.rate, self.rows, self.folder = role, minutes * 60, rate, rows, folder
         self.rank, self.workers = join_workers()
+        if self.rank == 0:
+            prepare(folder)
+        if self.workers > 1:
+            dist.barrier()
         self.tokenizer, self.stream, self.held_out = prepare(folder)
         self.model = new_model(SHAPES[role])
         self.optimizers = optimizers(self.model, rate)
@@ -588,7 +592,7 @@ def write_card(options: argparse.Namespace) -> None:
         share, texts = measure(tokenizer, temperature)
         lines.append(f"| {temperature:g} | {share:.3f} |")
         for index in options.samples:
-            samples += [f"\nT = {temperature:g}, prompt and 100 tokens:\n", "```python"]
+            samples += [f"\nT = {temperature:g}, prompt and 100 tokens:\n", "```text"]
             samples += [(prompts[index] + texts[index]).strip(), "```"]
     text = (HERE / "README.md").read_text("utf-8")
     before, rest = text.split(MARKS[0])
