@@ -65,7 +65,7 @@ def reproduced(folder: Path, *recipes: Recipe, jobs: int = 1) -> list[Claim]:
     store = Store(folder)
     for recipe in recipes:
         run(recipe, store, jobs, quiet)
-    return conclude(list(recipes), store, folder)
+    return conclude(list(recipes), store, folder).claims
 
 
 def comparable(folder: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
     from pipeinfer.reproduce.claims import Claim
     from pipeinfer.reproduce.recipes import Recipe
+    from pipeinfer.reproduce.report import Table as ReportTable
 
 ORDER = ("live", "timeline", "speed", "pairs", "width", "accounting")
 """What is run first; other recipes follow by name."""
+
+SHOWN_COLUMNS = 6
+"""How much of a report's table a terminal is shown: where, strategy, speed, two ratios, mean gap."""
 
 
 def reproduce(
@@ -47,7 +51,9 @@ def reproduce(
         for recipe in recipes:
             run(recipe, store, jobs or _cores(), on_progress)
     with console.status("drawing and writing the report"):
-        claims = conclude(recipes, store, out)
+        claims, live = conclude(recipes, store, out)
+    for table in live:
+        _print_table(console, table)
     _print(console, claims, out)
 
 
@@ -79,6 +85,17 @@ def _progress(console: "Console") -> "Progress":
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), console=console, auto_refresh=False,
     )  # fmt: skip
+
+
+def _print_table(console: "Console", table: "ReportTable") -> None:
+    from rich.table import Table
+
+    shown = Table(title="Really run on this machine")
+    for column, name in enumerate(table.head[:SHOWN_COLUMNS]):
+        shown.add_column(name, justify="right" if column in table.numbers else "left")
+    for row in table.rows:
+        shown.add_row(*row[:SHOWN_COLUMNS])
+    console.print(shown)
 
 
 def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,7 +14,7 @@ from pipeinfer.reproduce.claims import Claim, judge
 from pipeinfer.reproduce.recipes import LiveCell, Recipe, SimCell, cells
 from pipeinfer.reproduce.records import Record, Store, config_hash, environment
 from pipeinfer.reproduce.report import Block, Code, Heading, Paragraph, Table, write
-from pipeinfer.reproduce.sections import section
+from pipeinfer.reproduce.sections import section, table
 from pipeinfer.workload import WorkloadError
 
 OnProgress = Callable[[Recipe, int, int], None]
@@ -51,7 +52,14 @@ def _done(store: Store, cell: str) -> bool:
     return record is not None and record.trial is not None
 
 
-def conclude(recipes: list[Recipe], store: Store, folder: Path) -> list[Claim]:
+class Conclusion(NamedTuple):
+    """What a person wants to see at once: the verdicts, and the tables of what was really run."""
+
+    claims: list[Claim]
+    live: list[Table]
+
+
+def conclude(recipes: list[Recipe], store: Store, folder: Path) -> Conclusion:
     """Figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again."""
     analyses = {recipe.name: analyse(recipe, store.records) for recipe in recipes}
     claims = judge(analyses)
@@ -64,7 +72,7 @@ def conclude(recipes: list[Recipe], store: Store, folder: Path) -> list[Claim]:
         write(folder, "PipeInfer (SC'24), reproduced", blocks)
     except OSError as problem:
         raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
-    return claims
+    return Conclusion(claims, [table(one) for one in analyses.values() if one.recipe.live is not None and one.best])
 
 
 _ABOUT = (

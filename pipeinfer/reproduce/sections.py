@@ -22,10 +22,11 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     for figure in recipe.figures:
         draw(analysis, figure, figures)
         blocks.append(Picture(figure_name(recipe, figure), recipe.title))
-    return [*blocks, _table(analysis), *_errors(analysis)]
+    return [*blocks, table(analysis), *_errors(analysis)]
 
 
-def _table(analysis: Analysis) -> Table:
+def table(analysis: Analysis) -> Table:
+    """A row per contender and place."""
     simulated = analysis.recipe.simulated is not None
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p95 gap", "first token",
             "acceptance length", "trials"]  # fmt: skip
