@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeinfer.backend import BadModel, ModelInfo
 from pipeinfer.hf.folder import BUILTIN, builtin_folder
 from pipeinfer_llamacpp.cache import cache_folder
-from pipeinfer_llamacpp.cut import EMBEDDING, cut_stage
+from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
 from pipeinfer_llamacpp.gguf_file import GgufFile
@@ -55,6 +55,9 @@ class LlamaCppBackend:
     def info(self, model: str) -> ModelInfo:
         source = self._open(model)
         blocks = bytes_by_block(source)
+        others = {name: tensor for name, tensor in source.tensors.items() if not name.startswith("blk.")}
+        if OUTPUT in others:
+            others.pop(EMBEDDING, None)  # the first stage reads rows of it from the file
         return ModelInfo(
             architecture=source.architecture,
             layers=len(blocks),
@@ -63,7 +66,7 @@ class LlamaCppBackend:
             vocabulary_digest=vocabulary_digest(source),
             context=source.count("context_length"),
             layer_bytes=max(blocks),
-            head_bytes=sum(tensor.stop - tensor.start for tensor in source.tensors.values()) - sum(blocks),
+            head_bytes=sum(tensor.stop - tensor.start for tensor in others.values()),
             eos=ends_of(source),
         )
 
@@ -77,9 +80,10 @@ class LlamaCppBackend:
             raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {count}, came [{first}, {stop}): split the"
                            f" layers of {model} among the stages")
         whole = layers == (0, count)
-        path = source.path if whole else cut_stage(source, layers, self._cache)
+        loaded = LoadedModel(source.path if whole else cut_stage(source, layers, self._cache), self._gpu_layers)
+        loaded.check_memory()
         return LlamaCppStage(
-            LoadedModel(path, gpu_layers=self._gpu_layers),
+            loaded,
             embedding=Embedding(source) if first == 0 and not whole else None,
             vocabulary=source.tensors[EMBEDDING].shape[1],
             takes_tokens=first == 0,

@@ -2,7 +2,7 @@
 
 llama.cpp has no way to run some of a model's layers, but runs any model of j - i layers whole. A stage file therefore
 holds the blocks i..j-1 under the numbers 0..j-i-1. Every graph ends in the output matrix: only the last stage keeps it,
-the others have a stub of 8 tokens in its place. No stage file has a tokenizer.
+the others have a stub of 8 tokens in its place. No stage file has an embedding or a tokenizer.
 """
 
 import hashlib
@@ -37,8 +37,12 @@ FORMAT = 1
 
 STUB_TOKENS = 8
 EMBEDDING = "token_embd.weight"
-BY_TOKEN = (EMBEDDING, "output.weight", "output.bias")
+OUTPUT = "output.weight"
+BY_TOKEN = (EMBEDDING, OUTPUT, "output.bias")
 """Tensors with one row, or one value, per token."""
+
+NEVER_TIED = ("qwen2moe",)
+"""Architectures whose output matrix llama.cpp wants under its own name."""
 
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 SAMPLE_BYTES = 4096
@@ -106,6 +110,8 @@ def write_stage(source: GgufFile, layers: tuple[int, int], path: Path) -> None:
     """Write the stage file of `layers`. Memory use does not grow with the model."""
     is_last = layers[1] == source.count("block_count")
     pieces = list(pieces_of(source, layers, is_last=is_last))
+    if is_last and OUTPUT in source.tensors and source.architecture not in NEVER_TIED:
+        pieces = tied(pieces)
     fields = dict(fields_of(source, layers, vocabulary=source.tensors[EMBEDDING].shape[1] if is_last else STUB_TOKENS))
     with path.open("wb") as file, source.path.open("rb") as tensors:
         file.write(MAGIC + struct.pack("<IQQ", 3, len(pieces), len(fields)))
@@ -122,11 +128,22 @@ def pieces_of(source: GgufFile, layers: tuple[int, int], *, is_last: bool) -> It
     first, stop = layers
     for name, tensor in source.tensors.items():
         match = BLOCK.fullmatch(name)
-        if match is None:
-            stub = name in BY_TOKEN and not is_last
-            yield stub_of(source, name, tensor) if stub else Piece(name, *tensor)
-        elif first <= int(match[1]) < stop:
-            yield Piece(f"blk.{int(match[1]) - first}.{match[2]}", *tensor)
+        if match is not None:
+            if first <= int(match[1]) < stop:
+                yield Piece(f"blk.{int(match[1]) - first}.{match[2]}", *tensor)
+        elif name in BY_TOKEN and not is_last:
+            yield stub_of(source, name, tensor)
+        else:
+            yield Piece(name, *tensor)
+
+
+def tied(pieces: list[Piece]) -> list[Piece]:
+    """The output matrix under the name of the embedding, which llama.cpp takes for both.
+
+    The last of several stages looks no token up, so that it need not hold two matrices of the vocabulary's size.
+    """
+    kept = [piece for piece in pieces if piece.name != EMBEDDING]
+    return [piece._replace(name=EMBEDDING) if piece.name == OUTPUT else piece for piece in kept]
 
 
 def stub_of(source: GgufFile, name: str, tensor: Tensor) -> Piece:

@@ -1,12 +1,14 @@
 """A model file in memory and contexts over it."""
 
 import ctypes
+import weakref
 from pathlib import Path
 from typing import Any
 
 from pipeinfer.backend import BadModel
 from pipeinfer_llamacpp.hidden import HiddenOutput
 from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama, native_strlen
+from pipeinfer_llamacpp.watcher import Flag
 
 FLASH_ATTENTION_OFF = 0
 KV_TYPES = {"f16": F16, "f32": F32}
@@ -19,7 +21,7 @@ MICRO_BATCH = 512
 class LoadedModel:
     """A GGUF file opened by llama.cpp. Raises BadModel with the library's own reason when it does not load."""
 
-    def __init__(self, path: Path, *, gpu_layers: int = 0, vocabulary_only: bool = False) -> None:
+    def __init__(self, path: Path, gpu_layers: int = 0, *, vocabulary_only: bool = False) -> None:
         api = llama()
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
@@ -30,6 +32,7 @@ class LoadedModel:
         if not self.handle:
             raise BadModel(f"expected a model that llama.cpp loads in {path}, came: {first_error()}; download it again"
                            " or update llama-cpp-python")
+        self.close = weakref.finalize(self, api.llama_model_free, self.handle)
 
     @property
     def layers(self) -> int:
@@ -39,10 +42,15 @@ class LoadedModel:
     def hidden_size(self) -> int:
         return int(llama().llama_model_n_embd(self.handle))
 
-    def has_cells(self) -> bool:
-        """Whether its memory is KV cells: neither recurrent states nor an encoder's output."""
+    def check_memory(self) -> None:
+        """Raises BadModel for a model that remembers by other means than KV cells: no tag can tell them apart."""
         api = llama()
-        return not (api.llama_model_is_recurrent(self.handle) or api.llama_model_has_encoder(self.handle))
+        kinds = {"recurrent": "llama_model_is_recurrent", "hybrid": "llama_model_is_hybrid"}
+        kinds["encoder-decoder"] = "llama_model_has_encoder"
+        for kind, question in kinds.items():
+            if hasattr(api, question) and getattr(api, question)(self.handle):
+                raise BadModel(f"expected a model with KV cells alone in {self._path}, came a {kind} one: choose a"
+                               " decoder-only transformer")
 
     def open_context(
         self,
@@ -51,7 +59,7 @@ class LoadedModel:
         *,
         threads: int,
         kv_type: str,
-        flag: ctypes.Array[Any],
+        flag: Flag,
         hidden: HiddenOutput | None,
     ) -> Any:
         """A context with KV cells that stops when `flag` is not empty and gives `hidden` what it asks for."""
@@ -77,6 +85,3 @@ class LoadedModel:
             raise BadModel(f"expected room for {cells} KV cells of {self._path}, came: {first_error()}; use fewer cells"
                            " or more stages")
         return context
-
-    def close(self) -> None:
-        llama().llama_model_free(self.handle)

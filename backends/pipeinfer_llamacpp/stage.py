@@ -19,7 +19,7 @@ from pipeinfer_llamacpp.hidden import HiddenOutput
 from pipeinfer_llamacpp.library import first_error, forget_errors, llama
 from pipeinfer_llamacpp.model import LoadedModel
 from pipeinfer_llamacpp.rows import Rows, needed_tags
-from pipeinfer_llamacpp.watcher import AbortWatcher
+from pipeinfer_llamacpp.watcher import AbortWatcher, new_flag
 
 DECODED, NO_CELLS, ABORTED, BAD_BATCH = 0, 1, 2, -1
 
@@ -51,10 +51,11 @@ class LlamaCppStage:
         self._cells = Cells(cells, sequences)
         self._rows = Rows(cells, sequences)
         self._hidden = HiddenOutput(f"l_out-{model.layers - 1}") if gives_hidden else None
-        self._watcher = AbortWatcher()
+        flag = new_flag()
         self._context = model.open_context(
-            cells, sequences, threads=threads, kv_type=kv_type, flag=self._watcher.flag, hidden=self._hidden
+            cells, sequences, threads=threads, kv_type=kv_type, flag=flag, hidden=self._hidden
         )
+        self._watcher = AbortWatcher(flag)
         self._memory = llama().llama_get_memory(self._context)
         self._decode = llama().llama_decode
 

@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import json
-import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,7 +23,6 @@ class GgufTokenizer:
 
     def __init__(self, source: GgufFile) -> None:
         self._model = LoadedModel(source.path, vocabulary_only=True)
-        weakref.finalize(self, self._model.close)
         self._vocabulary = llama().llama_model_get_vocab(self._model.handle)
         self._piece = lru_cache(maxsize=None)(self._read_piece)
         # SentencePiece vocabularies write a text's words with a space before each, the first included.

@@ -3,6 +3,7 @@
 import ctypes
 import threading
 import time
+from typing import TypeAlias
 
 from pipeinfer.backend import AbortCheck
 
@@ -15,13 +16,19 @@ PATIENCE = 20
 model's decode, so while decodes follow one another it keeps time by itself and starting one is an assignment."""
 
 GO_ON, ABORT = b"\0", b"x"
+Flag: TypeAlias = "ctypes.Array[ctypes.c_char]"
+
+
+def new_flag() -> Flag:
+    """Room for one character and the end of the string."""
+    return (ctypes.c_char * 2)()
 
 
 class AbortWatcher:
-    """`flag` is a C string that becomes non-empty as soon as the current check is true."""
+    """`flag`, a C string, becomes non-empty as soon as the current check is true."""
 
-    def __init__(self) -> None:
-        self.flag = (ctypes.c_char * 2)()
+    def __init__(self, flag: Flag) -> None:
+        self._flag = flag
         self._check: AbortCheck | None = None
         self._error: BaseException | None = None
         self._closed = False
@@ -32,7 +39,7 @@ class AbortWatcher:
 
     def start(self, check: AbortCheck) -> None:
         """A computation begins: ask `check` until it ends."""
-        self.flag[0] = GO_ON
+        self._flag[0] = GO_ON
         with self._lock:
             self._check = check
         if not self._awake.is_set():
@@ -42,7 +49,7 @@ class AbortWatcher:
         """The computation has ended; true if it was to stop. From here on the check is not called."""
         with self._lock:
             self._check = None
-        return bool(self.flag[0] == ABORT)
+        return bool(self._flag[0] == ABORT)
 
     def raise_error(self) -> None:
         """Raise what the check raised, if it did. That stopped the computation, too."""
@@ -68,7 +75,7 @@ class AbortWatcher:
                     self._awake.clear()
 
     def _look(self) -> None:
-        if self._check is None or self.flag[0] == ABORT:
+        if self._check is None or self._flag[0] == ABORT:
             return
         try:
             came = self._check()
@@ -76,4 +83,4 @@ class AbortWatcher:
             self._error = error
             came = True
         if came:
-            self.flag[0] = ABORT
+            self._flag[0] = ABORT

@@ -9,20 +9,23 @@ from gguf import GGMLQuantizationType as Type
 from pipeinfer.testing.models import byte_tokenizer
 from pipeinfer_llamacpp.library import ggml
 
-HEADS, KV_HEADS, EXPERTS, VOCAB = 4, 2, 4, 320
+HEADS, KV_HEADS, EXPERTS, STATE, VOCAB = 4, 2, 4, 4, 320
 WRITTEN_AS = {"mixtral": "llama"}
 """Models that share an architecture's name in GGUF."""
 
 
-def write_gguf(path, model="llama", kind=Type.F32, *, hidden=64, layers=4, tied=False, per_layer=False, change=None):
+def write_gguf(
+    path, model="llama", kind=Type.F32, *, hidden=64, layers=4, tied=False, per_layer=False, change=None, tokenizer=None
+):
     """Write a model whose matrices are stored as `kind`, and give its path back.
 
-    `per_layer` writes what may differ between layers as arrays; `change(tensors)` edits the dictionary of tensors.
+    `per_layer` writes what may differ between layers as arrays; `change(tensors)` edits the dictionary of tensors;
+    `tokenizer(writer)` adds another one than single bytes.
     """
     architecture = WRITTEN_AS.get(model, model)
     writer = gguf.GGUFWriter(path, architecture)
     add_metadata(writer, model, hidden, layers, per_layer)
-    add_tokenizer(writer)
+    (tokenizer or add_byte_level)(writer)
     tensors = dict(random_tensors(BLOCKS[model], hidden, layers, tied))
     for name, tensor in (change(tensors) if change else tensors).items():
         stored, kept = quantise(tensor, kind)
@@ -68,9 +71,29 @@ def add_metadata(writer, model, hidden, layers, per_layer):
         writer.add_expert_count(EXPERTS)
         writer.add_expert_used_count(2)
         writer.add_expert_feed_forward_length(2 * hidden)
+    if model == "mamba":
+        writer.add_ssm_conv_kernel(STATE)
+        writer.add_ssm_inner_size(2 * hidden)
+        writer.add_ssm_state_size(STATE)
+        writer.add_ssm_time_step_rank(STATE)
 
 
-def add_tokenizer(writer):
+def add_sentencepiece(writer):
+    """Words with their scores, and a token for each byte."""
+    words = ["<unk>", "<s>", "</s>", "▁", "d", "e", "f", "de", "▁de"]
+    words += [f"<0x{byte:02X}>" for byte in range(256)]
+    words += [f"<unused {number}>" for number in range(VOCAB - len(words))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([-float(number) for number in range(VOCAB)])
+    special = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    writer.add_token_types(special + 6 * [gguf.TokenType.NORMAL] + 256 * [gguf.TokenType.BYTE]
+                           + (VOCAB - 265) * [gguf.TokenType.UNUSED])  # fmt: skip
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def add_byte_level(writer):
     words = byte_tokenizer(VOCAB).get_vocab()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -179,6 +202,21 @@ def falcon(matrix, norm, hidden):
     }
 
 
+def mamba(matrix, norm, hidden):
+    return {
+        "attn_norm.weight": norm(),
+        "ssm_in.weight": matrix(4 * hidden, hidden),
+        "ssm_conv1d.weight": matrix(2 * hidden, STATE),
+        "ssm_conv1d.bias": matrix(2 * hidden),
+        "ssm_x.weight": matrix(3 * STATE, 2 * hidden),
+        "ssm_dt.weight": matrix(2 * hidden, STATE),
+        "ssm_dt.bias": matrix(2 * hidden),
+        "ssm_a": -abs(matrix(2 * hidden, STATE)),
+        "ssm_d": matrix(2 * hidden),
+        "ssm_out.weight": matrix(hidden, 2 * hidden),
+    }
+
+
 BLOCKS = {
     "llama": llama,
     "mixtral": mixtral,
@@ -188,5 +226,6 @@ BLOCKS = {
     "qwen3moe": qwen3moe,
     "falcon": falcon,
     "gemma": llama,
+    "mamba": mamba,
 }
 """The tensors of one layer of each kind of model."""

@@ -22,7 +22,7 @@ pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pip
 pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]")
 
 import llama_cpp
-from gguf_models import Type, write_gguf
+from gguf_models import Type, add_sentencepiece, write_gguf
 
 from pipeinfer.assets import asset
 from pipeinfer.backend import BadModel, Batch, CellsFull
@@ -533,6 +533,12 @@ def test_the_builtin_pair_runs_under_its_own_names(shared, quantisation, agreeme
         close(stages, expected)
 
 
+def test_a_sentencepiece_vocabulary_gives_texts_back(tmp_path):
+    tokenizer = backend(tmp_path).tokenizer(str(write_gguf(tmp_path / "model.gguf", tokenizer=add_sentencepiece)))
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_several_ends_and_unused_tokens_are_exported(tmp_path):
     folder = write_llama(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
@@ -607,6 +613,12 @@ def test_a_model_with_wrong_tensors_is_named_in_one_line(tmp_path, form, expecte
     with pytest.raises(BadModel, match=expected) as caught:
         backend(tmp_path).load(str(path), share, cells=8, sequences=1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_kv_cells_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "model.gguf", "mamba", tied=True)
+    with pytest.raises(BadModel, match="came a recurrent one"):
+        open_stages(backend(tmp_path), path)
 
 
 def test_an_architecture_that_cannot_be_split_runs_whole(tmp_path):
