@@ -233,15 +233,15 @@ class TcpTransport:
         if deadline <= now < self._next_glance and not self._roster.ended:
             return None
         while True:
-            self._next_glance = now + _GLANCE_S
             self._mind_peers(0.0 if self._roster.ended else min(deadline, self._roster.next_deadline()) - now)
+            now = time.monotonic()
+            self._next_glance = now + _GLANCE_S
             if _readable(self._router):
                 envelope = self._take()
                 if envelope is not None:
                     return envelope
             elif self._roster.ended:
                 raise self._lose(self._roster.ended[0])
-            now = time.monotonic()
             if now >= deadline:
                 return None
 
