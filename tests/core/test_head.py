@@ -165,7 +165,7 @@ def test_drafts_that_were_not_sent_are_sent_when_they_came_true() -> None:
 def test_pipeinfer_speculates_while_the_target_works_and_cancels_what_is_lost() -> None:
     told = Told(PipeInfer(draft=2, in_flight=3))
     assert told.begun[1:] == [draft_from(1, 5, 6, 7, until=8)]
-    assert told(Logits(0, (8,))) == [Emit((8,)), single(1, 8, 3), draft_from(2, 8, until=9)]
+    assert told(Logits(0, (8,))) == [Emit((8,)), single(1, 8, 3), draft_from(2, 8, until=8)]
     # Two micro-batches follow each other, the second in a partition that continues the first.
     assert told(chain(2, 0, 9, 10)) == [
         decode(2, RunKind.SPECULATIVE, (9, 4, (1,)), (10, 5, (1,)), kv=(KvSeqCp(0, 1, 0, 4),))
@@ -189,7 +189,7 @@ def test_speculation_may_run_ahead_of_the_prompt() -> None:
     (sent,) = told(chain(1, 0, 8, 9))
     assert isinstance(sent, ToFirstStage)
     assert (sent.message.positions, sent.message.kv) == ((3, 4), (KvSeqCp(0, 1, 0, 3),))
-    assert told(Logits(0, (8,))) == [Emit((8,)), draft_from(2, 8, until=19)]
+    assert told(Logits(0, (8,))) == [Emit((8,)), draft_from(2, 8, until=18)]
 
 
 def test_runs_wait_for_a_place_in_flight() -> None:

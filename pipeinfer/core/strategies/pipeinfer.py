@@ -49,6 +49,7 @@ class PipeInfer:
         self.recovery, self.decay, self.in_flight = recovery, decay, in_flight
         self.continuous, self.cancellation, self.redundant = continuous, cancellation, redundant_runs
         self._waiting: deque[list[Node]] = deque()
+        self._until = -self.draft
 
     def draft_options(self) -> dict[str, float | int]:
         return {
@@ -82,7 +83,11 @@ class PipeInfer:
 
     def _order(self, head: Head) -> None:
         if self.continuous:
-            head.order_draft(head.tip.position + self.in_flight * self.draft)
+            # The draft is let on by whole micro-batches: each commit's one token more would make a batch of one.
+            reach = head.tip.position + self.in_flight * self.draft
+            if reach >= self._until + self.draft:
+                self._until = reach
+            head.order_draft(self._until)
         elif not self._waiting and not any(run.kind is RunKind.SPECULATIVE and run.live for run in head.in_flight):
             head.order_draft(head.tip.position + self.draft)
         else:
