@@ -4,7 +4,9 @@ For few rows a layer's time beyond its matrix products is the number of operatio
 v are one product, gate and up another, the residual is added in place, and keys and values go to their cells together.
 """
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from pipeinfer_torch.attention import attend
 from pipeinfer_torch.cells import KvCells, View
 from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
+
+Norm: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Turn(NamedTuple):
@@ -62,10 +66,10 @@ class LeanLayer:
         self.kv_heads = attention.k_proj.out_features // self.head_size
         self.group = self.heads // self.kv_heads
         self.scale = attention.scaling
-        self.attention_norm = Norm(layer.input_layernorm)
-        self.mlp_norm = Norm(layer.post_attention_layernorm)
+        self.attention_norm = norm_of(layer.input_layernorm)
+        self.mlp_norm = norm_of(layer.post_attention_layernorm)
         self.qkv = take(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.qk_norm = HeadNorm(attention, self.heads, self.kv_heads) if hasattr(attention, "q_norm") else None
+        self.qk_norm = head_norm(attention, self.heads, self.kv_heads) if hasattr(attention, "q_norm") else None
         self.attention_out = take(attention.o_proj)
         self.gate_up = take(mlp.gate_proj, mlp.up_proj)
         self.activation = mlp.act_fn
@@ -118,35 +122,38 @@ class Rotary:
         return Turn((angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype))
 
 
-class Norm:
-    """RMSNorm over the last dimension."""
-
-    def __init__(self, norm: Any) -> None:
-        self._weight = norm.weight
-        self._eps = norm.variance_epsilon
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+def norm_of(module: Any) -> Norm:
+    return rms_norm(module.weight, module.variance_epsilon)
 
 
-class HeadNorm:
-    """RMSNorm of each query and key head, all in one: rows [rows, heads + kv_heads, head_size]."""
+def rms_norm(weight: Tensor, eps: float) -> Norm:
+    """RMSNorm over the last dimension, with a weight for each or, [heads, size], for each of several heads."""
+    if weight.is_cuda:
+        return lambda x: functional.rms_norm(x, x.shape[-1:], None, eps) * weight
+    # On a CPU torch composes it of twice as many operations.
+    size = weight.shape[-1]
+    scaled = weight.float() * math.sqrt(size)
+    least = torch.full((1,), eps * size)
 
-    def __init__(self, attention: Any, heads: int, kv_heads: int) -> None:
-        queries, keys = attention.q_norm, attention.k_norm
-        self._weights = torch.cat((queries.weight.expand(heads, -1), keys.weight.expand(kv_heads, -1)))
-        self._eps = queries.variance_epsilon
+    def normalise(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return torch.mul(x, torch.addcmul(least, length, length).rsqrt_()).mul_(scaled).to(x.dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        normed: Tensor = functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weights
-        return normed
+    return normalise
+
+
+def head_norm(attention: Any, heads: int, kv_heads: int) -> Norm:
+    """The norms of query and key heads as one."""
+    queries, keys = attention.q_norm, attention.k_norm
+    weight = torch.cat((queries.weight.expand(heads, -1), keys.weight.expand(kv_heads, -1)))
+    return rms_norm(weight, queries.variance_epsilon)
 
 
 class Head:
     """The final norm and the output matrix."""
 
     def __init__(self, norm: nn.Module, output: nn.Linear) -> None:
-        self._norm = Norm(norm)
+        self._norm = norm_of(norm)
         self._output = take(output)
 
     def logits(self, x: Tensor) -> Tensor:
