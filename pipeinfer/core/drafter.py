@@ -150,10 +150,17 @@ class Drafter:
     def _computed(self, event: Drafted) -> None:
         assert self._computing is not None
         self._seconds += event.seconds
+        if event.aborted and not self._aborting:
+            self._abandon()
         if not event.aborted:
             for node, candidates in zip(self._outputs, event.candidates, strict=True):
                 node.next = candidates
         self._computing, self._aborting = None, False
+
+    def _abandon(self) -> None:
+        """The driver aborted what was wanted: the generation is over, and the cache no longer holds what is fed."""
+        self._unfed, self._leaves, self._outbox = [], [], []
+        self._answered = True
 
     def _step(self, effects: list[Effect]) -> None:
         if self._computing is not None:

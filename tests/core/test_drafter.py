@@ -207,3 +207,10 @@ def test_the_last_order_lets_it_come_to_rest() -> None:
         d.handle(event)
     assert d.handle(DraftFrom(2, (), -1)) == []
     assert d.handle(one(8)) == [proposal(2, stalled=True, seconds=0.5)]
+
+
+def test_what_the_driver_aborts_unasked_is_the_end() -> None:
+    drafter = Drafter(64, 4, 64, DraftOptions(micro_batch=2))
+    (compute,) = drafter.handle(DraftFrom(1, (5, 6), 8))
+    assert isinstance(compute, ComputeDraft)
+    assert drafter.handle(Drafted((), 0.0, aborted=True)) == []

@@ -1,6 +1,6 @@
 """An emulated pipeline in real time beside the simulator with the same costs: eight stages of 5 ms, a draft of 2 ms.
 
-    pytest tests/benchmarks/test_emulated.py --benchmark-only
+    pytest tests/benchmarks/test_emulated_speed.py --benchmark-only
 
 What is missing to 100 % is the overhead of real processes and links, which the simulator does not know.
 """

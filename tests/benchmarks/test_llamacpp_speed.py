@@ -1,6 +1,6 @@
 """What a llama.cpp stage costs beside llama-cpp-python's own loop, and three stages beside one, on a model of 100M.
 
-    pytest tests/benchmarks/test_llamacpp.py --benchmark-only -s
+    pytest tests/benchmarks/test_llamacpp_speed.py --benchmark-only -s
 
 The ways generate the same text in turns, a token each, so that what else the machine does falls on all of them.
 Compared are the lower quartiles of processor time per token, to which the thread that watches for aborts adds;
