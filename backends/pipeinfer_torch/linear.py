@@ -12,10 +12,6 @@ Linear: TypeAlias = Callable[[Tensor], Tensor]
 ROWS = 8
 """Weights are packed for about this many rows, which is what verification sends."""
 
-SMALL = 1 << 20
-"""A call of oneDNN costs some ten microseconds: a single row times a float32 matrix below this many bytes has none to
-spare. Such matrices are kept in both layouts."""
-
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """[..., rows, inputs] to [..., rows, outputs] by `weight` [outputs, inputs].
@@ -27,10 +23,6 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     if packed is None:
         return lambda x: functional.linear(x, weight, bias)
     multiply = torch.ops.mkldnn._linear_pointwise.default
-    if weight.dtype == torch.float32 and weight.nbytes < SMALL:
-        return lambda x: (
-            functional.linear(x, weight, bias) if x.shape[-2] == 1 else multiply(x, packed, bias, "none", [], "")
-        )
     return lambda x: multiply(x, packed, bias, "none", [], "")
 
 
