@@ -36,7 +36,7 @@ def main() -> None:
     # Before NumPy is loaded: ranks share the cores of this machine, and so do threads of this process.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        app()
+        app(prog_name="pipeinfer")
     except RankLost as problem:
         _fail(str(problem), RANK_LOST)
     except OSError as problem:

@@ -75,9 +75,11 @@ class PlainView(View):
         self._written = 0
 
     def show(self) -> None:
-        sys.stdout.write(self.stream.text[self._written :])
+        # Noted first: an interrupt in the middle of the write must not have it written again.
+        grown = self.stream.text[self._written :]
+        self._written += len(grown)
+        sys.stdout.write(grown)
         sys.stdout.flush()
-        self._written = len(self.stream.text)
 
     def close(self) -> None:
         self.show()
