@@ -27,7 +27,7 @@ class PipeInfer:
     def __init__(
         self,
         draft: int = 3,
-        cutoff: float = 0.4,
+        cutoff: float = 0.3,
         branches: int = 1,
         split: float = 0.2,
         recovery: float = 0.0,
