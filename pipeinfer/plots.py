@@ -79,7 +79,7 @@ def lines(
     """Panels of lines with markers and bands, on shared axes, x logarithmic to `base`; writes path.svg, .png."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    with _figure(path, caption, height=0.4 + 2.2 * rows) as figure:
+    with new_figure(path, caption, height=0.4 + 2.2 * rows) as figure:
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             axis.set_title(panel.title)
@@ -119,7 +119,7 @@ def _ticks(axis: Any, panel: Panel, base: int | None) -> None:
 def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, xlabel: str, caption: str) -> None:
     """A panel per group; in it a row per strip: each trial as a dot, the median as a bar. Writes path.svg, .png."""
     rows = max(len(strips) for strips in groups.values())
-    with _figure(path, caption, height=0.75 + min(0.36, 2.4 / rows**0.5) * rows) as figure:
+    with new_figure(path, caption, height=0.75 + min(0.36, 2.4 / rows**0.5) * rows) as figure:
         axes = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
         for axis, (title, strips) in zip(axes, groups.items(), strict=True):
             axis.set_title(title)
@@ -166,7 +166,7 @@ FILLS: dict[str, dict[str, Any]] = {
 def timeline(lanes: Sequence[Lane], path: Path, *, until: float, caption: str) -> None:
     """Ranks as rows, runs as boxes, committed tokens as ticks, for each lane; seconds 0 to `until`."""
     heights = [len(lane.trial.ranks) + 1.6 for lane in lanes]
-    with _figure(path, caption, height=0.8 + 0.2 * sum(heights)) as figure:
+    with new_figure(path, caption, height=0.8 + 0.2 * sum(heights)) as figure:
         axes = figure.subplots(len(lanes), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axis, lane in zip(axes, lanes, strict=True):
             _lane(axis, lane, until)
@@ -227,7 +227,7 @@ def _fills() -> list[Any]:
 
 
 @contextmanager
-def _figure(path: Path, caption: str, height: float) -> Iterator[Any]:
+def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
     """A figure in the house style; on leaving, the caption is set below it and both files are written."""
     import matplotlib
     from matplotlib.figure import Figure

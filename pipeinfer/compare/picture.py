@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeinfer.compare import Comparison
 from pipeinfer.compare.judge import Row
-from pipeinfer.plots import BLACK, BLUE, GREY, ORANGE, VERMILLION, _figure
+from pipeinfer.plots import BLACK, BLUE, GREY, ORANGE, VERMILLION, new_figure
 
 MOST_CELLS = 60
 TITLE_CHARACTERS = 16
@@ -32,7 +32,7 @@ def draw(comparison: Comparison, path: Path) -> None:
         f"Ratio of the better quartiles, {comparison.head} / {comparison.base}, with {comparison.confidence * 100:g} % "
         f"percentile-bootstrap intervals. Grey band: changes below the threshold of {comparison.threshold * 100:g} %."
     )
-    with _figure(path, caption, height=1.0 + 0.2 * max(len(cells), 3)) as figure:
+    with new_figure(path, caption, height=1.0 + 0.2 * max(len(cells), 3)) as figure:
         axes = figure.subplots(1, len(metrics) or 1, sharey=True, squeeze=False)[0]
         for axis, metric in zip(axes, metrics, strict=False):
             axis.set_title(textwrap.fill(metric, TITLE_CHARACTERS))
