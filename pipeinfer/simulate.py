@@ -10,6 +10,7 @@ Node accountings (docs/fairness.md):
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -19,7 +20,7 @@ from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline, Strategy
 from pipeinfer.costs import Roofline, check_memory, memory_bytes
 from pipeinfer.drivers.sim import Link, Simulation
-from pipeinfer.oracle import independent
+from pipeinfer.oracle import Oracle, independent, read_trace
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
@@ -41,7 +42,8 @@ class Setting(msgspec.Struct, frozen=True):
     """One generation to simulate. `acceptance` is i.i.d. and conditional; `seed` draws which tokens are accepted.
     `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
     `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` 0 sends the prompt in one
-    piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth."""
+    piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth. `trace` is the path of a
+    recorded trace (`pipeinfer record`), which then says what is accepted; `acceptance` is its rate."""
 
     strategy: str
     options: dict[str, Any] = {}
@@ -57,6 +59,13 @@ class Setting(msgspec.Struct, frozen=True):
     latency_us: float | None = None
     prompt_chunk: int = 64
     split: Literal["even", "speed"] = "even"
+    trace: str | None = None
+
+    def oracle(self, length: int) -> Oracle:
+        """What decides which drafts are accepted. Raises ValueError when the trace cannot be read."""
+        if self.trace is not None:
+            return read_trace(Path(self.trace))
+        return independent(self.acceptance, seed=self.seed, length=length)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -128,7 +137,7 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
             logits_on_wire=setting.logits_on_wire,
             width_cost=setting.width_cost,
         ),
-        independent(setting.acceptance, seed=setting.seed, length=length + room),
+        setting.oracle(length + room),
         link=lambda: Link(latency_us * 1e-6, bandwidth_gbps * 1e9),
         spans=spans,
     )

@@ -1,6 +1,7 @@
 """Simulated generations side by side, and the command that prints them."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from pipeinfer.commands.simulate import simulate as command
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
+from pipeinfer.oracle import independent
 from pipeinfer.simulate import SWEEPS, Setting, layout, limits, simulate, simulate_one
 from pipeinfer.workload import WorkloadError, cluster, pair
 
@@ -124,3 +126,11 @@ def test_the_command_gives_json() -> None:
     assert [one["strategy"] for one in found["strategies"]] == list(STRATEGIES)
     assert found["setting"]["acceptance"] == 0.6
     assert found["strategies"][0]["itl_s"]["mean"] > 0
+
+
+def test_a_recorded_trace_decides_what_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_bytes(msgspec.json.encode(independent(1.0, length=16)))
+    setting = Setting("speculative", {"k": 3}, acceptance=0.0, tokens=33, trace=str(path))
+    trial = simulate_one(cluster("haswell-gigabit"), pair("dolphin-tinyllama"), setting)
+    assert {run.accepted for run in trial.runs[1:-1] if run.drafted} == {3}

@@ -1,5 +1,6 @@
 """`pipeinfer simulate`: strategies side by side on a cluster that need not exist."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ def simulate(
     strategy: Annotated[list[str] | None, typer.Option(help="May be given again; default: the three.")] = None,
     nodes: Annotated[int, typer.Option(help="Ranks in all, the draft's included.", min=1)] = 8,
     acceptance: Annotated[str, typer.Option(help="poor, good (both assumed), or a rate from 0 to 1.")] = "good",
+    trace: Annotated[Path | None, typer.Option(help="Accept as in this trace of `pipeinfer record`.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 128,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Draws which drafts are accepted.", min=0)] = 0,
@@ -29,13 +31,15 @@ def simulate(
     import msgspec
 
     from pipeinfer import workload
+    from pipeinfer.oracle import read_trace
     from pipeinfer.simulate import SWEEPS, Setting, limits
     from pipeinfer.simulate import simulate as run
 
     where, models = workload.cluster(cluster), workload.pair(pair)
+    rate = read_trace(trace).acceptance if trace else workload.acceptance(acceptance)
     setting = workload.convert(
-        {"strategy": "", "nodes": nodes, "acceptance": workload.acceptance(acceptance), "seed": seed, "tokens": tokens,
-         "prompt": prompt, "accounting": accounting, "width_cost": width_cost}, Setting, "simulate:",
+        {"strategy": "", "nodes": nodes, "acceptance": rate, "trace": str(trace) if trace else None, "seed": seed,
+         "tokens": tokens, "prompt": prompt, "accounting": accounting, "width_cost": width_cost}, Setting, "simulate:",
     )  # fmt: skip
     found = run(where, models, strategy or list(SWEEPS), setting, sweep)
     bound = limits(where, models, setting)
@@ -63,7 +67,7 @@ def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Clu
     console.print(f"{setting.nodes} nodes of {where.title}")
     console.print(
         f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:g} per drafted token "
-        f"(i.i.d., assumed), ranks: {setting.accounting}"
+        f"({'as recorded' if setting.trace else 'i.i.d., assumed'}), ranks: {setting.accounting}"
     )
     console.print(_table(found, bound))
     console.print(
