@@ -65,7 +65,24 @@ def open_ranks(transport: str, count: int, workers: tuple[str, ...], key: str | 
     raise LaunchError(f'ranks over "{transport}" are not started from here: start workers and give their addresses')
 
 
-class Workers:
+class Unwatched:
+    """Ranks of whose end only the transport tells."""
+
+    transport: Transport
+    addresses: list[str]
+
+    def dead(self) -> tuple[int, str] | None:
+        return None
+
+    def culprit(self, rank: int) -> tuple[int, str] | None:
+        return None
+
+    def close(self, farewell: bytes) -> None:
+        say_farewell(self.transport, farewell, len(self.addresses))
+        self.transport.close()
+
+
+class Workers(Unwatched):
     """Ranks that run already, at the given addresses."""
 
     def __init__(self, addresses: tuple[str, ...], count: int, key: str | None) -> None:
@@ -76,18 +93,8 @@ class Workers:
         self.addresses = list(addresses)
         self.transport = open_transport(_facing(addresses[0]), HEAD, keys=key)
 
-    def dead(self) -> tuple[int, str] | None:
-        return None
 
-    def culprit(self, rank: int) -> tuple[int, str] | None:
-        return None
-
-    def close(self, farewell: bytes) -> None:
-        say_farewell(self.transport, farewell, len(self.addresses))
-        self.transport.close()
-
-
-class Threads:
+class Threads(Unwatched):
     """Ranks as threads of this process."""
 
     def __init__(self, count: int) -> None:
@@ -98,15 +105,8 @@ class Threads:
         for thread in self._threads:
             thread.start()
 
-    def dead(self) -> tuple[int, str] | None:
-        return None
-
-    def culprit(self, rank: int) -> tuple[int, str] | None:
-        return None
-
     def close(self, farewell: bytes) -> None:
-        say_farewell(self.transport, farewell, len(self.addresses))
-        self.transport.close()
+        super().close(farewell)
         for thread in self._threads:
             thread.join()
 

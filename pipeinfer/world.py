@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pipeinfer.drivers.live import run_rank
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
-from pipeinfer.ranks import ONE_THREAD, say_farewell
+from pipeinfer.ranks import ONE_THREAD, Unwatched
 from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ def find_mpiexec() -> str:
     return found
 
 
-class MpiProcesses:
-    """The first `count` ranks of the MPI world. They stay in it after a session, for the next."""
+class MpiProcesses(Unwatched):
+    """The first `count` ranks of the MPI world. They stay in it after a session, for the next.
+
+    The launcher sees when one dies, and ends the head too.
+    """
 
     def __init__(self, count: int) -> None:
         there = _world().size + HEAD
@@ -116,16 +119,6 @@ class MpiProcesses:
             )
         self.transport: Transport = open_transport("mpi://", HEAD)
         self.addresses = [f"mpi://{rank - HEAD}" for rank in range(count)]
-
-    def dead(self) -> tuple[int, str] | None:
-        return None  # The launcher sees that, and ends the head too.
-
-    def culprit(self, rank: int) -> tuple[int, str] | None:
-        return None
-
-    def close(self, farewell: bytes) -> None:
-        say_farewell(self.transport, farewell, len(self.addresses))
-        self.transport.close()
 
 
 def _serve(world: "World") -> None:
