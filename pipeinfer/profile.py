@@ -1,0 +1,105 @@
+"""A calibrated cluster: what `pipeinfer calibrate` measured of a pair on real ranks, in one JSON file.
+
+The simulator reads it as a cost model, the emulated backend as what to wait for, and the `auto` split as how fast each
+rank is and what it can hold.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+
+class BadProfile(ValueError):  # noqa: N818 - reads as what happened
+    """The file is not a profile, or not one of this pair; one line."""
+
+
+class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds over rows (ascending) and context (positions attended to, ascending): `seconds[c][r]`."""
+
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+    def at(self, rows: int, context: int) -> float:
+        """Linear between what was measured, and beyond it along the last two points; never negative."""
+        lines = [_along(self.rows, line, rows) for line in self.seconds]
+        return max(0.0, _along(self.contexts, lines, context))
+
+
+def _along(points: Sequence[int], values: Sequence[float], at: float) -> float:
+    if len(points) == 1:
+        return values[0]
+    right = min(max(bisect_right(points, at), 1), len(points) - 1)
+    left = right - 1
+    share = (at - points[left]) / (points[right] - points[left])
+    return values[left] + share * (values[right] - values[left])
+
+
+class RankProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rank. `run` is what a forward costs beside its layers, `layer` one target layer, `head` the output head with
+    sampling, all in seconds by rows and context; `memory_bytes` is what is free for a model."""
+
+    host: str
+    memory_bytes: int
+    run: Curve
+    layer: Curve
+    head: Curve
+
+
+class LinkProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One direction between two ranks (-1 is the head): one-way seconds of a small message, bit/s of large ones."""
+
+    source: int
+    target: int
+    latency_s: float
+    bandwidth_bps: float
+
+
+class ModelProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What placement and the wire need to know of a model; bytes of weights."""
+
+    name: str
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    layer_bytes: int
+    head_bytes: int
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A pair on a cluster. `draft` is one whole forward of the draft model, with choosing its candidates.
+
+    `contention[k - 1]` is by how much a computation slows down while k ranks of its host compute (1.0 for k = 1).
+    `message_s` is the CPU time that a rank spends on one message (unpack, decide, send), `head_s` the head's on one
+    event.
+    """
+
+    name: str
+    backend: str
+    target: ModelProfile
+    draft_model: ModelProfile
+    ranks: tuple[RankProfile, ...]
+    draft: Curve
+    links: tuple[LinkProfile, ...]
+    contention: tuple[float, ...] = (1.0,)
+    message_s: float = 0.0
+    head_s: float = 0.0
+    environment: dict[str, Any] = {}
+
+
+def read_profile(path: Path) -> Profile:
+    """A profile that `pipeinfer calibrate` wrote. Raises BadProfile."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Profile)
+    except OSError as problem:
+        raise BadProfile(f"cannot read the profile {path}: {problem.strerror}") from problem
+    except msgspec.DecodeError as problem:
+        raise BadProfile(f"{path} is not a profile, as `pipeinfer calibrate` writes them: {problem}") from problem
+
+
+def write_profile(profile: Profile, path: Path) -> None:
+    """Raises OSError."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
