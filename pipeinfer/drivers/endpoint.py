@@ -1,0 +1,105 @@
+"""A rank's side of its links, and what a role is.
+
+Compute runs where it can be interrupted: the backend asks between layers whether to abort, and asking is what empties
+the inbox, so a cancellation acts in the middle of a forward. MPI has no file descriptor to wait on, hence polling; how
+to wait without burning a core is the transport's business.
+"""
+
+import gc
+import resource
+import time
+from collections import deque
+from typing import Any, NoReturn, Protocol
+
+from pipeinfer.core import messages
+from pipeinfer.core.messages import AskReport, Begin, Report, Setup, Shutdown
+from pipeinfer.spans import Span
+from pipeinfer.transports import HEAD, Envelope, Transport
+
+IDLE_S = 0.5
+"""A rank with nothing to do wakes this often, which costs nothing and keeps it open to signals."""
+
+
+class Worker(Protocol):
+    """One role: takes messages, computes, sends."""
+
+    busy: bool
+
+    def take(self, message: Any, payload: bytes | memoryview) -> None:
+        """Act on one message. Called again from inside a computation, while `busy`."""
+
+    def next_wake(self) -> float:
+        """When `wake` wants to be called, on the monotonic clock."""
+
+    def wake(self) -> None:
+        """The time asked for has come."""
+
+
+class Endpoint:
+    """A rank's side of its links: where its output goes, what it measured, and the flag that stops a computation."""
+
+    def __init__(self, transport: Transport, setup: Setup) -> None:
+        self.transport = transport
+        self.setup = setup
+        self.spans: list[Span] = []
+        self.leaving = False
+        self.abort_requested = False
+        self.worker: Worker
+        self._later: deque[Envelope] = deque()
+
+    def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
+        """Send to the next rank."""
+        self.transport.send(self.setup.next_rank, messages.encode(message), payload)
+
+    def serve(self) -> None:
+        """Take messages until told to leave. Raises PeerLost."""
+        while not self.leaving:
+            now = time.monotonic()
+            wake = self.worker.next_wake()
+            if wake <= now:
+                self.worker.wake()
+                continue
+            envelope = self._later.popleft() if self._later else self.transport.receive(min(IDLE_S, wake - now))
+            if envelope is not None:
+                self._dispatch(envelope)
+
+    def poll(self) -> bool:
+        """For the backend, between layers: act on what has come meanwhile; true if the computation is to stop."""
+        while (envelope := self.transport.receive(0)) is not None:
+            self._dispatch(envelope)
+        return self.abort_requested
+
+    def timed(self, name: str, start: float, *, aborted: bool) -> float:
+        """Note a computation that began at `start` and ends now; seconds."""
+        end = time.monotonic()
+        if self.setup.trace:
+            self.spans.append(Span(self.setup.rank, name, start, end, aborted))
+        self.abort_requested = False
+        return end - start
+
+    def _dispatch(self, envelope: Envelope) -> None:
+        message = messages.decode(envelope.header)
+        if isinstance(message, Shutdown):
+            self.leaving = self.abort_requested = True
+        elif self.worker.busy and (self._later or isinstance(message, AskReport | Begin)):
+            # These come between trials, but a draft rank may still be at work on the trial that has ended.
+            self.abort_requested = True
+            self._later.append(envelope)
+        elif isinstance(message, AskReport):
+            self._report()
+        else:
+            self.worker.take(message, envelope.payload)
+
+    def _report(self) -> None:
+        gc.collect()
+        traffic = self.transport.traffic.items()
+        sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in traffic if t.sent_messages}
+        spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
+        self.spans.clear()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.transport.send(HEAD, messages.encode(Report(self.setup.rank, peak, sent, spans)))
+
+
+def unexpected(message: Any, who: str) -> NoReturn:
+    """Refuse a message that is not for this role."""
+    raise ValueError(f"a {type(message).__name__} came to {who}")
