@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer.cache import cache_folder
 from pipeinfer.hf.folder import BUILTIN, builtin_folder
-from pipeinfer_llamacpp.cache import cache_folder
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
@@ -50,7 +50,7 @@ class LlamaCppBackend:
         self._gpu_layers = gpu_layers
         self._kv_type = kv_type
         self._quantisation = quantisation
-        self._cache = cache_folder(cache)
+        self._cache = cache_folder("llamacpp", cache)
 
     def info(self, model: str) -> ModelInfo:
         source = self._open(model)

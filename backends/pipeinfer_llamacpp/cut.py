@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipeinfer.backend import BadModel
-from pipeinfer_llamacpp.cache import made_once
+from pipeinfer.cache import made_once
 from pipeinfer_llamacpp.gguf_file import (
     ARRAY,
     DEFAULT_ALIGNMENT,

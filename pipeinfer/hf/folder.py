@@ -1,11 +1,19 @@
-"""From a model's name to its folder: a path, or one of the two models that come with the project."""
+"""From a model's name to its folder: a path, or one of the models that come with the project."""
 
+import hashlib
 from pathlib import Path
 
 from pipeinfer.assets import asset
 from pipeinfer.backend import BadModel
+from pipeinfer.cache import cache_folder, made_once
+from pipeinfer.hf.checkpoint import SINGLE
 
-BUILTIN = ("builtin:target", "builtin:draft")
+GROWN = "builtin:target-100m"
+"""The built-in target grown to 107 million parameters: the same tokens for the compute of that size."""
+
+GROWN_WIDTH, GROWN_LAYERS = 4, 9
+
+BUILTIN = ("builtin:target", "builtin:draft", GROWN)
 
 
 def find_folder(model: str) -> Path:
@@ -22,7 +30,20 @@ def find_folder(model: str) -> Path:
 def builtin_folder(model: str) -> Path:
     if model not in BUILTIN:
         raise BadModel(f"expected one of {', '.join(BUILTIN)}, came {model!r}: choose one of them or give a folder")
+    if model == GROWN:
+        return grown_folder()
     try:
         return asset(f"workloads/builtin/{model.removeprefix('builtin:')}")
     except FileNotFoundError as error:
         raise BadModel(str(error)) from None
+
+
+def grown_folder() -> Path:
+    """The folder of the grown target, made in the cache now or before."""
+    from pipeinfer.hf.grow import FORMAT, grow
+
+    source = builtin_folder("builtin:target")
+    digest = hashlib.sha256(f"{FORMAT} {GROWN_WIDTH} {GROWN_LAYERS}".encode())
+    digest.update((source / SINGLE).read_bytes())
+    path = cache_folder("models") / f"{GROWN.removeprefix('builtin:')}-{digest.hexdigest()[:16]}"
+    return made_once(path, lambda folder: grow(source, folder, width=GROWN_WIDTH, layers=GROWN_LAYERS))
