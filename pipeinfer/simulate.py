@@ -11,7 +11,7 @@ Node accountings (docs/fairness.md):
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,7 @@ from pipeinfer import metrics, theory
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline, Strategy
 from pipeinfer.costs import Roofline, check_memory, memory_bytes
-from pipeinfer.drivers.sim import Link, Simulation
+from pipeinfer.drivers.sim import Costs, Link, Simulation
 from pipeinfer.oracle import Oracle, independent, read_trace
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.plugins import open_strategy
@@ -75,6 +75,21 @@ class Layout(msgspec.Struct, frozen=True):
     draft_rank: int | None
 
 
+class Prepared(NamedTuple):
+    """A setting made out: what runs on which ranks, what it takes there, and what it is asked. `memory` is bytes per
+    target rank, then those of the draft. Links: one-way seconds, bit/s."""
+
+    strategy: Strategy
+    layout: Layout
+    pipeline: Pipeline
+    costs: Costs
+    oracle: Oracle
+    memory: list[int]
+    latency_s: float
+    bandwidth_bps: float
+    request: Request
+
+
 def layout(strategy: Strategy, setting: Setting, target_layers: int, cluster: Cluster) -> Layout:
     """Where a strategy's models lie on the ranks. Raises WorkloadError when the layers cannot be split so."""
     name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
@@ -114,6 +129,20 @@ def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
 
 def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
     """One generation. Raises WorkloadError as `check` does."""
+    ready = prepare(cluster, pair, setting)
+    simulation = Simulation(
+        ready.pipeline,
+        ready.strategy,
+        ready.costs,
+        ready.oracle,
+        link=lambda: Link(ready.latency_s, ready.bandwidth_bps),
+        spans=spans,
+    )
+    return completed(simulation.run(ready.request), ready, pair, setting)
+
+
+def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
+    """The same for every fidelity. Raises WorkloadError as `check` does."""
     strategy = _strategy(setting)
     placed = layout(strategy, setting, pair.target.layers, cluster)
     length = setting.prompt + setting.tokens
@@ -121,15 +150,14 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
     # Room for everything in flight beside the text, and sequence ids to match.
     room = 16 * setting.nodes + 64
     chunk = setting.prompt_chunk or setting.prompt
-    pipeline = Pipeline(
-        len(placed.layers), cells=length + 4 * room, sequences=room * strategy.width, prompt_chunk=chunk
-    )
     latency_us = cluster.link.latency_us if setting.latency_us is None else setting.latency_us
-    bandwidth_gbps = setting.bandwidth_gbps or cluster.link.bandwidth_gbps
-    simulation = Simulation(
-        pipeline,
-        strategy,
-        Roofline(
+    return Prepared(
+        strategy=strategy,
+        layout=placed,
+        pipeline=Pipeline(
+            len(placed.layers), cells=length + 4 * room, sequences=room * strategy.width, prompt_chunk=chunk
+        ),
+        costs=Roofline(
             pair,
             cluster,
             placed.layers,
@@ -137,12 +165,12 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
             logits_on_wire=setting.logits_on_wire,
             width_cost=setting.width_cost,
         ),
-        setting.oracle(length + room),
-        link=lambda: Link(latency_us * 1e-6, bandwidth_gbps * 1e9),
-        spans=spans,
+        oracle=setting.oracle(length + room),
+        memory=memory,
+        latency_s=latency_us * 1e-6,
+        bandwidth_bps=(setting.bandwidth_gbps or cluster.link.bandwidth_gbps) * 1e9,
+        request=Request(tuple(range(setting.prompt)), setting.tokens),
     )
-    trial = simulation.run(Request(tuple(range(setting.prompt)), setting.tokens))
-    return _completed(trial, placed, pair, memory, setting)
 
 
 def _strategy(setting: Setting) -> Strategy:
@@ -165,10 +193,10 @@ def _memory(cluster: Cluster, pair: Pair, placed: Layout, length: int) -> list[i
     return [*target, draft]
 
 
-def _completed(trial: Trial, placed: Layout, pair: Pair, memory: list[int], setting: Setting) -> Trial:
-    """The trial with what the simulator does not know of its ranks: their layers and their memory (as modelled)."""
-    layers = [*placed.layers, (0, pair.draft.layers)]
-    known = zip(trial.ranks, layers, memory, strict=False)
+def completed(trial: Trial, ready: Prepared, pair: Pair, setting: Setting) -> Trial:
+    """The trial with what is not known where no model is: the ranks' layers and their memory (as modelled)."""
+    layers = [*ready.layout.layers, (0, pair.draft.layers)]
+    known = zip(trial.ranks, layers, ready.memory, strict=False)
     ranks = tuple(msgspec.structs.replace(rank, layers=held, peak_memory=size) for rank, held, size in known)
     return msgspec.structs.replace(trial, ranks=ranks, config=msgspec.to_builtins(setting))
 

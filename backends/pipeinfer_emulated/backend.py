@@ -2,16 +2,19 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
 from pipeinfer.cells import Cells
 from pipeinfer.core.messages import KvOp
-from pipeinfer.oracle import RANKS, Oracle, independent, read_trace
+from pipeinfer.oracle import RANKS, Oracle, Trace, independent, read_trace
+from pipeinfer.profile import Curve
 
 NAP_S = 5e-4
 """A wait looks at the abort flag this often."""
@@ -19,14 +22,19 @@ NAP_S = 5e-4
 SPIN_S = 1.5e-4
 """A sleep ends about this late, so the last stretch of a wait is looked away instead."""
 
+Seconds = Callable[[int, int], float]
+"""What a forward takes, by rows and context (the highest position attended to, plus one)."""
+
 CERTAIN = 1e4
 """A logit above all others by so much that no temperature changes the choice."""
 
 
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
-    whole forward of the draft. The draft is right with probability `acceptance`, independently (seeded by `seed`), or
-    as in the file `trace` that `pipeinfer record` wrote.
+    whole forward of the draft. `waits` may instead give a curve (`pipeinfer.profile.Curve`) for each share of a model
+    that is loaded: under "target 0-10" for layers [0, 10), under "draft 0-1" for the draft. The draft is right with
+    probability `acceptance`, independently (seeded by `seed`), or as `trace` says: a file of `pipeinfer record`, or
+    such a trace itself. `vocabulary` makes rows of logits longer than the oracle needs them.
 
     `builtin:target` and `builtin:draft` name the same two models, so that the defaults of the command line work.
     """
@@ -42,14 +50,18 @@ class EmulatedBackend:
         seed: int = 0,
         hidden_size: int = 64,
         context: int = 4096,
-        trace: str | None = None,
+        trace: str | Mapping[str, Any] | None = None,
+        waits: Mapping[str, Any] | None = None,
+        vocabulary: int = 0,
     ) -> None:
         if layers < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
             raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
         self._layers, self._hidden_size, self._context = layers, hidden_size, context
         self._target_s, self._target_row_s = layer_s, row_s
         self._draft_s, self._draft_row_s = draft_s, draft_row_s
-        self._oracle: Oracle = read_trace(Path(trace)) if trace else independent(acceptance, seed=seed)
+        self._oracle = _oracle(trace, acceptance, seed)
+        self._vocabulary = max(vocabulary, self._oracle.vocabulary)
+        self._waits = None if waits is None else msgspec.convert(waits, dict[str, Curve])
 
     def info(self, model: str) -> ModelInfo:
         layers = self._layers if _role(model) == "target" else 1
@@ -57,7 +69,7 @@ class EmulatedBackend:
             architecture="emulated",
             layers=layers,
             hidden_size=self._hidden_size,
-            vocabulary=self._oracle.vocabulary,
+            vocabulary=self._vocabulary,
             vocabulary_digest="emulated",
             context=self._context,
             layer_bytes=0,
@@ -69,31 +81,47 @@ class EmulatedBackend:
         first, stop = layers
         if not 0 <= first < stop <= info.layers:
             raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {info.layers}, came [{first}, {stop})")
-        share = stop - first
-        base, row = (self._target_s, self._target_row_s) if _role(model) == "target" else (
+        head = _OracleHead(self._oracle, _role(model), self._vocabulary) if stop == info.layers else None
+        return EmulatedStage(self._seconds(_role(model), first, stop), self._hidden_size, head, Cells(cells, sequences))
+
+    def _seconds(self, role: str, first: int, stop: int) -> Seconds:
+        """What a forward of layers [first, stop) takes. Raises BadModel."""
+        if self._waits is not None:
+            name = f"{role} {first}-{stop}"
+            if name not in self._waits:
+                raise BadModel(f'the waits have no "{name}"; they have: {", ".join(self._waits)}')
+            return self._waits[name].at
+        layer, layer_row = (self._target_s, self._target_row_s) if role == "target" else (
             self._draft_s, self._draft_row_s)  # fmt: skip
-        head = _OracleHead(self._oracle, _role(model)) if stop == info.layers else None
-        return EmulatedStage(base * share, row * share, self._hidden_size, head, Cells(cells, sequences))
+        base, row = layer * (stop - first), layer_row * (stop - first)
+        return lambda rows, _: base + row * (rows - 1)
 
     def tokenizer(self, model: str) -> "NumberTokenizer":
         _role(model)
         return NumberTokenizer(self._oracle.vocabulary)
 
 
+def _oracle(trace: str | Mapping[str, Any] | None, acceptance: float, seed: int) -> Oracle:
+    if isinstance(trace, str):
+        return read_trace(Path(trace))
+    return msgspec.convert(trace, Trace) if trace else independent(acceptance, seed=seed)
+
+
 class EmulatedStage:
     """Waits, and keeps cells, so that capacity and sequence tags behave as in a real backend."""
 
-    def __init__(self, base_s: float, row_s: float, hidden_size: int, head: "_OracleHead | None", cells: Cells) -> None:
-        self._base_s, self._row_s, self._hidden_size = base_s, row_s, hidden_size
+    def __init__(self, seconds: Seconds, hidden_size: int, head: "_OracleHead | None", cells: Cells) -> None:
+        self._seconds = seconds
+        self._hidden_size = hidden_size
         self._head = head
         self._cells = cells
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
         start = time.monotonic()
-        rows = len(batch.tokens)
+        seconds = self._seconds(len(batch.tokens), batch.positions[-1] + 1)
         taken = self._cells.take(batch.positions, batch.sequences)
         result = self._result(batch)  # within the time that the wait takes
-        if wait_until(start + self._base_s + self._row_s * (rows - 1), abort):
+        if wait_until(start + seconds, abort):
             return result
         self._cells.free(taken)
         return None
@@ -117,17 +145,22 @@ class EmulatedStage:
 class _OracleHead:
     """Logits that make the sampler choose the oracle's token, or give the draft's candidates their confidence."""
 
-    def __init__(self, oracle: Oracle, role: str) -> None:
+    def __init__(self, oracle: Oracle, role: str, vocabulary: int) -> None:
         self._oracle = oracle
         self._role = role
+        self._vocabulary = vocabulary
 
     def logits(self, positions: Sequence[int]) -> NDArray[np.float32]:
-        rows = np.full((len(positions), self._oracle.vocabulary), -CERTAIN, np.float32)
+        rows = np.full((len(positions), self._vocabulary), -CERTAIN, np.float32)
         for row, position in zip(rows, positions, strict=True):
             if self._role == "target":
                 row[self._oracle.target(position + 1)] = CERTAIN
             else:
-                for token, confidence in self._oracle.candidates(position + 1, RANKS):
+                found = self._oracle.candidates(position + 1, RANKS)
+                rest = 1 - sum(confidence for _, confidence in found)
+                if rest > 0:  # spread over all others, so that each candidate has the oracle's confidence
+                    row[:] = np.log(rest / self._vocabulary)
+                for token, confidence in found:
                     row[token] = np.log(max(confidence, 1e-30))
         return rows
 

@@ -3,12 +3,13 @@
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeinfer.backend import Backend, BadModel, Batch
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.sampling import candidates, sample
-from pipeinfer.oracle import RANKS, independent
+from pipeinfer.oracle import RANKS, Trace, independent
 from pipeinfer.testing import BackendConformance
 from pipeinfer_emulated import EmulatedBackend
 
@@ -78,6 +79,33 @@ def test_a_forward_takes_the_time_of_its_layers_and_rows(
     start = time.monotonic()
     stage.forward(row(0, rows), None, never)
     assert seconds <= time.monotonic() - start < seconds + 1
+
+
+def test_waits_are_looked_up_by_share_rows_and_context() -> None:
+    curve = {"rows": [1, 4], "contexts": [1, 100], "seconds": [[0.01, 0.04], [0.02, 0.08]]}
+    backend = EmulatedBackend(layers=3, layer_s=60.0, waits={"target 0-2": curve})
+    stage = backend.load("target", (0, 2), cells=9, sequences=1)
+    for rows, position, expected in [(1, 0, 0.01), (4, 0, 0.04), (2, 99, 0.04)]:
+        batch = Batch(tuple([1] * rows), tuple([position] * rows), tuple([(0,)] * rows), 1)
+        start = time.monotonic()
+        assert stage.forward(batch, None, lambda: False) is not None
+        assert expected <= time.monotonic() - start < expected + 1
+        stage.clear()
+    with pytest.raises(BadModel, match='the waits have no "target 2-3"; they have: target 0-2'):
+        backend.load("target", (2, 3), cells=9, sequences=1)
+
+
+def test_a_trace_may_be_given_itself_and_its_confidences_are_kept() -> None:
+    trace = {"ranks": [0, 2], "confidences": [[0.5, 0.2, 0.1, 0.04, 0.03, 0.02, 0.01, 0.0]] * 2}
+    backend = EmulatedBackend(layer_s=0.0, draft_s=0.0, trace=trace, vocabulary=4000)
+    assert backend.info("target").vocabulary == 4000
+    stage = backend.load("draft", (0, 1), cells=9, sequences=1)
+    logits = stage.forward(row(0), None, lambda: False)
+    assert logits is not None
+    found = candidates(logits[0], 1, Sampling(), 3)
+    oracle = msgspec.convert(trace, Trace)
+    assert [token for token, _ in found] == [token for token, _ in oracle.candidates(1, 3)]
+    assert [confidence for _, confidence in found] == pytest.approx([0.5, 0.2, 0.1], rel=1e-3)
 
 
 def test_an_abort_is_seen_at_the_next_look() -> None:
