@@ -4,35 +4,28 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
 from pipeinfer.backend import BadModel, ModelInfo, Tokenizer
-from pipeinfer.core import messages
+from pipeinfer.contact import WATCH_S, Contact
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Failure, Proposal, Ready, Report, Sampling, Setup
-from pipeinfer.core.messages import Shutdown as ShutdownMessage
-from pipeinfer.drivers.live import shaped
+from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Proposal, Ready, Report, Sampling, Setup
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.placement import even_split, parse_split
 from pipeinfer.plugins import open_backend
-from pipeinfer.ranks import open_ranks
 from pipeinfer.results import RankRecord, Trial, run_record
 from pipeinfer.spans import Span
-from pipeinfer.transports import HEAD, PeerLost
+from pipeinfer.transports import HEAD
 
 LOAD_S = 300.0
 """The longest that ranks may take to load."""
 
 STALL_S = 120.0
 """A generation in which nothing arrives for this long is given up."""
-
-WATCH_S = 0.1
-"""How often a waiting head looks at the processes it started."""
 
 SPARE_CELLS = 256
 """KV cells beyond the model's context, for speculation, unless the plan says how many cells there are."""
@@ -115,56 +108,42 @@ class Models:
         return setups
 
 
-class Cluster:
-    """Ranks that are up, and the head's side of them. A context manager: leaving it ends every rank it started.
+class Cluster(Contact):
+    """Ranks that are up and loaded, and the head's side of them. A context manager.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError while coming up, RankLost when a rank is lost.
     """
 
     def __init__(self, plan: Plan | None = None, **fields: Any) -> None:
-        self.plan = plan or Plan(**fields)
-        self.models = Models(self.plan)
-        self.tokenizer: Tokenizer = self.models.backend.tokenizer(self.plan.target)
+        self.plan = plan = plan or Plan(**fields)
+        self.models = Models(plan)
+        self.tokenizer: Tokenizer = self.models.backend.tokenizer(plan.target)
         self.spans: list[Span] = []
         self.head: Head | None = None
         """The head of the generation under way, or of the last one: to look at."""
         self._next_run = self._last_order = 0
         self._reports: dict[int, Report] = {}
-        self._last_message: dict[int, str] = {}
+        self._setups: list[Setup] = []
         count = len(self.models.split) + (self.models.draft is not None)
-        self._ranks = open_ranks(self.plan.transport, count, self.plan.workers, self.plan.key)
-        self._transport = self._ranks.transport
+        super().__init__(plan.transport, count, plan.workers, plan.key)
         try:
             self._set_up()
         except RankLost as lost:
             self.close()
-            if lost.rank in self._last_message:
+            if not self.never_came(lost):
                 raise
-            raise LaunchError(str(lost)) from lost  # It was never there.
+            raise LaunchError(str(lost)) from lost
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def rank_names(self) -> dict[int, str]:
-        """What each rank is, for people."""
         names = {HEAD: "head"}
         names |= {s.rank: f"rank {s.rank}: target layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
-        if self.models.draft is not None:
+        if self.models.draft is not None and self._setups:
             names[self._setups[-1].rank] = f"rank {self._setups[-1].rank}: draft"
         return names
-
-    def close(self) -> None:
-        """End every rank that was started here and let go of the others. Idempotent."""
-        self._ranks.close(messages.encode(ShutdownMessage()))
 
     def generate(
         self,
@@ -200,84 +179,49 @@ class Cluster:
     # Bringing up
 
     def _set_up(self) -> None:
-        addresses = self._ranks.addresses
-        self._setups = self.models.setups(addresses, self._transport.address)
-        for setup, address in zip(self._setups, addresses, strict=True):
-            self._transport.connect(setup.rank, address)
-            self._send(setup.rank, setup)
-        # From here on every message is stamped, and so has to be the farewell.
-        self._ranks.transport = self._transport = shaped(self._transport, self.plan.bandwidth_bps, self.plan.latency_s)
+        self._setups = self.models.setups(self.addresses, self.transport.address)
+        for setup, address in zip(self._setups, self.addresses, strict=True):
+            self.transport.connect(setup.rank, address)
+            self.send(setup.rank, setup)
+        self.shape(self.plan.bandwidth_bps, self.plan.latency_s)
         self.ready: dict[int, Ready] = {}
         deadline = time.monotonic() + LOAD_S
         while len(self.ready) < len(self._setups):
             message = self.receive(WATCH_S)
             if isinstance(message, Ready):
                 self.ready[message.rank] = message
+                self.hosts[message.rank] = f"{message.host} (pid {message.pid})"
             elif time.monotonic() > deadline:
                 missing = sorted({setup.rank for setup in self._setups} - set(self.ready))
                 raise LaunchError(f"ranks {missing} were not ready after {LOAD_S:g} s")
         self.collect()
 
     def _begin(self, begin: Begin) -> None:
-        self._send(0, msgspec.structs.replace(begin, draft={}))
+        self.send(0, msgspec.structs.replace(begin, draft={}))
         if self.models.draft is not None:
             context = self.models.draft.context
-            self._send(self._setups[-1].rank, msgspec.structs.replace(begin, context=context))
+            self.send(self._setups[-1].rank, msgspec.structs.replace(begin, context=context))
 
     # Messages
 
-    def _send(self, rank: int, message: Any, *, urgent: bool = False) -> None:
-        try:
-            self._transport.send(rank, messages.encode(message), urgent=urgent)
-        except PeerLost as lost:
-            raise self._lost(lost.rank, str(lost)) from lost
-
     def send_draft(self, message: DraftFrom) -> None:
         """To the draft rank."""
-        self._send(self._setups[-1].rank, message)
+        self.send(self._setups[-1].rank, message)
 
     def send_first(self, message: Any) -> None:
         """Down the target pipeline's ordered stream."""
-        self._send(0, message)
+        self.send(0, message)
 
     def send_stages(self, message: Any) -> None:
         """To every stage at once, beside the stream."""
         for rank in range(len(self.models.split)):
-            self._send(rank, message, urgent=True)
-
-    def receive(self, timeout: float) -> Any:
-        """The next message, or None after `timeout` seconds. Raises RankLost or LaunchError."""
-        try:
-            envelope = self._transport.receive(timeout)
-        except PeerLost as lost:
-            raise self._lost(lost.rank, str(lost)) from lost
-        if envelope is None:
-            dead = self._ranks.dead()
-            if dead is not None:
-                raise self._lost(*dead)
-            return None
-        message = messages.decode(envelope.header)
-        self._last_message[envelope.sender] = type(message).__name__
-        if isinstance(message, Failure):
-            if message.user_error:
-                raise LaunchError(message.text)
-            raise self._lost(message.rank, message.text)
-        return message
-
-    def _lost(self, rank: int, why: str) -> RankLost:
-        rank, why = self._ranks.culprit(rank) or (rank, why)
-        name = self.rank_names.get(rank, f"rank {rank}")
-        ready = getattr(self, "ready", {}).get(rank)
-        host = f" on {ready.host} (pid {ready.pid})" if ready else ""
-        last = self._last_message.get(rank)
-        heard = f"; its last message: {last}" if last else "; it never sent a message"
-        return RankLost(rank, f"lost {name}{host}: {why}{heard}")
+            self.send(rank, message, urgent=True)
 
     def collect(self) -> list[RankRecord]:
         """Ask every rank how the last trial went; traffic is counted from the report before."""
         before = dict(self._reports)
         for setup in self._setups:
-            self._send(setup.rank, AskReport())
+            self.send(setup.rank, AskReport())
         waiting = {setup.rank for setup in self._setups}
         deadline = time.monotonic() + STALL_S
         while waiting:
@@ -287,7 +231,7 @@ class Cluster:
                 self._reports[message.rank] = message
                 self.spans += [Span(*span) for span in message.spans]
             elif time.monotonic() > deadline:
-                raise self._lost(min(waiting), f"no report in {STALL_S:g} s")
+                raise self.lost(min(waiting), f"no report in {STALL_S:g} s")
         return [self._record(setup, before.get(setup.rank)) for setup in self._setups]
 
     def _record(self, setup: Setup, before: Report | None) -> RankRecord:

@@ -100,7 +100,7 @@ class Strangers:
     """Connect to every port that the cluster has, without its key, and say harmful things."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.addresses = [cluster._transport.address, *cluster._ranks.addresses]
+        self.addresses = [cluster.transport.address, *cluster.addresses]
         self.context = zmq.Context()
         self.sockets: list[socket.socket | zmq.Socket[bytes]] = []
 

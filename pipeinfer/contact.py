@@ -1,0 +1,102 @@
+"""The head's side of ranks that are up: sending, receiving, and a name for whatever goes wrong."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from pipeinfer.core import messages
+from pipeinfer.core.messages import Failure, Shutdown
+from pipeinfer.drivers.live import shaped
+from pipeinfer.errors import LaunchError, RankLost
+from pipeinfer.ranks import Ranks, open_ranks
+from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
+
+WATCH_S = 0.1
+"""How often a waiting head looks at the processes it started."""
+
+
+class Contact:
+    """Opens `count` ranks. A context manager: leaving it ends every rank that it started and lets go of the others.
+
+    Raises LaunchError, UnknownPlugin or TransportError while they come up, and RankLost when one is lost.
+    """
+
+    def __init__(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
+        self.hosts: dict[int, str] = {}
+        """What a rank said of where it is: `HOST (pid N)`."""
+        self._ranks: Ranks = open_ranks(transport, count, workers, key)
+        self._last_message: dict[int, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def rank_names(self) -> dict[int, str]:
+        """What each rank is, for people."""
+        return {HEAD: "head"}
+
+    @property
+    def transport(self) -> Transport:
+        """The head's own endpoint."""
+        return self._ranks.transport
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the ranks are, in rank order."""
+        return self._ranks.addresses
+
+    def shape(self, bandwidth_bps: float, latency_s: float) -> None:
+        """From here on every message is stamped, and so has to be the farewell."""
+        self._ranks.transport = shaped(self._ranks.transport, bandwidth_bps, latency_s)
+
+    def close(self) -> None:
+        """End every rank that was started here and let go of the others. Idempotent."""
+        self._ranks.close(messages.encode(Shutdown()))
+
+    def send(self, rank: int, message: Any, *, urgent: bool = False) -> None:
+        """Send to a rank that the transport is connected to. Raises RankLost."""
+        try:
+            self.transport.send(rank, messages.encode(message), urgent=urgent)
+        except PeerLost as lost:
+            raise self.lost(lost.rank, str(lost)) from lost
+
+    def receive(self, timeout: float) -> Any:
+        """The next message, or None after `timeout` seconds. Raises RankLost or LaunchError."""
+        found = self.receive_from(timeout)
+        return None if found is None else found[1]
+
+    def receive_from(self, timeout: float) -> tuple[Envelope, Any] | None:
+        """The same with the envelope that it came in."""
+        try:
+            envelope = self.transport.receive(timeout)
+        except PeerLost as lost:
+            raise self.lost(lost.rank, str(lost)) from lost
+        if envelope is None:
+            dead = self._ranks.dead()
+            if dead is not None:
+                raise self.lost(*dead)
+            return None
+        message = messages.decode(envelope.header)
+        self._last_message[envelope.sender] = type(message).__name__
+        if isinstance(message, Failure):
+            if message.user_error:
+                raise LaunchError(message.text)
+            raise self.lost(message.rank, message.text)
+        return envelope, message
+
+    def never_came(self, lost: RankLost) -> bool:
+        """Whether the rank that was lost has not said a word."""
+        return lost.rank not in self._last_message
+
+    def lost(self, rank: int, why: str) -> RankLost:
+        """The error that names the rank behind it, its host and its last message."""
+        rank, why = self._ranks.culprit(rank) or (rank, why)
+        name = self.rank_names.get(rank, f"rank {rank}")
+        host = f" on {self.hosts[rank]}" if rank in self.hosts else ""
+        last = self._last_message.get(rank)
+        heard = f"; its last message: {last}" if last else "; it never sent a message"
+        return RankLost(rank, f"lost {name}{host}: {why}{heard}")
