@@ -40,7 +40,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`); `cells` 0: the context and some.
 
     `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
-    are started here. `bandwidth_bps` (bit/s) and `latency_s` shape every link.
+    are started here. `bandwidth_bps` (bit/s) and `latency_s` shape every link. `cpu_share` is the share of the time in
+    which each rank computes, so that it is as slow as a node of that much of this one's speed.
     """
 
     backend: str = "numpy"
@@ -54,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     transport: str = "tcp"
     bandwidth_bps: float = float("inf")
     latency_s: float = 0.0
+    cpu_share: float = 1.0
     cells: int = 0
     sequences: int = 64
     prompt_chunk: int = 64
@@ -93,7 +95,7 @@ class Models:
             rank=0, role="target", backend=plan.backend, options=msgspec.json.encode(plan.backend_options),
             model=plan.target, layers=self.split[0], stage=0, stages=stages, sequences=plan.sequences,
             cells=self.cells, next_rank=HEAD, next_address=head_address, head_address=head_address,
-            latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace,
+            latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace, cpu_share=plan.cpu_share,
         )  # fmt: skip
         replace = msgspec.structs.replace
         setups = [replace(first, rank=rank, stage=rank, layers=layers) for rank, layers in enumerate(self.split)]
@@ -244,7 +246,7 @@ class Cluster(Contact):
         host = self.ready[setup.rank].host if setup.rank in self.ready else ""
         return RankRecord(setup.rank, setup.role, setup.layers, 0.0, report.peak_memory, host,
                           {rank: size for rank, (size, _) in sent.items()},
-                          {rank: count for rank, (_, count) in sent.items()})  # fmt: skip
+                          {rank: count for rank, (_, count) in sent.items()}, setup.cpu_share)  # fmt: skip
 
 
 @contextmanager

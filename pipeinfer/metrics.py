@@ -178,6 +178,7 @@ def _rank_summary(rank: RankRecord, busy: float) -> dict[str, Any]:
         "busy_s": rank.busy_s,
         "utilisation": busy,
         "peak_memory": rank.peak_memory,
+        "cpu_share": rank.cpu_share,
     }
 
 

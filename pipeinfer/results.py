@@ -28,7 +28,8 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class RankRecord(msgspec.Struct, frozen=True):
-    """One rank: what it did and what it cost. `busy_s` is compute time; `bytes_sent` is per receiving rank."""
+    """One rank: what it did and what it cost. `busy_s` is compute time; `bytes_sent` is per receiving rank; with a
+    `cpu_share` below 1 it waited for the rest of each computation, which is part of `busy_s`."""
 
     rank: int
     role: str
@@ -38,6 +39,7 @@ class RankRecord(msgspec.Struct, frozen=True):
     host: str = ""
     bytes_sent: dict[int, int] = {}
     messages_sent: dict[int, int] = {}
+    cpu_share: float = 1.0
 
 
 class Trial(msgspec.Struct, frozen=True):

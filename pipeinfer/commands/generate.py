@@ -32,6 +32,8 @@ def generate(
     launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
     latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
+    cpu_share: Annotated[float, typer.Option(help="Share of the time in which each rank computes, as on a slower node.",
+                                             min=0.01, max=1.0)] = 1.0,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.", min=0)] = 0,
@@ -61,7 +63,7 @@ def generate(
     plan = make_plan(
         drafts=chosen.drafts, nodes=nodes, layers=layers, backend=backend, backend_options=key_values(backend_option),
         target=target, draft=draft, transport=transport, bandwidth=bandwidth, latency=latency, cells=cells,
-        sequences=sequences, workers=workers, key=key, trace=trace is not None,
+        sequences=sequences, workers=workers, key=key, trace=trace is not None, cpu_share=cpu_share,
     )  # fmt: skip
     sampling = Sampling(temperature, top_k, top_p, seed)
     if trace is not None:
@@ -137,7 +139,7 @@ def check_agreement(
 def make_plan(
     *, drafts: bool, nodes: int, layers: str | None, backend: str, backend_options: dict[str, Any], target: str,
     draft: str, transport: str, bandwidth: str | None, latency: str | None, cells: int, sequences: int,
-    workers: str | None, key: Path | None, trace: bool,
+    workers: str | None, key: Path | None, trace: bool, cpu_share: float,
 ) -> "Plan":  # fmt: skip
     """The plan that the options describe: of `nodes` ranks one is the draft's, where the strategy drafts."""
     from pipeinfer.launch import Plan
@@ -156,6 +158,7 @@ def make_plan(
         stages=nodes - drafts, layers=split or None, transport=transport, cells=cells, sequences=sequences,
         bandwidth_bps=bandwidth_bps(bandwidth) if bandwidth else float("inf"),
         latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
+        cpu_share=cpu_share,
     )  # fmt: skip
 
 

@@ -137,7 +137,8 @@ class Setup(Message, frozen=True):
 
     `role` is "target" (then it is stage `stage` of `stages`) or "draft". `options` are the backend's own, as JSON. The
     output goes to `next_rank` at `next_address`. Where `latency_s` or a finite `bandwidth_bps` is given, every link
-    between ranks is shaped to it from here on. `trace`: keep a timeline.
+    between ranks is shaped to it from here on. `trace`: keep a timeline. `cpu_share`: compute in this share of the time
+    and wait in the rest of it, as a slower node would.
     """
 
     rank: int
@@ -156,6 +157,7 @@ class Setup(Message, frozen=True):
     latency_s: float = 0.0
     bandwidth_bps: float = float("inf")
     trace: bool = False
+    cpu_share: float = 1.0
 
 
 class Ready(Message, frozen=True):

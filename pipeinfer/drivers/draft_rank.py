@@ -67,7 +67,7 @@ class DraftWorker:
 
     def _compute(self, work: ComputeDraft) -> Drafted:
         self._work, self.busy = None, True
-        start = time.monotonic()
+        start = self._endpoint.start()
         batch = Batch(work.tokens, work.positions, work.sequences, work.outputs)
         output = self._model.forward(batch, None, self._endpoint.poll)
         found: tuple[tuple[tuple[int, float], ...], ...] = ()
@@ -79,6 +79,6 @@ class DraftWorker:
                     for row, position in zip(output, positions, strict=True)
                 ]
             )
-        seconds = self._endpoint.timed("draft", start, aborted=output is None)
+        seconds, aborted = self._endpoint.finish("draft", start, aborted=output is None)
         self.busy = False
-        return Drafted(found, seconds, output is None)
+        return Drafted(found, seconds, aborted)

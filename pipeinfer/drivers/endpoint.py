@@ -9,7 +9,7 @@ import gc
 import resource
 import time
 from collections import deque
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pipeinfer.core import messages
 from pipeinfer.core.messages import AskReport, Begin, Report, Setup, Shutdown
@@ -18,6 +18,17 @@ from pipeinfer.transports import HEAD, Envelope, Transport
 
 IDLE_S = 0.5
 """A rank with nothing to do wakes this often, which costs nothing and keeps it open to signals."""
+
+BLOCK_S = 2e-3
+NAP_S = 5e-4
+"""Transports block by the millisecond: the last BLOCK_S of a wait are naps of NAP_S with a look at what has come."""
+
+
+class Clock(NamedTuple):
+    """When a computation began: on the monotonic clock, and in seconds of a processor that this thread had used."""
+
+    monotonic: float
+    processor: float
 
 
 class Worker(Protocol):
@@ -69,13 +80,34 @@ class Endpoint:
             self._dispatch(envelope)
         return self.abort_requested
 
-    def timed(self, name: str, start: float, *, aborted: bool) -> float:
-        """Note a computation that began at `start` and ends now; seconds."""
+    def start(self) -> Clock:
+        """A computation begins."""
+        return Clock(time.monotonic(), time.thread_time())
+
+    def finish(self, name: str, start: Clock, *, aborted: bool) -> tuple[float, bool]:
+        """Note a computation that began at `start` and ends now, or once it has waited as long as a slower node would
+        have computed: its seconds, and whether it was aborted, also in that wait."""
+        if self.setup.cpu_share < 1 and not aborted:
+            # By processor time: what else this machine does is no part of the node that is emulated.
+            used = time.thread_time() - start.processor
+            aborted = not self._wait(start.monotonic + used / self.setup.cpu_share)
         end = time.monotonic()
         if self.setup.trace:
-            self.spans.append(Span(self.setup.rank, name, start, end, aborted))
+            self.spans.append(Span(self.setup.rank, name, start.monotonic, end, aborted))
         self.abort_requested = False
-        return end - start
+        return end - start.monotonic, aborted
+
+    def _wait(self, until: float) -> bool:
+        """Act on what comes until then; false as soon as the computation is to stop."""
+        while not self.poll():
+            left = until - time.monotonic()
+            if left <= 0:
+                return True
+            if left <= BLOCK_S:
+                time.sleep(min(left, NAP_S))
+            elif (envelope := self.transport.receive(left - BLOCK_S)) is not None:
+                self._dispatch(envelope)
+        return False
 
     def _dispatch(self, envelope: Envelope) -> None:
         message = messages.decode(envelope.header)

@@ -1,6 +1,5 @@
 """A rank that computes a stage."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -59,15 +58,16 @@ class StageWorker:
     def _compute(self, work: Compute) -> None:
         decode = work.decode
         self._work, self.busy = None, True
-        start = time.monotonic()
+        start = self._endpoint.start()
         batch = Batch(decode.tokens, decode.positions, decode.sequences, decode.outputs)
         hidden = self._hidden(work.payload, len(decode.tokens))
         output = self._model.forward(batch, hidden, self._endpoint.poll)
         ids, margins, payload = self._results(decode, output)
-        seconds = self._endpoint.timed(f"{decode.kind.name.lower()} {decode.run}", start, aborted=output is None)
+        name = f"{decode.kind.name.lower()} {decode.run}"
+        seconds, aborted = self._endpoint.finish(name, start, aborted=output is None)
         self.busy = False
         if not self._endpoint.leaving:
-            done = Computed(decode.run, seconds, output is None, payload, ids, margins)
+            done = Computed(decode.run, seconds, aborted, payload, ids, margins)
             self._perform(self._stage.handle(done))
 
     def _hidden(self, payload: Any, rows: int) -> NDArray[np.float32] | None:
