@@ -24,7 +24,10 @@ class BadModel(ValueError):  # noqa: N818 - reads as what happened
 class ModelInfo(msgspec.Struct, frozen=True):
     """What placement, vocabulary checks and cost models need to know of a model, without loading its weights.
 
-    `vocabulary_digest` is equal for two models exactly when token ids mean the same text in both.
+    `vocabulary_digest` is equal for two models exactly when token ids mean the same text in both. `precision` is the
+    coarsest arithmetic that a row meets, which says how much its logits may depend on the rows it is computed with: in
+    "float32" never as much as another token; "bfloat16", "float16", "tf32" or a quantisation like "q8_0" may turn a tie
+    (`pipeinfer.divergence`).
     """
 
     architecture: str
@@ -36,6 +39,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     layer_bytes: int
     head_bytes: int
     eos: tuple[int, ...] = ()
+    precision: str = "float32"
 
 
 class Batch(msgspec.Struct, frozen=True):

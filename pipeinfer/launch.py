@@ -341,5 +341,6 @@ class _Generation:
             reason=reason,
             runs=tuple([run_record(run, 0.0) for run in head.runs]),
             ranks=tuple(ranks),
-            smallest_margin=min(head.margins[: len(tokens)], default=None),
+            margins=tuple(head.margins[: len(tokens)]),
+            precision=self._cluster.models.target.precision,
         )

@@ -43,7 +43,11 @@ class RankRecord(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One generation. `emit_s[i]` is when token i was committed on the head, in seconds since the request."""
+    """One generation. `emit_s[i]` is when token i was committed on the head, in seconds since the request.
+
+    `margins`, where asked for: how near the choice of each token was to another one, in logits. `precision` is the
+    target's (`pipeinfer.backend.ModelInfo`).
+    """
 
     strategy: str
     fidelity: str
@@ -53,7 +57,8 @@ class Trial(msgspec.Struct, frozen=True):
     reason: str
     runs: tuple[RunRecord, ...]
     ranks: tuple[RankRecord, ...]
-    smallest_margin: float | None = None
+    margins: tuple[float, ...] = ()
+    precision: str = "float32"
     config: dict[str, Any] = {}
 
 

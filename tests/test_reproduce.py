@@ -32,6 +32,7 @@ from pipeinfer.reproduce.recipes import (
 )
 from pipeinfer.reproduce.records import FILE, Record, Store, config_hash, decode, encode
 from pipeinfer.reproduce.run import check, conclude, run
+from pipeinfer.reproduce.sections import section
 from pipeinfer.workload import WorkloadError
 
 STRATEGIES = {
@@ -188,21 +189,23 @@ def test_each_strategy_stands_at_its_best_and_beside_its_own_draw(small: Path) -
     assert (analysis.passed, analysis.missing, analysis.rejected) == (len(cells(SIMULATED)), 0, [])
 
 
-def tampered(folder: Path, recipe: Recipe, strategy: str) -> Analysis:
-    """The analysis with one token of each trial of a strategy changed."""
+def tampered(folder: Path, recipe: Recipe, strategy: str, **fields: Any) -> Analysis:
+    """The analysis with one token of each trial of a strategy changed, and these fields of all trials."""
     records = dict(Store(folder).records)
     for name, record in records.items():
-        if record.trial is not None and record.trial.strategy == strategy:
-            ids = record.trial.token_ids
-            trial = msgspec.structs.replace(record.trial, token_ids=(*ids[:5], ids[5] + 1, *ids[6:]))
-            records[name] = msgspec.structs.replace(record, trial=trial)
+        assert record.trial is not None
+        trial = msgspec.structs.replace(record.trial, **fields)
+        if trial.strategy == strategy:
+            ids = trial.token_ids
+            trial = msgspec.structs.replace(trial, token_ids=(*ids[:5], ids[5] + 1, *ids[6:]))
+        records[name] = msgspec.structs.replace(record, trial=trial)
     return analyse(recipe, records)
 
 
 def test_a_trial_with_other_tokens_has_no_performance(small: Path) -> None:
     analysis = tampered(small, SIMULATED, "pipeinfer")
     assert {best.strategy for best in analysis.best} == {"iterative", "speculative"}
-    assert {one.reason for one in analysis.rejected} == {"token ids differ from the iterative run's from token 5 on"}
+    assert {one.reason for one in analysis.rejected} == {"token ids differ from the iterative run's: token 5, float32"}
     (speed,) = [claim for claim in judge({"small": analysis}) if claim.id == "C1"]
     assert speed.verdict == "not testable here"
 
@@ -317,7 +320,38 @@ def test_one_wrong_token_and_it_is_not_lossless(live: tuple[Path, list[Claim]]) 
     (lossless,) = [claim for claim in judge({"live": analysis}) if claim.id == "C10"]
     assert lossless.verdict == "not reproduced"
     assert "4 of 8" in lossless.reproduced
-    assert "from token 5 on" in lossless.evidence
+    assert "token 5, top two" in lossless.evidence
+
+
+def in_bfloat16(folder: Path, margin: float) -> Analysis:
+    """The analysis with other tokens from PipeInfer, in coarse arithmetic and with this margin everywhere."""
+    return tampered(folder, LIVE, "pipeinfer", precision="bfloat16", margins=(margin,) * 12)
+
+
+def test_a_text_that_parts_at_a_tie_of_coarse_arithmetic_is_shown_with_it(
+    live: tuple[Path, list[Claim]], tmp_path: Path
+) -> None:
+    analysis = in_bfloat16(live[0], 0.004)
+    assert (analysis.passed, analysis.rejected) == (6, [])
+    assert {one.divergence.text for one in analysis.diverged} == {"token 5, top two 0.004 apart, bfloat16"}
+    assert {best.strategy for best in analysis.best} == {"iterative", "speculative", "pipeinfer"}
+    (lossless,) = [claim for claim in judge({"live": analysis}) if claim.id == "C10"]
+    assert (lossless.verdict, lossless.reproduced) == ("partly", "6 of 8 identical, 2 parted at a tie")
+    assert "token 5, top two 0.004 apart, bfloat16" in lossless.evidence
+    shown = str(section(analysis, tmp_path))
+    assert "first divergence" in shown
+    assert "token 5, top two 0.004 apart, bfloat16" in shown
+    exact = analyse(LIVE, Store(live[0]).records)
+    (both,) = [claim for claim in judge({"exact": exact, "coarse": analysis}) if claim.id == "C10"]
+    assert (both.verdict, both.reproduced) == ("reproduced", "14 of 16 identical, 2 parted at a tie")
+
+
+def test_a_text_that_parts_where_there_is_no_tie_is_an_error_in_any_arithmetic(live: tuple[Path, list[Claim]]) -> None:
+    analysis = in_bfloat16(live[0], 2.0)
+    assert (analysis.passed, analysis.diverged) == (6, [])
+    assert {one.reason for one in analysis.rejected} == {
+        "token ids differ from the iterative run's: token 5, top two 2 apart, bfloat16"
+    }
 
 
 def test_ranks_that_do_not_come_up_are_an_error_row_and_are_tried_again(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from pipeinfer.hf.folder import BUILTIN, builtin_folder
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
-from pipeinfer_llamacpp.gguf_file import GgufFile
+from pipeinfer_llamacpp.gguf_file import GgufFile, type_name
+from pipeinfer_llamacpp.library import F16, F32
 from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
 from pipeinfer_llamacpp.stage import LlamaCppStage
 from pipeinfer_llamacpp.tokenizer import GgufTokenizer, vocabulary_digest
@@ -68,6 +70,7 @@ class LlamaCppBackend:
             layer_bytes=max(blocks),
             head_bytes=sum(tensor.stop - tensor.start for tensor in others.values()),
             eos=ends_of(source),
+            precision=self._precision(source),
         )
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> LlamaCppStage:
@@ -97,6 +100,12 @@ class LlamaCppBackend:
     def tokenizer(self, model: str) -> GgufTokenizer:
         return GgufTokenizer(self._open(model))
 
+    def _precision(self, source: GgufFile) -> str:
+        stored = precision_of_weights(source)
+        if stored != "float32":
+            return stored
+        return "float16" if self._kv_type == "f16" else "tf32" if self._gpu_layers else "float32"
+
     def _open(self, model: str) -> GgufFile:
         path = find_model(model)
         return GgufFile(exported(path, self._quantisation, self._cache) if path.is_dir() else path)
@@ -120,6 +129,17 @@ def bytes_by_block(source: GgufFile) -> list[int]:
         sum(tensor.stop - tensor.start for name, tensor in source.tensors.items() if name.startswith(f"blk.{block}."))
         for block in range(count)
     ]
+
+
+def precision_of_weights(source: GgufFile) -> str:
+    """The coarsest type of a matrix, of several the one of most bytes: llama.cpp rounds what it is multiplied with to
+    as many bits."""
+    bytes_by_type: Counter[int] = Counter({F32: 0})
+    for tensor in source.tensors.values():
+        if len(tensor.shape) > 1:
+            bytes_by_type[tensor.type] += tensor.stop - tensor.start
+    coarsest = max(bytes_by_type, key=lambda kind: (kind != F32, kind not in (F32, F16), bytes_by_type[kind]))
+    return {F32: "float32", F16: "float16"}.get(coarsest) or type_name(coarsest)
 
 
 def ends_of(source: GgufFile) -> tuple[int, ...]:

@@ -222,6 +222,11 @@ def row_bytes(path: Path, name: str, length: int, kind: int) -> int:
     return int(length // block * size)
 
 
+def type_name(kind: int) -> str:
+    """ggml's name of a type that the gguf package knows: "q8_0"."""
+    return str(import_module("gguf.constants").GGMLQuantizationType(kind).name).lower()
+
+
 def tensor_bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
     rows = 1
     for dimension in shape[1:]:

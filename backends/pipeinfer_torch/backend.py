@@ -59,6 +59,7 @@ class TorchBackend:
             layer_bytes=skeleton.layer_bytes(),
             head_bytes=skeleton.head_bytes(),
             eos=skeleton.eos,
+            precision=str(skeleton.dtype).removeprefix("torch."),
         )
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> "TorchStage":

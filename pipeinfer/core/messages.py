@@ -77,7 +77,7 @@ class Decode(Message, frozen=True):
 class Logits(Message, frozen=True):
     """The end of a run, from the last stage to the head: the sampled ids of its output rows, or that it was cancelled.
 
-    `margins` (top-1 minus top-2 of the scores that were sampled from) are there when the request asked for them.
+    `margins` (how far each choice was from being another one, in logits) are there when the request asked for them.
     """
 
     run: int

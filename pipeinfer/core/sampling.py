@@ -6,7 +6,7 @@ plain equality, and a draft that uses the same noise agrees as often as its dist
 before the noise is added. T = 0 is greedy decoding.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,23 @@ def sample(logits: Floats, position: int, how: Sampling) -> int:
 
 
 def margin(logits: Floats, position: int, how: Sampling) -> float:
-    """Top-1 minus top-2 of the scores: how far this choice was from being another one."""
-    top = np.partition(scores(logits, position, how), -2)[-2:]
-    return float(top[1] - top[0])
+    """How far this choice was from being another one: how much nearer two logits have to come, moving both, for that.
+
+    Mostly that is the distance of the best two scores, times T. Where logits are filtered, the choice is also another
+    one when the token leaves what is kept, or one that would beat it comes in.
+    """
+    if how.temperature <= 0:
+        top = np.partition(logits, -2)[-2:]
+        return float(top[1] - top[0])
+    scaled = logits / np.float32(how.temperature)
+    kept = np.isfinite(_filtered(scaled, how))
+    values = scaled + gumbel(how.seed, position, len(logits))
+    chosen = int(np.argmax(np.where(kept, values, -np.inf)))
+    edge = _edge(scaled, kept, how)
+    behind = values[chosen] - values
+    behind[~kept] = np.maximum(behind, edge)[~kept]
+    behind[chosen] = edge[chosen]
+    return float(behind.min()) * how.temperature
 
 
 def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list[tuple[int, float]]:
@@ -67,17 +81,50 @@ def _largest(values: Floats, count: int) -> list[int]:
 
 def _filtered(scaled: Floats, how: Sampling) -> Floats:
     """Logits outside the top-k or the top-p nucleus set to -inf. The nucleus always holds its first token."""
-    if 0 < how.top_k < len(scaled):
-        kept = np.full_like(scaled, -np.inf)
-        best = np.argpartition(-scaled, how.top_k - 1)[: how.top_k]
-        kept[best] = scaled[best]
-        scaled = kept
+    scaled = _top_k(scaled, how)
     if how.top_p < 1:
-        order = np.argsort(-scaled, kind="stable")
-        weights = np.exp(scaled[order] - scaled[order[0]], dtype=np.float64)
-        before = np.cumsum(weights) - weights
+        order, before = _nucleus(scaled)
         kept = np.full_like(scaled, -np.inf)
-        nucleus = order[: max(1, np.count_nonzero(before < how.top_p * weights.sum()))]
-        kept[nucleus] = scaled[nucleus]
+        inside = order[: max(1, np.count_nonzero(before < how.top_p))]
+        kept[inside] = scaled[inside]
         scaled = kept
     return scaled
+
+
+def _top_k(scaled: Floats, how: Sampling) -> Floats:
+    if not 0 < how.top_k < len(scaled):
+        return scaled
+    kept = np.full_like(scaled, -np.inf)
+    best = np.argpartition(-scaled, how.top_k - 1)[: how.top_k]
+    kept[best] = scaled[best]
+    return kept
+
+
+def _nucleus(scaled: Floats) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Tokens from the likeliest on, and the probability before each."""
+    order = np.argsort(-scaled, kind="stable")
+    weights = np.exp(scaled[order] - scaled[order[0]], dtype=np.float64)
+    return order, (np.cumsum(weights) - weights) / weights.sum()
+
+
+def _edge(scaled: Floats, kept: NDArray[np.bool_], how: Sampling) -> NDArray[np.float64]:
+    """How far each token is from the edge of what the filters keep, on its own side; infinite without a filter.
+
+    It crosses the edge when it trades places with its neighbour there, or when the probability before it comes to be
+    top_p: logits that move by x, those before it one way and the rest the other, change that one's log-odds by 2x.
+    """
+    distance = np.full(len(scaled), np.inf)
+    if kept.all():
+        return distance
+    distance[kept] = scaled[kept] - scaled[~kept].max()
+    distance[~kept] = scaled[kept].min() - scaled[~kept]
+    if how.top_p < 1:
+        order, before = _nucleus(_top_k(scaled, how))
+        distance[order] = np.minimum(distance[order], np.abs(_log_odds(before) - _log_odds(how.top_p)))
+    return distance
+
+
+def _log_odds(share: Any) -> Any:
+    """Of a probability; infinite at 0 and from 1 on."""
+    with np.errstate(divide="ignore"):
+        return np.log(share) - np.log(np.maximum(0.0, 1.0 - share))

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from pipeinfer import metrics
+from pipeinfer.divergence import Divergence, divergence
 from pipeinfer.reproduce.recipes import Cell, Point, Recipe, SimCell, points
 from pipeinfer.reproduce.records import Record, config_hash
 from pipeinfer.results import Trial
@@ -95,12 +96,24 @@ class Rejected(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Diverged(msgspec.Struct, frozen=True):
+    """A trial whose text parts from the reference's at a tie, as it may in coarse arithmetic. It keeps its figures."""
+
+    place: Place
+    strategy: str
+    options: dict[str, Any]
+    draw: str
+    divergence: Divergence
+
+
 class Analysis(msgspec.Struct, frozen=True):
-    """What a recipe's records say. `missing` counts cells that have no record yet."""
+    """What a recipe's records say. `passed` counts trials with the reference's tokens, `missing` cells that have no
+    record yet."""
 
     recipe: Recipe
     best: list[Best]
     rejected: list[Rejected]
+    diverged: list[Diverged]
     passed: int
     missing: int
 
@@ -124,22 +137,25 @@ def analyse(recipe: Recipe, records: Mapping[str, Record]) -> Analysis:
     reference = _references(known)
     variants: dict[tuple[Place, str], dict[str, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
     options: dict[str, dict[str, Any]] = {}
-    rejected, passed, missing = [], 0, 0
+    rejected, diverged, passed, missing = [], [], 0, 0
     for point, record in known:
         place, draw = describe(point.cell)
         chosen = _options(point.cell)
         if record is None:
             missing += 1
             continue
-        reason = _objection(record, reference.get((place, _text_of(draw))))
-        if record.trial is None or reason:
-            rejected.append(Rejected(place, point.contender, chosen, draw, reason))
+        found = _objection(record, reference.get((place, _text_of(draw))))
+        if isinstance(found, str):
+            rejected.append(Rejected(place, point.contender, chosen, draw, found))
             continue
-        passed += 1
+        if found is None:
+            passed += 1
+        else:
+            diverged.append(Diverged(place, point.contender, chosen, draw, found))
         options[label(chosen)] = chosen
         variants[place, point.contender][label(chosen)][draw] = record
-    best = [_best(place, contender, found, options) for (place, contender), found in variants.items()]
-    return Analysis(recipe, best, rejected, passed, missing)
+    best = [_best(place, contender, tried, options) for (place, contender), tried in variants.items()]
+    return Analysis(recipe, best, rejected, diverged, passed, missing)
 
 
 def describe(cell: Cell) -> tuple[Place, str]:
@@ -166,27 +182,26 @@ def label(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
-def _references(known: Iterable[tuple[Point, Record | None]]) -> dict[tuple[Place, str], tuple[int, ...]]:
-    """Token ids of the first iterative trial per place and text."""
-    found: dict[tuple[Place, str], tuple[int, ...]] = {}
+def _references(known: Iterable[tuple[Point, Record | None]]) -> dict[tuple[Place, str], Trial]:
+    """The first iterative trial per place and text."""
+    found: dict[tuple[Place, str], Trial] = {}
     for point, record in known:
         if point.contender == REFERENCE and record is not None and record.trial is not None:
             place, draw = describe(point.cell)
-            found.setdefault((place, _text_of(draw)), record.trial.token_ids)
+            found.setdefault((place, _text_of(draw)), record.trial)
     return found
 
 
-def _objection(record: Record, reference: tuple[int, ...] | None) -> str:
+def _objection(record: Record, reference: Trial | None) -> str | Divergence | None:
+    """Why a trial has no figures, in words; or where it parts from its reference at a tie; or None."""
     if record.trial is None:
         return record.error
     if reference is None:
         return "there is no iterative run to compare its token ids with"
-    ids = record.trial.token_ids
-    if ids == reference:
-        return ""
-    pairs = enumerate(zip(ids, reference, strict=False))
-    at = next((i for i, (own, expected) in pairs if own != expected), min(len(ids), len(reference)))
-    return f"token ids differ from the iterative run's from token {at} on"
+    found = divergence(record.trial, reference)
+    if found is None or found.is_tie:
+        return found
+    return f"token ids differ from the iterative run's: {found.text}"
 
 
 def _best(place: Place, strategy: str, found: dict[str, dict[str, Record]], options: dict[str, dict[str, Any]]) -> Best:

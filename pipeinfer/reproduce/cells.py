@@ -133,7 +133,8 @@ def _open(live: Live) -> Any:
     from pipeinfer.launch import Cluster
 
     return Cluster(
-        backend=live.backend, target=live.target, draft=live.draft, stages=live.stages, transport=live.transport
+        backend=live.backend, backend_options=live.backend_options, target=live.target, draft=live.draft,
+        stages=live.stages, transport=live.transport,
     )  # fmt: skip
 
 

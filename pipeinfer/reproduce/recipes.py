@@ -42,7 +42,8 @@ class Contender(Entry, frozen=True):
 
 
 class Live(Entry, frozen=True, kw_only=True):
-    """Real generations on this machine: every strategy in turn, `repeats` times, per prompt and temperature."""
+    """Real generations on this machine: every strategy in turn, `repeats` times, per prompt and temperature. The
+    `backend_options` are those of `--backend-option`."""
 
     backend: str
     target: str
@@ -55,6 +56,7 @@ class Live(Entry, frozen=True, kw_only=True):
     seed: int
     tokens: Annotated[int, msgspec.Meta(ge=2)]
     repeats: Count
+    backend_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Figure(Entry, frozen=True):

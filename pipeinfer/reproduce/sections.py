@@ -55,6 +55,15 @@ def _errors(analysis: Analysis) -> Iterator[Block]:
         yield Paragraph("These trials have no performance figure:")
         rows = [[one.place.text, one.strategy, str(one.options), one.draw, one.reason] for one in analysis.rejected]
         yield Table(["where", "strategy", "options", "draw", "why"], rows)
+    if analysis.diverged:
+        yield Paragraph(
+            "These texts part from the iterative run's where its best two tokens were closer than the rounding of this "
+            "arithmetic (pipeinfer/divergence.py). The schedule decides which rows are computed together and with it "
+            "which of the two is taken, so they keep their figures:"
+        )
+        parted = [[one.place.text, one.strategy, str(one.options), one.draw, one.divergence.text]
+                  for one in analysis.diverged]  # fmt: skip
+        yield Table(["where", "strategy", "options", "draw", "first divergence"], parted)
     if analysis.missing:
         yield Paragraph(f"{analysis.missing} cells were not run.")
 

@@ -83,9 +83,38 @@ def test_greedy_takes_the_best_and_the_lowest_id_wins_a_tie() -> None:
 def test_the_margin_is_the_distance_to_another_choice() -> None:
     assert margin(LOGITS, 0, Sampling()) == pytest.approx(0.5)
     assert margin(np.array([5, 0, 5], np.float32), 0, Sampling()) == 0
-    warm = Sampling(1.0, seed=3)
+    warm = Sampling(0.5, seed=3)
     values = np.sort(scores(LOGITS, 4, warm))
-    assert margin(LOGITS, 4, warm) == pytest.approx(values[-1] - values[-2])
+    assert margin(LOGITS, 4, warm) == pytest.approx((values[-1] - values[-2]) * 0.5)
+
+
+def test_the_margin_sees_the_edge_of_what_is_kept() -> None:
+    logits = np.array([5.0, 4.0, 4.0 - 1e-3, -9.0], np.float32)
+    freely = [sample(logits, 0, Sampling(1.0, seed=seed)) for seed in range(99)]
+    # Token 2 would be chosen, is not among the two that are kept, and is nearly as likely as the second.
+    left_out = Sampling(1.0, top_k=2, seed=freely.index(2))
+    assert margin(logits, 0, left_out) == pytest.approx(1e-3, rel=1e-3)
+    # Token 1 is chosen, with a probability of .5763 before it: a nucleus of .5764 only just keeps it.
+    before = softmax(logits)[0]
+    only_just = Sampling(1.0, top_p=float(before) + 1e-4, seed=freely.index(1))
+    assert sample(logits, 0, only_just) == 1
+    assert margin(logits, 0, only_just) == pytest.approx(1e-4 / (before * (1 - before)), rel=0.01)
+
+
+HOW = st.builds(
+    Sampling, st.sampled_from([0.0, 0.5, 1.5]), st.sampled_from([0, 5]), st.sampled_from([1.0, 0.95, 0.5]),
+    st.integers(0, 99),
+)  # fmt: skip
+
+
+@given(HOW, st.integers(0, 2**32 - 1))
+@settings(max_examples=300, derandomize=True, database=None)
+def test_logits_that_move_by_less_than_the_margin_change_nothing(how: Sampling, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    logits = 3 * random.standard_normal(40, np.float32)
+    distance = margin(logits, 0, how)
+    signs = random.choice([-0.5, 0.5], len(logits)).astype(np.float32)
+    assert sample(logits + 0.5 * distance * signs, 0, how) == sample(logits, 0, how)
 
 
 @pytest.mark.parametrize("how", [Sampling(), Sampling(0.7, top_p=0.9, seed=5)], ids=["greedy", "warm"])
