@@ -31,17 +31,29 @@ class Oracle(Protocol):
 
 class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Position by position: the target token's rank among the draft's candidates, and their confidences. Repeats when a
-    text is longer than the trace. Token ids are made up, below `vocabulary`; `source` says where the trace is from."""
+    text is longer than the trace. Token ids are made up, below `vocabulary`; `source` says where the trace is from;
+    `lengths` are those of the texts that a recorded one consists of (empty: it is one text)."""
 
     ranks: Sequence[int]
     confidences: Sequence[Sequence[float]]
     vocabulary: int = 512
     source: str = ""
+    lengths: Sequence[int] = ()
 
     @property
     def acceptance(self) -> float:
         """How often the draft's first candidate is right."""
         return sum(rank == 0 for rank in self.ranks) / len(self.ranks)
+
+    def text(self, index: int, start: int) -> "Trace":
+        """One of its texts alone (counted round and round), whose first token is at position `start`."""
+        lengths = self.lengths or [len(self.ranks)]
+        index %= len(lengths)
+        begin = sum(lengths[:index])
+        order = [begin + (at - start) % lengths[index] for at in range(lengths[index])]
+        return msgspec.structs.replace(
+            self, ranks=[self.ranks[i] for i in order], confidences=[self.confidences[i] for i in order], lengths=()
+        )
 
     def target(self, position: int) -> int:
         return (position * 7919) % (self.vocabulary - RANKS - 1)
@@ -64,6 +76,8 @@ def read_trace(path: Path) -> Trace:
     if not trace.ranks or len(trace.ranks) != len(trace.confidences):
         raise ValueError(f"{path}: expected as many ranks as confidences and at least one, came {len(trace.ranks)} and "
                          f"{len(trace.confidences)}")  # fmt: skip
+    if trace.lengths and (sum(trace.lengths) != len(trace.ranks) or min(trace.lengths) < 1):
+        raise ValueError(f"{path}: expected texts of {len(trace.ranks)} tokens together, came {sum(trace.lengths)}")
     if any(len(confidences) != RANKS for confidences in trace.confidences):
         raise ValueError(f"{path}: expected {RANKS} confidences at every position")
     return trace
@@ -80,3 +94,31 @@ def independent(acceptance: float, *, seed: int = 0, length: int = 8192, vocabul
     ranks = np.searchsorted(np.cumsum(chances), uniform, side="right")
     confidences = [1.0, *chances[1:].tolist()]
     return Trace(np.where(ranks < RANKS, ranks, -1).tolist(), [confidences] * length, vocabulary)
+
+
+class Difficulty(msgspec.Struct, frozen=True):
+    """Some positions are easier than others, and the draft has an idea which. The chance that its first candidate is
+    right has a Beta distribution with the acceptance for a mean; `spread` is its standard deviation over the largest
+    possible one, from 0 (all alike: i.i.d.) to 1 (certain or hopeless). Confidence is that chance and Gaussian `noise`
+    (standard deviation), within 0 and 1."""
+
+    spread: float
+    noise: float
+
+
+def varied(
+    acceptance: float, difficulty: Difficulty, *, seed: int = 0, length: int = 8192, vocabulary: int = 512
+) -> Trace:
+    """Acceptance by position difficulty, independent from position to position: the k-th candidate is right with
+    probability p (1 - p)^k, p being the position's own.
+
+    Whether drafts are right is then as in `independent`; what differs is that confidence tells something of it.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, 0xD1FF]))
+    concentration = 1 / difficulty.spread**2 - 1
+    chance = generator.beta(acceptance * concentration, (1 - acceptance) * concentration, length)
+    confidence = np.clip(chance + difficulty.noise * generator.standard_normal(length), 0, 1)
+    uniform = generator.random(length)
+    ranks = (uniform[:, None] >= 1 - (1 - chance[:, None]) ** np.arange(1, RANKS + 1)).sum(axis=1)
+    confidences = confidence[:, None] * (1 - confidence[:, None]) ** np.arange(RANKS)
+    return Trace(np.where(ranks < RANKS, ranks, -1).tolist(), confidences.tolist(), vocabulary)

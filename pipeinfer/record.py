@@ -49,6 +49,7 @@ def record(
     """
     ranks: list[int] = []
     confidences: list[list[float]] = []
+    lengths: list[int] = []
     readers = Reader(target), Reader(draft)
     for prompt in prompts:
         for reader in readers:
@@ -60,7 +61,8 @@ def record(
             found = candidates(guessed, position, sampling, RANKS)
             order = [candidate for candidate, _ in found]
             ranks.append(order.index(token) if token in order else -1)
-            confidences.append([round(confidence, 6) for _, confidence in found])
+            confidences.append([round(confidence, 4) for _, confidence in found])
             unread = [token]
+        lengths.append(tokens)
         done()
-    return Trace(ranks, confidences, source=source)
+    return Trace(ranks, confidences, source=source, lengths=lengths)

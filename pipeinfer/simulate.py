@@ -10,17 +10,17 @@ Node accountings (docs/fairness.md):
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from pipeinfer import metrics, theory
+from pipeinfer.acceptance import Acceptance
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline, Strategy
 from pipeinfer.costs import Roofline, check_memory, memory_bytes
 from pipeinfer.drivers.sim import Costs, Link, Simulation
-from pipeinfer.oracle import Oracle, independent, read_trace
+from pipeinfer.oracle import Difficulty, Oracle
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
@@ -37,13 +37,16 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
 """What is tried for each strategy, so that each is shown at its best: the baseline's K, the micro-batch of PipeInfer.
 A strategy that is not listed runs with its defaults."""
 
+CUTOFFS = (0.0, 0.2, 0.4, 0.6)
+"""Confidence below which drafting stops, tried with each of the above where confidence means something."""
+
 
 class Setting(msgspec.Struct, frozen=True):
-    """One generation to simulate. `acceptance` is i.i.d. and conditional; `seed` draws which tokens are accepted.
+    """One generation to simulate. `acceptance`, `difficulty` and `trace` are those of `pipeinfer.acceptance`: i.i.d.,
+    by position, or recorded. `seed` draws which tokens are accepted, or picks the trace's text.
     `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
     `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` 0 sends the prompt in one
-    piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth. `trace` is the path of a
-    recorded trace (`pipeinfer record`), which then says what is accepted; `acceptance` is its rate."""
+    piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth."""
 
     strategy: str
     options: dict[str, Any] = {}
@@ -59,13 +62,21 @@ class Setting(msgspec.Struct, frozen=True):
     latency_us: float | None = None
     prompt_chunk: int = 64
     split: Literal["even", "speed"] = "even"
+    difficulty: Difficulty | None = None
     trace: str | None = None
 
     def oracle(self, length: int) -> Oracle:
         """What decides which drafts are accepted. Raises ValueError when the trace cannot be read."""
-        if self.trace is not None:
-            return read_trace(Path(self.trace))
-        return independent(self.acceptance, seed=self.seed, length=length)
+        drafts = Acceptance(self.acceptance, self.difficulty, self.trace)
+        return drafts.oracle(seed=self.seed, start=self.prompt, length=length)
+
+
+def variants(strategy: str, setting: Setting) -> list[dict[str, Any]]:
+    """The options that are tried for a strategy under `setting`."""
+    sizes = SWEEPS.get(strategy, [{}])
+    if setting.difficulty is None and setting.trace is None:
+        return sizes
+    return [{**size, "cutoff": cutoff} for size in sizes for cutoff in CUTOFFS] if any(sizes) else sizes
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -220,10 +231,10 @@ class Found(msgspec.Struct, frozen=True):
 def simulate(
     cluster: Cluster, pair: Pair, strategies: Iterable[str], setting: Setting, sweep: bool = True
 ) -> list[Found]:
-    """Each strategy under `setting`, at the best of its `SWEEPS` (or with its defaults, without `sweep`)."""
+    """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`)."""
     found = []
     for name in strategies:
-        options = SWEEPS.get(name, [{}]) if sweep else [{}]
+        options = variants(name, setting) if sweep else [{}]
         settings = [msgspec.structs.replace(setting, strategy=name, options=choice) for choice in options]
         trials = [simulate_one(cluster, pair, one) for one in settings]
         found.append(best(name, options, trials))

@@ -106,11 +106,6 @@ class _PairEntry(Entry, frozen=True):
     draft: str
 
 
-class _AlignmentEntry(Entry, frozen=True):
-    acceptance: Rate
-    source: str
-
-
 class Cluster(msgspec.Struct, frozen=True):
     """Kinds of node, repeated over the ranks, on one kind of link."""
 
@@ -151,23 +146,11 @@ def cluster(name: str) -> Cluster:
 def pair(name: str) -> Pair:
     """A pair of workloads/pairs.toml, by name."""
     path = asset("workloads/pairs.toml")
-    entry = pick(_sections(path, {"pair": _PairEntry, "alignment": _AlignmentEntry})["pair"], name, "pair")
+    entry = pick(_sections(path, {"pair": _PairEntry})["pair"], name, "pair")
     models = _entries(asset("workloads/models.toml"), Model)
     at = f"{path}: pair.{name}"
     target = pick(models, entry.target, f"{at}.target: model")
     return Pair(name, target, pick(models, entry.draft, f"{at}.draft: model"))
-
-
-def acceptance(level: str) -> float:
-    """A level of alignment by name ("poor", "good"), or the rate itself as a number from 0 to below 1."""
-    try:
-        rate = float(level)
-    except ValueError:
-        levels = _sections(asset("workloads/pairs.toml"), {"pair": _PairEntry, "alignment": _AlignmentEntry})
-        return float(pick(levels["alignment"], level, "alignment").acceptance)
-    if not 0 <= rate < 1:
-        raise WorkloadError(f"acceptance {level}: expected 0 to below 1")
-    return rate
 
 
 def names(file: str, section: str) -> list[str]:

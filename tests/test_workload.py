@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.assets import asset
 from pipeinfer.workload import Entry, WorkloadError, load
 
 PAIRS = workload.names("pairs", "pair")
@@ -40,19 +39,11 @@ def test_every_cluster_loads_and_says_where_its_figures_come_from(name: str) -> 
     assert cluster.link.source
 
 
-def test_assumed_acceptance_is_marked_as_assumed() -> None:
-    text = asset("workloads/pairs.toml").read_text()
-    assert text.count('source = "assumed') == len(workload.names("pairs", "alignment")) == 2
-    assert (workload.acceptance("poor"), workload.acceptance("good"), workload.acceptance("0.3")) == (0.52, 0.79, 0.3)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: workload.cluster("haswell-gigbit"), 'no cluster "haswell-gigbit"; did you mean "haswell-gigabit"?'),
         (lambda: workload.pair("dolphin"), 'no pair "dolphin"'),
-        (lambda: workload.acceptance("god"), 'no alignment "god"; did you mean "good"? there are: good, poor'),
-        (lambda: workload.acceptance("1.0"), "acceptance 1.0: expected 0 to below 1"),
     ],
 )
 def test_an_unknown_name_gets_the_nearest_known_one(call, message: str) -> None:

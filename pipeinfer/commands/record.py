@@ -36,7 +36,10 @@ def record(
     encode = engine.tokenizer(target).encode
     texts = [encode(text) for text in read_prompts()[:prompts]]
     out.touch()
-    source = f"{target} + {draft}, {backend}, {prompts} prompts, {tokens} tokens each, T = {temperature:g}, seed {seed}"
+    source = (
+        f"{target} + {draft}, {backend}, {prompts} prompts, {tokens} tokens each, T = {temperature:g}, "
+        f"top-p {top_p:g}, seed {seed}"
+    )
     with Progress(transient=True) as progress:
         task = progress.add_task("recording", total=len(texts))
         trace = run(speaker, guesser, texts, tokens, Sampling(temperature, 0, top_p, seed), source=source,

@@ -17,28 +17,32 @@ def simulate(
     pair: Annotated[str, typer.Option(help="A model pair of workloads/pairs.toml.")] = "dolphin-tinyllama",
     strategy: Annotated[list[str] | None, typer.Option(help="May be given again; default: the three.")] = None,
     nodes: Annotated[int, typer.Option(help="Ranks in all, the draft's included.", min=1)] = 8,
-    acceptance: Annotated[str, typer.Option(help="poor, good (both assumed), or a rate from 0 to 1.")] = "good",
+    acceptance: Annotated[
+        str, typer.Option(help="poor, good (both assumed), a rate from 0 to 1, `varied good`, or a recorded trace.")
+    ] = "good",
     trace: Annotated[Path | None, typer.Option(help="Accept as in this trace of `pipeinfer record`.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 128,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Draws which drafts are accepted.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Draws which drafts are accepted, or picks a trace's text.", min=0)] = 0,
     accounting: Annotated[str, typer.Option(help="same-ranks or as-published (docs/fairness.md).")] = "same-ranks",
     width_cost: Annotated[float, typer.Option(help="Scales the arithmetic per row; 0: free.", min=0.0)] = 1.0,
-    sweep: Annotated[bool, typer.Option(help="Show each strategy at its best K or micro-batch.")] = True,
+    sweep: Annotated[bool, typer.Option(help="Show each strategy at its best K or micro-batch, and cutoff.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Simulate strategies on a cluster profile and print their metrics side by side."""
     import msgspec
 
     from pipeinfer import workload
-    from pipeinfer.oracle import read_trace
+    from pipeinfer.acceptance import Acceptance, recorded
+    from pipeinfer.acceptance import acceptance as read_acceptance
     from pipeinfer.simulate import SWEEPS, Setting, limits
     from pipeinfer.simulate import simulate as run
 
     where, models = workload.cluster(cluster), workload.pair(pair)
-    rate = read_trace(trace).acceptance if trace else workload.acceptance(acceptance)
+    drafts = Acceptance(recorded(str(trace)).acceptance, trace=str(trace)) if trace else read_acceptance(acceptance)
     setting = workload.convert(
-        {"strategy": "", "nodes": nodes, "acceptance": rate, "trace": str(trace) if trace else None, "seed": seed,
+        {"strategy": "", "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
+         "trace": drafts.trace, "seed": seed,
          "tokens": tokens, "prompt": prompt, "accounting": accounting, "width_cost": width_cost}, Setting, "simulate:",
     )  # fmt: skip
     found = run(where, models, strategy or list(SWEEPS), setting, sweep)
@@ -66,15 +70,21 @@ def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Clu
     console.print(f"[bold]{models.title}[/]")
     console.print(f"{setting.nodes} nodes of {where.title}")
     console.print(
-        f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:g} per drafted token "
-        f"({'as recorded' if setting.trace else 'i.i.d., assumed'}), ranks: {setting.accounting}"
+        f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:.3g} per drafted token "
+        f"({_drafts(setting)}), ranks: {setting.accounting}"
     )
     console.print(_table(found, bound))
     console.print(
-        f"limit: closed form where width, links and cancellation cost nothing (speculative: its best K, "
-        f"{bound.synchronous_k}); no chain of drafts passes {bound.ceiling:.2f} tokens/s.",
+        f"limit: closed form for i.i.d. acceptance where width, links and cancellation cost nothing (speculative: its "
+        f"best K, {bound.synchronous_k}); no chain of drafts passes {bound.ceiling:.2f} tokens/s.",
         style="dim",
     )
+
+
+def _drafts(setting: "Setting") -> str:
+    if setting.trace is not None:
+        return f"as recorded, text {setting.seed}"
+    return "by position, assumed" if setting.difficulty is not None else "i.i.d., assumed"
 
 
 def _table(found: "list[Found]", bound: "Limits") -> "Table":

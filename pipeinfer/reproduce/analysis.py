@@ -20,12 +20,14 @@ REFERENCE = "iterative"
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where strategies are compared: everything about a cell but the strategy, its options and the repetition."""
+    """Where strategies are compared: everything about a cell but the strategy, its options and the repetition.
+    `drafts`: what acceptance is like where it is not i.i.d. ("varied", or a recorded trace's name)."""
 
     cluster: str = ""
     pair: str = ""
     nodes: int = 0
     acceptance: float = 0.0
+    drafts: str = ""
     accounting: str = "same-ranks"
     width_cost: float = 1.0
     bandwidth_gbps: float | None = None
@@ -37,7 +39,12 @@ class Place(msgspec.Struct, frozen=True):
         """For a sentence."""
         if self.temperature is not None:
             return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
-        parts = [self.pair, self.cluster, f"{self.nodes} nodes", f"acceptance {self.acceptance:g}"]
+        parts = [
+            self.pair,
+            self.cluster,
+            f"{self.nodes} nodes",
+            f"{self.drafts} acceptance {self.acceptance:.2g}".strip(),
+        ]
         parts += [self.accounting] * (self.accounting != "same-ranks")
         parts += [f"width cost {self.width_cost:g}"] * (self.width_cost != 1.0)
         parts += [] if self.bandwidth_gbps is None else [f"{self.bandwidth_gbps:g} Gbit/s"]
@@ -162,9 +169,10 @@ def describe(cell: Cell) -> tuple[Place, str]:
     """A cell's place and its draw: what is repeated there, and after " #" the repetition."""
     if isinstance(cell, SimCell):
         one = cell.setting
-        place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, one.accounting, one.width_cost,
+        drafts = one.trace or ("varied" if one.difficulty else "")
+        place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, drafts, one.accounting, one.width_cost,
                       one.bandwidth_gbps, one.latency_us)  # fmt: skip
-        return place, f"seed {one.seed}"
+        return place, f"text {one.seed}" if one.trace else f"seed {one.seed}"
     return Place(nodes=cell.live.stages + 1, temperature=cell.temperature), f"{cell.prompt} #{cell.repeat}"
 
 

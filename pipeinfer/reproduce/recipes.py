@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from pipeinfer.acceptance import acceptance
 from pipeinfer.assets import asset
 from pipeinfer.simulate import Accounting, Setting
-from pipeinfer.workload import Count, Entry, Positive, WorkloadError, acceptance, convert, load, suggest
+from pipeinfer.workload import Count, Entry, Positive, WorkloadError, convert, load, suggest
 
 Axis = Literal["nodes", "width_cost", "acceptance", "bandwidth_gbps", "latency_us"]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -16,8 +17,8 @@ Quantity = Literal["speed", "gap", "tail", "first", "utilisation"]
 
 
 class Simulated(Entry, frozen=True, kw_only=True):
-    """A sweep in simulation: every combination of the lists. Empty lists of bandwidths (1e9 bit/s) and latencies: those
-    of the clusters."""
+    """A sweep in simulation: every combination of the lists. `acceptance` are words of `pipeinfer.acceptance`; of a
+    recorded trace, `seeds` pick the texts. Empty lists of bandwidths (1e9 bit/s) and latencies: the clusters' own."""
 
     pairs: list[str]
     clusters: list[str]
@@ -170,9 +171,11 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, bandwidths, latencies,
         sweep.nodes,
     ):  # fmt: skip
+        drafts = acceptance(level)
         place = {
-            "nodes": nodes, "acceptance": acceptance(level), "accounting": accounting, "width_cost": width,
-            "bandwidth_gbps": bandwidth, "latency_us": latency, "tokens": sweep.tokens, "prompt": sweep.prompt,
+            "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty, "trace": drafts.trace,
+            "accounting": accounting, "width_cost": width, "bandwidth_gbps": bandwidth,
+            "latency_us": latency, "tokens": sweep.tokens, "prompt": sweep.prompt,
         }  # fmt: skip
         for (name, contender, options), seed in product(_variants(recipe), sweep.seeds):
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}

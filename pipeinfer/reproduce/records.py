@@ -17,6 +17,7 @@ import msgspec
 
 import pipeinfer
 from pipeinfer import workload
+from pipeinfer.acceptance import recorded
 from pipeinfer.assets import PACKAGE, asset
 from pipeinfer.reproduce.recipes import Cell, SimCell
 from pipeinfer.results import RunRecord, Trial
@@ -44,7 +45,8 @@ class Record(msgspec.Struct, frozen=True):
 def config_hash(cell: Cell) -> str:
     """Of the cell, and of what its names stand for: hardware and models, or the files of the built-in pair."""
     if isinstance(cell, SimCell):
-        behind: Any = (workload.cluster(cell.cluster), workload.pair(cell.pair))
+        trace = cell.setting.trace
+        behind: Any = (workload.cluster(cell.cluster), workload.pair(cell.pair), trace and recorded(trace))
     else:
         behind = _model_files()
     content = msgspec.json.encode((pipeinfer.__version__, cell, behind), order="sorted")
