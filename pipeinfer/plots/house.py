@@ -1,0 +1,83 @@
+"""The house style: colours that the colour-blind can tell apart, markers and line styles that do without colour, and a
+caption that says fidelity, cluster and workload.
+
+matplotlib is loaded when the first figure is drawn. The same data gives the same SVG, byte for byte.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# The palette of Okabe and Ito.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#999999"
+
+STYLES: dict[str, tuple[str, str]] = {
+    "iterative": (BLACK, "s"),
+    "speculative": (VERMILLION, "^"),
+    "pipeinfer": (BLUE, "o"),
+    "recorded": (BLACK, "s"),
+    "varied": (BLUE, "o"),
+    "independent": (VERMILLION, "^"),
+}
+"""Colour and marker of the project's own strategies, and of kinds of drafts; others take what is left."""
+SPARE = [(GREEN, "D"), (PURPLE, "v"), (ORANGE, "P"), (SKY, "X")]
+
+WIDTH_IN = 7.2
+CAPTION_CHARACTERS = 122
+
+
+def style(strategy: str) -> tuple[str, str]:
+    """Colour and marker of a strategy."""
+    return STYLES.get(strategy) or SPARE[sum(map(ord, strategy)) % len(SPARE)]
+
+
+@contextmanager
+def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
+    """A figure in the house style; on leaving, the caption is set below it and both files are written."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    lines_of_caption = textwrap.wrap(caption, CAPTION_CHARACTERS)
+    below = 0.15 + 0.145 * len(lines_of_caption)
+    with matplotlib.rc_context(_rc()):
+        above_caption = ConstrainedLayoutEngine(rect=(0, below / (height + below), 1, height / (height + below)))
+        figure = Figure(figsize=(WIDTH_IN, height + below), layout=above_caption)
+        yield figure
+        figure.text(
+            0.01, 0.05 / (height + below), "\n".join(lines_of_caption), fontsize=7.5, va="bottom", color="#333333"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), dpi=200)
+
+
+def _rc() -> dict[Any, Any]:
+    return {
+        "svg.hashsalt": "pipeinfer",
+        "font.family": "DejaVu Sans",
+        "font.size": 8.5,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#DDDDDD",
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.5,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "hatch.linewidth": 0.6,
+    }
+
+
+def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, **style)

@@ -1,0 +1,91 @@
+"""Panels of lines with bands."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeinfer.plots.house import GREY, new_figure, style
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One line: `bands` are (low, median, high) per x. `dashed`: theory, drawn without markers and narrow."""
+
+    name: str
+    strategy: str
+    x: list[float]
+    bands: list[tuple[float, float, float]]
+    dashed: bool = False
+
+
+class Panel(msgspec.Struct, frozen=True):
+    """One pair of axes."""
+
+    title: str
+    series: list[Series]
+
+
+DASHES = {"speculative": (0, (5, 2)), "pipeinfer": (0, (1, 1.2))}
+"""Line styles of theory, to be told apart without colour; others are dash-dotted."""
+
+LEGEND_CHARACTERS = 62
+"""About what fits in one row of a legend, beside the samples."""
+
+
+def lines(
+    panels: Sequence[Panel],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
+    caption: str,
+    base: int | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> None:
+    """Panels of lines with markers and bands, on shared axes, x logarithmic to `base`; writes path.svg, .png. `marks`
+    are values along y with a name, drawn across."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with new_figure(path, caption, height=0.4 + 2.2 * rows) as figure:
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            axis.set_title(panel.title)
+            for name, value in (marks or {}).items():
+                axis.axhline(value, color=GREY, linewidth=0.9, linestyle=(0, (6, 2, 1, 2)), label=name)
+            for series in panel.series:
+                _line(axis, series)
+            _ticks(axis, panel, base)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel(xlabel)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(ylabel)
+        # The axes are shared, so the limit has to leave room for the highest line of them all.
+        drawn = [band[2] for panel in panels for line in panel.series for band in line.bands]
+        axes[0, 0].set_ylim(0, 1.06 * max([*drawn, *(marks or {}).values()]))
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        rows_of_legend = -(-sum(map(len, labels)) // LEGEND_CHARACTERS)
+        columns_of_legend = -(-len(labels) // rows_of_legend)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns_of_legend, columnspacing=1.4)
+
+
+def _line(axis: Any, series: Series) -> None:
+    colour, marker = style(series.strategy)
+    low, middle, high = zip(*series.bands, strict=True)
+    if series.dashed:
+        dashes = DASHES.get(series.strategy, (0, (4, 1, 1, 1)))
+        axis.plot(series.x, middle, color=colour, linestyle=dashes, linewidth=1, label=series.name)
+        return
+    face = "white" if marker == "s" else colour
+    axis.plot(series.x, middle, color=colour, marker=marker, markerfacecolor=face, label=series.name)
+    axis.fill_between(series.x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _ticks(axis: Any, panel: Panel, base: int | None) -> None:
+    ticks = sorted({x for series in panel.series for x in series.x})
+    if base is not None:
+        axis.set_xscale("log", base=base)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
