@@ -5,7 +5,18 @@ import sys
 
 import typer
 
-from pipeinfer.commands import compare, doctor, generate, plugins, record, replay, reproduce, simulate, worker
+from pipeinfer.commands import (
+    calibrate,
+    compare,
+    doctor,
+    generate,
+    plugins,
+    record,
+    replay,
+    reproduce,
+    simulate,
+    worker,
+)
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
@@ -21,6 +32,7 @@ app = typer.Typer(
 app.command()(reproduce.reproduce)
 app.command()(generate.generate)
 app.command()(simulate.simulate)
+app.command()(calibrate.calibrate)
 app.command()(record.record)
 app.command()(replay.replay)
 app.command()(worker.worker)

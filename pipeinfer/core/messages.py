@@ -198,6 +198,104 @@ class Report(Message, frozen=True):
     spans: tuple[tuple[int, str, float, float, bool], ...] = ()
 
 
+class Inspect(Message, frozen=True):
+    """From the head to a fresh rank, before any Setup: who and where are you, what is free for a model of `backend`?
+
+    What a rank is asked to measure comes between this and its Setup, or a Shutdown. Links are shaped as in a Setup.
+    """
+
+    rank: int
+    backend: str
+    options: bytes
+    head_address: str
+    latency_s: float = 0.0
+    bandwidth_bps: float = float("inf")
+
+
+class Inspected(Message, frozen=True):
+    """A rank's answer; `memory_bytes` is what is free."""
+
+    rank: int
+    host: str
+    pid: int
+    cores: int
+    memory_bytes: int
+
+
+class Load(Message, frozen=True):
+    """Hold layers [i, j) of `model`, to time them, instead of what was held; a Loaded answers. `hidden_size`,
+    `vocabulary` and whether the last layer is among them (`outputs`) make up its rows.
+
+    Outputs are sampled as `sampling` says, or `candidates` of each are chosen as the draft rank does (where above 0).
+    """
+
+    backend: str
+    options: bytes
+    model: str
+    layers: tuple[int, int]
+    cells: int
+    hidden_size: int
+    vocabulary: int
+    outputs: bool
+    sampling: Sampling = Sampling()
+    candidates: int = 0
+
+
+class Loaded(Message, frozen=True):
+    """It is held."""
+
+    rank: int
+
+
+class Measure(Message, frozen=True):
+    """Time forwards of what is held, over every number of `rows` and every context (positions attended to), for about
+    `seconds` in all. `mean`: of all forwards in that time, else the median."""
+
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+    seconds: float
+    mean: bool = False
+
+
+class Measured(Message, frozen=True):
+    """Seconds of one forward, by context and then rows."""
+
+    rank: int
+    seconds: tuple[tuple[float, ...], ...]
+
+
+class MeasureHandling(Message, frozen=True):
+    """What does a run cost you beside its computation? A Measured answers."""
+
+
+class MeasureLink(Message, frozen=True):
+    """Time the link to rank `target` at `address`, which answers to you at `reply_to`."""
+
+    target: int
+    address: str
+    reply_to: str
+
+
+class LinkMeasured(Message, frozen=True):
+    """One-way seconds of a small message; bit/s of large ones."""
+
+    source: int
+    target: int
+    latency_s: float
+    bandwidth_bps: float
+
+
+class Ping(Message, frozen=True):
+    """Answer with a Pong to rank `sender` at `address`. The payload is ballast."""
+
+    sender: int
+    address: str
+
+
+class Pong(Message, frozen=True):
+    """A Ping has arrived."""
+
+
 class Failure(Message, frozen=True):
     """Rank `rank` cannot go on; `text` is one line for the user. `user_error`: the user can put it right."""
 
@@ -212,7 +310,9 @@ class Shutdown(Message, frozen=True):
 
 AnyMessage: TypeAlias = (
     Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin | AskReport | Report | Failure | Shutdown
-)
+    | Inspect | Inspected | Load | Loaded | Measure | Measured | MeasureHandling | MeasureLink | LinkMeasured | Ping
+    | Pong
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)

@@ -1,0 +1,155 @@
+"""Measures a cluster with a pair of models, and writes down what the simulator, the emulated backend and the `auto`
+split need: a `Profile`."""
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeinfer import __version__
+from pipeinfer.backend import ModelInfo
+from pipeinfer.contact import Contact
+from pipeinfer.core.messages import Inspect, Load, Sampling
+from pipeinfer.deciding import head_event_s
+from pipeinfer.errors import LaunchError, RankLost
+from pipeinfer.launch import Models, Plan, uncollected
+from pipeinfer.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.survey import Grid, LayerTimes, Seconds, Survey, part_of, parts_of
+from pipeinfer.transports import HEAD
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+CONTEXTS = (32, 128, 512)
+PART_S = 1.0
+"""How long each part of a model is timed on a rank, at least three rounds over all rows and contexts."""
+
+CONTENTION_S = 0.25
+
+
+def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None]) -> Profile:
+    """Measure the ranks that `plan` describes; the last one drafts. `say` is told what is being measured.
+
+    Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
+    """
+    models = Models(plan)
+    if models.draft is None or plan.draft is None:
+        raise LaunchError("a profile is of a pair: give a draft model")
+    count = len(models.split) + 1
+    with Contact(plan.transport, count, plan.workers, plan.key) as contact, uncollected():
+        survey = Survey(contact, say)
+        try:
+            say("the ranks")
+            survey.inspect(inspections(models, count, contact.transport.address))
+            return _Calibration(models, survey, sampling).profile()
+        except RankLost as lost:
+            if contact.never_came(lost):
+                raise LaunchError(str(lost)) from lost
+            raise
+
+
+def inspections(models: Models, count: int, head_address: str, *, shape: bool = True) -> dict[int, Inspect]:
+    """What the head asks `count` ranks first, of which the last drafts, where the plan has a draft."""
+    plan = models.plan
+    limits = (plan.latency_s, plan.bandwidth_bps) if shape else ()
+    asked = {}
+    for rank in range(count):
+        drafts = models.draft is not None and rank == count - 1
+        backend, options = (models.draft_backend, models.draft_options) if drafts else (
+            plan.backend, plan.backend_options)  # fmt: skip
+        asked[rank] = Inspect(rank, backend, msgspec.json.encode(options), head_address, *limits)
+    return asked
+
+
+def target_load(models: Models, cells: int, sampling: Sampling) -> Load:
+    """All of the target but which layers."""
+    return _load(models.plan.backend, models.plan.backend_options, models.plan.target, models.target, cells, sampling)
+
+
+def draft_load(models: Models, cells: int, sampling: Sampling) -> Load:
+    """The whole draft, with choosing the best candidate."""
+    assert models.draft is not None
+    assert models.plan.draft is not None
+    load = _load(models.draft_backend, models.draft_options, models.plan.draft, models.draft, cells, sampling)
+    return msgspec.structs.replace(load, layers=(0, models.draft.layers), outputs=True, candidates=1)
+
+
+def _load(
+    backend: str, options: dict[str, Any], model: str, info: ModelInfo, cells: int, sampling: Sampling
+) -> Load:  # fmt: skip
+    return Load(backend, msgspec.json.encode(options), model, (0, 0), cells, info.hidden_size, info.vocabulary, False,
+                sampling)  # fmt: skip
+
+
+class _Calibration:
+    """All measurements of one profile."""
+
+    def __init__(self, models: Models, survey: Survey, sampling: Sampling) -> None:
+        assert models.draft is not None
+        self._models = models
+        self._survey = survey
+        self._sampling = sampling
+        longest = min(models.target.context, models.draft.context, models.cells)
+        if longest < 2 * ROWS[-1]:
+            raise LaunchError(f"the models have a context of {longest}: expected at least {2 * ROWS[-1]} to measure in")
+        self._grid = Grid(ROWS, tuple(sorted({min(context, longest) for context in CONTEXTS})), PART_S)
+
+    def profile(self) -> Profile:
+        models, survey, ranks = self._models, self._survey, sorted(self._survey.ranks)
+        plan, target, draft = models.plan, models.target, models.draft
+        assert draft is not None
+        assert plan.draft is not None
+        cells = self._grid.contexts[-1]
+        load = target_load(models, cells, self._sampling)
+        times = survey.layers(ranks, load, target.layers, target.layer_bytes, self._grid)
+        survey.say(f"the draft on rank {ranks[-1]}")
+        drafting = survey.parts(ranks[-1:], draft_load(models, cells, self._sampling), self._grid)[ranks[-1]]
+        crowd = max(survey.by_host(ranks).values(), key=len)
+        several = part_of(load, parts_of(target.layers, target.layer_bytes)[-2:][0], target.layers)
+        return Profile(
+            name=f"{plan.target} + {plan.draft} on {len(ranks)} ranks",
+            backend=plan.backend,
+            target=_model(plan.target, target),
+            draft_model=_model(plan.draft, draft),
+            ranks=tuple([self._rank(rank, times[rank]) for rank in ranks]),
+            draft=self._curve(drafting),
+            links=tuple(self._links(len(ranks))),
+            contention=survey.contention(crowd, several, self._grid.contexts[0], CONTENTION_S),
+            message_s=survey.handling_s(ranks[0]),
+            head_s=head_event_s(),
+            environment=self._environment(),
+        )
+
+    def _links(self, count: int) -> list[LinkProfile]:
+        """Every one that some strategy uses: along the ranks, from the head to each, from the ends to the head."""
+        pairs = [(HEAD, rank) for rank in range(count)]
+        pairs += [(rank, rank + 1) for rank in range(count - 1)]
+        pairs += [(rank, HEAD) for rank in range(max(0, count - 2), count)]
+        found = [self._survey.link(source, target) for source, target in pairs]
+        return [LinkProfile(link.source, link.target, link.latency_s, link.bandwidth_bps) for link in found]
+
+    def _rank(self, rank: int, times: LayerTimes) -> RankProfile:
+        inspected = self._survey.ranks[rank]
+        return RankProfile(inspected.host, inspected.memory_bytes, self._curve(times.run), self._curve(times.layer),
+                           self._curve(times.head))  # fmt: skip
+
+    def _curve(self, seconds: Seconds) -> Curve:
+        """Differences of measurements may come out below zero: that is noise."""
+        table = tuple([tuple(line) for line in np.maximum(seconds, 0.0).tolist()])
+        return Curve(self._grid.rows, self._grid.contexts, table)
+
+    def _environment(self) -> dict[str, Any]:
+        plan, ranks = self._models.plan, self._survey.ranks
+        return {
+            "pipeinfer": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "backend_options": plan.backend_options,
+            "transport": "workers" if plan.workers else plan.transport,
+            "cores": {ranks[rank].host: ranks[rank].cores for rank in sorted(ranks)},
+            "sampling": msgspec.structs.asdict(self._sampling),
+        }
+
+
+def _model(name: str, info: ModelInfo) -> ModelProfile:
+    return ModelProfile(name, info.layers, info.hidden_size, info.vocabulary, info.layer_bytes, info.head_bytes)

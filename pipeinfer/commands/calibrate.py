@@ -1,0 +1,97 @@
+"""`pipeinfer calibrate`: measure this cluster with this pair."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeinfer.profile import Profile
+
+SHOWN_ROWS = (1, 4, 16)
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option(help="The profile, as JSON.")] = Path("profile.json"),
+    nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=2)] = None,
+    backend: Annotated[str, typer.Option(help="Who computes.")] = "numpy",
+    backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like threads=4.")] = None,
+    target: Annotated[str, typer.Option(help="The target model.")] = "builtin:target",
+    draft: Annotated[str, typer.Option(help="The draft model, measured on the last rank.")] = "builtin:draft",
+    transport: Annotated[str | None, typer.Option(help="tcp, inproc, mpi; default: mpi under mpirun, or tcp")] = None,
+    launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sample like this; 0 is greedy.", min=0.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Among the k likeliest tokens; 0: all.", min=0)] = 0,
+    top_p: Annotated[float, typer.Option(help="Within this probability mass.", min=0.0, max=1.0)] = 1.0,
+    workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
+) -> None:
+    """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
+    from rich.console import Console
+
+    from pipeinfer.calibrate import calibrate as run
+    from pipeinfer.commands.generate import check_agreement, key_values, make_plan
+    from pipeinfer.core.messages import Sampling
+    from pipeinfer.profile import write_profile
+    from pipeinfer.world import settle
+
+    given = nodes
+    transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
+    check_agreement(given, None, workers, key, drafts=True)
+    plan = make_plan(
+        drafts=True, nodes=nodes, layers=None, backend=backend, backend_options=key_values(backend_option),
+        target=target, draft=draft, transport=transport, bandwidth=bandwidth, latency=latency, cells=0, sequences=64,
+        workers=workers, key=key, trace=False, cpu_share=1.0,
+    )  # fmt: skip
+    out.touch()  # An unwritable path is better known now than after the measurements.
+    console = Console(stderr=True)
+    with console.status("starting the ranks") as status:
+        profile = run(plan, Sampling(temperature, top_k, top_p), lambda what: status.update(f"measuring {what}"))
+    write_profile(profile, out)
+    Console().print(ranks_table(profile), links_table(profile), _summary(profile))
+    print(out)
+
+
+def ranks_table(profile: "Profile") -> "Table":
+    """Per rank what a layer takes, and what is free."""
+    from rich.table import Table
+
+    context = profile.draft.contexts[len(profile.draft.contexts) // 2]
+    rows = [count for count in SHOWN_ROWS if count <= profile.draft.rows[-1]]
+    names = [f"{count} row{'s' * (count > 1)}" for count in rows]
+    table = Table("rank", "host", "free", *[f"layer, {name}" for name in names], f"head, {names[0]}", "rest, 1 row",
+                  title=f"{profile.target.name}, milliseconds at {context} positions")  # fmt: skip
+    for number, rank in enumerate(profile.ranks):
+        layer = [_ms(rank.layer.at(count, context)) for count in rows]
+        rest = [_ms(rank.head.at(1, context)), _ms(rank.run.at(1, context))]
+        table.add_row(str(number), rank.host, f"{rank.memory_bytes / 1e9:.1f} GB", *layer, *rest)
+    draft = [_ms(profile.draft.at(count, context)) for count in rows]
+    table.add_row(str(len(profile.ranks) - 1), f"all of {profile.draft_model.name}", "", *draft, "", "")
+    return table
+
+
+def links_table(profile: "Profile") -> "Table":
+    """Per link its latency and bandwidth."""
+    from rich.table import Table
+
+    table = Table("from", "to", "latency", "bandwidth", title="links")
+    for link in profile.links:
+        ends = ["head" if rank < 0 else f"rank {rank}" for rank in (link.source, link.target)]
+        table.add_row(*ends, f"{link.latency_s * 1e6:.0f} us", f"{link.bandwidth_bps / 1e9:.3g} Gbit/s")
+    return table
+
+
+def _summary(profile: "Profile") -> str:
+    crowd = ", ".join(f"{factor:.2f}" for factor in profile.contention)
+    return (
+        f"while 1, 2, ... ranks of a host compute, each takes {crowd} times as long; "
+        f"a run costs a rank {profile.message_s * 1e6:.0f} us besides, an event the head {profile.head_s * 1e6:.0f} us"
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"

@@ -1,0 +1,89 @@
+"""A stage that is timed: forwards over any number of rows and any context, as a rank's driver runs them."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeinfer.backend import Batch, ModelStage
+from pipeinfer.core.messages import TO_THE_END, KvSeqRm, Load
+from pipeinfer.core.sampling import candidates, sample
+
+FILL_ROWS = 64
+"""Context that is only there to be attended to is read this many rows at a time."""
+
+LEAST_ROUNDS, MOST_ROUNDS = 3, 25
+
+Seconds = tuple[tuple[float, ...], ...]
+
+
+class Bench:
+    """Times `stage`, which holds what `load` says. `abort` is what a driver gives the backend to look at."""
+
+    def __init__(self, stage: ModelStage, load: Load, abort: Callable[[], bool]) -> None:
+        self._stage = stage
+        self._load = load
+        self._abort = abort
+        self._filled = 0
+
+    def close(self) -> None:
+        """Let go of the stage."""
+        self._stage.close()
+
+    def measure(self, rows: Sequence[int], contexts: Sequence[int], limit_s: float, *, mean: bool) -> Seconds:
+        """Seconds of a forward by context and rows, both ascending: the median, or the mean, of the rounds that fit
+        into `limit_s`. Every context has room for the most rows."""
+        return tuple([self._row_times(rows, context, limit_s / len(contexts), mean=mean) for context in contexts])
+
+    def _row_times(self, rows: Sequence[int], context: int, limit_s: float, *, mean: bool) -> tuple[float, ...]:
+        self._round(rows, context)  # Memory is touched, caches and code are warm.
+        rounds: list[list[float]] = []
+        end = time.monotonic() + limit_s
+        most = float("inf") if mean else MOST_ROUNDS
+        while len(rounds) < LEAST_ROUNDS or (time.monotonic() < end and len(rounds) < most):
+            rounds.append(self._round(rows, context))
+        middle = np.mean(rounds, axis=0) if mean else np.median(rounds, axis=0)
+        return tuple(middle.tolist())
+
+    def _round(self, rows: Sequence[int], context: int) -> list[float]:
+        """Each number of rows once, so that whatever else the host does meets all alike; the rows end at `context`."""
+        times = []
+        for count in sorted(rows, reverse=True):
+            self._fill(context - count)
+            start = time.monotonic()
+            self._forward(context - count, count, count)
+            times.append(time.monotonic() - start)
+            self._cut(context - count)
+        return times[::-1]
+
+    def _fill(self, length: int) -> None:
+        if self._filled > length:
+            self._cut(length)
+        while self._filled < length:
+            count = min(FILL_ROWS, length - self._filled)
+            self._forward(self._filled, count, 0)
+            self._filled += count
+
+    def _cut(self, length: int) -> None:
+        self._stage.apply(KvSeqRm(0, length, TO_THE_END))
+        self._filled = length
+
+    def _forward(self, start: int, count: int, outputs: int) -> None:
+        load = self._load
+        positions = tuple(range(start, start + count))
+        tokens = tuple([position % load.vocabulary for position in positions])
+        hidden = None if load.layers[0] == 0 else np.full((count, load.hidden_size), 0.01, np.float32)
+        output = self._stage.forward(Batch(tokens, positions, ((0,),) * count, outputs), hidden, self._abort)
+        if output is None:
+            raise Interrupted
+        if not load.outputs:
+            return
+        for row, position in zip(output, positions[count - outputs :], strict=True):
+            if load.candidates:
+                candidates(row, position + 1, load.sampling, load.candidates)
+            else:
+                sample(row, position + 1, load.sampling)
+
+
+class Interrupted(Exception):  # noqa: N818 - reads as what happened
+    """The head does not want the measurement any more."""

@@ -1,0 +1,35 @@
+"""A rank's share of a model, and what is in the way of it."""
+
+from typing import Any
+
+import msgspec
+
+from pipeinfer.backend import ModelStage
+from pipeinfer.errors import LaunchError
+from pipeinfer.plugins import open_backend
+
+
+def load_stage(
+    rank: int, backend: str, options: bytes, model: str, layers: tuple[int, int], *, cells: int, sequences: int
+) -> ModelStage:  # fmt: skip
+    """Layers [i, j) of `model`; `options` are the backend's, as JSON. Raises LaunchError."""
+    try:
+        opened = open_backend(backend, msgspec.json.decode(options))
+        stage: ModelStage = opened.load(model, layers, cells=cells, sequences=sequences)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
+        raise LaunchError(f"rank {rank} cannot load {model}: {one_line(problem)}") from problem
+    return stage
+
+
+def open_here(rank: int, backend: str, options: bytes) -> Any:
+    """The backend, on this rank's host. Raises LaunchError."""
+    try:
+        return open_backend(backend, msgspec.json.decode(options))
+    except (ValueError, TypeError, OSError, ImportError) as problem:
+        raise LaunchError(f"rank {rank} cannot use the backend {backend}: {one_line(problem)}") from problem
+
+
+def one_line(problem: BaseException) -> str:
+    """What went wrong; with the name of its kind where the text alone does not say."""
+    text = " ".join(str(problem).split())
+    return text if isinstance(problem, ValueError | LaunchError) and text else f"{type(problem).__name__}: {text}"
