@@ -134,13 +134,32 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 def cluster(name: str) -> Cluster:
-    """A profile of workloads/clusters.toml, by name."""
-    path = asset("workloads/clusters.toml")
-    file = _sections(path, {"node": Node, "link": LinkKind, "cluster": _ClusterEntry})
-    entry = pick(file["cluster"], name, "cluster")
-    at = f"{path}: cluster.{name}"
-    nodes = tuple(pick(file["node"], node, f"{at}.nodes: node") for node in entry.nodes)
-    return Cluster(name, nodes, pick(file["link"], entry.link, f"{at}.link: link"))
+    """A profile of workloads/clusters.toml, by name, or one of a file like it: `mine.toml`, `mine.toml:rack2`. Such a
+    file may name nodes and links of workloads/clusters.toml beside its own."""
+    path, entry_name = asset("workloads/clusters.toml"), name
+    shared: dict[str, dict[str, Any]] = {}
+    if (own := _OF_A_FILE.fullmatch(name)) is not None:
+        shared = _sections(path, _CLUSTERS)
+        path, entry_name = Path(own["path"]), own["name"] or ""
+    file = _sections(path, _CLUSTERS)
+    if not entry_name:
+        entry_name = _only(file["cluster"], path)
+    entry = pick(file["cluster"], entry_name, "cluster" if not shared else f"{path}: cluster")
+    at = f"{path}: cluster.{entry_name}"
+    kinds, links = ({**shared.get(section, {}), **file[section]} for section in ("node", "link"))
+    nodes = tuple(pick(kinds, node, f"{at}.nodes: node") for node in entry.nodes)
+    return Cluster(entry_name, nodes, pick(links, entry.link, f"{at}.link: link"))
+
+
+_CLUSTERS: dict[str, type] = {"node": Node, "link": LinkKind, "cluster": _ClusterEntry}
+_OF_A_FILE = re.compile(r"(?P<path>.*\.toml)(:(?P<name>[^:/]+))?")
+
+
+def _only(clusters: dict[str, Any], path: Path) -> str:
+    if len(clusters) != 1:
+        raise WorkloadError(f"{path}: expected one [cluster.NAME], or which of them as {path}:NAME; there are: "
+                            f"{', '.join(sorted(clusters)) or 'none'}")  # fmt: skip
+    return next(iter(clusters))
 
 
 def pair(name: str) -> Pair:

@@ -58,7 +58,7 @@ LIVE = Recipe(
 )  # fmt: skip
 
 
-def quiet(recipe: Recipe, done: int, total: int) -> None:
+def quiet(recipe: Recipe, done: int, total: int, left_s: float | None) -> None:
     """No progress display."""
 
 
@@ -364,7 +364,7 @@ def test_ranks_that_do_not_come_up_are_an_error_row_and_are_tried_again(tmp_path
     assert "These trials have no performance figure" in (tmp_path / "report.md").read_text()
     progress = []
     run(broken, Store(tmp_path), 1, lambda *told: progress.append(told[1:]))
-    assert progress[0] == (0, 8)
+    assert progress[0] == (0, 8, None)
 
 
 # Reports and the command
@@ -405,7 +405,7 @@ def test_the_command_prints_the_verdicts_and_leaves_a_folder(tmp_path: Path) -> 
     ("arguments", "message"),
     [
         (("speeed",), 'no recipe "speeed"; did you mean "speed"?'),
-        (("--fidelity", "fast"), 'fidelity "fast": expected sim or real'),
+        (("--fidelity", "fast"), 'fidelity "fast": expected one of sim, emulated, real'),
         (("speed", "--fidelity", "real"), "none of speed has fidelity real"),
     ],
 )

@@ -157,11 +157,11 @@ class _OracleHead:
                 row[self._oracle.target(position + 1)] = CERTAIN
             else:
                 found = self._oracle.candidates(position + 1, RANKS)
-                rest = 1 - sum(confidence for _, confidence in found)
-                if rest > 0:  # spread over all others, so that each candidate has the oracle's confidence
-                    row[:] = np.log(rest / self._vocabulary)
-                for token, confidence in found:
-                    row[token] = np.log(max(confidence, 1e-30))
+                # What is left is spread over all others, so that each candidate has the oracle's confidence.
+                rest = max(1 - sum(confidence for _, confidence in found), 1e-30) / self._vocabulary
+                row[:] = np.log(rest)
+                for k, (token, confidence) in enumerate(found):
+                    row[token] = np.log(max(confidence, rest * (1 + 0.01 * (RANKS - k))))  # in the oracle's order
         return rows
 
 

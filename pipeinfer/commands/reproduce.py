@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,60 +14,88 @@ if TYPE_CHECKING:
     from pipeinfer.reproduce.recipes import Recipe
     from pipeinfer.reproduce.report import Table as ReportTable
 
-ORDER = ("live", "timeline", "speed", "pairs", "width", "accounting")
-"""What is run first; other recipes follow by name."""
-
 SHOWN_COLUMNS = 6
 """How much of a report's table a terminal is shown: where, strategy, speed, two ratios, mean gap."""
 
 
 def reproduce(
     sections: Annotated[list[str] | None, typer.Argument(help="Recipes of reproduce/; default: all of them.")] = None,
-    fidelity: Annotated[str | None, typer.Option(help="Only recipes of this fidelity: sim or real.")] = None,
+    fidelity: Annotated[
+        str | None, typer.Option(help="sim, emulated or real; default: sim, and real where a recipe is real.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Another cluster for what is simulated or emulated: a name, or a TOML file.")
+    ] = None,
+    workers: Annotated[str | None, typer.Option(help="Run on these workers: addresses in rank order.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Another backend for what is really run.")] = None,
+    backend_option: Annotated[list[str] | None, typer.Option(help="An option of it, like dtype=bfloat16.")] = None,
+    target: Annotated[str | None, typer.Option(help="Another target model for what is really run.")] = None,
+    draft: Annotated[str | None, typer.Option(help="Another draft model for what is really run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for records, figures and reports. Run again to resume.")] = Path(
         "results"
     ),
     jobs: Annotated[int, typer.Option(help="Processes for simulations; 0: one per core.", min=0)] = 0,
 ) -> None:
-    """Reproduce the paper: simulate, run live, draw, and judge every claim."""
+    """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim."""
     from rich.console import Console
 
     from pipeinfer.reproduce.records import Store
     from pipeinfer.reproduce.run import check, conclude, run
+    from pipeinfer.reproduce.select import Wish, select
 
-    recipes = _recipes(sections, fidelity)
+    live, ranks = _ranks(workers, key)
+    live |= _models(backend, backend_option, target, draft)
+    recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks))
     check(recipes)
     store = Store(out)
     console = Console()
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     with _progress(console) as progress:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
-        def on_progress(recipe: "Recipe", done: int, total: int) -> None:
+        def on_progress(recipe: "Recipe", done: int, total: int, left_s: float | None) -> None:
             if not progress.tasks[tasks[recipe.name]].started:
                 progress.start_task(tasks[recipe.name])
-            progress.update(tasks[recipe.name], completed=done, total=total)
+            progress.update(tasks[recipe.name], completed=done, total=total, left_s=left_s)
             progress.refresh()
 
         for recipe in recipes:
-            run(recipe, store, jobs or _cores(), on_progress)
+            run(recipe, store, jobs or _cores(), on_progress, str(key) if key else None)
     with console.status("drawing and writing the report"):
-        claims, live = conclude(recipes, store, out)
-    for table in live:
+        claims, tables = conclude(recipes, store, out, notes)
+    for table in tables:
         _print_table(console, table)
     _print(console, claims, out)
 
 
-def _recipes(sections: list[str] | None, fidelity: str | None) -> "list[Recipe]":
-    from pipeinfer.reproduce.recipes import read_recipe, recipe_names
-    from pipeinfer.workload import WorkloadError
+def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int | None]:
+    """Fields of a live recipe that say on which ranks it runs, and how many they are: workers, an MPI world, or (None)
+    processes that are started here."""
+    from pipeinfer.world import in_world, settle
 
-    if fidelity not in (None, "sim", "real"):
-        raise WorkloadError(f'fidelity "{fidelity}": expected sim or real')
-    names = sections or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
-    found = [recipe for recipe in map(read_recipe, dict.fromkeys(names)) if fidelity in (None, recipe.fidelity)]
-    if not found:
-        raise WorkloadError(f"none of {', '.join(names)} has fidelity {fidelity}")
-    return found
+    if key is not None and workers is None:
+        raise ValueError("--key is the key file of running workers: give their addresses with --workers")
+    if workers is not None:
+        addresses = tuple(workers.split(","))
+        if len(addresses) < 2:
+            raise ValueError(f"--workers {workers}: expected two or more, one of them for the draft")
+        return {"transport": "tcp", "workers": addresses, "stages": len(addresses) - 1}, len(addresses)
+    if not in_world():
+        return {}, None
+    transport, ranks = settle(None, None, None)
+    return {"transport": transport, "stages": ranks - 1}, ranks
+
+
+def _models(
+    backend: str | None, backend_option: list[str] | None, target: str | None, draft: str | None
+) -> dict[str, Any]:
+    """Fields of a live recipe that say what it runs."""
+    from pipeinfer.commands.generate import key_values
+
+    given = {"backend": backend, "target": target, "draft": draft, "backend_options": key_values(backend_option)}
+    return {name: value for name, value in given.items() if value}
 
 
 def _progress(console: "Console") -> "Progress":
@@ -75,22 +103,31 @@ def _progress(console: "Console") -> "Progress":
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class Left(TimeRemainingColumn):
+        """What is known of the rest, or else what the pace so far lets expect."""
+
+        def render(self, task: Task) -> Text:
+            known = task.fields.get("left_s")
+            return super().render(task) if known is None else Text(f"{known // 60:.0f}:{known % 60:02.0f}", "cyan")
 
     # Redrawn when a cell ends and never beside one: what is being timed has the cores to itself.
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=console, auto_refresh=False,
+        TextColumn("left"), Left(), console=console, auto_refresh=False,
     )  # fmt: skip
 
 
 def _print_table(console: "Console", table: "ReportTable") -> None:
     from rich.table import Table
 
-    shown = Table(title="Really run on this machine")
+    shown = Table(title=table.title)
     for column, name in enumerate(table.head[:SHOWN_COLUMNS]):
         shown.add_column(name, justify="right" if column in table.numbers else "left")
     for row in table.rows:

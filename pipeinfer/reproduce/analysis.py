@@ -1,7 +1,7 @@
 """From records to points: each strategy at its best, place by place, after the gate that token ids must pass."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeinfer import metrics
 from pipeinfer.divergence import Divergence, divergence
-from pipeinfer.reproduce.recipes import Cell, Point, Recipe, SimCell, points
+from pipeinfer.reproduce.recipes import Cell, EmulatedCell, Point, Recipe, SimCell, points, simulated_twin
 from pipeinfer.reproduce.records import Record, config_hash
 from pipeinfer.results import Trial
 
@@ -113,9 +113,27 @@ class Diverged(msgspec.Struct, frozen=True):
     divergence: Divergence
 
 
+class Beside(msgspec.Struct, frozen=True):
+    """One variant in real time, and the simulation of the same, by draw."""
+
+    emulated: Best
+    simulated: Best
+
+    def deviation(self, metric: Metric = metrics.tokens_per_second) -> float | None:
+        """Of what was measured from what was simulated: median over the draws, of the simulated value."""
+        ratio = paired_ratio(self.emulated, self.simulated, metric)
+        return None if ratio is None else ratio - 1
+
+    @property
+    def same_tokens(self) -> bool:
+        """They have to be: both ask one oracle."""
+        simulated = self.simulated.trials
+        return all(trial.token_ids == simulated[draw].token_ids for draw, trial in self.emulated.trials.items())
+
+
 class Analysis(msgspec.Struct, frozen=True):
     """What a recipe's records say. `passed` counts trials with the reference's tokens, `missing` cells that have no
-    record yet."""
+    record yet; `beside` holds every variant of an emulated recipe against its simulation."""
 
     recipe: Recipe
     best: list[Best]
@@ -123,6 +141,7 @@ class Analysis(msgspec.Struct, frozen=True):
     diverged: list[Diverged]
     passed: int
     missing: int
+    beside: list[Beside] = []
 
     def at(self, place: Place) -> dict[str, Best]:
         """The strategies of a place, by name."""
@@ -162,7 +181,24 @@ def analyse(recipe: Recipe, records: Mapping[str, Record]) -> Analysis:
         options[label(chosen)] = chosen
         variants[place, point.contender][label(chosen)][draw] = record
     best = [_best(place, contender, tried, options) for (place, contender), tried in variants.items()]
-    return Analysis(recipe, best, rejected, diverged, passed, missing)
+    beside = list(_beside(known, records)) if recipe.emulation else []
+    return Analysis(recipe, best, rejected, diverged, passed, missing, beside)
+
+
+def _beside(known: Iterable[tuple[Point, Record | None]], records: Mapping[str, Record]) -> Iterator[Beside]:
+    both: dict[tuple[Place, str, str], Beside] = {}
+    for point, record in known:
+        if not isinstance(point.cell, EmulatedCell) or record is None or record.trial is None:
+            continue
+        twin = records.get(config_hash(simulated_twin(point.cell)))
+        if twin is None or twin.trial is None:
+            continue
+        place, draw = describe(point.cell)
+        chosen = _options(point.cell)
+        empty = Beside(*[Best(place, point.contender, chosen, {}, {}) for _ in range(2)])
+        found = both.setdefault((place, point.contender, label(chosen)), empty)
+        found.emulated.records[draw], found.simulated.records[draw] = record, twin
+    yield from both.values()
 
 
 def describe(cell: Cell) -> tuple[Place, str]:

@@ -1,10 +1,9 @@
-"""Running cells: simulated ones over processes, real ones one after another on a cluster of ranks."""
+"""Running cells: simulated ones over processes, real ones one after another on ranks."""
 
 import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ import msgspec
 from pipeinfer import workload
 from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
+from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import RunRecord, Trial
 from pipeinfer.simulate import check, simulate_one
 from pipeinfer.spans import Span
@@ -25,14 +25,17 @@ CHUNK = 2
 
 def check_simulated(cells: Iterable[SimCell]) -> None:
     """Raise WorkloadError if one of them cannot be simulated: better before the sweep than in its middle."""
-    # Draws and rates change neither what fits nor what is in range.
-    alike = {
-        msgspec.json.encode((cell.cluster, cell.pair, setting)): (cell, setting)
-        for cell in cells
-        for setting in [msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, width_cost=0.0)]
-    }
-    for cell, setting in alike.values():
-        check(workload.cluster(cell.cluster), workload.pair(cell.pair), setting)
+    for cell in distinct(cells):
+        check(workload.cluster(cell.cluster), workload.pair(cell.pair), cell.setting)
+
+
+def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
+    """One of each that differ in what fits or in what is in range: draws and rates change neither."""
+    alike: dict[bytes, SimCell] = {}
+    for cell in cells:
+        setting = msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, width_cost=0.0)
+        alike.setdefault(msgspec.json.encode((cell.cluster, cell.pair, setting)), cell)
+    return list(alike.values())
 
 
 def run_simulated(cells: list[SimCell], jobs: int) -> Iterator[Record]:
@@ -100,41 +103,19 @@ def check_live(cells: Iterable[LiveCell]) -> None:
             raise WorkloadError(str(problem)) from None
 
 
-def run_live(cells: list[LiveCell]) -> Iterator[Record]:
-    """Their records, in order. A generation that fails has an error for a trial; when the ranks cannot be brought up,
-    every cell has."""
-    from pipeinfer.errors import LaunchError, RankLost
-    from pipeinfer.transports import TransportError
-
-    cluster, problem = None, ""
-    with ExitStack() as stack:
-        for cell in cells:
-            try:
-                if cluster is None and not problem:
-                    cluster = stack.enter_context(_open(cell.live))
-                    _warm_up(cluster, cell)
-            except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
-                problem = f"the ranks did not come up: {' '.join(str(failed).split())}"
-            if cluster is None:
-                yield _record(cell, None, problem, 0.0)
-                continue
-            start = time.perf_counter()
-            try:
-                trial = _generate(cluster, cell)
-            except (RankLost, TransportError, ValueError) as failed:
-                cluster = None
-                stack.close()
-                yield _record(cell, None, " ".join(str(failed).split()), time.perf_counter() - start)
-            else:
-                yield _record(cell, trial, "", time.perf_counter() - start)
+def run_live(cells: list[LiveCell], key: str | None = None) -> Iterator[Record]:
+    """Their records, in order; `key` is the key file of workers. A generation that fails has an error for a trial; when
+    the ranks cannot be brought up, every cell has."""
+    return on_ranks(cells, lambda cell: live_plan(cell.live, key), _generate, _warm_up)
 
 
-def _open(live: Live) -> Any:
-    from pipeinfer.launch import Cluster
+def live_plan(live: Live, key: str | None) -> Any:
+    """The ranks of a live recipe."""
+    from pipeinfer.launch import Plan
 
-    return Cluster(
+    return Plan(
         backend=live.backend, backend_options=live.backend_options, target=live.target, draft=live.draft,
-        stages=live.stages, transport=live.transport,
+        stages=live.stages, transport=live.transport, workers=live.workers, key=key,
     )  # fmt: skip
 
 
@@ -162,16 +143,3 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
         margins=True,
     )
     return msgspec.structs.replace(trial, config=msgspec.to_builtins(cell))
-
-
-def _record(cell: LiveCell, trial: Trial | None, error: str, seconds: float) -> Record:
-    return Record(
-        config_hash=config_hash(cell),
-        config=msgspec.to_builtins(cell),
-        fidelity=trial.fidelity if trial is not None else "real",
-        seed=cell.live.seed,
-        trial=trial,
-        error=error,
-        seconds=seconds,
-        environment=stamped(),
-    )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pipeinfer import metrics, plots, workload
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, Metric, Place
-from pipeinfer.reproduce.recipes import Figure, Live, Recipe, Simulated
+from pipeinfer.reproduce.recipes import Figure, Live, Recipe
 from pipeinfer.results import Trial
 from pipeinfer.simulate import Setting, limits
 
@@ -56,8 +56,10 @@ _BAND = "band: 95 % bootstrap interval"
 
 
 def figure_name(recipe: Recipe, figure: Figure) -> str:
-    """File name without suffix: that of the recipe, and what is on the y axis unless it is speed."""
-    return recipe.name if figure.y == "speed" else f"{recipe.name}-{figure.y}"
+    """File name without suffix: that of the recipe, its fidelity where it is emulated, and what is on the y axis unless
+    it is speed."""
+    parts = [recipe.name, *["emulated"] * (recipe.emulation is not None), *[figure.y] * (figure.y != "speed")]
+    return "-".join(parts)
 
 
 def draw(analysis: Analysis, figure: Figure, folder: Path) -> None:
@@ -99,30 +101,43 @@ def _lines(analysis: Analysis, figure: Figure, path: Path) -> None:
     sweep = analysis.recipe.simulated
     assert sweep is not None
     panels = {title: _series(analysis, places, figure) for title, places in _panels(analysis, figure).items()}
-    dashed = " Dashed: closed form where width and links are free." if figure.y == "speed" else ""
+    dashed = " Dashed: the same cells, simulated." if analysis.beside else (
+        " Dashed: closed form where width and links are free." if figure.y == "speed" else "")  # fmt: skip
     plots.lines(
         [plots.Panel(title, series) for title, series in panels.items()],
         path,
         xlabel=X[figure.x],
         ylabel=Y[figure.y].label,
         base=LOGARITHMIC.get(figure.x),
-        caption=f"{_setting(sweep)} {_SWEPT} Median of {len(sweep.seeds)} draws of the acceptance trace, {_BAND}."
-        + dashed,
+        caption=f"{_setting(analysis.recipe)} {_SWEPT} Median of {len(sweep.seeds)} draws of the acceptance trace, "
+        f"{_BAND}.{dashed}",
     )
 
 
 def _series(analysis: Analysis, places: list[Place], figure: Figure) -> list[plots.Series]:
-    """A line per contender along one field of the places, and a dashed one for its limit."""
+    """A line per contender along one field of the places, and a dashed one for its limit or, beside what is emulated,
+    for its simulation."""
     series = []
     for name in analysis.recipe.strategies:
         found = [there[name] for there in map(analysis.at, places) if name in there]
         x = [float(getattr(best.place, figure.x)) for best in found]
         series.append(plots.Series(name, name, x, [best.band(Y[figure.y].metric) for best in found]))
-        if figure.y == "speed" and name != REFERENCE:
+        if analysis.beside:
+            bands = [_simulated(analysis, best).band(Y[figure.y].metric) for best in found]
+            series.append(plots.Series(f"{name}, simulated", name, x, [(m, m, m) for _, m, _ in bands], dashed=True))
+        elif figure.y == "speed" and name != REFERENCE:
             bounds = [(at, bound) for at, bound in zip(x, map(limit, found), strict=True) if bound is not None]
             bands = [(bound, bound, bound) for _, bound in bounds]
             series += [plots.Series(f"{name} limit", name, [at for at, _ in bounds], bands, dashed=True)] * bool(bounds)
     return series
+
+
+def _simulated(analysis: Analysis, best: Best) -> Best:
+    """The simulation of what was emulated."""
+    def same(one: Best) -> bool:
+        return (one.place, one.strategy, one.options) == (best.place, best.strategy, best.options)
+
+    return next(one.simulated for one in analysis.beside if same(one.emulated))
 
 
 # Timeline
@@ -141,8 +156,8 @@ def _timeline(analysis: Analysis, path: Path) -> None:
         )
         lanes.append(plots.Lane(title, trial, spans))
     caption = (
-        f"{_setting(sweep)} Acceptance {analysis.places[0].acceptance:g}, one draw. K and micro-batch: the fastest "
-        "that was tried."
+        f"{_setting(analysis.recipe)} Acceptance {analysis.places[0].acceptance:g}, one draw. K and micro-batch: the "
+        "fastest that was tried."
     )
     plots.timeline(lanes, path, until=until, caption=caption)
 
@@ -165,7 +180,7 @@ def _dots(analysis: Analysis, figure: Figure, path: Path) -> None:
         ]
         for title, places in _panels(analysis, figure).items()
     }
-    what = _setting(recipe.simulated) if recipe.simulated else _real(recipe.live, analysis.best[0].record.environment)
+    what = _setting(recipe) if recipe.simulated else _real(recipe.live, analysis.best[0].record.environment)
     repeated = "a draw of the acceptance trace" if recipe.simulated else "a trial"
     plots.dots(
         groups, path, xlabel=label, caption=f"{what} {_SWEPT} Each dot is {repeated}; bar: median, {_BAND}.",
@@ -175,8 +190,10 @@ def _dots(analysis: Analysis, figure: Figure, path: Path) -> None:
 # Captions
 
 
-def _setting(sweep: Simulated) -> str:
+def _setting(recipe: Recipe) -> str:
     """The first half of a caption: fidelity, models, hardware, workload."""
+    sweep = recipe.simulated
+    assert sweep is not None
     clusters = [workload.cluster(name) for name in sweep.clusters]
     nodes = " and ".join(dict.fromkeys(node.title for cluster in clusters for node in cluster.nodes))
     links = ", ".join(dict.fromkeys(cluster.link.title for cluster in clusters))
@@ -186,7 +203,7 @@ def _setting(sweep: Simulated) -> str:
     count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
     pairs = "; ".join(workload.pair(name).title for name in sweep.pairs)
     return (
-        f"Fidelity: sim. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
+        f"Fidelity: {recipe.fidelity}. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
         f"{sweep.prompt} + {sweep.tokens} tokens; i.i.d. acceptance per drafted token, assumed."
     )
 

@@ -43,8 +43,8 @@ class Contender(Entry, frozen=True):
 
 
 class Live(Entry, frozen=True, kw_only=True):
-    """Real generations on this machine: every strategy in turn, `repeats` times, per prompt and temperature. The
-    `backend_options` are those of `--backend-option`."""
+    """Real generations: every strategy in turn, `repeats` times, per prompt and temperature. On this machine, or on
+    `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`."""
 
     backend: str
     target: str
@@ -58,6 +58,23 @@ class Live(Entry, frozen=True, kw_only=True):
     tokens: Annotated[int, msgspec.Meta(ge=2)]
     repeats: Count
     backend_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    workers: tuple[str, ...] = ()
+
+
+class Emulation(msgspec.Struct, frozen=True):
+    """Over what the ranks of an emulated sweep talk; `workers` are the addresses of running ones."""
+
+    transport: str = "tcp"
+    workers: tuple[str, ...] = ()
+
+
+class Site(NamedTuple):
+    """What decides whether a point of a sweep can be: the models have to fit the ranks."""
+
+    cluster: str
+    pair: str
+    nodes: int
+    accounting: str
 
 
 class Figure(Entry, frozen=True):
@@ -72,7 +89,11 @@ class Figure(Entry, frozen=True):
 
 class Recipe(Entry, frozen=True, kw_only=True):
     """What a file of `reproduce/` says. `claims` are ids of paper_figures/reference/claims.toml. There
-    is a table in any case, besides the `figures`."""
+    is a table in any case, besides the `figures`.
+
+    `emulated` is the part of the sweep that may be run in real time: lists that replace those of `simulated`, and the
+    `strategies` if not all of them. `emulation`, which no file has, says that this recipe *is* that part; `left_out`
+    are points of the sweep that the cluster has no room for."""
 
     title: str
     about: str
@@ -83,13 +104,16 @@ class Recipe(Entry, frozen=True, kw_only=True):
     strategies: dict[str, Contender]
     figures: tuple[Figure, ...] = ()
     simulated: Simulated | None = None
+    emulated: dict[str, Any] | None = None
     live: Live | None = None
     name: str = ""
+    emulation: Emulation | None = None
+    left_out: tuple[Site, ...] = ()
 
     @property
     def fidelity(self) -> str:
-        """sim, or real where something is really run."""
-        return "sim" if self.simulated else "real"
+        """sim, emulated, or real where something is really run."""
+        return "real" if self.live else "emulated" if self.emulation else "sim"
 
     @property
     def timeline(self) -> bool:
@@ -104,6 +128,12 @@ class SimCell(msgspec.Struct, frozen=True):
     pair: str
     setting: Setting
     spans: bool = False
+
+
+class EmulatedCell(SimCell, frozen=True):
+    """The same in real time: ranks of their own on shaped links, which wait where they would compute."""
+
+    emulation: Emulation = Emulation()
 
 
 class LiveCell(msgspec.Struct, frozen=True):
@@ -141,18 +171,41 @@ def read_recipe(name: str) -> Recipe:
     recipe = load(path, Recipe)
     if (recipe.simulated is None) == (recipe.live is None):
         raise WorkloadError(f"{path}: expected either [simulated] or [live]")
-    return msgspec.structs.replace(recipe, name=name)
+    recipe = msgspec.structs.replace(recipe, name=name)
+    if recipe.emulated is not None:
+        emulated(recipe, Emulation())  # which says what is wrong with it
+    return recipe
+
+
+def emulated(recipe: Recipe, emulation: Emulation) -> Recipe:
+    """The part of a recipe that is run in real time. Raises WorkloadError."""
+    where = f"{asset('reproduce') / recipe.name}.toml: emulated"
+    if recipe.simulated is None or recipe.emulated is None:
+        raise WorkloadError(f"{where}: there is no such table")
+    lists = dict(recipe.emulated)
+    some = lists.pop("strategies", None)
+    strategies = recipe.strategies if some is None else convert(some, dict[str, Contender], f"{where}.strategies")
+    sweep = convert({**msgspec.to_builtins(recipe.simulated), **lists}, Simulated, where)
+    return msgspec.structs.replace(recipe, simulated=sweep, strategies=strategies, emulation=emulation)
+
+
+def simulated_twin(cell: EmulatedCell) -> SimCell:
+    """The same cell, simulated."""
+    return SimCell(cell.cluster, cell.pair, cell.setting, cell.spans)
 
 
 def cells(recipe: Recipe) -> list[Cell]:
-    """Every cell of a recipe's sweep, in the order in which they are run."""
-    return [point.cell for point in points(recipe)]
+    """Every cell of a recipe's sweep, in the order in which they are run: first the simulated ones, for an emulated
+    recipe too, whose results are held against them."""
+    found = [point.cell for point in points(recipe)]
+    return [*[simulated_twin(cell) for cell in found if isinstance(cell, EmulatedCell)], *found]
 
 
 def points(recipe: Recipe) -> list[Point]:
-    """The same with their contenders."""
+    """The cells that a recipe is about, with their contenders: without those that an emulated one is held against."""
     if recipe.simulated is not None:
-        return list(_simulated_points(recipe, recipe.simulated))
+        found = list(_simulated_points(recipe, recipe.simulated))
+        return [_in_real_time(point, recipe.emulation) for point in found] if recipe.emulation else found
     assert recipe.live is not None
     return list(_live_points(recipe, recipe.live))
 
@@ -171,6 +224,8 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, bandwidths, latencies,
         sweep.nodes,
     ):  # fmt: skip
+        if Site(cluster, pair, nodes, accounting) in recipe.left_out:
+            continue
         drafts = acceptance(level)
         place = {
             "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty, "trace": drafts.trace,
@@ -181,6 +236,12 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}
             setting = convert(fields, Setting, f"reproduce/{recipe.name}.toml: strategies.{name}.setting")
             yield Point(name, SimCell(cluster, pair, setting, recipe.timeline))
+
+
+def _in_real_time(point: Point, emulation: Emulation) -> Point:
+    cell = point.cell
+    assert isinstance(cell, SimCell)
+    return Point(point.contender, EmulatedCell(cell.cluster, cell.pair, cell.setting, cell.spans, emulation))
 
 
 def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:

@@ -45,8 +45,9 @@ class Record(msgspec.Struct, frozen=True):
 def config_hash(cell: Cell) -> str:
     """Of the cell, and of what its names stand for: hardware and models, or the files of the built-in pair."""
     if isinstance(cell, SimCell):
-        trace = cell.setting.trace
-        behind: Any = (workload.cluster(cell.cluster), workload.pair(cell.pair), trace and recorded(trace))
+        cluster, trace = workload.cluster(cell.cluster), cell.setting.trace
+        behind: Any = (cluster, workload.pair(cell.pair), trace and recorded(trace))
+        cell = msgspec.structs.replace(cell, cluster=cluster.name)  # Where its file lies decides nothing.
     else:
         behind = _model_files()
     content = msgspec.json.encode((pipeinfer.__version__, cell, behind), order="sorted")

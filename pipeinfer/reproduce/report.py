@@ -22,11 +22,13 @@ class Code(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """`head` and every row have the same number of cells; `numbers`: columns that are set flush right."""
+    """`head` and every row have the same number of cells; `numbers`: columns that are set flush right. The `title` is
+    for where nothing else says what it is."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: Sequence[int] = ()
+    title: str = ""
 
 
 class Picture(msgspec.Struct, frozen=True):

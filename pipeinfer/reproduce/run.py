@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,40 +11,60 @@ import msgspec
 from pipeinfer.reproduce.analysis import Analysis, analyse
 from pipeinfer.reproduce.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.reproduce.claims import Claim, judge
-from pipeinfer.reproduce.recipes import LiveCell, Recipe, SimCell, cells
+from pipeinfer.reproduce.emulated import run_emulated
+from pipeinfer.reproduce.recipes import Cell, EmulatedCell, LiveCell, Recipe, SimCell, cells, simulated_twin
 from pipeinfer.reproduce.records import Record, Store, config_hash, environment
 from pipeinfer.reproduce.report import Block, Code, Heading, Paragraph, Table, write
 from pipeinfer.reproduce.sections import section, table
 from pipeinfer.workload import WorkloadError
 
-OnProgress = Callable[[Recipe, int, int], None]
-"""Called with a recipe, how many of its cells are done, and how many it has."""
+OnProgress = Callable[[Recipe, int, int, float | None], None]
+"""Called with a recipe, how many of its cells are done, how many it has, and how many seconds are left, where that is
+known: emulated cells take as long as they say."""
 
 
 def check(recipes: list[Recipe]) -> None:
     """Raise WorkloadError if a cell of a recipe cannot be run."""
     for recipe in recipes:
         found = cells(recipe)
-        check_simulated(cell for cell in found if isinstance(cell, SimCell))
-        check_live(cell for cell in found if isinstance(cell, LiveCell))
+        try:
+            check_simulated(cell for cell in found if isinstance(cell, SimCell))
+            check_live(cell for cell in found if isinstance(cell, LiveCell))
+        except WorkloadError as problem:
+            raise WorkloadError(f"recipe {recipe.name}: {problem}") from None
 
 
-def run(recipe: Recipe, store: Store, jobs: int, on_progress: OnProgress) -> None:
-    """Run the cells of a recipe that have no trial yet, and record each as it ends."""
+def run(recipe: Recipe, store: Store, jobs: int, on_progress: OnProgress, key: str | None = None) -> None:
+    """Run the cells of a recipe that have no trial yet, and record each as it ends. `key`: the key file of workers."""
     found = cells(recipe)
     missing = [cell for cell in found if not _done(store, config_hash(cell))]
     done = len(found) - len(missing)
-    on_progress(recipe, done, len(found))
-    for count, record in enumerate(_records(missing, jobs), start=done + 1):
+    on_progress(recipe, done, len(found), None)
+    for count, record in enumerate(_records(missing, jobs, key), start=1):
         store.append(record)
-        on_progress(recipe, count, len(found))
+        on_progress(recipe, done + count, len(found), _seconds_left(missing[count:], store))
 
 
-def _records(missing: list[SimCell | LiveCell], jobs: int) -> Iterator[Record]:
-    simulated = [cell for cell in missing if isinstance(cell, SimCell)]
-    live = [cell for cell in missing if isinstance(cell, LiveCell)]
-    yield from run_simulated(simulated, jobs)
-    yield from run_live(live)
+def _records(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Record]:
+    # In the order of `cells`.
+    yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
+    yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
+    yield from run_live([cell for cell in missing if isinstance(cell, LiveCell)], key)
+
+
+def _seconds_left(cells: list[Cell], store: Store) -> float | None:
+    """What emulated cells will take, from the simulation of the same. None where there is no telling."""
+    left = 0.0
+    for cell in cells:
+        twin = store.records.get(config_hash(simulated_twin(cell))) if isinstance(cell, EmulatedCell) else None
+        if twin is None or twin.trial is None:
+            return None
+        left += twin.trial.emit_s[-1] + START_S
+    return left
+
+
+START_S = 0.5
+"""What an emulated cell takes beside its generation: its share in starting ranks."""
 
 
 def _done(store: Store, cell: str) -> bool:
@@ -53,17 +73,18 @@ def _done(store: Store, cell: str) -> bool:
 
 
 class Conclusion(NamedTuple):
-    """What a person wants to see at once: the verdicts, and the tables of what was really run."""
+    """What a person wants to see at once: the verdicts, and the tables of what was run in real time."""
 
     claims: list[Claim]
-    live: list[Table]
+    tables: list[Table]
 
 
-def conclude(recipes: list[Recipe], store: Store, folder: Path) -> Conclusion:
+def conclude(recipes: list[Recipe], store: Store, folder: Path, notes: Sequence[str] = ()) -> Conclusion:
     """Figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again."""
     analyses = {recipe.name: analyse(recipe, store.records) for recipe in recipes}
     claims = judge(analyses)
     blocks: list[Block] = [Heading("Claims"), claims_table(claims), Paragraph(_ABOUT)]
+    blocks += [Paragraph(f"Note: {note}.") for note in notes]
     try:
         for analysis in analyses.values():
             blocks += section(analysis, folder / "figures")
@@ -72,7 +93,7 @@ def conclude(recipes: list[Recipe], store: Store, folder: Path) -> Conclusion:
         write(folder, "PipeInfer (SC'24), reproduced", blocks)
     except OSError as problem:
         raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
-    return Conclusion(claims, [table(one) for one in analyses.values() if one.recipe.live is not None and one.best])
+    return Conclusion(claims, [table(one) for one in analyses.values() if one.recipe.fidelity != "sim" and one.best])
 
 
 _ABOUT = (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
+from pipeinfer.reproduce.beside import beside
 from pipeinfer.reproduce.figures import draw, figure_name, limit, mean_gap, tail_gap
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
 
@@ -13,7 +14,7 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     """Heading, figure, table and errors of a recipe; draws its figure into `figures`."""
     recipe = analysis.recipe
     blocks: list[Block] = [
-        Heading(recipe.title),
+        Heading(recipe.title + ", emulated" * (recipe.emulation is not None)),
         Paragraph(recipe.about),
         Paragraph(f"Expected: {recipe.expected}. Needs: {recipe.hardware}, about {recipe.minutes:g} min."),
     ]
@@ -22,12 +23,14 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     for figure in recipe.figures:
         draw(analysis, figure, figures)
         blocks.append(Picture(figure_name(recipe, figure), recipe.title))
-    return [*blocks, table(analysis), *_errors(analysis)]
+    return [*blocks, table(analysis), *beside(analysis), *_errors(analysis)]
 
 
 def table(analysis: Analysis) -> Table:
     """A row per contender and place."""
-    simulated = analysis.recipe.simulated is not None
+    recipe = analysis.recipe
+    simulated = recipe.simulated is not None
+    title = f"{recipe.title} ({recipe.fidelity})"
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p95 gap", "first token",
             "acceptance length", "trials"]  # fmt: skip
     rows = [
@@ -35,7 +38,7 @@ def table(analysis: Analysis) -> Table:
          *([_number(limit(best))] if simulated else [])]
         for place in analysis.places for best in analysis.at(place).values()
     ]  # fmt: skip
-    return Table([*head, "limit, tokens/s"] if simulated else head, rows, numbers=range(2, 11))
+    return Table([*head, "limit, tokens/s"] if simulated else head, rows, range(2, 11), title)
 
 
 def _figures(best: Best, there: dict[str, Best]) -> list[str]:

@@ -1,0 +1,96 @@
+"""Cells on ranks that are up: brought up for the first cell, and again where a cell needs others or after a failure."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import msgspec
+
+from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell
+from pipeinfer.reproduce.records import Record, config_hash, stamped
+from pipeinfer.results import Trial
+from pipeinfer.spans import Span
+from pipeinfer.transports import HEAD
+
+C = TypeVar("C", EmulatedCell, LiveCell)
+
+
+def on_ranks(
+    cells: Iterable[C],
+    plan_of: Callable[[C], Any],
+    generate: Callable[[Any, C], Trial],
+    warm_up: Callable[[Any, C], None] | None = None,
+) -> Iterator[Record]:
+    """Their records, in order. A generation that fails has an error for a trial; so has every cell whose ranks cannot
+    be brought up. `warm_up` follows each bringing up."""
+    from pipeinfer.errors import LaunchError, RankLost
+    from pipeinfer.launch import Cluster
+    from pipeinfer.transports import TransportError
+
+    plan, cluster, problem = None, None, ""
+    with ExitStack() as stack:
+        for cell in cells:
+            start = time.perf_counter()
+            try:
+                wanted = plan_of(cell)
+                if wanted != plan:
+                    stack.close()
+                    plan, cluster, problem = wanted, None, ""
+                if cluster is None and not problem:
+                    cluster = stack.enter_context(Cluster(plan))
+                    if warm_up is not None:
+                        warm_up(cluster, cell)
+                    start = time.perf_counter()
+            except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
+                stack.close()
+                cluster, problem = None, f"the ranks did not come up: {_one_line(failed)}"
+            if cluster is None:
+                yield _record(cell, None, [], problem, 0.0)
+                continue
+            try:
+                trial = generate(cluster, cell)
+            except (RankLost, TransportError, ValueError) as failed:
+                stack.close()
+                cluster = None
+                yield _record(cell, None, [], _one_line(failed), time.perf_counter() - start)
+            else:
+                spans = _spans(cluster, trial) if cluster.plan.trace else []
+                yield _record(cell, trial, spans, "", time.perf_counter() - start)
+
+
+def _one_line(failed: BaseException) -> str:
+    return " ".join(str(failed).split())
+
+
+def _spans(cluster: Any, trial: Trial) -> list[Span]:
+    """What the ranks did since the last call, in seconds since the request; their clock is the head's. Runs are counted
+    from 0."""
+    spans, cluster.spans = cluster.spans, []
+    noted = next(span.start for span in spans if span.rank == HEAD and span.name.startswith("commit"))
+    request, first_run = noted - trial.emit_s[0], cluster.head.next_run - len(trial.runs)
+    return [
+        Span(span.rank, _counted(span.name, first_run), span.start - request, span.end - request, span.aborted)
+        for span in spans
+        if span.rank != HEAD and span.start >= request
+    ]
+
+
+def _counted(name: str, first_run: int) -> str:
+    """`speculative 57` as the run's number within its trial."""
+    kind, _, run = name.partition(" ")
+    return f"{kind} {int(run) - first_run}" if run else kind
+
+
+def _record(cell: C, trial: Trial | None, spans: list[Span], error: str, seconds: float) -> Record:
+    return Record(
+        config_hash=config_hash(cell),
+        config=msgspec.to_builtins(cell),
+        fidelity="emulated" if isinstance(cell, EmulatedCell) else trial.fidelity if trial is not None else "real",
+        seed=cell.setting.seed if isinstance(cell, EmulatedCell) else cell.live.seed,
+        trial=trial,
+        error=error,
+        spans=spans,
+        seconds=seconds,
+        environment=stamped(),
+    )
