@@ -1,12 +1,13 @@
 """The simulator: the same head, stages and drafter as on a cluster, over a heap of events in virtual time.
 
-Compute takes what the cost model says, messages take latency and bandwidth, tokens come from an oracle. Nothing else is
-modelled: the head's own work is free, and an aborted computation stops when the cancellation arrives. Deterministic.
+Compute takes what the cost model says, messages take latency and bandwidth, tokens come from an oracle. Unless `Hosts`
+say otherwise nothing else is modelled: every rank has a host to itself, handling a message is free, and an aborted
+computation stops when the cancellation arrives. Deterministic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pipeinfer.core.drafter import Drafter, DraftOptions
 from pipeinfer.core.effects import (
@@ -27,9 +28,11 @@ from pipeinfer.core.effects import (
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, Logits, Proposal
 from pipeinfer.core.stage import Stage
+from pipeinfer.drivers.cores import Cores
 from pipeinfer.oracle import Oracle
 from pipeinfer.results import RankRecord, Trial, run_record
 from pipeinfer.spans import Span
+from pipeinfer.transports import HEAD
 
 
 class Costs(Protocol):
@@ -46,12 +49,14 @@ class Costs(Protocol):
 
 
 class Link:
-    """One direction between two ranks: `latency_s` seconds, `bandwidth_bps` bit/s (infinite by default)."""
+    """One direction between two ranks: `latency_s` seconds, `bandwidth_bps` bit/s (infinite by default). No message
+    takes less than `floor_s`: that of the real link which a slower one is emulated on."""
 
-    __slots__ = ("_free_at", "bytes", "latency_s", "messages", "s_per_byte")
+    __slots__ = ("_free_at", "bytes", "floor_s", "latency_s", "messages", "s_per_byte")
 
-    def __init__(self, latency_s: float = 0.0, bandwidth_bps: float = float("inf")) -> None:
+    def __init__(self, latency_s: float = 0.0, bandwidth_bps: float = float("inf"), floor_s: float = 0.0) -> None:
         self.latency_s = latency_s
+        self.floor_s = floor_s
         self.s_per_byte = 8 / bandwidth_bps
         self.bytes = 0
         self.messages = 0
@@ -62,13 +67,30 @@ class Link:
         self._free_at = max(now, self._free_at) + size * self.s_per_byte
         self.bytes += size
         self.messages += 1
-        return self._free_at + self.latency_s
+        return max(now + self.floor_s, self._free_at + self.latency_s)
 
     def urgent_arrival(self, now: float, size: int) -> float:
         """The same for a message that need not queue: cancellation travels beside the stream."""
         self.bytes += size
         self.messages += 1
-        return now + size * self.s_per_byte + self.latency_s
+        return max(now + self.floor_s, now + size * self.s_per_byte + self.latency_s)
+
+
+def _perfect(_source: int, _target: int) -> Link:
+    return Link()
+
+
+class Hosts(NamedTuple):
+    """Hosts whose cores the ranks share. `names` has one per stage, then the draft's, then the head's; `slowdown` is by
+    how much work slows down while 1, 2, ... pieces of it are under way on a host. A message takes `message_s` of the
+    rank's host before it is seen, an event `head_s` of the head's. A computation looks `steps[rank]` times (stages,
+    then the draft) whether to go on: between layers."""
+
+    names: Sequence[str]
+    slowdown: Sequence[float]
+    message_s: float
+    head_s: float
+    steps: Sequence[int]
 
 
 HEADER_BYTES = 32
@@ -78,7 +100,8 @@ makes of them)."""
 
 
 class Simulation:
-    """One generation over `pipeline` with `strategy`. `link()` makes each link; `spans` collects a timeline."""
+    """One generation over `pipeline` with `strategy`. `link(source, target)` makes each link, -1 being the head and the
+    number of stages the draft; `spans` collects a timeline."""
 
     def __init__(
         self,
@@ -86,8 +109,9 @@ class Simulation:
         strategy: Strategy,
         costs: Costs,
         oracle: Oracle,
-        link: Callable[[], Link] = Link,
+        link: Callable[[int, int], Link] = _perfect,
         spans: list[Span] | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         count = pipeline.stages
         self.head = Head(pipeline, strategy)
@@ -97,11 +121,11 @@ class Simulation:
         self._costs = costs
         self._oracle = oracle
         self._spans = spans
-        self._last = count - 1
+        self._last, self._draft = count - 1, count
         self._stages = [Stage(index, count) for index in range(count)]
-        self._down = [link() for _ in range(count + 1)]
-        self._control = [self._down[0], *(link() for _ in range(count - 1))]
-        self._orders, self._proposals = link(), link()
+        self._down = [link(stage - 1, stage if stage < count else HEAD) for stage in range(count + 1)]
+        self._control = [self._down[0], *(link(HEAD, stage) for stage in range(1, count))]
+        self._orders, self._proposals = link(HEAD, count), link(count, HEAD)
         self._busy = [0.0] * (count + 1)
         self._epoch = [0] * (count + 1)
         self._began = [0.0] * (count + 1)
@@ -111,6 +135,13 @@ class Simulation:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._emit_s: list[float] = []
+        self._hosts = hosts
+        self._cores: list[Cores] = []
+        if hosts is not None:
+            known = {name: Cores(hosts.slowdown, self._schedule) for name in hosts.names}
+            self._cores = [known[name] for name in hosts.names]
+        self._tickets = [0] * (count + 1)
+        self._needs = [0.0] * (count + 1)
 
     def run(self, request: Request) -> Trial:
         """Generate until the head finishes. Raises RuntimeError if nothing is left to happen before that."""
@@ -128,6 +159,38 @@ class Simulation:
         self._serial += 1
         heappush(self._heap, (when, self._serial, action, arguments))
 
+    def _deliver(self, when: float, rank: int, action: Callable[..., None], *arguments: Any) -> None:
+        """A message arrives at a rank (-1: the head), which sees it when it has handled it."""
+        if self._hosts is None:
+            self._schedule(when, action, *arguments)
+        else:
+            self._schedule(when, self._take, rank, action, *arguments)
+
+    def _take(self, rank: int, action: Callable[..., None], *arguments: Any) -> None:
+        assert self._hosts is not None
+        seconds = self._hosts.head_s if rank == HEAD else self._hosts.message_s
+        self._cores[rank].start(self.now, seconds, action, *arguments)
+
+    def _begin(self, rank: int, what: Any, seconds: float, action: Callable[..., None]) -> None:
+        """Rank `rank` computes `what` for `seconds` of a host to itself, then `action(rank, epoch, what)`."""
+        self._began[rank], self._what[rank] = self.now, what
+        if self._hosts is None:
+            self._schedule(self.now + seconds, action, rank, self._epoch[rank], what)
+        else:
+            self._needs[rank] = seconds
+            self._tickets[rank] = self._cores[rank].start(self.now, seconds, action, rank, self._epoch[rank], what)
+
+    def _abort(self, rank: int, action: Callable[..., None]) -> None:
+        """End what rank `rank` computes: now, or where it next looks."""
+        epoch, what = self._epoch[rank], self._what[rank]
+        if self._hosts is None:
+            action(rank, epoch, what)
+            return
+        cores = self._cores[rank]
+        left = cores.stop(self.now, self._tickets[rank])
+        step = self._needs[rank] / self._hosts.steps[rank]
+        self._tickets[rank] = cores.start(self.now, left % step if step else 0.0, action, rank, epoch, what)
+
     # The head
 
     def _at_head(self, event: Any) -> None:
@@ -136,11 +199,11 @@ class Simulation:
             if isinstance(effect, ToFirstStage):
                 decode = effect.message
                 size = HEADER_BYTES + ROW_BYTES * len(decode.tokens)
-                self._schedule(self._down[0].arrival(now, size), self._at_stage, 0, decode)
+                self._deliver(self._down[0].arrival(now, size), 0, self._at_stage, 0, decode)
             elif isinstance(effect, ToDraft):
                 order = effect.message
                 size = HEADER_BYTES + ROW_BYTES * len(order.tokens)
-                self._schedule(self._orders.arrival(now, size), self._at_drafter, order)
+                self._deliver(self._orders.arrival(now, size), self._draft, self._at_drafter, order)
             elif isinstance(effect, Emit):
                 self._emit_s.extend([now] * len(effect.tokens))
             elif not hasattr(effect, "reason"):
@@ -149,7 +212,7 @@ class Simulation:
     def _cancel(self, message: CancelRun) -> None:
         size = HEADER_BYTES + 4 * len(message.runs)
         for stage, link in enumerate(self._control):
-            self._schedule(link.urgent_arrival(self.now, size), self._at_stage, stage, message)
+            self._deliver(link.urgent_arrival(self.now, size), stage, self._at_stage, stage, message)
 
     # The stages
 
@@ -159,6 +222,9 @@ class Simulation:
     def _stage_done(self, stage: int, epoch: int, decode: Decode) -> None:
         if epoch == self._epoch[stage]:
             self._stage_ends(stage, decode, aborted=False)
+
+    def _stage_aborted(self, stage: int, epoch: int, decode: Decode) -> None:
+        self._stage_ends(stage, decode, aborted=True)
 
     def _stage_ends(self, stage: int, decode: Decode, *, aborted: bool) -> None:
         self._epoch[stage] += 1
@@ -175,11 +241,10 @@ class Simulation:
                 self._forward(stage, effect.message)
             elif isinstance(effect, Compute):
                 decode = effect.decode
-                self._began[stage], self._what[stage] = self.now, decode
                 seconds = self._costs.stage_s(stage, len(decode.tokens), decode.positions[-1] + 1)
-                self._schedule(self.now + seconds, self._stage_done, stage, self._epoch[stage], decode)
+                self._begin(stage, decode, seconds, self._stage_done)
             elif isinstance(effect, Abort):
-                self._stage_ends(stage, self._what[stage], aborted=True)
+                self._abort(stage, self._stage_aborted)
 
     def _forward(self, stage: int, message: Decode | Logits) -> None:
         size = HEADER_BYTES
@@ -188,22 +253,25 @@ class Simulation:
             size += rows * (ROW_BYTES + self._costs.row_bytes(stage))
         arrival = self._down[stage + 1].arrival(self.now, size)
         if isinstance(message, Logits):
-            self._schedule(arrival, self._at_head, message)
+            self._deliver(arrival, HEAD, self._at_head, message)
         else:
-            self._schedule(arrival, self._at_stage, stage + 1, message)
+            self._deliver(arrival, stage + 1, self._at_stage, stage + 1, message)
 
     # The draft rank
 
     def _at_drafter(self, event: DraftFrom | Woken) -> None:
         self._perform_draft(self._drafter.handle(event))
 
-    def _draft_done(self, epoch: int, work: ComputeDraft) -> None:
-        if epoch == self._epoch[-1]:
+    def _draft_done(self, rank: int, epoch: int, work: ComputeDraft) -> None:
+        if epoch == self._epoch[rank]:
             self._draft_ends(work, aborted=False)
 
+    def _draft_aborted(self, rank: int, epoch: int, work: ComputeDraft) -> None:
+        self._draft_ends(work, aborted=True)
+
     def _draft_ends(self, work: ComputeDraft, *, aborted: bool) -> None:
-        self._epoch[-1] += 1
-        seconds = self._ended(-1, None, aborted)
+        self._epoch[self._draft] += 1
+        seconds = self._ended(self._draft, None, aborted)
         candidates = self._oracle.candidates
         outputs = work.positions[len(work.positions) - work.outputs :]
         found = tuple([candidates(position + 1, work.count) for position in outputs])
@@ -212,15 +280,14 @@ class Simulation:
     def _perform_draft(self, effects: list[Any]) -> None:
         for effect in effects:
             if isinstance(effect, ComputeDraft):
-                self._began[-1], self._what[-1] = self.now, effect
                 seconds = self._costs.draft_s(len(effect.tokens), effect.positions[-1] + 1)
-                self._schedule(self.now + seconds, self._draft_done, self._epoch[-1], effect)
+                self._begin(self._draft, effect, seconds, self._draft_done)
             elif isinstance(effect, Forward):
                 proposal: Proposal = effect.message
                 size = HEADER_BYTES + ROW_BYTES * len(proposal.nodes)
-                self._schedule(self._proposals.arrival(self.now, size), self._at_head, proposal)
+                self._deliver(self._proposals.arrival(self.now, size), HEAD, self._at_head, proposal)
             elif isinstance(effect, Abort):
-                self._draft_ends(self._what[-1], aborted=True)
+                self._abort(self._draft, self._draft_aborted)
             elif isinstance(effect, Wake):
                 self._schedule(self.now + effect.delay, self._at_drafter, Woken())
 
@@ -231,7 +298,7 @@ class Simulation:
         self._busy[rank] += seconds
         if self._spans is not None:
             name = "draft" if decode is None else f"{decode.kind.name.lower()} {decode.run}"
-            self._spans.append(Span(rank % len(self._busy), name, self._began[rank], self.now, aborted))
+            self._spans.append(Span(rank, name, self._began[rank], self.now, aborted))
         return seconds
 
     def _trial(self, request: Request) -> Trial:

@@ -109,7 +109,7 @@ def measure(cell: Cell, clock: Clock | None = None) -> dict[str, Any]:
 def _simulation(cell: Cell, links: list[Link]) -> Simulation:
     name, options = VARIANTS[cell.variant]
 
-    def link() -> Link:
+    def link(_source: int, _target: int) -> Link:
         links.append(Link(*LINKS[cell.link]))
         return links[-1]
 
