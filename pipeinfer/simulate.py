@@ -1,4 +1,4 @@
-"""Simulated generations: strategies on a cluster profile with a model pair, same ranks for all of them.
+"""Simulated generations: strategies on a cluster with a model pair, same ranks for all of them.
 
 Node accountings (docs/fairness.md):
 
@@ -9,7 +9,7 @@ Node accountings (docs/fairness.md):
   with a light first stage (0.1 of the layers; 0.1, 0.4, 0.5 at N = 4) and the draft on the last.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -79,7 +79,7 @@ def variants(strategy: str, setting: Setting) -> list[dict[str, Any]]:
     return [{**size, "cutoff": cutoff} for size in sizes for cutoff in CUTOFFS] if any(sizes) else sizes
 
 
-class Layout(msgspec.Struct, frozen=True):
+class Layout(NamedTuple):
     """Which layers of the target lie on ranks 0, 1, ..., and which rank has the draft (None: nobody drafts)."""
 
     layers: tuple[LayerRange, ...]
@@ -101,8 +101,9 @@ class Prepared(NamedTuple):
     request: Request
 
 
-def layout(strategy: Strategy, setting: Setting, target_layers: int, cluster: Cluster) -> Layout:
-    """Where a strategy's models lie on the ranks. Raises WorkloadError when the layers cannot be split so."""
+def layout(strategy: Strategy, setting: Setting, target_layers: int, speeds: Sequence[float]) -> Layout:
+    """Where a strategy's models lie on the ranks, which compute as fast as `speeds` says. Raises WorkloadError when the
+    layers cannot be split so."""
     name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
     together = not strategy.drafts or (published and name == "speculative")
     stages = nodes if together else nodes - 1
@@ -111,7 +112,7 @@ def layout(strategy: Strategy, setting: Setting, target_layers: int, cluster: Cl
         if published and name == "pipeinfer" and stages > 1:
             layers = parse_split(_published_split(stages), target_layers)
         elif setting.split == "speed":
-            layers = parse_split(_proportional_split(cluster, stages), target_layers)
+            layers = parse_split(_proportional_split(speeds[:stages]), target_layers)
         else:
             layers = even_split(target_layers, stages)
     except BadSplit as problem:
@@ -119,10 +120,13 @@ def layout(strategy: Strategy, setting: Setting, target_layers: int, cluster: Cl
     return Layout(tuple(layers), draft_rank)
 
 
-def _proportional_split(cluster: Cluster, stages: int) -> str:
-    """By memory bandwidth, which bounds a narrow run."""
-    speeds = [cluster.node(rank).memory_bandwidth_gbs for rank in range(stages)]
+def _proportional_split(speeds: Sequence[float]) -> str:
     return ",".join(repr(speed / sum(speeds)) for speed in speeds)
+
+
+def speeds(cluster: Cluster, nodes: int) -> list[float]:
+    """By memory bandwidth, which bounds a narrow run."""
+    return [cluster.node(rank).memory_bandwidth_gbs for rank in range(nodes)]
 
 
 def _published_split(stages: int) -> str:
@@ -134,7 +138,7 @@ def _published_split(stages: int) -> str:
 
 def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
     """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
-    placed = layout(_strategy(setting), setting, pair.target.layers, cluster)
+    placed = layout(strategy_of(setting), setting, pair.target.layers, speeds(cluster, setting.nodes))
     _memory(cluster, pair, placed, setting.prompt + setting.tokens)
 
 
@@ -146,7 +150,7 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
         ready.strategy,
         ready.costs,
         ready.oracle,
-        link=lambda: Link(ready.latency_s, ready.bandwidth_bps),
+        link=lambda _source, _target: Link(ready.latency_s, ready.bandwidth_bps),
         spans=spans,
     )
     return completed(simulation.run(ready.request), ready, pair, setting)
@@ -154,20 +158,15 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
 
 def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
     """The same for every fidelity. Raises WorkloadError as `check` does."""
-    strategy = _strategy(setting)
-    placed = layout(strategy, setting, pair.target.layers, cluster)
+    strategy = strategy_of(setting)
+    placed = layout(strategy, setting, pair.target.layers, speeds(cluster, setting.nodes))
     length = setting.prompt + setting.tokens
     memory = _memory(cluster, pair, placed, length)
-    # Room for everything in flight beside the text, and sequence ids to match.
-    room = 16 * setting.nodes + 64
-    chunk = setting.prompt_chunk or setting.prompt
     latency_us = cluster.link.latency_us if setting.latency_us is None else setting.latency_us
     return Prepared(
         strategy=strategy,
         layout=placed,
-        pipeline=Pipeline(
-            len(placed.layers), cells=length + 4 * room, sequences=room * strategy.width, prompt_chunk=chunk
-        ),
+        pipeline=pipeline_of(strategy, len(placed.layers), setting),
         costs=Roofline(
             pair,
             cluster,
@@ -176,7 +175,7 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
             logits_on_wire=setting.logits_on_wire,
             width_cost=setting.width_cost,
         ),
-        oracle=setting.oracle(length + room),
+        oracle=setting.oracle(length + room(setting)),
         memory=memory,
         latency_s=latency_us * 1e-6,
         bandwidth_bps=(setting.bandwidth_gbps or cluster.link.bandwidth_gbps) * 1e9,
@@ -184,7 +183,20 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
     )
 
 
-def _strategy(setting: Setting) -> Strategy:
+def room(setting: Setting) -> int:
+    """Tokens beside the text: for everything in flight."""
+    return 16 * setting.nodes + 64
+
+
+def pipeline_of(strategy: Strategy, stages: int, setting: Setting) -> Pipeline:
+    """Of that many stages, with room for everything in flight, and sequence ids to match."""
+    length, spare = setting.prompt + setting.tokens, room(setting)
+    chunk = setting.prompt_chunk or setting.prompt
+    return Pipeline(stages, cells=length + 4 * spare, sequences=spare * strategy.width, prompt_chunk=chunk)
+
+
+def strategy_of(setting: Setting) -> Strategy:
+    """Raises WorkloadError."""
     try:
         strategy: Strategy = open_strategy(setting.strategy, setting.options)
     except ValueError as problem:
@@ -206,8 +218,12 @@ def _memory(cluster: Cluster, pair: Pair, placed: Layout, length: int) -> list[i
 
 def completed(trial: Trial, ready: Prepared, pair: Pair, setting: Setting) -> Trial:
     """The trial with what is not known where no model is: the ranks' layers and their memory (as modelled)."""
-    layers = [*ready.layout.layers, (0, pair.draft.layers)]
-    known = zip(trial.ranks, layers, ready.memory, strict=False)
+    return with_ranks(trial, [*ready.layout.layers, (0, pair.draft.layers)], ready.memory, setting)
+
+
+def with_ranks(trial: Trial, layers: Sequence[LayerRange], memory: Sequence[int], setting: Setting) -> Trial:
+    """The trial with its setting, and the layers and bytes of each rank, the draft's last."""
+    known = zip(trial.ranks, layers, memory, strict=False)
     ranks = tuple(msgspec.structs.replace(rank, layers=held, peak_memory=size) for rank, held, size in known)
     return msgspec.structs.replace(trial, ranks=ranks, config=msgspec.to_builtins(setting))
 
@@ -232,11 +248,18 @@ def simulate(
     cluster: Cluster, pair: Pair, strategies: Iterable[str], setting: Setting, sweep: bool = True
 ) -> list[Found]:
     """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`)."""
+    return side_by_side(lambda one: simulate_one(cluster, pair, one), strategies, setting, sweep)
+
+
+def side_by_side(
+    run: Callable[[Setting], Trial], strategies: Iterable[str], setting: Setting, sweep: bool
+) -> list[Found]:
+    """The same, whatever runs a setting."""
     found = []
     for name in strategies:
         options = variants(name, setting) if sweep else [{}]
         settings = [msgspec.structs.replace(setting, strategy=name, options=choice) for choice in options]
-        trials = [simulate_one(cluster, pair, one) for one in settings]
+        trials = [run(one) for one in settings]
         found.append(best(name, options, trials))
     return found
 
@@ -261,10 +284,14 @@ class Limits(msgspec.Struct, frozen=True):
 def limits(cluster: Cluster, pair: Pair, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
     """What theory allows where width, links and cancellation are free: T is the traversal of one row halfway through
     the generation, links left out, d one forward of the draft."""
+    stages = tuple(even_split(pair.target.layers, setting.nodes))
+    return limits_of(Roofline(pair, cluster, stages, setting.nodes - 1), setting, drafts)
+
+
+def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+    """The same, from costs with a stage on every node."""
     a, nodes = setting.acceptance, setting.nodes
     context = setting.prompt + setting.tokens // 2
-    stages = tuple(even_split(pair.target.layers, nodes))
-    costs = Roofline(pair, cluster, stages, nodes - 1)
     traversal = sum(costs.stage_s(stage, 1, context) for stage in range(nodes))
     k, speedup = theory.best_synchronous(a, costs.draft_s(1, context) / traversal)
     return Limits(

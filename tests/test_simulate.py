@@ -18,6 +18,7 @@ from pipeinfer.simulate import SWEEPS, Setting, layout, limits, simulate, simula
 from pipeinfer.workload import WorkloadError, cluster, pair
 
 CLUSTER, PAIR = cluster("haswell-gigabit"), pair("dolphin-tinyllama")
+EQUAL = [1.0] * 8
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
 
@@ -47,7 +48,7 @@ def test_iterative_speed_is_one_traversal_and_its_hops() -> None:
 
 def test_same_ranks_gives_the_draft_one_of_them() -> None:
     iterative, speculative, pipeinfer = (
-        layout(strategy, Setting(name, nodes=8), 80, CLUSTER)
+        layout(strategy, Setting(name, nodes=8), 80, EQUAL)
         for strategy, name in ((Iterative(), "iterative"), (Speculative(), "speculative"), (PipeInfer(), "pipeinfer"))
     )
     assert (len(iterative.layers), iterative.draft_rank) == (8, None)
@@ -56,11 +57,11 @@ def test_same_ranks_gives_the_draft_one_of_them() -> None:
 
 
 def test_as_published_follows_the_scripts() -> None:
-    pipeinfer = layout(PipeInfer(), Setting("pipeinfer", nodes=8, accounting="as-published"), 80, CLUSTER)
+    pipeinfer = layout(PipeInfer(), Setting("pipeinfer", nodes=8, accounting="as-published"), 80, EQUAL)
     assert [stop - start for start, stop in pipeinfer.layers] == [8, 12, 12, 12, 12, 12, 12]
-    four = layout(PipeInfer(), Setting("pipeinfer", nodes=4, accounting="as-published"), 80, CLUSTER)
+    four = layout(PipeInfer(), Setting("pipeinfer", nodes=4, accounting="as-published"), 80, EQUAL)
     assert [stop - start for start, stop in four.layers] == [8, 32, 40]
-    speculative = layout(Speculative(), Setting("speculative", nodes=8, accounting="as-published"), 80, CLUSTER)
+    speculative = layout(Speculative(), Setting("speculative", nodes=8, accounting="as-published"), 80, EQUAL)
     assert (len(speculative.layers), speculative.draft_rank) == (8, 0)
 
 

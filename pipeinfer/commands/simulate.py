@@ -1,22 +1,31 @@
 """`pipeinfer simulate`: strategies side by side on a cluster that need not exist."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pipeinfer.results import Trial
     from pipeinfer.simulate import Found, Limits, Setting
-    from pipeinfer.workload import Cluster, Pair
 
 
 def simulate(
-    cluster: Annotated[str, typer.Option(help="A profile of workloads/clusters.toml.")] = "haswell-gigabit",
-    pair: Annotated[str, typer.Option(help="A model pair of workloads/pairs.toml.")] = "dolphin-tinyllama",
+    cluster: Annotated[
+        str, typer.Option(help="A name of workloads/clusters.toml, or a FILE.json of `pipeinfer calibrate`.")
+    ] = "haswell-gigabit",
+    pair: Annotated[
+        str | None,
+        typer.Option(help="A pair of workloads/pairs.toml (default: dolphin-tinyllama); a calibrated one has its own."),
+    ] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="May be given again; default: the three.")] = None,
-    nodes: Annotated[int, typer.Option(help="Ranks in all, the draft's included.", min=1)] = 8,
+    nodes: Annotated[
+        int | None, typer.Option(help="Ranks in all, the draft's included (default: 8, or as calibrated).", min=1)
+    ] = None,
     acceptance: Annotated[
         str, typer.Option(help="poor, good (both assumed), a rate from 0 to 1, `varied good`, or a recorded trace.")
     ] = "good",
@@ -35,22 +44,49 @@ def simulate(
     from pipeinfer import workload
     from pipeinfer.acceptance import Acceptance, recorded
     from pipeinfer.acceptance import acceptance as read_acceptance
-    from pipeinfer.simulate import SWEEPS, Setting, limits
-    from pipeinfer.simulate import simulate as run
+    from pipeinfer.simulate import SWEEPS, Setting, side_by_side
 
-    where, models = workload.cluster(cluster), workload.pair(pair)
+    where = _place(cluster, pair)
     drafts = Acceptance(recorded(str(trace)).acceptance, trace=str(trace)) if trace else read_acceptance(acceptance)
     setting = workload.convert(
-        {"strategy": "", "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
+        {"strategy": "", "nodes": nodes or where.nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
          "trace": drafts.trace, "seed": seed,
          "tokens": tokens, "prompt": prompt, "accounting": accounting, "width_cost": width_cost}, Setting, "simulate:",
     )  # fmt: skip
-    found = run(where, models, strategy or list(SWEEPS), setting, sweep)
-    bound = limits(where, models, setting)
+    found = side_by_side(where.run, strategy or list(SWEEPS), setting, sweep)
+    bound = where.limits(setting)
     if as_json:
         print(msgspec.json.encode(_as_object(found, bound, setting)).decode())
         return
-    _show(found, bound, setting, where, models)
+    _show(found, bound, setting, where)
+
+
+class _Place(NamedTuple):
+    """What is simulated: models and hardware as people call them, ranks unless told otherwise, and how."""
+
+    models: str
+    title: str
+    nodes: int
+    run: "Callable[[Setting], Trial]"
+    limits: "Callable[[Setting], Limits]"
+
+
+def _place(cluster: str, pair: str | None) -> _Place:
+    """Raises WorkloadError or BadProfile."""
+    from pipeinfer import calibrated, workload
+    from pipeinfer import simulate as modelled
+    from pipeinfer.profile import read_profile
+
+    if not cluster.endswith(".json"):
+        where, models = workload.cluster(cluster), workload.pair(pair or "dolphin-tinyllama")
+        return _Place(models.title, f"nodes of {where.title}", 8, partial(modelled.simulate_one, where, models),
+                      partial(modelled.limits, where, models))  # fmt: skip
+    profile = read_profile(Path(cluster))
+    if pair is not None:
+        raise workload.WorkloadError(f"{cluster} was calibrated with its own pair: leave --pair out")
+    return _Place(f"{profile.target.name} + {profile.draft_model.name}, {profile.backend}",
+                  f"ranks of {profile.name}, calibrated", len(profile.ranks),
+                  partial(calibrated.simulate_one, profile), partial(calibrated.limits, profile))  # fmt: skip
 
 
 def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dict[str, Any]:
@@ -63,12 +99,12 @@ def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dic
     }
 
 
-def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Cluster", models: "Pair") -> None:
+def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: _Place) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(f"[bold]{models.title}[/]")
-    console.print(f"{setting.nodes} nodes of {where.title}")
+    console.print(f"[bold]{where.models}[/]")
+    console.print(f"{setting.nodes} {where.title}")
     console.print(
         f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:.3g} per drafted token "
         f"({_drafts(setting)}), ranks: {setting.accounting}"

@@ -1,0 +1,136 @@
+"""A calibrated cluster in the simulator: curves as costs, links with a floor, and the command."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from pipeinfer import metrics
+from pipeinfer.calibrated import Calibrated, hosts, limits, links, memory, simulate_one
+from pipeinfer.cli import app
+from pipeinfer.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile, write_profile
+from pipeinfer.simulate import Setting
+from pipeinfer.workload import WorkloadError
+
+HOP_S = 1e-4
+
+
+def flat(seconds: float, per_row: float = 0.0, per_position: float = 0.0) -> Curve:
+    rows, contexts = (1, 4), (1, 101)
+    return Curve(rows, contexts, tuple(
+        tuple(seconds + per_row * (r - 1) + per_position * (c - 1) for r in rows) for c in contexts))  # fmt: skip
+
+
+def rank(host: str, layer_s: float) -> RankProfile:
+    return RankProfile(host, 10**9, flat(1e-3), flat(layer_s, per_row=1e-4, per_position=1e-6), flat(2e-3))
+
+
+PROFILE = Profile(
+    name="desk",
+    backend="numpy",
+    target=ModelProfile("target", 8, 256, 2048, 10**6, 10**6),
+    draft_model=ModelProfile("draft", 2, 160, 2048, 10**5, 10**5),
+    ranks=(rank("a", 1e-3), rank("a", 1e-3), rank("b", 3e-3)),
+    draft=flat(5e-4),
+    links=(LinkProfile(-1, 0, HOP_S, 1e9), LinkProfile(0, 1, HOP_S, 1e9), LinkProfile(1, -1, 2 * HOP_S, 1e9)),
+    contention=(1.0, 1.1),
+    message_s=5e-5,
+    head_s=3e-5,
+)
+LAYERS = [(0, 4), (4, 8)]
+
+
+def setting(strategy: str, **changes: object) -> Setting:
+    return msgspec.structs.replace(Setting(strategy, nodes=2, tokens=32, prompt=8), **changes)
+
+
+def test_a_stage_takes_its_run_its_layers_and_at_the_end_the_head() -> None:
+    costs = Calibrated(PROFILE, LAYERS)
+    assert costs.stage_s(0, 1, 1) == pytest.approx(1e-3 + 4 * 1e-3)
+    assert costs.stage_s(0, 3, 51) == pytest.approx(1e-3 + 4 * (1e-3 + 2e-4 + 5e-5))
+    assert costs.stage_s(1, 1, 1) == pytest.approx(1e-3 + 4 * 1e-3 + 2e-3)
+    assert costs.draft_s(1, 1) == pytest.approx(5e-4 + 5e-5)
+    assert [costs.row_bytes(stage) for stage in (0, 1)] == [1024, 4]
+
+
+def test_a_slower_rank_takes_longer_and_more_stages_repeat_the_ranks() -> None:
+    costs = Calibrated(PROFILE, [(0, 2), (2, 4), (4, 6), (6, 8)])
+    assert costs.stage_s(2, 1, 1) - costs.stage_s(0, 1, 1) == pytest.approx(2 * 2e-3)
+    assert costs.stage_s(3, 1, 1) - costs.stage_s(0, 1, 1) == pytest.approx(2e-3)
+
+
+def test_hosts_of_the_ranks_the_draft_and_the_head() -> None:
+    found = hosts(PROFILE, LAYERS, 2)
+    assert list(found.names) == ["a", "a", "b", "a"]
+    assert list(found.steps) == [4, 4, 2]
+
+
+def test_links_are_as_measured_or_shaped_but_never_faster_than_they_are() -> None:
+    measured = links(PROFILE, 2, 2, setting("pipeinfer"))
+    assert measured(0, 1).arrival(0.0, 125) == pytest.approx(1e-6 + HOP_S)
+    assert measured(2, -1).arrival(0.0, 0) == pytest.approx(2 * HOP_S), "what was not measured is like its kind"
+    shaped = links(PROFILE, 2, 2, setting("pipeinfer", latency_us=10.0, bandwidth_gbps=0.001))
+    assert shaped(0, 1).arrival(0.0, 1) == pytest.approx(HOP_S)
+    assert shaped(0, 1).arrival(0.0, 1250) == pytest.approx(0.01 + 10e-6)
+
+
+def test_iterative_speed_by_hand() -> None:
+    trial = simulate_one(PROFILE, setting("iterative", options={}))
+    traversals = [1e-3 * 2 + 8 * (1e-3 + 1e-6 * position) + 2e-3 for position in range(8, 39)]
+    wire = (32 + 12) * 8 / 1e9 + (32 + 1024 + 12) * 8 / 1e9 + (32 + 4 + 12) * 8 / 1e9
+    rest = 4 * HOP_S + wire + 2 * 5e-5 + 3e-5
+    assert metrics.tokens_per_second(trial) == pytest.approx(31 / (sum(traversals) + 31 * rest), rel=1e-6)
+
+
+def test_limits_and_layers_and_memory_are_those_of_the_profile() -> None:
+    assert limits(PROFILE, setting("")).iterative == pytest.approx(1 / (2e-3 + 8 * (1e-3 + 23e-6) + 2e-3), rel=1e-3)
+    trial = simulate_one(PROFILE, setting("pipeinfer", nodes=3))
+    assert [one.layers for one in trial.ranks] == [(0, 4), (4, 8), (0, 2)]
+    assert memory(PROFILE, LAYERS, 2) == [4 * 10**6, 5 * 10**6, 3 * 10**5]
+    by_speed = simulate_one(PROFILE, setting("iterative", nodes=3, split="speed"))
+    assert [stop - start for start, stop in (one.layers for one in by_speed.ranks)] == [4, 3, 1]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    small = msgspec.structs.replace(PROFILE, ranks=(msgspec.structs.replace(PROFILE.ranks[0], memory_bytes=10**6),))
+    with pytest.raises(WorkloadError, match=r"desk: rank 0 has 0.001 GB of memory free and needs 0.004 GB"):
+        simulate_one(small, setting("iterative"))
+    with pytest.raises(WorkloadError, match="leave width_cost at 1"):
+        simulate_one(PROFILE, setting("iterative", width_cost=0.0))
+
+
+# The command
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    shown = CliRunner().invoke(app, ["simulate", "--tokens", "16", *arguments], env={"COLUMNS": "140"})
+    return shown.exit_code, shown.output
+
+
+def test_the_command_takes_a_file(tmp_path: Path) -> None:
+    write_profile(PROFILE, tmp_path / "desk.json")
+    code, shown = command("--cluster", str(tmp_path / "desk.json"), "--no-sweep")
+    assert code == 0, shown
+    assert "target + draft, numpy" in shown
+    assert "3 ranks of desk, calibrated" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "nowhere.json"], "cannot read the profile nowhere.json: No such file"),
+        (["--cluster", "desk.json", "--pair", "goliath-7b"], "calibrated with its own pair"),
+        (["--cluster", "broken.json"], "broken.json is not a profile"),
+        (["--cluster", "desk.json", "--nodes", "40"], "40 nodes for iterative"),
+    ],
+)
+def test_a_wrong_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_profile(PROFILE, tmp_path / "desk.json")
+    (tmp_path / "broken.json").write_text('{"name": "desk"}')
+    shown = CliRunner().invoke(app, ["simulate", *arguments])
+    assert isinstance(shown.exception, ValueError | SystemExit)
+    assert message in f"{shown.output}{shown.exception}"
