@@ -66,10 +66,10 @@ class Vocabulary(NamedTuple):
     merges: list[str]
 
 
-def exported(folder: Path, quantisation: str, cache: Path) -> Path:
+def exported(folder: Path, quantisation: str, cache: Path, *, untied: bool = False) -> Path:
     """The GGUF file of the model in `folder`, exported now or before. Raises BadModel."""
-    path = cache / f"{folder.name}-{fingerprint(folder)}-{quantisation}.gguf"
-    return made_once(path, partial(export_gguf, folder, quantisation=quantisation))
+    name = f"{folder.name}-{fingerprint(folder)}-{quantisation}" + "-untied" * untied
+    return made_once(cache / f"{name}.gguf", partial(export_gguf, folder, quantisation=quantisation, untied=untied))
 
 
 def fingerprint(folder: Path) -> str:
@@ -85,17 +85,18 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def export_gguf(folder: Path, path: Path, quantisation: str = "f16") -> None:
+def export_gguf(folder: Path, path: Path, quantisation: str = "f16", *, untied: bool = False) -> None:
     """Write the Llama model with a byte-level BPE tokenizer in `folder` to `path`. Raises BadModel.
 
     `quantisation` is "f32", "f16" or "q8_0"; matrices whose rows are no multiple of 32 values are float16 in the last.
+    `untied` writes an output matrix that is the embedding once more: llama.cpp of 2023 reads no Llama without one.
     """
     config = read_config(folder)
     vocabulary = read_vocabulary(folder, config)
     writer = import_module("gguf").GGUFWriter(path, "llama", use_temp_file=True)
     add_metadata(writer, config)
     add_tokenizer(writer, config, vocabulary)
-    for name, tensor in tensors_of(Checkpoint(folder), config):
+    for name, tensor in tensors_of(Checkpoint(folder), config, untied=untied):
         stored, kind = quantise(tensor, QUANTISATIONS[quantisation])
         writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()
@@ -178,15 +179,17 @@ def merges_of(tokenizer: TokenizerJson) -> list[str]:
     return merges or ["<|never|> <|never|>"]
 
 
-def tensors_of(checkpoint: Checkpoint, config: LlamaConfig) -> Iterator[tuple[str, Hidden]]:
+def tensors_of(checkpoint: Checkpoint, config: LlamaConfig, *, untied: bool) -> Iterator[tuple[str, Hidden]]:
     """Tensors under GGUF's names, read one at a time, matrices [outputs, inputs]."""
     hidden = config.hidden_size
-    yield "token_embd.weight", checkpoint.tensor("model.embed_tokens.weight", config.vocab_size, hidden)
+    embedding = "model.embed_tokens.weight"
+    yield "token_embd.weight", checkpoint.tensor(embedding, config.vocab_size, hidden)
     for layer in range(config.num_hidden_layers):
         yield from layer_tensors(checkpoint, config, layer)
     yield "output_norm.weight", checkpoint.tensor("model.norm.weight", hidden)
-    if not config.tie_word_embeddings:
-        yield "output.weight", checkpoint.tensor("lm_head.weight", config.vocab_size, hidden)
+    if untied or not config.tie_word_embeddings:
+        name = embedding if config.tie_word_embeddings else "lm_head.weight"
+        yield "output.weight", checkpoint.tensor(name, config.vocab_size, hidden)
     if config.llama3_scaling is not None:
         yield "rope_freqs.weight", frequency_divisors(config)
 

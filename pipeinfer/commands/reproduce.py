@@ -36,17 +36,24 @@ def reproduce(
         "results"
     ),
     jobs: Annotated[int, typer.Option(help="Processes for simulations; 0: one per core.", min=0)] = 0,
+    artifact: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where you built the authors' programs, to run them too.")
+    ] = None,
+    artifact_mpirun: Annotated[str, typer.Option(help="What starts their ranks, with its options.")] = "mpirun",
+    artifact_arguments: Annotated[str, typer.Option(help="Added to their command lines; the last word counts.")] = "",
 ) -> None:
     """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim."""
     from rich.console import Console
 
+    from pipeinfer.reproduce.recipes import Artifact
     from pipeinfer.reproduce.records import Store
     from pipeinfer.reproduce.run import check, conclude, run
     from pipeinfer.reproduce.select import Wish, select
 
     live, ranks = _ranks(workers, key)
+    theirs = Artifact(artifact, artifact_mpirun, artifact_arguments) if artifact is not None else None
     live |= _models(backend, backend_option, target, draft)
-    recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks))
+    recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks, theirs))
     check(recipes)
     store = Store(out)
     console = Console()

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeinfer import metrics
 from pipeinfer.divergence import Divergence, divergence
-from pipeinfer.reproduce.recipes import Cell, EmulatedCell, Point, Recipe, SimCell, points, simulated_twin
+from pipeinfer.reproduce.recipes import Cell, EmulatedCell, Point, ProgramCell, Recipe, SimCell, points, simulated_twin
 from pipeinfer.reproduce.records import Record, config_hash
 from pipeinfer.results import Trial
 
@@ -170,7 +170,7 @@ def analyse(recipe: Recipe, records: Mapping[str, Record]) -> Analysis:
         if record is None:
             missing += 1
             continue
-        found = _objection(record, reference.get((place, _text_of(draw))))
+        found = _objection(point.cell, record, reference.get((place, _text_of(draw))))
         if isinstance(found, str):
             rejected.append(Rejected(place, point.contender, chosen, draw, found))
             continue
@@ -236,10 +236,12 @@ def _references(known: Iterable[tuple[Point, Record | None]]) -> dict[tuple[Plac
     return found
 
 
-def _objection(record: Record, reference: Trial | None) -> str | Divergence | None:
+def _objection(cell: Cell, record: Record, reference: Trial | None) -> str | Divergence | None:
     """Why a trial has no figures, in words; or where it parts from its reference at a tie; or None."""
     if record.trial is None:
         return record.error
+    if isinstance(cell, ProgramCell):
+        return None  # The authors' programs are of another llama.cpp: their text is shown, not judged.
     if reference is None:
         return "there is no iterative run to compare its token ids with"
     found = divergence(record.trial, reference)

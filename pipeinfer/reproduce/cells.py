@@ -142,4 +142,5 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
         stop_ids=(),
         margins=True,
     )
-    return msgspec.structs.replace(trial, config=msgspec.to_builtins(cell))
+    text = cluster.tokenizer.decode(trial.token_ids)
+    return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), "text": text})

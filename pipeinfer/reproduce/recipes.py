@@ -15,6 +15,16 @@ Axis = Literal["nodes", "width_cost", "acceptance", "bandwidth_gbps", "latency_u
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Quantity = Literal["speed", "gap", "tail", "first", "utilisation"]
 
+ARTIFACT = "artifact"
+"""The recipe that needs programs which the user has built."""
+
+BUILD = (
+    "to build them, in a clone of github.com/AutonomicPerfectionist/PipeInfer: cmake -B build "
+    "-DCMAKE_C_COMPILER=mpicc -DCMAKE_CXX_COMPILER=mpicxx -DLLAMA_MPI=1 && "
+    "cmake --build build --config Release --target main speculative_orig speculative"
+)
+"""What to do where they are missing; docs/artifact.md has the whole way."""
+
 
 class Simulated(Entry, frozen=True, kw_only=True):
     """A sweep in simulation: every combination of the lists. `acceptance` are words of `pipeinfer.acceptance`; of a
@@ -35,11 +45,14 @@ class Simulated(Entry, frozen=True, kw_only=True):
 
 class Contender(Entry, frozen=True):
     """A strategy as a recipe runs it. `of` names the strategy (default: what the contender is called); every
-    combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting."""
+    combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting.
+    With a `program`, the authors' compiled program of that name runs in its place, with these `arguments`."""
 
     of: str = ""
     options: dict[str, list[Any]] = msgspec.field(default_factory=dict)
     setting: dict[str, Any] = msgspec.field(default_factory=dict)
+    program: str = ""
+    arguments: list[str] = msgspec.field(default_factory=list)
 
 
 class Live(Entry, frozen=True, kw_only=True):
@@ -87,13 +100,22 @@ class Figure(Entry, frozen=True):
     panels: tuple[Literal["cluster", "acceptance", "pair"], ...] = ()
 
 
+class Artifact(msgspec.Struct, frozen=True):
+    """Where the authors' programs are, the command that starts an MPI world of them, and what the user adds to their
+    command lines."""
+
+    folder: str
+    launcher: str = "mpirun"
+    arguments: str = ""
+
+
 class Recipe(Entry, frozen=True, kw_only=True):
     """What a file of `reproduce/` says. `claims` are ids of paper_figures/reference/claims.toml. There
     is a table in any case, besides the `figures`.
 
     `emulated` is the part of the sweep that may be run in real time: lists that replace those of `simulated`, and the
     `strategies` if not all of them. `emulation`, which no file has, says that this recipe *is* that part; `left_out`
-    are points of the sweep that the cluster has no room for."""
+    are points of the sweep that the cluster has no room for; `artifact` is what the user has built."""
 
     title: str
     about: str
@@ -109,6 +131,7 @@ class Recipe(Entry, frozen=True, kw_only=True):
     name: str = ""
     emulation: Emulation | None = None
     left_out: tuple[Site, ...] = ()
+    artifact: Artifact | None = None
 
     @property
     def fidelity(self) -> str:
@@ -147,7 +170,20 @@ class LiveCell(msgspec.Struct, frozen=True):
     live: Live
 
 
-Cell = SimCell | LiveCell
+class ProgramCell(msgspec.Struct, frozen=True):
+    """One generation by a program of the artifact, where `live` says what ours does."""
+
+    program: str
+    arguments: list[str]
+    options: dict[str, Any]
+    prompt: str
+    temperature: float
+    repeat: int
+    live: Live
+    artifact: Artifact
+
+
+Cell = SimCell | LiveCell | ProgramCell
 
 
 class Point(NamedTuple):
@@ -158,13 +194,13 @@ class Point(NamedTuple):
 
 
 def recipe_names() -> list[str]:
-    """Every recipe that there is."""
-    return sorted(path.stem for path in asset("reproduce").glob("*.toml"))
+    """Every recipe that runs without being asked for."""
+    return sorted({path.stem for path in asset("reproduce").glob("*.toml")} - {ARTIFACT})
 
 
 def read_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises WorkloadError."""
-    known = recipe_names()
+    known = [*recipe_names(), ARTIFACT]
     if name not in known:
         raise WorkloadError(f'no recipe "{name}"{suggest(name, known)}')
     path = asset("reproduce") / f"{name}.toml"
@@ -248,4 +284,14 @@ def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
     # Strategies alternate within a repetition, so that what else the machine does hits all of them alike.
     for prompt, temperature, repeat in product(live.prompts, live.temperatures, range(live.repeats)):
         for name, contender, options in _variants(recipe):
-            yield Point(name, LiveCell(contender.of or name, options, prompt, temperature, repeat, live))
+            cell = LiveCell(contender.of or name, options, prompt, temperature, repeat, live)
+            yield Point(name, _by_program(recipe, contender, cell) if contender.program else cell)
+
+
+def _by_program(recipe: Recipe, contender: Contender, cell: LiveCell) -> ProgramCell:
+    if recipe.artifact is None:
+        raise WorkloadError(f'recipe "{recipe.name}" runs the authors\' programs: give --artifact DIR; {BUILD}')
+    return ProgramCell(
+        contender.program, contender.arguments, cell.options, cell.prompt, cell.temperature, cell.repeat, cell.live,
+        recipe.artifact,
+    )  # fmt: skip

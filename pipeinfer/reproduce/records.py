@@ -49,7 +49,7 @@ def config_hash(cell: Cell) -> str:
         behind: Any = (cluster, workload.pair(cell.pair), trace and recorded(trace))
         cell = msgspec.structs.replace(cell, cluster=cluster.name)  # Where its file lies decides nothing.
     else:
-        behind = _model_files()
+        behind = [*_model_files(), *_dates(cell.live.target, cell.live.draft)]
     content = msgspec.json.encode((pipeinfer.__version__, cell, behind), order="sorted")
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -58,6 +58,12 @@ def config_hash(cell: Cell) -> str:
 def _model_files() -> list[str]:
     files = sorted(asset("workloads/builtin").rglob("*.safetensors"))
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def _dates(*models: str) -> list[tuple[int, int]]:
+    """Size and date of models that are files of the user's: too large to be read for a hash."""
+    paths = [Path(model) for model in models if not model.startswith("builtin:")]
+    return [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
 
 
 def encode(record: Record) -> bytes:

@@ -9,10 +9,21 @@ from typing import NamedTuple
 import msgspec
 
 from pipeinfer.reproduce.analysis import Analysis, analyse
+from pipeinfer.reproduce.artifact import run_programs
 from pipeinfer.reproduce.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.reproduce.claims import Claim, judge
 from pipeinfer.reproduce.emulated import run_emulated
-from pipeinfer.reproduce.recipes import Cell, EmulatedCell, LiveCell, Recipe, SimCell, cells, simulated_twin
+from pipeinfer.reproduce.in_world import check_world, needs_world, run_in_world
+from pipeinfer.reproduce.recipes import (
+    Cell,
+    EmulatedCell,
+    LiveCell,
+    ProgramCell,
+    Recipe,
+    SimCell,
+    cells,
+    simulated_twin,
+)
 from pipeinfer.reproduce.records import Record, Store, config_hash, environment
 from pipeinfer.reproduce.report import Block, Code, Heading, Paragraph, Table, write
 from pipeinfer.reproduce.sections import section, table
@@ -30,6 +41,7 @@ def check(recipes: list[Recipe]) -> None:
         try:
             check_simulated(cell for cell in found if isinstance(cell, SimCell))
             check_live(cell for cell in found if isinstance(cell, LiveCell))
+            check_world(cell for cell in found if isinstance(cell, LiveCell))
         except WorkloadError as problem:
             raise WorkloadError(f"recipe {recipe.name}: {problem}") from None
 
@@ -49,7 +61,9 @@ def _records(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Record
     # In the order of `cells`.
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
-    yield from run_live([cell for cell in missing if isinstance(cell, LiveCell)], key)
+    live = [cell for cell in missing if isinstance(cell, LiveCell)]
+    yield from run_in_world(live) if needs_world(live) else run_live(live, key)
+    yield from run_programs(cell for cell in missing if isinstance(cell, ProgramCell))
 
 
 def _seconds_left(cells: list[Cell], store: Store) -> float | None:

@@ -7,6 +7,7 @@ from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
 from pipeinfer.reproduce.beside import beside
 from pipeinfer.reproduce.figures import draw, figure_name, limit, mean_gap, tail_gap
+from pipeinfer.reproduce.head_to_head import NOTES, head_to_head
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
 
 
@@ -23,12 +24,15 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     for figure in recipe.figures:
         draw(analysis, figure, figures)
         blocks.append(Picture(figure_name(recipe, figure), recipe.title))
-    return [*blocks, table(analysis), *beside(analysis), *_errors(analysis)]
+    notes = [Paragraph(NOTES)] if recipe.artifact else []
+    return [*blocks, table(analysis), *notes, *beside(analysis), *_errors(analysis)]
 
 
 def table(analysis: Analysis) -> Table:
     """A row per contender and place."""
     recipe = analysis.recipe
+    if recipe.artifact:
+        return head_to_head(analysis)
     simulated = recipe.simulated is not None
     title = f"{recipe.title} ({recipe.fidelity})"
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p95 gap", "first token",

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeinfer import workload
+from pipeinfer.reproduce.artifact import with_artifact
 from pipeinfer.reproduce.cells import check_simulated, distinct
 from pipeinfer.reproduce.recipes import (
+    ARTIFACT,
+    Artifact,
     Emulation,
     Recipe,
     SimCell,
@@ -34,6 +37,7 @@ class Wish(msgspec.Struct, frozen=True):
     cluster: str | None = None
     live: dict[str, Any] = {}
     ranks: int | None = None
+    artifact: Artifact | None = None
 
 
 class Selected(NamedTuple):
@@ -50,6 +54,7 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     if wish.cluster is not None:
         workload.cluster(wish.cluster)
     asked = list(dict.fromkeys(names)) or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
+    asked += [ARTIFACT] if wish.artifact is not None and ARTIFACT not in asked else []
     found = [wished for recipe in map(read_recipe, asked) if (wished := _at(recipe, wish)) is not None]
     if not found:
         raise WorkloadError(f"none of {', '.join(asked)} has fidelity {wish.fidelity}")
@@ -62,7 +67,10 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
     """The recipe at the fidelity that was asked for, if it has that."""
     replace = msgspec.structs.replace
     if recipe.live is not None:
-        return replace(recipe, live=replace(recipe.live, **wish.live)) if wish.fidelity in (None, "real") else None
+        recipe = replace(recipe, live=replace(recipe.live, **wish.live))
+        if wish.fidelity not in (None, "real"):
+            return None
+        return with_artifact(recipe, wish.artifact) if recipe.name == ARTIFACT and wish.artifact else recipe
     if wish.fidelity == "emulated" and recipe.emulated is not None:
         over = {name: value for name, value in wish.live.items() if name in Emulation.__struct_fields__}
         recipe = emulated(recipe, Emulation(**over))

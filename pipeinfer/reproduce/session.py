@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell
+from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell, ProgramCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
 from pipeinfer.results import Trial
 from pipeinfer.spans import Span
@@ -46,17 +46,17 @@ def on_ranks(
                 stack.close()
                 cluster, problem = None, f"the ranks did not come up: {_one_line(failed)}"
             if cluster is None:
-                yield _record(cell, None, [], problem, 0.0)
+                yield record_of(cell, None, [], problem, 0.0)
                 continue
             try:
                 trial = generate(cluster, cell)
             except (RankLost, TransportError, ValueError) as failed:
                 stack.close()
                 cluster = None
-                yield _record(cell, None, [], _one_line(failed), time.perf_counter() - start)
+                yield record_of(cell, None, [], _one_line(failed), time.perf_counter() - start)
             else:
                 spans = _spans(cluster, trial) if cluster.plan.trace else []
-                yield _record(cell, trial, spans, "", time.perf_counter() - start)
+                yield record_of(cell, trial, spans, "", time.perf_counter() - start)
 
 
 def _one_line(failed: BaseException) -> str:
@@ -82,7 +82,10 @@ def _counted(name: str, first_run: int) -> str:
     return f"{kind} {int(run) - first_run}" if run else kind
 
 
-def _record(cell: C, trial: Trial | None, spans: list[Span], error: str, seconds: float) -> Record:
+def record_of(
+    cell: EmulatedCell | LiveCell | ProgramCell, trial: Trial | None, spans: list[Span], error: str, seconds: float
+) -> Record:
+    """What is kept of a cell that was run in real time, or that failed."""
     return Record(
         config_hash=config_hash(cell),
         config=msgspec.to_builtins(cell),

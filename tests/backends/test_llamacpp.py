@@ -519,6 +519,14 @@ def test_an_export_gives_the_logits_of_its_folder(tmp_path, shape, fields):
         assert np.abs(came - expected).max() < tolerance * np.abs(expected).max(), quantisation
 
 
+def test_an_untied_export_says_the_same_with_a_matrix_of_its_own(tmp_path):
+    folder, path = write_llama(tmp_path / "model", tied=True), tmp_path / "untied.gguf"
+    export_gguf(folder, path, "f32", untied=True)
+    assert "output.weight" in GgufFile(path).tensors
+    tied, untied = (logits(backend(tmp_path, kv_type="f32", quantisation="f32"), model) for model in (folder, path))
+    assert np.array_equal(tied, untied)
+
+
 @pytest.mark.parametrize(("quantisation", "agreement"), [("f16", 0.99), ("q8_0", 0.95)])
 def test_the_builtin_pair_runs_under_its_own_names(shared, quantisation, agreement):
     for name in ("builtin:target", "builtin:draft"):
