@@ -27,7 +27,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     `vocabulary_digest` is equal for two models exactly when token ids mean the same text in both. `precision` is the
     coarsest arithmetic that a row meets, which says how much its logits may depend on the rows it is computed with: in
     "float32" never as much as another token; "bfloat16", "float16", "tf32" or a quantisation like "q8_0" may turn a tie
-    (`pipeinfer.divergence`).
+    (`pipeinfer.divergence`). Bytes are of the weights of the largest layer, of the output head (behind the last layer)
+    and of the embedding (before the first), and of one layer's keys and values for one cell; 0 where not known.
     """
 
     architecture: str
@@ -40,6 +41,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     head_bytes: int
     eos: tuple[int, ...] = ()
     precision: str = "float32"
+    embedding_bytes: int = 0
+    kv_bytes: int = 0
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -107,7 +110,12 @@ class Tokenizer(Protocol):
 
 class Backend(Protocol):
     """Opens models. Constructed with the options of the command line or workload as keyword arguments; an option it
-    does not know raises TypeError from its own signature, one out of range ValueError."""
+    does not know raises TypeError from its own signature, one out of range ValueError. An option `rank` is given by the
+    rank that it is opened on.
+
+    A backend whose models do not lie in the host's memory also has `device_bytes() -> int | None`: what is free where
+    they lie, None where that is the host's memory after all.
+    """
 
     def info(self, model: str) -> ModelInfo:
         """Read the model's description only. Raises BadModel."""

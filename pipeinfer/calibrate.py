@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from pipeinfer import __version__
 from pipeinfer.backend import ModelInfo
 from pipeinfer.contact import Contact
-from pipeinfer.core.messages import Inspect, Load, Sampling
+from pipeinfer.core.messages import Sampling
 from pipeinfer.deciding import head_event_s
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.launch import Models, Plan, uncollected
 from pipeinfer.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.questions import draft_load, inspections, target_load
 from pipeinfer.survey import Grid, LayerTimes, Seconds, Survey, part_of, parts_of
 from pipeinfer.transports import HEAD
 
@@ -40,45 +40,12 @@ def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None]) -> Pro
         survey = Survey(contact, say)
         try:
             say("the ranks")
-            survey.inspect(inspections(models, count, contact.transport.address))
+            survey.inspect(inspections(models, count, contact.transport.address, limited=True))
             return _Calibration(models, survey, sampling).profile()
         except RankLost as lost:
             if contact.never_came(lost):
                 raise LaunchError(str(lost)) from lost
             raise
-
-
-def inspections(models: Models, count: int, head_address: str, *, shape: bool = True) -> dict[int, Inspect]:
-    """What the head asks `count` ranks first, of which the last drafts, where the plan has a draft."""
-    plan = models.plan
-    limits = (plan.latency_s, plan.bandwidth_bps) if shape else ()
-    asked = {}
-    for rank in range(count):
-        drafts = models.draft is not None and rank == count - 1
-        backend, options = (models.draft_backend, models.draft_options) if drafts else (
-            plan.backend, plan.backend_options)  # fmt: skip
-        asked[rank] = Inspect(rank, backend, msgspec.json.encode(options), head_address, *limits)
-    return asked
-
-
-def target_load(models: Models, cells: int, sampling: Sampling) -> Load:
-    """All of the target but which layers."""
-    return _load(models.plan.backend, models.plan.backend_options, models.plan.target, models.target, cells, sampling)
-
-
-def draft_load(models: Models, cells: int, sampling: Sampling) -> Load:
-    """The whole draft, with choosing the best candidate."""
-    assert models.draft is not None
-    assert models.plan.draft is not None
-    load = _load(models.draft_backend, models.draft_options, models.plan.draft, models.draft, cells, sampling)
-    return msgspec.structs.replace(load, layers=(0, models.draft.layers), outputs=True, candidates=1)
-
-
-def _load(
-    backend: str, options: dict[str, Any], model: str, info: ModelInfo, cells: int, sampling: Sampling
-) -> Load:  # fmt: skip
-    return Load(backend, msgspec.json.encode(options), model, (0, 0), cells, info.hidden_size, info.vocabulary, False,
-                sampling)  # fmt: skip
 
 
 class _Calibration:
@@ -130,13 +97,12 @@ class _Calibration:
 
     def _rank(self, rank: int, times: LayerTimes) -> RankProfile:
         inspected = self._survey.ranks[rank]
-        return RankProfile(inspected.host, inspected.memory_bytes, self._curve(times.run), self._curve(times.layer),
-                           self._curve(times.head))  # fmt: skip
+        beside = len(self._survey.by_host(self._survey.ranks)[inspected.host]) if inspected.shared else 1
+        curves = [self._curve(part) for part in times]
+        return RankProfile(inspected.host, inspected.memory_bytes // beside, *curves)
 
     def _curve(self, seconds: Seconds) -> Curve:
-        """Differences of measurements may come out below zero: that is noise."""
-        table = tuple([tuple(line) for line in np.maximum(seconds, 0.0).tolist()])
-        return Curve(self._grid.rows, self._grid.contexts, table)
+        return Curve(self._grid.rows, self._grid.contexts, tuple([tuple(line) for line in seconds.tolist()]))
 
     def _environment(self) -> dict[str, Any]:
         plan, ranks = self._models.plan, self._survey.ranks

@@ -16,9 +16,12 @@ from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Proposal, Ready, Report, Sampling, Setup
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.placement import even_split, parse_split
+from pipeinfer.placing import AUTO, auto_split, check_memory
 from pipeinfer.plugins import open_backend
+from pipeinfer.questions import inspections
 from pipeinfer.results import RankRecord, Trial, run_record
 from pipeinfer.spans import Span
+from pipeinfer.survey import Survey
 from pipeinfer.transports import HEAD
 
 LOAD_S = 300.0
@@ -40,8 +43,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`); `cells` 0: the context and some.
 
     `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
-    are started here. `bandwidth_bps` (bit/s) and `latency_s` shape every link. `cpu_share` is the share of the time in
-    which each rank computes, so that it is as slow as a node of that much of this one's speed.
+    are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
+    first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link.
+    `cpu_share` is the share of the time in which each rank computes, so that it is as slow as a node of that much of
+    this one's speed.
     """
 
     backend: str = "numpy"
@@ -52,6 +57,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     draft: str | None = "builtin:draft"
     stages: int = 3
     layers: str | None = None
+    profile: str | None = None
     transport: str = "tcp"
     bandwidth_bps: float = float("inf")
     latency_s: float = 0.0
@@ -73,8 +79,9 @@ class Models:
         self.draft_options = plan.draft_backend_options if plan.draft_backend else plan.backend_options
         self.backend = open_backend(plan.backend, plan.backend_options)
         self.target = self.backend.info(plan.target)
-        self.split = parse_split(plan.layers, self.target.layers) if plan.layers else (
-            even_split(self.target.layers, plan.stages))  # fmt: skip
+        self.split = even_split(self.target.layers, plan.stages) if plan.layers in (None, AUTO) else (
+            parse_split(plan.layers, self.target.layers))  # fmt: skip
+        """With `auto`: until the ranks are known."""
         self.draft = self._draft() if plan.draft else None
         self.cells = plan.cells or self.target.context + SPARE_CELLS
 
@@ -181,6 +188,7 @@ class Cluster(Contact):
     # Bringing up
 
     def _set_up(self) -> None:
+        self._place()
         self._setups = self.models.setups(self.addresses, self.transport.address)
         for setup, address in zip(self._setups, self.addresses, strict=True):
             self.transport.connect(setup.rank, address)
@@ -197,6 +205,16 @@ class Cluster(Contact):
                 missing = sorted({setup.rank for setup in self._setups} - set(self.ready))
                 raise LaunchError(f"ranks {missing} were not ready after {LOAD_S:g} s")
         self.collect()
+
+    def _place(self) -> None:
+        """Meet the ranks, and refuse what they have no room for, or choose what is fastest."""
+        models, survey = self.models, Survey(self)
+        asked = inspections(models, len(self.addresses), self.transport.address, limited=False)
+        survey.inspect(asked)
+        if self.plan.layers == AUTO:
+            with uncollected():
+                models.split = auto_split(models, survey)
+        check_memory(models, survey.ranks)
 
     def _begin(self, begin: Begin) -> None:
         self.send(0, msgspec.structs.replace(begin, draft={}))

@@ -1,6 +1,7 @@
 """Which layers lie on which rank."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 LayerRange = tuple[int, int]
 """Layers [i, j) of a model."""
@@ -16,6 +17,40 @@ def even_split(layers: int, stages: int) -> list[LayerRange]:
         raise BadSplit(f"{layers} layers cannot be split over {stages} stages: expected 1 to {layers} stages")
     small, larger = divmod(layers, stages)
     return _ranges([small + (stage < larger) for stage in range(stages)])
+
+
+def fastest_split(layers: int, seconds: Callable[[int, int], float], most: Sequence[int]) -> list[LayerRange]:
+    """The split whose slowest stage is as fast as can be, and of those the most even one (least squares).
+
+    `seconds(rank, count)` is what a stage of `count` layers takes on a rank, the output head included where it is the
+    last; rank r holds 1 to `most[r]` layers. Raises BadSplit when that is not enough.
+    """
+    if sum(most) < layers or min(most) < 1 or layers < len(most):
+        raise BadSplit(f"{layers} layers cannot be split over ranks with room for {', '.join(map(str, most))} layers")
+    slowest, _ = _cheapest(layers, seconds, most, max)
+
+    def square(rank: int, count: int) -> float:
+        time = seconds(rank, count)
+        return time * time if time <= slowest else float("inf")
+
+    return _ranges(_cheapest(layers, square, most, operator.add)[1])
+
+
+def _cheapest(
+    layers: int, cost: Callable[[int, int], float], most: Sequence[int], join: Callable[[float, float], float]
+) -> tuple[float, list[int]]:
+    """The least joined cost of stages with `layers` layers in all, and their counts; of equals the one with most layers
+    on the first ranks."""
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for rank, room in enumerate(most):
+        grown: dict[int, tuple[float, list[int]]] = {}
+        for held, (so_far, counts) in best.items():
+            for count in range(1, min(room, layers - held) + 1):
+                found = join(so_far, cost(rank, count))
+                if held + count not in grown or found <= grown[held + count][0]:
+                    grown[held + count] = (found, [*counts, count])
+        best = grown
+    return best[layers]
 
 
 def parse_split(text: str, layers: int) -> list[LayerRange]:

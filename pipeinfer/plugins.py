@@ -49,8 +49,11 @@ def load(group: str, name: str) -> Any:
     return _load(points[0])
 
 
-def open_backend(name: str, options: dict[str, Any]) -> Any:
-    """A compute backend (`pipeinfer.backend.Backend`) with its own options. Raises ValueError on a wrong one."""
+def open_backend(name: str, options: dict[str, Any], *, rank: int | None = None) -> Any:
+    """A compute backend (`pipeinfer.backend.Backend`) with its own options; one that has an option `rank` is told the
+    rank that it is opened on. Raises ValueError on a wrong option."""
+    if rank is not None and "rank" in inspect.signature(load(BACKENDS, name)).parameters:
+        options = {"rank": rank, **options}
     return _construct(BACKENDS, name, options)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer.backend import ModelInfo
+
 
 class BadProfile(ValueError):  # noqa: N818 - reads as what happened
     """The file is not a profile, or not one of this pair; one line."""
@@ -98,6 +100,18 @@ def read_profile(path: Path) -> Profile:
         raise BadProfile(f"cannot read the profile {path}: {problem.strerror}") from problem
     except msgspec.DecodeError as problem:
         raise BadProfile(f"{path} is not a profile, as `pipeinfer calibrate` writes them: {problem}") from problem
+
+
+def check_profile(profile: Profile, path: Path, backend: str, target: ModelInfo, ranks: int) -> None:
+    """Raise BadProfile unless it was measured with this backend and target on as many ranks."""
+    found = (profile.backend, profile.target.layers, profile.target.hidden_size, profile.target.vocabulary)
+    wanted = (backend, target.layers, target.hidden_size, target.vocabulary)
+    if found != wanted:
+        one, other = ("{} with {} layers of width {} and {} tokens".format(*of) for of in (found, wanted))
+        raise BadProfile(f"{path} is a profile of {one}, and the target is {other}: calibrate with this one")
+    if len(profile.ranks) < ranks:
+        raise BadProfile(f"{path} is a profile of {len(profile.ranks)} ranks, and the target is on {ranks}: calibrate"
+                         " again")
 
 
 def write_profile(profile: Profile, path: Path) -> None:

@@ -37,6 +37,9 @@ MEASURED_BYTES = 64 << 20
 
 MOST_LAYERS = 8
 
+FINEST_S = 1e-9
+"""No part of a model is said to take less."""
+
 Seconds = NDArray[np.float64]
 """By context and rows."""
 
@@ -60,9 +63,9 @@ class LayerTimes(NamedTuple):
 class Survey:
     """Over `contact`, whose ranks have not been set up. `say` is told what is being measured."""
 
-    def __init__(self, contact: Contact, say: Callable[[str], None]) -> None:
+    def __init__(self, contact: Contact, say: Callable[[str], None] | None = None) -> None:
         self._contact = contact
-        self.say = say
+        self.say = say or _say_nothing
         self.ranks: dict[int, Inspected] = {}
         """Who they are, once they were inspected."""
 
@@ -166,6 +169,10 @@ class Survey:
         return answers
 
 
+def _say_nothing(what: str) -> None:
+    """Nobody wants to know."""
+
+
 def parts_of(layers: int, layer_bytes: int) -> list[LayerRange]:
     """What to time to know a layer, the rest and the output head apart: some layers and twice as many, from the middle
     of the model where there are enough, and the last ones. Some, not one, which a cache may hold where a stage's share
@@ -183,13 +190,17 @@ def part_of(load: Load, part: LayerRange, layers: int) -> Load:
 
 
 def separate(parts: Sequence[LayerRange], layers: int, times: Sequence[Seconds]) -> LayerTimes:
-    """A layer, the rest of a run and the output head from the times of `parts_of` a model; of a single layer all is
-    said to be the layer's."""
+    """A layer, the rest of a run and the output head from the times of `parts_of` a model, none below zero: where twice
+    the layers take more than twice the time, what is left over is spread evenly. Of a single layer all is the layer's.
+    """
+    from scipy.optimize import nnls  # which takes long to import
+
     if layers == 1:
         return LayerTimes(np.zeros_like(times[0]), times[0], np.zeros_like(times[0]))
-    system = [[1.0, stop - start, float(stop == layers)] for start, stop in parts]
-    solved = np.linalg.solve(system, np.reshape(times, (len(parts), -1))).reshape(3, *times[0].shape)
-    return LayerTimes(*solved)
+    system = np.array([[1.0, stop - start, float(stop == layers)] for start, stop in parts])
+    columns = np.maximum(np.reshape(times, (len(parts), -1)).T, FINEST_S)
+    solved = [nnls(system / column[:, None], np.ones(len(parts)))[0] for column in columns]
+    return LayerTimes(*np.reshape(np.transpose(solved), (3, *times[0].shape)))
 
 
 def _rank(rank: int) -> str:

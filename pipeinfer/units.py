@@ -25,6 +25,11 @@ def seconds(text: str) -> float:
     return number * TIME[unit.lower()]
 
 
+def size(count: int) -> str:
+    """Bytes as people write them: `3.2 GB`, `12.0 MB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def _split(text: str, expected: str) -> tuple[float, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:

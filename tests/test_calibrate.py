@@ -94,17 +94,29 @@ def test_a_profile_is_read_as_it_was_written(emulated: Profile, tmp_path: Path) 
     assert read_profile(path) == emulated
 
 
-@given(st.integers(2, 200), st.integers(0, 1 << 32), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+TIME = st.floats(1e-5, 1)
+
+
+@given(st.integers(2, 200), st.integers(0, 1 << 32), TIME, TIME, TIME)
 def test_layers_are_told_apart_from_the_rest(layers: int, size: int, run: float, layer: float, head: float) -> None:
     parts = parts_of(layers, size)
     assert all(0 <= start < stop <= layers for start, stop in parts)
     found = separate(parts, layers, [np.full((2, 3), one(part, layers, run, layer, head)) for part in parts])
     for came, expected in zip(found, (run, layer, head), strict=True):
-        assert came == pytest.approx(np.full((2, 3), expected), abs=1e-9)
+        assert came == pytest.approx(np.full((2, 3), expected), rel=1e-6, abs=1e-8)
 
 
 def one(part: LayerRange, layers: int, run: float, layer: float, head: float) -> float:
     return run + layer * (part[1] - part[0]) + head * (part[1] == layers)
+
+
+def test_what_twice_the_layers_take_beyond_twice_the_time_is_spread() -> None:
+    parts = parts_of(8, 1)
+    assert parts == [(1, 4), (1, 7), (5, 8)]
+    run, layer, head = (part[0][0] for part in separate(parts, 8, [np.full((1, 1), t) for t in (3.0, 6.6, 4.0)]))
+    assert run == 0
+    assert 1.0 < layer < 1.1
+    assert 0.7 < head < 1.0
 
 
 def test_a_big_layer_is_measured_once_and_twice() -> None:

@@ -1,12 +1,13 @@
 """Which layers lie on which rank."""
 
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.placement import BadSplit, LayerRange, even_split, fastest_split, parse_split
 
 
 def assert_covers(ranges: list[LayerRange], layers: int) -> None:
@@ -82,3 +83,60 @@ def test_what_is_no_split(text: str, said: str) -> None:
         parse_split(text, 8)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def per_layer(*speeds: float, head: float = 0.0) -> Callable[[int, int], float]:
+    """What stages take on ranks of these seconds per layer, with an output head on the last."""
+    return lambda rank, count: speeds[rank] * count + head * (rank == len(speeds) - 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected"),
+    [
+        (per_layer(1, 1), (8, 8), [(0, 4), (4, 8)]),
+        (per_layer(1, 3), (8, 8), [(0, 6), (6, 8)]),
+        (per_layer(1, 1, head=2), (8, 8), [(0, 5), (5, 8)]),
+        (per_layer(1, 1, 1, head=5), (8, 8, 8), [(0, 4), (4, 7), (7, 8)]),
+        (per_layer(1, 3), (5, 8), [(0, 5), (5, 8)]),
+        (per_layer(1), (8,), [(0, 8)]),
+        (per_layer(2, 1, 1), (8, 8, 8), [(0, 1), (1, 5), (5, 8)]),
+    ],
+)
+def test_the_fastest_split(
+    seconds: Callable[[int, int], float], most: tuple[int, ...], expected: list[LayerRange]
+) -> None:
+    assert fastest_split(8, seconds, most) == expected
+
+
+def test_of_equally_slow_splits_the_most_even_one() -> None:
+    # Rank 0 takes 4 s for its one layer whatever the rest do; rank 1 is faster than rank 2.
+    assert fastest_split(5, per_layer(4, 1, 2), (1, 8, 8)) == [(0, 1), (1, 4), (4, 5)]
+
+
+@given(
+    st.integers(1, 4).flatmap(
+        lambda ranks: st.tuples(
+            st.lists(st.floats(0.1, 10), min_size=ranks, max_size=ranks),
+            st.lists(st.integers(1, 9), min_size=ranks, max_size=ranks),
+            st.floats(0, 20),
+            st.integers(ranks, 9),
+        )
+    )
+)
+def test_no_split_is_faster(case: tuple[list[float], list[int], float, int]) -> None:
+    speeds, most, head, layers = case
+    seconds = per_layer(*speeds, head=head)
+    if sum(most) < layers:
+        with pytest.raises(BadSplit, match="cannot be split over ranks with room for"):
+            fastest_split(layers, seconds, most)
+        return
+    found = fastest_split(layers, seconds, most)
+    assert_covers(found, layers)
+    counts = [stop - start for start, stop in found]
+    assert all(count <= room for count, room in zip(counts, most, strict=True))
+    others = [one for one in product(*(range(1, room + 1) for room in most)) if sum(one) == layers]
+    assert slowest(seconds, counts) == pytest.approx(min(slowest(seconds, one) for one in others))
+
+
+def slowest(seconds: Callable[[int, int], float], counts: list[int] | tuple[int, ...]) -> float:
+    return max(seconds(rank, count) for rank, count in enumerate(counts))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ from pipeinfer.cells import Cells
 from pipeinfer.core.messages import KvOp
 from pipeinfer.oracle import RANKS, Oracle, Trace, independent, read_trace
 from pipeinfer.profile import Curve
+from pipeinfer_emulated.measured import MeasuredRank, Seconds
 
 NAP_S = 5e-4
 """A wait looks at the abort flag this often."""
 
 SPIN_S = 1.5e-4
 """A sleep ends about this late, so the last stretch of a wait is looked away instead."""
-
-Seconds = Callable[[int, int], float]
-"""What a forward takes, by rows and context (the highest position attended to, plus one)."""
 
 CERTAIN = 1e4
 """A logit above all others by so much that no temperature changes the choice."""
@@ -32,7 +30,8 @@ CERTAIN = 1e4
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
     whole forward of the draft. `waits` may instead give a curve (`pipeinfer.profile.Curve`) for each share of a model
-    that is loaded: under "target 0-10" for layers [0, 10), under "draft 0-1" for the draft. The draft is right with
+    that is loaded: under "target 0-10" for layers [0, 10), under "draft 0-1" for the draft. Or all is taken from
+    `profile`, a file of `pipeinfer calibrate`, as it was measured of rank `rank`. The draft is right with
     probability `acceptance`, independently (seeded by `seed`), or as `trace` says: a file of `pipeinfer record`, or
     such a trace itself. `vocabulary` makes rows of logits longer than the oracle needs them.
 
@@ -53,6 +52,8 @@ class EmulatedBackend:
         trace: str | Mapping[str, Any] | None = None,
         waits: Mapping[str, Any] | None = None,
         vocabulary: int = 0,
+        profile: str | None = None,
+        rank: int = 0,
     ) -> None:
         if layers < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
             raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
@@ -62,10 +63,11 @@ class EmulatedBackend:
         self._oracle = _oracle(trace, acceptance, seed)
         self._vocabulary = max(vocabulary, self._oracle.vocabulary)
         self._waits = None if waits is None else msgspec.convert(waits, dict[str, Curve])
+        self._measured = MeasuredRank(profile, rank) if profile else None
 
     def info(self, model: str) -> ModelInfo:
         layers = self._layers if _role(model) == "target" else 1
-        return ModelInfo(
+        info = ModelInfo(
             architecture="emulated",
             layers=layers,
             hidden_size=self._hidden_size,
@@ -75,6 +77,11 @@ class EmulatedBackend:
             layer_bytes=0,
             head_bytes=0,
         )
+        return self._measured.describe(_role(model), info) if self._measured else info
+
+    def device_bytes(self) -> int | None:
+        """What the emulated rank has for a model; None: nothing is known of it."""
+        return self._measured.memory_bytes if self._measured else None
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> "EmulatedStage":
         info = self.info(model)
@@ -82,10 +89,12 @@ class EmulatedBackend:
         if not 0 <= first < stop <= info.layers:
             raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {info.layers}, came [{first}, {stop})")
         head = _OracleHead(self._oracle, _role(model), self._vocabulary) if stop == info.layers else None
-        return EmulatedStage(self._seconds(_role(model), first, stop), self._hidden_size, head, Cells(cells, sequences))
+        return EmulatedStage(self._seconds(_role(model), first, stop), info.hidden_size, head, Cells(cells, sequences))
 
     def _seconds(self, role: str, first: int, stop: int) -> Seconds:
         """What a forward of layers [first, stop) takes. Raises BadModel."""
+        if self._measured is not None:
+            return self._measured.seconds(role, first, stop)
         if self._waits is not None:
             name = f"{role} {first}-{stop}"
             if name not in self._waits:

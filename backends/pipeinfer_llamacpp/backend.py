@@ -21,6 +21,9 @@ for library in ("llama_cpp", "gguf"):
     if find_spec(library) is None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
+KV_SIZES = {"f16": 2, "f32": 4}
+"""Bytes per number of what is stored in a cell."""
+
 SEQUENCES = 256
 """How many sequence ids llama.cpp has at most."""
 
@@ -71,6 +74,7 @@ class LlamaCppBackend:
             head_bytes=sum(tensor.stop - tensor.start for tensor in others.values()),
             eos=ends_of(source),
             precision=self._precision(source),
+            kv_bytes=self._kv_bytes(source),
         )
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> LlamaCppStage:
@@ -105,6 +109,17 @@ class LlamaCppBackend:
         if stored != "float32":
             return stored
         return "float16" if self._kv_type == "f16" else "tf32" if self._gpu_layers else "float32"
+
+    def _kv_bytes(self, source: GgufFile) -> int:
+        """Of one layer's keys and values for one cell; 0 where layers differ."""
+        prefix = f"{source.architecture}.attention."
+        heads = source.value(f"{prefix}head_count")
+        kv_heads = source.value(f"{prefix}head_count_kv", heads)
+        if not isinstance(heads, int) or not isinstance(kv_heads, int):
+            return 0
+        width = source.count("embedding_length") // heads
+        width = source.value(f"{prefix}key_length", width) + source.value(f"{prefix}value_length", width)
+        return kv_heads * int(width) * KV_SIZES[self._kv_type]
 
     def _open(self, model: str) -> GgufFile:
         path = find_model(model)

@@ -31,6 +31,8 @@ class NumpyBackend:
             layer_bytes=FLOAT_BYTES * layer_parameters(config),
             head_bytes=FLOAT_BYTES * config.hidden_size * (config.vocab_size + 1),
             eos=config.eos,
+            embedding_bytes=FLOAT_BYTES * config.hidden_size * config.vocab_size,
+            kv_bytes=2 * FLOAT_BYTES * config.kv_heads * config.head_size,
         )
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> LlamaStage:

@@ -60,7 +60,15 @@ class TorchBackend:
             head_bytes=skeleton.head_bytes(),
             eos=skeleton.eos,
             precision=str(skeleton.dtype).removeprefix("torch."),
+            embedding_bytes=skeleton.embedding_bytes(),
+            kv_bytes=skeleton.kv_bytes(),
         )
+
+    def device_bytes(self) -> int | None:
+        """What is free on the GPU that holds the models; None: they are in the host's memory."""
+        from pipeinfer_torch.memory import free_bytes
+
+        return free_bytes(self._device) if self._device.type == "cuda" else None
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> "TorchStage":
         import torch

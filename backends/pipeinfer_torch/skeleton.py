@@ -56,6 +56,17 @@ class Skeleton:
         """Of the output matrix and what stands before it behind the layers, such as the final norm."""
         return sum(count_bytes(module) for module in [*self._after(), self.model.get_output_embeddings()])
 
+    def embedding_bytes(self) -> int:
+        """Of what stands before the layers."""
+        return sum(count_bytes(module) for module in self._before())
+
+    def kv_bytes(self) -> int:
+        """Of one layer's keys and values for one cell; 0 where the configuration has no usual names for that."""
+        config = self.config
+        heads = getattr(config, "num_key_value_heads", None)
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * heads * head_size * self.dtype.itemsize if heads else 0
+
     def parts(self, first: int, stop: int) -> Iterator[tuple[str, nn.Module]]:
         """What the stage of layers [first, stop) has, by its name in the checkpoint.
 

@@ -24,6 +24,7 @@ def calibrate(
     launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
     latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
+    cpu_share: Annotated[float, typer.Option(help="As in generate.", min=0.01, max=1.0)] = 1.0,
     temperature: Annotated[float, typer.Option(help="Sample like this; 0 is greedy.", min=0.0)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Among the k likeliest tokens; 0: all.", min=0)] = 0,
     top_p: Annotated[float, typer.Option(help="Within this probability mass.", min=0.0, max=1.0)] = 1.0,
@@ -43,9 +44,10 @@ def calibrate(
     transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
     check_agreement(given, None, workers, key, drafts=True)
     plan = make_plan(
-        drafts=True, nodes=nodes, layers=None, backend=backend, backend_options=key_values(backend_option),
-        target=target, draft=draft, transport=transport, bandwidth=bandwidth, latency=latency, cells=0, sequences=64,
-        workers=workers, key=key, trace=False, cpu_share=1.0,
+        drafts=True, nodes=nodes, layers=None, profile=None, backend=backend,
+        backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
+        bandwidth=bandwidth, latency=latency, cells=0, sequences=64,
+        workers=workers, key=key, trace=False, cpu_share=cpu_share,
     )  # fmt: skip
     out.touch()  # An unwritable path is better known now than after the measurements.
     console = Console(stderr=True)

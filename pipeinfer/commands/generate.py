@@ -23,7 +23,8 @@ def generate(
     strategy: Annotated[str, typer.Option(help="iterative, speculative, pipeinfer, or a plug-in's.")] = "pipeinfer",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A strategy option, like -o k=6.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=1)] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft: 0.5,0.5/1.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft: 0.5,0.5/1; or auto.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="Split as this cluster was calibrated.")] = None,
     backend: Annotated[str, typer.Option(help="Who computes: numpy, emulated, or a plug-in's.")] = "numpy",
     backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like layer_s=0.005.")] = None,
     target: Annotated[str, typer.Option(help="The model: a name the backend knows, or a path.")] = "builtin:target",
@@ -61,8 +62,9 @@ def generate(
     chosen = open_strategy(strategy, key_values(option))
     check_agreement(given, layers, workers, key, drafts=chosen.drafts)
     plan = make_plan(
-        drafts=chosen.drafts, nodes=nodes, layers=layers, backend=backend, backend_options=key_values(backend_option),
-        target=target, draft=draft, transport=transport, bandwidth=bandwidth, latency=latency, cells=cells,
+        drafts=chosen.drafts, nodes=nodes, layers=layers, profile=profile, backend=backend,
+        backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
+        bandwidth=bandwidth, latency=latency, cells=cells,
         sequences=sequences, workers=workers, key=key, trace=trace is not None, cpu_share=cpu_share,
     )  # fmt: skip
     sampling = Sampling(temperature, top_k, top_p, seed)
@@ -71,7 +73,7 @@ def generate(
     with log.open("wb", buffering=0) if log else nullcontext() as log_file, ExitStack() as stack:
         with starting():
             cluster = stack.enter_context(Cluster(plan))
-        if transport == "mpi":
+        if transport == "mpi" or cluster.plan.layers == "auto":
             _print_layout(cluster)
         prompt_ids = cluster.tokenizer.encode(text)
         view = _view(cluster, text, stop or [], quiet=as_json)
@@ -131,14 +133,16 @@ def check_agreement(
     """Raise ValueError where what was given says two things."""
     if key is not None and workers is None:
         raise ValueError("--key is the key file of running workers: give their addresses with --workers")
-    ranks = layers.partition("/")[0].count(",") + 1 + drafts if layers else None
+    split = (layers or "").partition("/")[0]
+    ranks = split.count(",") + 1 + drafts if split not in ("", "auto") else None
     if nodes is not None and ranks not in (None, nodes):
         raise ValueError(f"--layers {layers} is for {ranks} ranks in all, and --nodes says {nodes}")
 
 
 def make_plan(
-    *, drafts: bool, nodes: int, layers: str | None, backend: str, backend_options: dict[str, Any], target: str,
-    draft: str, transport: str, bandwidth: str | None, latency: str | None, cells: int, sequences: int,
+    *, drafts: bool, nodes: int, layers: str | None, profile: Path | None, backend: str,
+    backend_options: dict[str, Any], target: str, draft: str, transport: str,
+    bandwidth: str | None, latency: str | None, cells: int, sequences: int,
     workers: str | None, key: Path | None, trace: bool, cpu_share: float,
 ) -> "Plan":  # fmt: skip
     """The plan that the options describe: of `nodes` ranks one is the draft's, where the strategy drafts."""
@@ -150,12 +154,15 @@ def make_plan(
     nodes = len(addresses) or nodes
     if drafts and nodes < 2:
         raise ValueError("this strategy drafts, which takes a rank of its own: expected --nodes 2 or more")
+    if profile is not None and (layers or "").partition("/")[0] != "auto":
+        raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
     split, slash, draft_split = (layers or "").partition("/")
     if slash and draft_split not in ("1", "1.0"):
         raise BadSplit(f'layer split "{layers}": the draft has one rank, so expected 1 after the /')
     return Plan(
         backend=backend, backend_options=backend_options, target=target, draft=draft if drafts else None,
-        stages=nodes - drafts, layers=split or None, transport=transport, cells=cells, sequences=sequences,
+        stages=nodes - drafts, layers=split or None, profile=str(profile) if profile else None, transport=transport,
+        cells=cells, sequences=sequences,
         bandwidth_bps=bandwidth_bps(bandwidth) if bandwidth else float("inf"),
         latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
         cpu_share=cpu_share,

@@ -213,13 +213,14 @@ class Inspect(Message, frozen=True):
 
 
 class Inspected(Message, frozen=True):
-    """A rank's answer; `memory_bytes` is what is free."""
+    """A rank's answer; `memory_bytes` is what is free, and `shared` by all ranks of the host, or its own device's."""
 
     rank: int
     host: str
     pid: int
     cores: int
     memory_bytes: int
+    shared: bool
 
 
 class Load(Message, frozen=True):
@@ -227,6 +228,7 @@ class Load(Message, frozen=True):
     `vocabulary` and whether the last layer is among them (`outputs`) make up its rows.
 
     Outputs are sampled as `sampling` says, or `candidates` of each are chosen as the draft rank does (where above 0).
+    `cpu_share` is that of a Setup.
     """
 
     backend: str
@@ -239,6 +241,7 @@ class Load(Message, frozen=True):
     outputs: bool
     sampling: Sampling = Sampling()
     candidates: int = 0
+    cpu_share: float = 1.0
 
 
 class Loaded(Message, frozen=True):

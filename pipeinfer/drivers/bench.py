@@ -50,8 +50,11 @@ class Bench:
         times = []
         for count in sorted(rows, reverse=True):
             self._fill(context - count)
-            start = time.monotonic()
+            start, processor = time.monotonic(), time.thread_time()
             self._forward(context - count, count, count)
+            if self._load.cpu_share < 1:
+                until = start + (time.thread_time() - processor) / self._load.cpu_share
+                time.sleep(max(0.0, until - time.monotonic()))
             times.append(time.monotonic() - start)
             self._cut(context - count)
         return times[::-1]

@@ -1,11 +1,10 @@
 """A rank's share of a model, and what is in the way of it."""
 
-from typing import Any
-
 import msgspec
 
 from pipeinfer.backend import ModelStage
 from pipeinfer.errors import LaunchError
+from pipeinfer.memory import free_bytes
 from pipeinfer.plugins import open_backend
 
 
@@ -14,19 +13,22 @@ def load_stage(
 ) -> ModelStage:  # fmt: skip
     """Layers [i, j) of `model`; `options` are the backend's, as JSON. Raises LaunchError."""
     try:
-        opened = open_backend(backend, msgspec.json.decode(options))
+        opened = open_backend(backend, msgspec.json.decode(options), rank=rank)
         stage: ModelStage = opened.load(model, layers, cells=cells, sequences=sequences)
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
         raise LaunchError(f"rank {rank} cannot load {model}: {one_line(problem)}") from problem
     return stage
 
 
-def open_here(rank: int, backend: str, options: bytes) -> Any:
-    """The backend, on this rank's host. Raises LaunchError."""
+def free_here(rank: int, backend: str, options: bytes) -> tuple[int, bool]:
+    """Bytes that are free for a model of this backend, and whether all ranks of this host share them. Raises
+    LaunchError."""
     try:
-        return open_backend(backend, msgspec.json.decode(options))
+        opened = open_backend(backend, msgspec.json.decode(options), rank=rank)
+        device = opened.device_bytes() if hasattr(opened, "device_bytes") else None
     except (ValueError, TypeError, OSError, ImportError) as problem:
         raise LaunchError(f"rank {rank} cannot use the backend {backend}: {one_line(problem)}") from problem
+    return (free_bytes(), True) if device is None else (device, False)
 
 
 def one_line(problem: BaseException) -> str:

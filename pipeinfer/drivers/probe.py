@@ -28,9 +28,8 @@ from pipeinfer.core.messages import (
 from pipeinfer.drivers.bench import Bench, Interrupted
 from pipeinfer.drivers.endpoint import IDLE_S, unexpected
 from pipeinfer.drivers.handling import run_handling_s
-from pipeinfer.drivers.loading import load_stage, open_here
+from pipeinfer.drivers.loading import free_here, load_stage
 from pipeinfer.errors import LaunchError
-from pipeinfer.memory import free_bytes
 from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
 
 PINGS = 25
@@ -120,9 +119,8 @@ class _Prober:
         rank = self._transport.rank
         if message.rank != rank:
             raise LaunchError(f"the head takes this worker for rank {message.rank}, but it was started as {rank}")
-        backend = open_here(rank, message.backend, message.options)
-        free = backend.free_bytes() if hasattr(backend, "free_bytes") else free_bytes()
-        return Inspected(rank, socket.gethostname(), os.getpid(), os.cpu_count() or 1, free)
+        free = free_here(rank, message.backend, message.options)
+        return Inspected(rank, socket.gethostname(), os.getpid(), os.cpu_count() or 1, *free)
 
     def _tell(self, answer: Any) -> None:
         self._transport.send(HEAD, messages.encode(answer))
