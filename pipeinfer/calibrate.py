@@ -21,7 +21,7 @@ from pipeinfer.transports import HEAD
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 CONTEXTS = (32, 128, 512)
-PART_S = 1.0
+PART_S = 0.6
 """How long each part of a model is timed on a rank, at least three rounds over all rows and contexts."""
 
 CONTENTION_S = 0.25

@@ -125,7 +125,7 @@ class Survey:
         found = [1.0]
         for count in range(2, len(ranks) + 1):
             together = mean(ranks[:count])
-            found.append(float(np.mean([together[rank] / alone[rank] for rank in together])))
+            found.append(max(1.0, float(np.mean([together[rank] / alone[rank] for rank in together]))))
         return tuple(found)
 
     def handling_s(self, rank: int) -> float:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from pipeinfer.launch import Plan
 from pipeinfer.placement import LayerRange
 from pipeinfer.profile import BadProfile, Profile, read_profile, write_profile
 from pipeinfer.survey import parts_of, separate
+from pipeinfer.transports import open_transport
+from pipeinfer.transports.keys import write_keys
 
 LAYER_S, ROW_S, DRAFT_S, DRAFT_ROW_S = 4e-3, 5e-4, 3e-3, 1e-3
 EMULATED = {"layers": 4, "layer_s": LAYER_S, "row_s": ROW_S, "draft_s": DRAFT_S, "draft_row_s": DRAFT_ROW_S}
@@ -167,6 +170,19 @@ def test_what_the_user_can_put_right_is_one_line(
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert line in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_worker_that_cannot_be_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key.json"
+    write_keys(key)
+    monkeypatch.setattr("pipeinfer.ranks.open_transport", partial(open_transport, connect_s=0.2))
+    addresses = "tcp://127.0.0.1:9,tcp://127.0.0.1:9"
+    run("calibrate", "--out", str(tmp_path / "p.json"), "--workers", addresses, "--key", str(key), code=2)
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: lost rank 0: rank 0 at tcp://127.0.0.1:9 never answered")
     assert len(errors.splitlines()) == 1
 
 

@@ -87,10 +87,15 @@ class _Prober:
         self._bench = None
 
     def _next(self, envelope: Envelope | None) -> Any:
-        while True:
-            envelope = envelope or self._transport.receive(IDLE_S)
-            if envelope is not None:
-                return messages.decode(envelope.header)
+        """The next message. Whom its own link leads to no more is for the head to find out, which has one too: at the
+        end of it all, the others may leave before this rank is told to."""
+        while envelope is None:
+            try:
+                envelope = self._transport.receive(IDLE_S)
+            except PeerLost as lost:
+                if lost.rank == HEAD:
+                    raise
+        return messages.decode(envelope.header)
 
     def _answer(self, message: Any) -> None:
         rank = self._transport.rank
