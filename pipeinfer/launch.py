@@ -13,9 +13,9 @@ from pipeinfer.contact import WATCH_S, Contact
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Proposal, Ready, Report, Sampling, Setup
+from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, Sampling, Setup
 from pipeinfer.errors import LaunchError, RankLost
-from pipeinfer.placement import even_split, parse_split
+from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.placing import AUTO, auto_split, check_memory
 from pipeinfer.plugins import open_backend
 from pipeinfer.questions import inspections
@@ -40,7 +40,8 @@ OnTokens = Callable[[tuple[int, ...]], Stop | None]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`); `cells` 0: the context and some.
+    """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`), and `draft_layers` is the same for
+    the draft (None: all on one rank); `cells` 0: the context and some.
 
     `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
     are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
@@ -57,6 +58,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     draft: str | None = "builtin:draft"
     stages: int = 3
     layers: str | None = None
+    draft_layers: str | None = None
     profile: str | None = None
     transport: str = "tcp"
     bandwidth_bps: float = float("inf")
@@ -83,7 +85,18 @@ class Models:
             parse_split(plan.layers, self.target.layers))  # fmt: skip
         """With `auto`: until the ranks are known."""
         self.draft = self._draft() if plan.draft else None
+        self.draft_split = self._split_draft(self.draft) if self.draft else []
         self.cells = plan.cells or self.target.context + SPARE_CELLS
+
+    @property
+    def count(self) -> int:
+        """How many ranks there are."""
+        return len(self.split) + len(self.draft_split)
+
+    @property
+    def drafter(self) -> int:
+        """The rank that drafts, where there is a draft: the first of its ranks."""
+        return len(self.split)
 
     def _draft(self) -> ModelInfo:
         assert self.plan.draft is not None
@@ -95,26 +108,46 @@ class Models:
             )
         return draft
 
+    def _split_draft(self, draft: ModelInfo) -> list[LayerRange]:
+        if self.plan.draft_layers is None:
+            return [(0, draft.layers)]
+        try:
+            return parse_split(self.plan.draft_layers, draft.layers)
+        except BadSplit as problem:
+            raise BadSplit(f"draft: {problem}") from None
+
     def setups(self, addresses: Sequence[str], head_address: str) -> list[Setup]:
-        """One Setup per rank: the target's stages in order, then the draft."""
-        plan, stages = self.plan, len(self.split)
+        """One Setup per rank: the target's stages in order, then the draft's."""
+        plan, head = self.plan, (HEAD, head_address)
         first = Setup(
             rank=0, role="target", backend=plan.backend, options=msgspec.json.encode(plan.backend_options),
-            model=plan.target, layers=self.split[0], stage=0, stages=stages, sequences=plan.sequences,
+            model=plan.target, layers=self.split[0], stage=0, stages=1, sequences=plan.sequences,
             cells=self.cells, next_rank=HEAD, next_address=head_address, head_address=head_address,
             latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace, cpu_share=plan.cpu_share,
         )  # fmt: skip
-        replace = msgspec.structs.replace
-        setups = [replace(first, rank=rank, stage=rank, layers=layers) for rank, layers in enumerate(self.split)]
-        for rank in range(stages - 1):
-            setups[rank] = replace(setups[rank], next_rank=rank + 1, next_address=addresses[rank + 1])
-        if self.draft is not None and plan.draft is not None:
-            options = msgspec.json.encode(self.draft_options)
-            setups.append(replace(
-                first, rank=stages, role="draft", backend=self.draft_backend, options=options, model=plan.draft,
-                layers=(0, self.draft.layers), stages=1, sequences=DRAFT_SEQUENCES,
-            ))  # fmt: skip
+        setups = _chain(first, self.split, addresses, head)
+        if plan.draft is not None:
+            drafter = msgspec.structs.replace(
+                first, rank=self.drafter, role="draft", backend=self.draft_backend,
+                options=msgspec.json.encode(self.draft_options), model=plan.draft, sequences=DRAFT_SEQUENCES,
+            )  # fmt: skip
+            back = (self.drafter, addresses[self.drafter]) if len(self.draft_split) > 1 else head
+            first_draft, *others = _chain(drafter, self.draft_split, addresses, back)
+            behind = tuple(addresses[self.drafter + 1 : self.count])
+            setups += [msgspec.structs.replace(first_draft, behind=behind), *others]
         return setups
+
+
+def _chain(first: Setup, split: Sequence[LayerRange], addresses: Sequence[str], back: tuple[int, str]) -> list[Setup]:
+    """A model's ranks from that of `first` on, each with the next to send to; the last sends to the rank `back`."""
+    nexts = [(rank, addresses[rank]) for rank in range(first.rank + 1, first.rank + len(split))]
+    return [
+        msgspec.structs.replace(
+            first, rank=first.rank + stage, layers=layers, stage=stage, stages=len(split), next_rank=rank,
+            next_address=address,
+        )
+        for stage, (layers, (rank, address)) in enumerate(zip(split, [*nexts, back], strict=True))
+    ]  # fmt: skip
 
 
 class Cluster(Contact):
@@ -133,8 +166,7 @@ class Cluster(Contact):
         self._next_run = self._last_order = 0
         self._reports: dict[int, Report] = {}
         self._setups: list[Setup] = []
-        count = len(self.models.split) + (self.models.draft is not None)
-        super().__init__(plan.transport, count, plan.workers, plan.key)
+        super().__init__(plan.transport, self.models.count, plan.workers, plan.key)
         try:
             self._set_up()
         except RankLost as lost:
@@ -149,9 +181,9 @@ class Cluster(Contact):
     @property
     def rank_names(self) -> dict[int, str]:
         names = {HEAD: "head"}
-        names |= {s.rank: f"rank {s.rank}: target layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
-        if self.models.draft is not None and self._setups:
-            names[self._setups[-1].rank] = f"rank {self._setups[-1].rank}: draft"
+        names |= {s.rank: f"rank {s.rank}: {s.role} layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
+        if len(self.models.draft_split) == 1 and self._setups:
+            names[self.models.drafter] = f"rank {self.models.drafter}: draft"
         return names
 
     def generate(
@@ -220,13 +252,13 @@ class Cluster(Contact):
         self.send(0, msgspec.structs.replace(begin, draft={}))
         if self.models.draft is not None:
             context = self.models.draft.context
-            self.send(self._setups[-1].rank, msgspec.structs.replace(begin, context=context))
+            self.send(self.models.drafter, msgspec.structs.replace(begin, context=context))
 
     # Messages
 
     def send_draft(self, message: DraftFrom) -> None:
-        """To the draft rank."""
-        self.send(self._setups[-1].rank, message)
+        """To the rank that drafts."""
+        self.send(self.models.drafter, message)
 
     def send_first(self, message: Any) -> None:
         """Down the target pipeline's ordered stream."""
@@ -262,7 +294,7 @@ class Cluster(Contact):
             for rank, (size, count) in report.sent.items()
         }
         host = self.ready[setup.rank].host if setup.rank in self.ready else ""
-        return RankRecord(setup.rank, setup.role, setup.layers, 0.0, report.peak_memory, host,
+        return RankRecord(setup.rank, setup.role, setup.layers, report.busy_s, report.peak_memory, host,
                           {rank: size for rank, (size, _) in sent.items()},
                           {rank: count for rank, (_, count) in sent.items()}, setup.cpu_share)  # fmt: skip
 
@@ -290,7 +322,6 @@ class _Generation:
         self._on_tokens = on_tokens
         self._stop: Stop | None = None
         self._emit_s: list[float] = []
-        self._draft_s = 0.0
         self._start = 0.0
 
     def run(self, request: Request) -> Trial:
@@ -309,8 +340,6 @@ class _Generation:
 
     def _handle(self, event: Any) -> None:
         now = time.monotonic() - self._start
-        if isinstance(event, Proposal):
-            self._draft_s += event.compute_s
         effects = self._head.handle(now, event)
         if self._log is not None:
             self._log.record(now, event, effects)
@@ -345,11 +374,6 @@ class _Generation:
         head, tokens, reason = self._head, self._head.generated, self._head.reason or ""
         if self._stop is not None:  # which counts even where the generation ended in the same group of tokens
             tokens, reason = tokens[: self._stop.length], self._stop.reason
-        busy = [sum(column) for column in zip(*[run.compute_s for run in head.runs], strict=True)]
-        ranks = [
-            msgspec.structs.replace(record, busy_s=self._draft_s if record.role == "draft" else busy[record.rank])
-            for record in self._cluster.collect()
-        ]
         return Trial(
             strategy=type(head.strategy).__name__.lower(),
             fidelity="emulated" if self._cluster.plan.backend == "emulated" else "real",
@@ -358,7 +382,7 @@ class _Generation:
             emit_s=tuple(self._emit_s[: len(tokens)]),
             reason=reason,
             runs=tuple([run_record(run, 0.0) for run in head.runs]),
-            ranks=tuple(ranks),
+            ranks=tuple(self._cluster.collect()),
             margins=tuple(head.margins[: len(tokens)]),
             precision=self._cluster.models.target.precision,
         )

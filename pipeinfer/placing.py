@@ -38,8 +38,7 @@ def check_memory(models: "Models", ranks: Mapping[int, Inspected]) -> None:
     plan = models.plan
     needs = {rank: (stage_bytes(models.target, layers, models.cells), f"{_span(layers)} of {plan.target}")
              for rank, layers in enumerate(models.split)}  # fmt: skip
-    if models.draft is not None:
-        needs[len(models.split)] = (_draft_bytes(models), str(plan.draft))
+    needs |= {rank: (needed, str(plan.draft)) for rank, needed in _draft_bytes(models).items()}
     cure = f"and {models.cells} KV cells: move layers to other ranks (--layers), or give fewer cells (--cells)"
     for rank, (needed, what) in needs.items():
         free = ranks[rank].memory_bytes
@@ -98,7 +97,7 @@ def _room(models: "Models", ranks: Mapping[int, Inspected]) -> list[int]:
     free = {rank: ranks[rank].memory_bytes for rank in range(stages)}
     for members in _sharing(ranks).values():
         target = [rank for rank in members if rank < stages]
-        draft = _draft_bytes(models) if target != members else 0
+        draft = sum(needed for rank, needed in _draft_bytes(models).items() if rank in members)
         free |= {rank: (free[rank] - draft) // len(target) for rank in target}
     most = []
     for rank in range(stages):
@@ -125,9 +124,13 @@ def _sharing(ranks: Mapping[int, Inspected]) -> dict[str, list[int]]:
     return hosts
 
 
-def _draft_bytes(models: "Models") -> int:
+def _draft_bytes(models: "Models") -> dict[int, int]:
+    """What each of the draft's ranks holds."""
     draft = models.draft
-    return stage_bytes(draft, (0, draft.layers), models.cells) if draft is not None else 0
+    if draft is None:
+        return {}
+    split = enumerate(models.draft_split, start=models.drafter)
+    return {rank: stage_bytes(draft, layers, models.cells) for rank, layers in split}
 
 
 def _span(layers: LayerRange) -> str:

@@ -23,7 +23,7 @@ def generate(
     strategy: Annotated[str, typer.Option(help="iterative, speculative, pipeinfer, or a plug-in's.")] = "pipeinfer",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A strategy option, like -o k=6.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=1)] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft: 0.5,0.5/1; or auto.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft's: 4,4/1; or auto.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Split as this cluster was calibrated.")] = None,
     backend: Annotated[str, typer.Option(help="Who computes: numpy, emulated, or a plug-in's.")] = "numpy",
     backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like layer_s=0.005.")] = None,
@@ -33,8 +33,10 @@ def generate(
     launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
     latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
-    cpu_share: Annotated[float, typer.Option(help="Share of the time in which each rank computes, as on a slower node.",
-                                             min=0.01, max=1.0)] = 1.0,
+    cpu_share: Annotated[
+        float,
+        typer.Option(help="Share of the time in which each rank computes, as on a slower node.", min=0.01, max=1.0),
+    ] = 1.0,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.", min=0)] = 0,
@@ -57,6 +59,7 @@ def generate(
     from pipeinfer.world import settle
 
     given = nodes
+    nodes = nodes or rank_count(layers, drafts=True)
     transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
     text = read_prompt(prompt, file)
     chosen = open_strategy(strategy, key_values(option))
@@ -133,10 +136,15 @@ def check_agreement(
     """Raise ValueError where what was given says two things."""
     if key is not None and workers is None:
         raise ValueError("--key is the key file of running workers: give their addresses with --workers")
-    split = (layers or "").partition("/")[0]
-    ranks = split.count(",") + 1 + drafts if split not in ("", "auto") else None
+    ranks = rank_count(layers, drafts=drafts)
     if nodes is not None and ranks not in (None, nodes):
         raise ValueError(f"--layers {layers} is for {ranks} ranks in all, and --nodes says {nodes}")
+
+
+def rank_count(layers: str | None, *, drafts: bool) -> int | None:
+    """How many ranks a layer split is for; None where it does not say how many the target has."""
+    split, _, draft_split = (layers or "").partition("/")
+    return split.count(",") + 1 + (draft_split.count(",") + 1) * drafts if split not in ("", "auto") else None
 
 
 def make_plan(
@@ -145,24 +153,25 @@ def make_plan(
     bandwidth: str | None, latency: str | None, cells: int, sequences: int,
     workers: str | None, key: Path | None, trace: bool, cpu_share: float,
 ) -> "Plan":  # fmt: skip
-    """The plan that the options describe: of `nodes` ranks one is the draft's, where the strategy drafts."""
+    """The plan that the options describe: of `nodes` ranks the last are the draft's, where the strategy drafts."""
     from pipeinfer.launch import Plan
-    from pipeinfer.placement import BadSplit
     from pipeinfer.units import bandwidth_bps, seconds
 
     addresses = tuple(workers.split(",")) if workers else ()
     nodes = len(addresses) or nodes
-    if drafts and nodes < 2:
-        raise ValueError("this strategy drafts, which takes a rank of its own: expected --nodes 2 or more")
     if profile is not None and (layers or "").partition("/")[0] != "auto":
         raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
     split, slash, draft_split = (layers or "").partition("/")
-    if slash and draft_split not in ("1", "1.0"):
-        raise BadSplit(f'layer split "{layers}": the draft has one rank, so expected 1 after the /')
+    draft_ranks = (draft_split.count(",") + 1) * drafts
+    if drafts and split in ("", "auto") and nodes <= draft_ranks:
+        own = "a rank" if draft_ranks == 1 else f"{draft_ranks} ranks"
+        raise ValueError(
+            f"this strategy drafts, which takes {own} of its own: expected --nodes {draft_ranks + 1} or more"
+        )
     return Plan(
         backend=backend, backend_options=backend_options, target=target, draft=draft if drafts else None,
-        stages=nodes - drafts, layers=split or None, profile=str(profile) if profile else None, transport=transport,
-        cells=cells, sequences=sequences,
+        stages=nodes - draft_ranks, layers=split or None, draft_layers=draft_split if slash and drafts else None,
+        profile=str(profile) if profile else None, transport=transport, cells=cells, sequences=sequences,
         bandwidth_bps=bandwidth_bps(bandwidth) if bandwidth else float("inf"),
         latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
         cpu_share=cpu_share,

@@ -33,6 +33,11 @@ class DraftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decay: float = 0.0
     once: bool = False
 
+    @property
+    def candidates(self) -> int:
+        """How many the drafter looks at after each token."""
+        return MAX_CANDIDATES if self.branches > 1 else 1
+
 
 class _Node:
     """A token the drafter knows of. `fed`: in the cache or being computed. `next`: the candidates after it."""
@@ -75,7 +80,6 @@ class Drafter:
         self._free = list(range(sequences - 1, CANONICAL, -1))
         self._started = 0
         self._rejects = 0
-        self._seconds = 0.0
         self._waking = False
 
     def handle(self, event: Any) -> list[Effect]:
@@ -149,7 +153,6 @@ class Drafter:
 
     def _computed(self, event: Drafted) -> None:
         assert self._computing is not None
-        self._seconds += event.seconds
         if event.aborted and not self._aborting:
             self._abandon()
         if not event.aborted:
@@ -238,7 +241,7 @@ class Drafter:
                 tuple([node.position for node in rows]),
                 tuple([(node.sequence,) for node in rows]),
                 outputs,
-                MAX_CANDIDATES if self.options.branches > 1 else 1,
+                self.options.candidates,
             )
         )
 
@@ -246,8 +249,8 @@ class Drafter:
         nodes = tuple([self._as_message(node) for node in self._outbox])
         self._answered = True
         self._started += bool(nodes)
-        effects.append(Forward(Proposal(self._order, nodes, stalled, self._seconds)))
-        self._outbox, self._seconds = [], 0.0
+        effects.append(Forward(Proposal(self._order, nodes, stalled)))
+        self._outbox = []
 
     def _as_message(self, node: _Node) -> DraftNode:
         parent = node.parent

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, KvOp, Message
+from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Message
 
 
 class Request(Message, frozen=True):
@@ -35,7 +35,8 @@ class Stop(Message, frozen=True):
 
 
 class Computed(msgspec.Struct, frozen=True, gc=False):
-    """To a stage: its run came to an end. `ids` and `margins` are those of the last stage; `payload` is opaque."""
+    """To a stage: its run came to an end. `ids` and `margins` are those of the target's last stage, `candidates` those
+    of the draft's; `payload` is opaque."""
 
     run: int
     seconds: float
@@ -43,13 +44,13 @@ class Computed(msgspec.Struct, frozen=True, gc=False):
     payload: Any = None
     ids: tuple[int, ...] = ()
     margins: tuple[float, ...] = ()
+    candidates: Candidates = ()
 
 
 class Drafted(msgspec.Struct, frozen=True, gc=False):
-    """To the drafter: per output row the candidates (token, confidence), best first; or it was aborted."""
+    """To the drafter: the candidates after each output row; or it was aborted."""
 
-    candidates: tuple[tuple[tuple[int, float], ...], ...]
-    seconds: float
+    candidates: Candidates
     aborted: bool = False
 
 

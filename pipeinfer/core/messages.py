@@ -53,9 +53,13 @@ class KvSeqKeep(Message, frozen=True):
 
 KvOp: TypeAlias = KvSeqCp | KvSeqRm | KvSeqKeep
 
+Candidates: TypeAlias = tuple[tuple[tuple[int, float], ...], ...]
+"""What may follow each of some rows, by the draft: tokens with their confidence, best first."""
+
 
 class Decode(Message, frozen=True):
-    """One run on its way down the target pipeline: a transaction of KV operations and then a micro-batch of rows.
+    """One run on its way down a pipeline, the target's or the draft's: a transaction of KV operations and then a
+    micro-batch of rows.
 
     The stages apply `kv` in stream order even when the run itself is cancelled. Row r is token `tokens[r]` at
     `positions[r]`, tagged with the sequence ids `sequences[r]`; it attends to every earlier cell (and row) that carries
@@ -78,6 +82,7 @@ class Logits(Message, frozen=True):
     """The end of a run, from the last stage to the head: the sampled ids of its output rows, or that it was cancelled.
 
     `margins` (how far each choice was from being another one, in logits) are there when the request asked for them.
+    From the draft's last rank to its first there are `candidates` instead, per output row.
     """
 
     run: int
@@ -85,10 +90,12 @@ class Logits(Message, frozen=True):
     margins: tuple[float, ...] = ()
     cancelled_at: int = NOT_CANCELLED
     compute_s: tuple[float, ...] = ()
+    candidates: Candidates = ()
 
 
 class CancelRun(Message, frozen=True):
-    """From the head to every stage at once, beside the ordered stream: abandon these runs wherever they are."""
+    """From the head to every stage at once, beside the ordered stream: abandon these runs wherever they are. From the
+    draft's first rank to its others likewise."""
 
     runs: tuple[int, ...]
 
@@ -120,7 +127,6 @@ class Proposal(Message, frozen=True):
     order: int
     nodes: tuple[DraftNode, ...]
     stalled: bool
-    compute_s: float = 0.0
 
 
 class Sampling(Message, frozen=True):
@@ -135,10 +141,11 @@ class Sampling(Message, frozen=True):
 class Setup(Message, frozen=True):
     """From the head to a fresh rank: what it is, what it loads and whom it talks to.
 
-    `role` is "target" (then it is stage `stage` of `stages`) or "draft". `options` are the backend's own, as JSON. The
-    output goes to `next_rank` at `next_address`. Where `latency_s` or a finite `bandwidth_bps` is given, every link
-    between ranks is shaped to it from here on. `trace`: keep a timeline. `cpu_share`: compute in this share of the time
-    and wait in the rest of it, as a slower node would.
+    `role` is "target" or "draft"; it is stage `stage` of that model's `stages`, and the draft's stage 0 is the drafter.
+    `options` are the backend's own, as JSON. The output goes to `next_rank` at `next_address`. `behind` are the
+    addresses of the draft's other ranks, which follow the drafter's. Where `latency_s` or a finite `bandwidth_bps` is
+    given, every link between ranks is shaped to it from here on. `trace`: keep a timeline.
+    `cpu_share`: compute in this share of the time and wait in the rest of it, as a slower node would.
     """
 
     rank: int
@@ -158,6 +165,7 @@ class Setup(Message, frozen=True):
     bandwidth_bps: float = float("inf")
     trace: bool = False
     cpu_share: float = 1.0
+    behind: tuple[str, ...] = ()
 
 
 class Ready(Message, frozen=True):
@@ -173,8 +181,8 @@ class Ready(Message, frozen=True):
 class Begin(Message, frozen=True):
     """A new trial: forget every cell, choose tokens like this from now on. Travels the ordered stream.
 
-    `draft` is for the draft rank alone (`pipeinfer.core.drafter.DraftOptions`), and so is `context`, the longest text
-    in tokens. `logits_on_wire` sends the logits along with the sampled ids, to measure what that costs.
+    `draft` is for the draft's ranks alone (`pipeinfer.core.drafter.DraftOptions`), and so is `context`, the longest
+    text in tokens. `logits_on_wire` sends the logits along with the sampled ids, to measure what that costs.
     """
 
     sampling: Sampling
@@ -189,12 +197,13 @@ class AskReport(Message, frozen=True):
 
 
 class Report(Message, frozen=True):
-    """A rank's answer: peak memory (bytes), bytes and messages sent to each rank since it was set up, and the spans
-    (`pipeinfer.spans.Span`) of its timeline since the last report."""
+    """A rank's answer: peak memory (bytes), bytes and messages sent to each rank since it was set up, and since the
+    last report the seconds for which it computed and the spans (`pipeinfer.spans.Span`) of its timeline."""
 
     rank: int
     peak_memory: int
     sent: dict[int, tuple[int, int]]
+    busy_s: float = 0.0
     spans: tuple[tuple[int, str, float, float, bool], ...] = ()
 
 

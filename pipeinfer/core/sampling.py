@@ -6,12 +6,13 @@ plain equality, and a draft that uses the same noise agrees as often as its dist
 before the noise is added. T = 0 is greedy decoding.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core.messages import Sampling
+from pipeinfer.core.messages import Candidates, Sampling
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -72,6 +73,12 @@ def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list
     top = values[best[0]]
     total = float(np.exp(values - top).sum())
     return [(token, float(np.exp(values[token] - top)) / total) for token in best]
+
+
+def best_candidates(logits: Floats, positions: Sequence[int], how: Sampling, count: int) -> Candidates:
+    """The same for every row of `logits`, which are the last of the rows that stand at `positions`."""
+    after = positions[len(positions) - len(logits) :]
+    return tuple([tuple(candidates(row, at + 1, how, count)) for row, at in zip(logits, after, strict=True)])
 
 
 def _largest(values: Floats, count: int) -> list[int]:

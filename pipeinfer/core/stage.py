@@ -1,4 +1,4 @@
-"""One stage of the target pipeline as a state machine: runs in stream order, cancellation beside it."""
+"""One stage of a pipeline as a state machine: runs in stream order, cancellation beside it."""
 
 from collections import deque
 from typing import Any
@@ -73,4 +73,5 @@ class Stage:
             return Forward(msgspec.structs.replace(decode, cancelled_at=at, compute_s=spent), payload)
         if cancelled or computed is None:
             return Forward(Logits(decode.run, (), (), at, spent))
-        return Forward(Logits(decode.run, computed.ids, computed.margins, at, spent), computed.payload)
+        logits = Logits(decode.run, computed.ids, computed.margins, at, spent, computed.candidates)
+        return Forward(logits, computed.payload)

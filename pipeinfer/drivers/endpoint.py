@@ -9,6 +9,7 @@ import gc
 import resource
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pipeinfer.core import messages
@@ -56,11 +57,18 @@ class Endpoint:
         self.leaving = False
         self.abort_requested = False
         self.worker: Worker
+        self._busy_s = 0.0
         self._later: deque[Envelope] = deque()
 
     def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send to the next rank."""
-        self.transport.send(self.setup.next_rank, messages.encode(message), payload)
+        self.send_to(self.setup.next_rank, message, payload)
+
+    def send_to(
+        self, rank: int, message: Any, payload: bytes | memoryview = b"", *, urgent: bool = False
+    ) -> None:  # fmt: skip
+        """Send to a rank that is linked."""
+        self.transport.send(rank, messages.encode(message), payload, urgent=urgent)
 
     def serve(self) -> None:
         """Take messages until told to leave. Raises PeerLost."""
@@ -80,6 +88,15 @@ class Endpoint:
             self._dispatch(envelope)
         return self.abort_requested
 
+    def wait(self, done: Callable[[], bool]) -> bool:
+        """Act on what comes until it is `done`; false if what is waited for is not wanted any more."""
+        while not done() and not self.abort_requested:
+            envelope = self.transport.receive(IDLE_S)
+            if envelope is not None:
+                self._dispatch(envelope)
+        self.abort_requested = False
+        return done()
+
     def start(self) -> Clock:
         """A computation begins."""
         return Clock(time.monotonic(), time.thread_time())
@@ -95,6 +112,7 @@ class Endpoint:
         if self.setup.trace:
             self.spans.append(Span(self.setup.rank, name, start.monotonic, end, aborted))
         self.abort_requested = False
+        self._busy_s += end - start.monotonic
         return end - start.monotonic, aborted
 
     def _wait(self, until: float) -> bool:
@@ -129,7 +147,8 @@ class Endpoint:
         spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
         self.spans.clear()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.transport.send(HEAD, messages.encode(Report(self.setup.rank, peak, sent, spans)))
+        self.transport.send(HEAD, messages.encode(Report(self.setup.rank, peak, sent, self._busy_s, spans)))
+        self._busy_s = 0.0
 
 
 def unexpected(message: Any, who: str) -> NoReturn:

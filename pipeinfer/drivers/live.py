@@ -67,10 +67,13 @@ def _session(transport: Transport, setup: Setup) -> None:
     if setup.rank != transport.rank:
         raise LaunchError(f"the head takes this worker for rank {setup.rank}, but it was started as {transport.rank}")
     transport.connect(setup.next_rank, setup.next_address)
+    for rank, address in enumerate(setup.behind, start=setup.rank + 1):
+        transport.connect(rank, address)
     model = load_stage(setup.rank, setup.backend, setup.options, setup.model, setup.layers,
                        cells=setup.cells, sequences=setup.sequences)  # fmt: skip
     endpoint = Endpoint(transport, setup)
-    endpoint.worker = (DraftWorker if setup.role == "draft" else StageWorker)(endpoint, model)
+    drafts = setup.role == "draft" and setup.stage == 0
+    endpoint.worker = (DraftWorker if drafts else StageWorker)(endpoint, model)
     now = time.monotonic()
     transport.send(HEAD, messages.encode(Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now)))
     try:

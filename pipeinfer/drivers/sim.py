@@ -271,11 +271,11 @@ class Simulation:
 
     def _draft_ends(self, work: ComputeDraft, *, aborted: bool) -> None:
         self._epoch[self._draft] += 1
-        seconds = self._ended(self._draft, None, aborted)
+        self._ended(self._draft, None, aborted)
         candidates = self._oracle.candidates
         outputs = work.positions[len(work.positions) - work.outputs :]
         found = tuple([candidates(position + 1, work.count) for position in outputs])
-        self._perform_draft(self._drafter.handle(Drafted(() if aborted else found, seconds, aborted)))
+        self._perform_draft(self._drafter.handle(Drafted(() if aborted else found, aborted)))
 
     def _perform_draft(self, effects: list[Any]) -> None:
         for effect in effects:

@@ -1,14 +1,16 @@
-"""A rank that computes a stage."""
+"""A rank that computes a stage: of the target, or of a draft on several ranks behind its first."""
 
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.backend import Batch, ModelStage
+from pipeinfer.core.drafter import DraftOptions
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.messages import Begin, CancelRun, Decode, KvOp, Sampling
-from pipeinfer.core.sampling import margin, sample
+from pipeinfer.core.sampling import best_candidates, margin, sample
 from pipeinfer.core.stage import Stage
 from pipeinfer.drivers.endpoint import Endpoint, unexpected
 
@@ -21,6 +23,7 @@ class StageWorker:
         self._endpoint = endpoint
         self._model = model
         self._stage = Stage(endpoint.setup.stage, endpoint.setup.stages)
+        self._drafts = endpoint.setup.role == "draft"
         self._begin = Begin(Sampling())
         self._work: Compute | None = None
 
@@ -36,7 +39,7 @@ class StageWorker:
             if not self._stage.is_last:
                 self._endpoint.send(message)
         else:
-            unexpected(message, "a target stage")
+            unexpected(message, "a stage")
 
     def next_wake(self) -> float:
         return float("inf")
@@ -62,33 +65,35 @@ class StageWorker:
         batch = Batch(decode.tokens, decode.positions, decode.sequences, decode.outputs)
         hidden = self._hidden(work.payload, len(decode.tokens))
         output = self._model.forward(batch, hidden, self._endpoint.poll)
-        ids, margins, payload = self._results(decode, output)
-        name = f"{decode.kind.name.lower()} {decode.run}"
+        done = self._results(decode, output)
+        name = "draft" if self._drafts else f"{decode.kind.name.lower()} {decode.run}"
         seconds, aborted = self._endpoint.finish(name, start, aborted=output is None)
         self.busy = False
         if not self._endpoint.leaving:
-            done = Computed(decode.run, seconds, aborted, payload, ids, margins)
-            self._perform(self._stage.handle(done))
+            self._perform(self._stage.handle(msgspec.structs.replace(done, seconds=seconds, aborted=aborted)))
 
     def _hidden(self, payload: Any, rows: int) -> NDArray[np.float32] | None:
         if self._stage.index == 0:
             return None
         return np.frombuffer(payload, np.float32).reshape(rows, -1)
 
-    def _results(
-        self, decode: Decode, output: NDArray[np.float32] | None
-    ) -> tuple[tuple[int, ...], tuple[float, ...], memoryview | None]:
-        """What the output becomes: hidden states travel on, logits are sampled here."""
+    def _results(self, decode: Decode, output: NDArray[np.float32] | None) -> Computed:
+        """What the output becomes: hidden states travel on; logits are sampled here, or a draft's candidates found."""
         if output is None:
-            return (), (), None
+            return Computed(decode.run, 0.0, aborted=True)
         if not self._stage.is_last:
-            return (), (), as_bytes(output)
+            return Computed(decode.run, 0.0, payload=as_bytes(output))
         how = self._begin.sampling
+        if self._drafts:
+            count = DraftOptions(**self._begin.draft).candidates  # type: ignore[arg-type]
+            found = best_candidates(output, decode.positions, how, count)
+            return Computed(decode.run, 0.0, candidates=found)
         positions = decode.positions[len(decode.positions) - decode.outputs :]
         rows = list(zip(output, positions, strict=True))
         ids = tuple([sample(row, position + 1, how) for row, position in rows])
         margins = tuple([margin(row, position + 1, how) for row, position in rows]) if self._begin.margins else ()
-        return ids, margins, as_bytes(output) if self._begin.logits_on_wire else None
+        payload = as_bytes(output) if self._begin.logits_on_wire else None
+        return Computed(decode.run, 0.0, False, payload, ids, margins)
 
 
 def apply(model: ModelStage, ops: tuple[KvOp, ...]) -> None:

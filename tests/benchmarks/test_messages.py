@@ -31,7 +31,7 @@ MESSAGES = {
     "result": Logits(8, (1, 2, 3), (), -1, (0.01,) * 8),
     "cancellation": CancelRun((9, 10, 11)),
     "order": DraftFrom(3, (1, 2), 90),
-    "proposal": Proposal(3, tuple(DraftNode(i, i - 1, 5, 0.8) for i in range(3)), stalled=False, compute_s=0.01),
+    "proposal": Proposal(3, tuple(DraftNode(i, i - 1, 5, 0.8) for i in range(3)), stalled=False),
 }
 
 

@@ -21,7 +21,7 @@ def forward(*rows: tuple[int, int, int], outputs: int = 1, count: int = 1) -> Co
 
 
 def drafted(*rows: tuple[tuple[int, float], ...]) -> Drafted:
-    return Drafted(rows, 0.5)
+    return Drafted(rows)
 
 
 def one(token: int, confidence: float = 0.9) -> Drafted:
@@ -29,8 +29,8 @@ def one(token: int, confidence: float = 0.9) -> Drafted:
     return drafted(((token, confidence),))
 
 
-def proposal(order: int, *nodes: DraftNode, stalled: bool = False, seconds: float = 0.0) -> Forward:
-    return Forward(Proposal(order, nodes, stalled, seconds))
+def proposal(order: int, *nodes: DraftNode, stalled: bool = False) -> Forward:
+    return Forward(Proposal(order, nodes, stalled))
 
 
 def proposals(effects: list[Any]) -> list[Proposal]:
@@ -42,7 +42,7 @@ def test_it_streams_micro_batches_without_being_asked_again() -> None:
     assert d.handle(DraftFrom(1, (5, 6), FAR)) == [forward((5, 0, 0), (6, 1, 0))]
     assert d.handle(one(7)) == [Apply((KvSeqCp(0, 1, 0, 2),)), forward((7, 2, 1))]
     first, second = DraftNode(0, -1, 7, 0.9), DraftNode(1, 0, 8, 0.8)
-    assert d.handle(one(8, 0.8)) == [proposal(1, first, second, seconds=1.0), forward((8, 3, 1))]
+    assert d.handle(one(8, 0.8)) == [proposal(1, first, second), forward((8, 3, 1))]
     assert d.handle(one(9)) == [forward((9, 4, 1))]
     assert proposals(d.handle(one(10)))[0].nodes == (DraftNode(2, 1, 9, 0.9), DraftNode(3, 2, 10, 0.9))
 
@@ -75,7 +75,7 @@ def test_a_redirect_abandons_the_computation_and_starts_from_the_new_text() -> N
         d.handle(event)
     assert d.handle(DraftFrom(2, (20,), FAR)) == [Abort()]
     assert d.handle(DraftFrom(3, (21,), FAR)) == [], "once aborted is enough"
-    assert d.handle(Drafted((), 0.1, aborted=True)) == [
+    assert d.handle(Drafted((), aborted=True)) == [
         Apply((KvSeqRm(1, 0, -1),)),
         forward((20, 1, 0), (21, 2, 0)),
     ]
@@ -84,7 +84,7 @@ def test_a_redirect_abandons_the_computation_and_starts_from_the_new_text() -> N
 
 def test_what_a_redirect_overtakes_is_not_proposed() -> None:
     d = drafter(micro_batch=3)
-    for event in (DraftFrom(1, (5,), FAR), one(6), one(7), DraftFrom(2, (20,), FAR), Drafted((), 0.1, aborted=True)):
+    for event in (DraftFrom(1, (5,), FAR), one(6), one(7), DraftFrom(2, (20,), FAR), Drafted((), aborted=True)):
         assert proposals(d.handle(event)) == []
     for token in (30, 31):
         assert proposals(d.handle(one(token))) == []
@@ -97,7 +97,7 @@ def test_an_abort_that_comes_too_late_is_no_harm() -> None:
     for event in (DraftFrom(1, (5,), FAR), one(6), DraftFrom(2, (20,), FAR)):
         d.handle(event)
     assert d.handle(one(7))[-1] == forward((20, 1, 0))
-    assert d.handle(one(21))[0] == proposal(2, DraftNode(1, -1, 21, 0.9), seconds=1.0)
+    assert d.handle(one(21))[0] == proposal(2, DraftNode(1, -1, 21, 0.9))
 
 
 def test_text_is_read_even_when_it_is_long() -> None:
@@ -134,21 +134,21 @@ def test_it_stops_at_until_and_goes_on_when_that_is_raised() -> None:
     d.handle(DraftFrom(1, (5,), 2))
     d.handle(one(6))
     both = DraftNode(0, -1, 6, 0.9), DraftNode(1, 0, 7, 0.9)
-    assert d.handle(one(7)) == [proposal(1, *both, stalled=True, seconds=1.0)]
+    assert d.handle(one(7)) == [proposal(1, *both, stalled=True)]
     assert d.handle(DraftFrom(2, (), 3)) == [forward((7, 2, 1))]
-    assert d.handle(one(8)) == [proposal(2, DraftNode(2, 1, 8, 0.9), stalled=True, seconds=0.5)]
+    assert d.handle(one(8)) == [proposal(2, DraftNode(2, 1, 8, 0.9), stalled=True)]
 
 
 def test_an_order_with_nothing_to_draft_is_answered_all_the_same() -> None:
     d = drafter(micro_batch=4)
     d.handle(DraftFrom(1, (5,), 0))
-    assert d.handle(one(6)) == [proposal(1, stalled=True, seconds=0.5)]
+    assert d.handle(one(6)) == [proposal(1, stalled=True)]
 
 
 def test_below_the_cutoff_it_stalls() -> None:
     d = drafter(micro_batch=4, cutoff=0.5)
     d.handle(DraftFrom(1, (5,), FAR))
-    assert d.handle(one(6, 0.49)) == [proposal(1, stalled=True, seconds=0.5)]
+    assert d.handle(one(6, 0.49)) == [proposal(1, stalled=True)]
 
 
 def test_recovery_raises_the_cutoff_with_every_run() -> None:
@@ -164,7 +164,7 @@ def test_recovery_raises_the_cutoff_with_every_run() -> None:
 def test_decay_lowers_the_cutoff_until_it_goes_on() -> None:
     d = drafter(micro_batch=1, cutoff=0.5, decay=0.1)
     d.handle(DraftFrom(1, (5,), FAR))
-    assert d.handle(one(6, 0.35)) == [Wake(RETRY_S), proposal(1, seconds=0.5)], "not stalled: it will try again"
+    assert d.handle(one(6, 0.35)) == [Wake(RETRY_S), proposal(1)], "not stalled: it will try again"
     assert d.handle(Woken()) == [Wake(RETRY_S)]
     effects = d.handle(Woken())
     assert proposals(effects)[0].nodes == (DraftNode(0, -1, 6, 0.35),)
@@ -176,7 +176,7 @@ def test_once_is_one_micro_batch_per_order() -> None:
     d.handle(DraftFrom(1, (5,), FAR))
     d.handle(one(6))
     (effect,) = d.handle(one(7))
-    assert effect == proposal(1, DraftNode(0, -1, 6, 0.9), DraftNode(1, 0, 7, 0.9), stalled=True, seconds=1.0)
+    assert effect == proposal(1, DraftNode(0, -1, 6, 0.9), DraftNode(1, 0, 7, 0.9), stalled=True)
     assert d.handle(DraftFrom(2, (6,), FAR)) == [Apply((KvSeqCp(1, 0, 1, 2),)), forward((7, 2, 1))]
     d.handle(one(8))
     (answer,) = proposals(d.handle(one(9)))
@@ -190,7 +190,7 @@ def test_the_context_ends_drafting_not_the_drafter() -> None:
     assert d.handle(one(8)) == [forward((8, 3, 1))]
     assert [node.token for node in proposals(d.handle(one(9)))[0].nodes] == [7, 8]
     # Text beyond what it can hold is taken note of, and answered.
-    assert proposals(d.handle(DraftFrom(2, (7, 8, 9), FAR))) == [Proposal(2, (), True, 0.0)]
+    assert proposals(d.handle(DraftFrom(2, (7, 8, 9), FAR))) == [Proposal(2, (), True)]
 
 
 def test_branches_wait_for_cells() -> None:
@@ -206,11 +206,11 @@ def test_the_last_order_lets_it_come_to_rest() -> None:
     for event in (DraftFrom(1, (5,), FAR), one(6), one(7)):
         d.handle(event)
     assert d.handle(DraftFrom(2, (), -1)) == []
-    assert d.handle(one(8)) == [proposal(2, stalled=True, seconds=0.5)]
+    assert d.handle(one(8)) == [proposal(2, stalled=True)]
 
 
 def test_what_the_driver_aborts_unasked_is_the_end() -> None:
     drafter = Drafter(64, 4, 64, DraftOptions(micro_batch=2))
     (compute,) = drafter.handle(DraftFrom(1, (5, 6), 8))
     assert isinstance(compute, ComputeDraft)
-    assert drafter.handle(Drafted((), 0.0, aborted=True)) == []
+    assert drafter.handle(Drafted((), aborted=True)) == []

@@ -258,7 +258,7 @@ class ToyCluster:
     def _draft_computed(self, drafted: Drafted) -> None:
         if self._draft_aborting and next(self._schedule, 0) % 2:
             self.draft_cells.take_back(self._draft_rows)
-            drafted = Drafted((), 0.0, aborted=True)
+            drafted = Drafted((), aborted=True)
         self._draft_aborting = False
         self._perform_draft(self.drafter.handle(drafted))
 
@@ -285,7 +285,7 @@ class ToyCluster:
         texts: list[Values] = [text for text in seen if text is not None]
         assert len(texts) == len(seen), "the draft sees gaps"
         found = [self.language.candidates(text, work.count) for text in texts[len(texts) - work.outputs :]]
-        return Drafted(tuple(found), 0.0)
+        return Drafted(tuple(found))
 
     def _check_proposal(self, proposal: Proposal) -> None:
         if self.proposals:
@@ -314,4 +314,3 @@ class ToyCluster:
             assert stage.machine.idle
             assert not stage.machine._cancelled
             assert stage.caught_up == len(head.runs) - 1
-
