@@ -125,6 +125,18 @@ def test_layers_say_how_many_ranks_there_are(run: Run) -> None:
     assert [rank["layers"] for rank in json.loads(output)["ranks"]] == [[0, 1], [1, 2], [2, 4], [0, 1]]
 
 
+@pytest.mark.parametrize("options", [["--layers", "3,1/1,2"], ["--nodes", "4", "--layers", "/1,2"]])
+def test_what_stands_after_the_slash_splits_the_draft(run: Run, options: list[str]) -> None:
+    _, output, _ = run(*QUICK, "--json", "--backend-option", "draft_layers=3", *options)
+    result = json.loads(output)
+    assert result["token_ids"] == emulated_ids(24)
+    assert [rank["role"] for rank in result["ranks"]] == ["target", "target", "draft", "draft"]
+    assert [rank["layers"] for rank in result["ranks"]][2:] == [[0, 1], [1, 3]]
+    assert all(rank["busy_s"] > 0 for rank in result["ranks"])
+    iterative = json.loads(run(*QUICK, "--json", "--strategy", "iterative", *options)[1])
+    assert {rank["role"] for rank in iterative["ranks"]} == {"target"}
+
+
 def test_slow_links_are_slow(run: Run) -> None:
     quick = json.loads(run(*QUICK, "--json", "--strategy", "iterative", "--nodes", "2")[1])
     limits = ("--latency", "20ms", "--bandwidth", "1Gbit")
@@ -214,7 +226,17 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "more stages than layers": (["--nodes", "6"], ["4 layers", "5 stages"]),
     "split that is no split": (["--layers", "a,b"], ["a,b", "0.5,0.5"]),
     "split that does not add up": (["--layers", "0.5,0.6"], ["1.1"]),
-    "split with a wrong draft": (["--layers", "0.5,0.5/2"], ["0.5,0.5/2"]),
+    "split with a wrong draft": (["--layers", "0.5,0.5/2"], ['draft: layer split "2" adds up to 2']),
+    "split without a draft": (["--layers", "0.5,0.5/"], ['draft: layer split ""', "expected numbers"]),
+    "more draft ranks than draft layers": (
+        ["--layers", "2,2/0.5,0.5"],
+        ['draft: layer split "0.5,0.5": 2 stages for 1 layers'],
+    ),
+    "split of the draft and nodes disagree": (["--layers", "2,2/1,1", "--nodes", "3"], ["2,2/1,1 is for 4 ranks"]),
+    "too few nodes for the draft's ranks": (
+        ["--layers", "/1,1", "--nodes", "2"],
+        ["2 ranks of its own: expected --nodes 3 or more"],
+    ),
     "split and nodes disagree": (["--layers", "0.5,0.5", "--nodes", "4"], ["0.5,0.5", "4"]),
     "bandwidth without sense": (["--bandwidth", "fast"], ["fast", "1Gbit"]),
     "latency without a unit": (["--latency", "3"], ['"3"', "ms"]),

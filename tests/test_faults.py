@@ -55,6 +55,22 @@ def test_a_rank_that_hangs_ends_the_generation(rank: int) -> None:
         generation.assert_nothing_left(within=0.5)
 
 
+@pytest.mark.parametrize(("how", "said"), [(signal.SIGKILL, "killed by signal 9"), (signal.SIGSTOP, "")])
+def test_a_rank_behind_the_one_that_drafts_is_named_too(how: signal.Signals, said: str) -> None:
+    with generating("--layers", "2,2/1,1", "--backend-option", "draft_layers=2", nodes=4) as generation:
+        text = generation.read_some()
+        os.kill(generation.ranks[3], how)
+        lost = time.monotonic()
+        code, rest, errors = generation.end(within=WITHIN_S + SLACK_S)
+        assert time.monotonic() - lost < WITHIN_S
+        assert code == 1
+        assert errors.startswith("error: lost rank 3: draft layers 1-1 on ")
+        assert said in errors
+        assert len(errors.splitlines()) == 1
+        assert_said(text + rest)
+        generation.assert_nothing_left(within=0.5)
+
+
 def assert_said(text: str) -> None:
     """The text is some beginning of what the target says, and was not cut inside a token."""
     assert (emulated_text(3000) + " ").startswith(text.rstrip("\n") + " ")

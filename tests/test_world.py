@@ -82,6 +82,16 @@ def test_the_launcher_starts_a_world_here(expected: dict[float, list[int]]) -> N
     assert len(pids(done.stderr)) == 2
 
 
+@pytest.mark.usefixtures("mpiexec")
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_on_two_ranks(expected: dict[float, list[int]], temperature: float) -> None:
+    options = ["--layers", "0.5,0.5/1,1", "--temperature", str(temperature), "--seed", "5", "--tokens", str(TOKENS)]
+    done = run(*PIPEINFER, "generate", PROMPT, "--json", "--launcher", "mpi", *options)
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[temperature]
+    assert len(pids(done.stderr)) == 4
+
+
 def test_ranks_that_the_plan_has_no_use_for_leave_with_the_others(mpiexec: str) -> None:
     done = run(mpiexec, "-n", "4", *PIPEINFER, "generate", "--strategy", "iterative", "--nodes", "1", "--tokens", "2")
     assert done.returncode == 0, done.stderr

@@ -29,11 +29,12 @@ CERTAIN = 1e4
 
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
-    whole forward of the draft. `waits` may instead give a curve (`pipeinfer.profile.Curve`) for each share of a model
-    that is loaded: under "target 0-10" for layers [0, 10), under "draft 0-1" for the draft. Or all is taken from
-    `profile`, a file of `pipeinfer calibrate`, as it was measured of rank `rank`. The draft is right with
-    probability `acceptance`, independently (seeded by `seed`), or as `trace` says: a file of `pipeinfer record`, or
-    such a trace itself. `vocabulary` makes rows of logits longer than the oracle needs them.
+    whole forward of the draft, which has `draft_layers` layers. `waits` may instead give a curve
+    (`pipeinfer.profile.Curve`) for each share of a model that is loaded: under "target 0-10" for layers [0, 10), under
+    "draft 0-1" for the draft. Or all is taken from `profile`, a file of `pipeinfer calibrate`, as it was measured of
+    rank `rank`. The draft is right with probability `acceptance`, independently (seeded by `seed`), or as `trace` says:
+    a file of `pipeinfer record`, or such a trace itself. `vocabulary` makes rows of logits longer than the oracle needs
+    them.
 
     `builtin:target` and `builtin:draft` name the same two models, so that the defaults of the command line work.
     """
@@ -54,10 +55,12 @@ class EmulatedBackend:
         vocabulary: int = 0,
         profile: str | None = None,
         rank: int = 0,
+        draft_layers: int = 1,
     ) -> None:
-        if layers < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
+        if min(layers, draft_layers) < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
             raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
-        self._layers, self._hidden_size, self._context = layers, hidden_size, context
+        self._layers, self._draft_layers = layers, draft_layers
+        self._hidden_size, self._context = hidden_size, context
         self._target_s, self._target_row_s = layer_s, row_s
         self._draft_s, self._draft_row_s = draft_s, draft_row_s
         self._oracle = _oracle(trace, acceptance, seed)
@@ -66,7 +69,7 @@ class EmulatedBackend:
         self._measured = MeasuredRank(profile, rank) if profile else None
 
     def info(self, model: str) -> ModelInfo:
-        layers = self._layers if _role(model) == "target" else 1
+        layers = self._layers if _role(model) == "target" else self._draft_layers
         info = ModelInfo(
             architecture="emulated",
             layers=layers,
@@ -101,7 +104,7 @@ class EmulatedBackend:
                 raise BadModel(f'the waits have no "{name}"; they have: {", ".join(self._waits)}')
             return self._waits[name].at
         layer, layer_row = (self._target_s, self._target_row_s) if role == "target" else (
-            self._draft_s, self._draft_row_s)  # fmt: skip
+            self._draft_s / self._draft_layers, self._draft_row_s / self._draft_layers)  # fmt: skip
         base, row = layer * (stop - first), layer_row * (stop - first)
         return lambda rows, _: base + row * (rows - 1)
 

@@ -7,7 +7,7 @@ import typer
 
 
 def worker(
-    rank: Annotated[int, typer.Option(help="This rank's number: target stages are 0, 1, ...; the draft comes last.")],
+    rank: Annotated[int, typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.")],
     listen: Annotated[str, typer.Option(help="Where the head and the other ranks reach this one.")],
     key: Annotated[Path, typer.Option(help="The cluster's key file, the same on every host.")],
     new_key: Annotated[bool, typer.Option("--new-key", help="Make the key file first; copy it to every host.")] = False,
