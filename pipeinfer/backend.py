@@ -45,6 +45,14 @@ class ModelInfo(msgspec.Struct, frozen=True):
     kv_bytes: int = 0
 
 
+    def stage_bytes(self, layers: tuple[int, int], cells: int) -> int:
+        """What a stage holds: its layers' weights and KV cells, the embedding on the first, the head on the last."""
+        start, stop = layers
+        ends = [self.embedding_bytes] * (start == 0) + [self.head_bytes] * (stop == self.layers)
+        # On a single stage the two may be one matrix.
+        return (stop - start) * (self.layer_bytes + cells * self.kv_bytes) + max(ends, default=0)
+
+
 class Batch(msgspec.Struct, frozen=True):
     """A micro-batch of R rows. Row r is tagged with `sequences[r]` and sees the cells and earlier rows of
     `sequences[r][0]` at positions up to its own. Parents stand before children. Only the last `outputs` rows need

@@ -68,11 +68,11 @@ class _Calibration:
         assert plan.draft is not None
         cells = self._grid.contexts[-1]
         load = target_load(models, cells, self._sampling)
-        times = survey.layers(ranks, load, target.layers, target.layer_bytes, self._grid)
+        times = survey.layers(ranks, load, target, self._grid)
         survey.say(f"the draft on rank {ranks[-1]}")
         drafting = survey.parts(ranks[-1:], draft_load(models, cells, self._sampling), self._grid)[ranks[-1]]
         crowd = max(survey.by_host(ranks).values(), key=len)
-        several = part_of(load, parts_of(target.layers, target.layer_bytes)[-2:][0], target.layers)
+        some = part_of(load, parts_of(target.layers, target.layer_bytes)[0], target.layers)
         return Profile(
             name=f"{plan.target} + {plan.draft} on {len(ranks)} ranks",
             backend=plan.backend,
@@ -81,7 +81,7 @@ class _Calibration:
             ranks=tuple([self._rank(rank, times[rank]) for rank in ranks]),
             draft=self._curve(drafting),
             links=tuple(self._links(len(ranks))),
-            contention=survey.contention(crowd, several, self._grid.contexts[0], CONTENTION_S),
+            contention=survey.contention(crowd, some, self._grid.contexts[0], CONTENTION_S),
             message_s=survey.handling_s(ranks[0]),
             head_s=head_event_s(),
             environment=self._environment(),

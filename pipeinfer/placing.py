@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeinfer.backend import ModelInfo
 from pipeinfer.core.messages import Inspected, Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.placement import BadSplit, LayerRange, fastest_split
@@ -25,18 +24,10 @@ PART_S = 0.2
 """How long each part of the model is timed on a rank."""
 
 
-def stage_bytes(info: ModelInfo, layers: LayerRange, cells: int) -> int:
-    """What a rank holds: its layers' weights and KV cells, the embedding on the first stage, the head on the last."""
-    start, stop = layers
-    ends = [info.embedding_bytes] * (start == 0) + [info.head_bytes] * (stop == info.layers)
-    # On a single stage the two may be one matrix.
-    return (stop - start) * (info.layer_bytes + cells * info.kv_bytes) + max(ends, default=0)
-
-
 def check_memory(models: "Models", ranks: Mapping[int, Inspected]) -> None:
     """Raise LaunchError where a rank, or all ranks of a host together, have too little memory for their layers."""
     plan = models.plan
-    needs = {rank: (stage_bytes(models.target, layers, models.cells), f"{_span(layers)} of {plan.target}")
+    needs = {rank: (models.target.stage_bytes(layers, models.cells), f"{_span(layers)} of {plan.target}")
              for rank, layers in enumerate(models.split)}  # fmt: skip
     needs |= {rank: (needed, str(plan.draft)) for rank, needed in _draft_bytes(models).items()}
     cure = f"and {models.cells} KV cells: move layers to other ranks (--layers), or give fewer cells (--cells)"
@@ -76,7 +67,7 @@ def _measured(models: "Models", survey: Survey) -> list[tuple[float, ...]]:
     context = min(CONTEXT, info.context, models.cells)
     grid = Grid((min(ROWS, context),), (context,), PART_S)
     load = target_load(models, context, Sampling())
-    found = survey.layers(range(len(models.split)), load, info.layers, info.layer_bytes, grid)
+    found = survey.layers(range(len(models.split)), load, info, grid)
     return [tuple(float(part[0][0]) for part in found[rank]) for rank in sorted(found)]
 
 
@@ -130,7 +121,7 @@ def _draft_bytes(models: "Models") -> dict[int, int]:
     if draft is None:
         return {}
     split = enumerate(models.draft_split, start=models.drafter)
-    return {rank: stage_bytes(draft, layers, models.cells) for rank, layers in split}
+    return {rank: draft.stage_bytes(layers, models.cells) for rank, layers in split}
 
 
 def _span(layers: LayerRange) -> str:

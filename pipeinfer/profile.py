@@ -6,6 +6,7 @@ rank is and what it can hold.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: tuple[int, ...]
     contexts: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        for points in (self.rows, self.contexts):
+            if not points or any(left >= right for left, right in pairwise(points)):
+                raise ValueError(f"expected rows and contexts that ascend, came {points}")
+        if len(self.seconds) != len(self.contexts) or any(len(line) != len(self.rows) for line in self.seconds):
+            raise ValueError(f"expected seconds for {len(self.contexts)} contexts by {len(self.rows)} rows")
 
     def at(self, rows: int, context: int) -> float:
         """Linear between what was measured, and beyond it along the last two points; never negative."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeinfer.backend import ModelInfo
 from pipeinfer.contact import WATCH_S, Contact
 from pipeinfer.core.messages import (
     Inspect,
@@ -26,8 +27,10 @@ from pipeinfer.core.messages import (
     Ping,
 )
 from pipeinfer.drivers.probe import answer_ping, time_link
+from pipeinfer.errors import LaunchError
 from pipeinfer.placement import LayerRange
 from pipeinfer.transports import HEAD
+from pipeinfer.units import size
 
 PATIENCE_S = 900.0
 """The longest wait for one measurement."""
@@ -89,21 +92,31 @@ class Survey:
             hosts.setdefault(self.ranks[rank].host, []).append(rank)
         return hosts
 
-    def layers(
-        self, ranks: Iterable[int], load: Load, layers: int, layer_bytes: int, grid: Grid
-    ) -> dict[int, LayerTimes]:
-        """Per rank the times of a model's layers; `load` says all of the model but which layers."""
-        found: dict[int, LayerTimes] = {}
-        parts = parts_of(layers, layer_bytes)
+    def layers(self, ranks: Sequence[int], load: Load, info: ModelInfo, grid: Grid) -> dict[int, LayerTimes]:
+        """Per rank the times of a model's layers; `load` says all of the model but which layers. A rank without room
+        for some part is not asked for that one. Raises LaunchError where a rank has room for none."""
+        parts = parts_of(info.layers, info.layer_bytes)
+        times: dict[int, dict[LayerRange, Seconds]] = {rank: {} for rank in ranks}
+        self._check_room(ranks, load, info, parts[0])
         for wave in self.waves(ranks):
-            times: dict[int, list[Seconds]] = {rank: [] for rank in wave}
             for part in parts:
-                self.say(f"layers {part[0]}-{part[1] - 1} on {_ranks(wave)}")
-                one = self.parts(wave, part_of(load, part, layers), grid)
-                for rank in wave:
-                    times[rank].append(one[rank])
-            found |= {rank: separate(parts, layers, times[rank]) for rank in wave}
-        return found
+                able = [rank for rank in wave if self._fits(rank, info.stage_bytes(part, load.cells))]
+                if able:
+                    self.say(f"layers {part[0]}-{part[1] - 1} on {_ranks(able)}")
+                    for rank, found in self.parts(able, part_of(load, part, info.layers), grid).items():
+                        times[rank][part] = found
+        return {rank: separate(found, info.layers) for rank, found in times.items()}
+
+    def _fits(self, rank: int, needed: int) -> bool:
+        return needed <= self.ranks[rank].memory_bytes
+
+    def _check_room(self, ranks: Sequence[int], load: Load, info: ModelInfo, part: LayerRange) -> None:
+        needed = info.stage_bytes(part, load.cells)
+        for rank in ranks:
+            here = self.ranks[rank]
+            if not self._fits(rank, needed):
+                raise LaunchError(f"rank {rank} on {here.host} has {size(here.memory_bytes)} free and needs"
+                                  f" {size(needed)} to measure {part[1] - part[0]} layers of {load.model}")  # fmt: skip
 
     def parts(self, ranks: Sequence[int], load: Load, grid: Grid) -> dict[int, Seconds]:
         """Per rank the times of a part of a model, all ranks at once."""
@@ -189,18 +202,20 @@ def part_of(load: Load, part: LayerRange, layers: int) -> Load:
     return msgspec.structs.replace(load, layers=part, outputs=part[1] == layers)
 
 
-def separate(parts: Sequence[LayerRange], layers: int, times: Sequence[Seconds]) -> LayerTimes:
+def separate(times: Mapping[LayerRange, Seconds], layers: int) -> LayerTimes:
     """A layer, the rest of a run and the output head from the times of `parts_of` a model, none below zero: where twice
-    the layers take more than twice the time, what is left over is spread evenly. Of a single layer all is the layer's.
-    """
+    the layers take more than twice the time, what is left over is spread evenly. Nothing is said to be the head's, or
+    the rest's, where no part tells them apart."""
     from scipy.optimize import nnls  # which takes long to import
 
-    if layers == 1:
-        return LayerTimes(np.zeros_like(times[0]), times[0], np.zeros_like(times[0]))
+    parts = list(times)
     system = np.array([[1.0, stop - start, float(stop == layers)] for start, stop in parts])
-    columns = np.maximum(np.reshape(times, (len(parts), -1)).T, FINEST_S)
+    system[:, 0] *= len({stop - start for start, stop in parts}) > 1
+    system[:, 2] *= not system[:, 2].all()
+    table = np.array(list(times.values()))
+    columns = np.maximum(table.reshape(len(parts), -1).T, FINEST_S)
     solved = [nnls(system / column[:, None], np.ones(len(parts)))[0] for column in columns]
-    return LayerTimes(*np.reshape(np.transpose(solved), (3, *times[0].shape)))
+    return LayerTimes(*np.reshape(np.transpose(solved), (3, *table.shape[1:])))
 
 
 def _rank(rank: int) -> str:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pipeinfer.calibrate import calibrate
 from pipeinfer.cli import main
 from pipeinfer.core.messages import Sampling
+from pipeinfer.errors import LaunchError
 from pipeinfer.launch import Plan
 from pipeinfer.placement import LayerRange
-from pipeinfer.profile import BadProfile, Profile, read_profile, write_profile
+from pipeinfer.profile import BadProfile, Curve, Profile, read_profile, write_profile
 from pipeinfer.survey import parts_of, separate
 from pipeinfer.transports import open_transport
 from pipeinfer.transports.keys import write_keys
@@ -104,7 +105,7 @@ TIME = st.floats(1e-5, 1)
 def test_layers_are_told_apart_from_the_rest(layers: int, size: int, run: float, layer: float, head: float) -> None:
     parts = parts_of(layers, size)
     assert all(0 <= start < stop <= layers for start, stop in parts)
-    found = separate(parts, layers, [np.full((2, 3), one(part, layers, run, layer, head)) for part in parts])
+    found = separate({part: np.full((2, 3), one(part, layers, run, layer, head)) for part in parts}, layers)
     for came, expected in zip(found, (run, layer, head), strict=True):
         assert came == pytest.approx(np.full((2, 3), expected), rel=1e-6, abs=1e-8)
 
@@ -116,10 +117,27 @@ def one(part: LayerRange, layers: int, run: float, layer: float, head: float) ->
 def test_what_twice_the_layers_take_beyond_twice_the_time_is_spread() -> None:
     parts = parts_of(8, 1)
     assert parts == [(1, 4), (1, 7), (5, 8)]
-    run, layer, head = (part[0][0] for part in separate(parts, 8, [np.full((1, 1), t) for t in (3.0, 6.6, 4.0)]))
+    times = {part: np.full((1, 1), seconds) for part, seconds in zip(parts, (3.0, 6.6, 4.0), strict=True)}
+    run, layer, head = (part[0][0] for part in separate(times, 8))
     assert run == 0
     assert 1.0 < layer < 1.1
     assert 0.7 < head < 1.0
+
+
+@pytest.mark.parametrize(
+    ("times", "layers", "expected"),
+    [
+        ({(0, 1): 3.0}, 1, (0, 3, 0)),
+        ({(1, 2): 3.0}, 8, (0, 3, 0)),
+        ({(1, 2): 3.0, (7, 8): 5.0}, 8, (0, 3, 2)),
+        ({(1, 2): 3.0, (1, 3): 5.0}, 8, (1, 2, 0)),
+    ],
+)
+def test_a_rank_that_holds_less_is_known_less_well(
+    times: dict[LayerRange, float], layers: int, expected: tuple[float, ...]
+) -> None:
+    found = separate({part: np.full((1, 1), seconds) for part, seconds in times.items()}, layers)
+    assert [part[0][0] for part in found] == pytest.approx(expected)
 
 
 def test_a_big_layer_is_measured_once_and_twice() -> None:
@@ -184,6 +202,29 @@ def test_a_worker_that_cannot_be_reached(
     errors = capsys.readouterr().err
     assert errors.startswith("error: lost rank 0: rank 0 at tcp://127.0.0.1:9 never answered")
     assert len(errors.splitlines()) == 1
+
+
+def test_a_rank_that_cannot_hold_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeinfer.drivers.loading.free_bytes", lambda: 3_000_000)
+    plan = Plan(stages=1, transport="inproc")
+    with pytest.raises(LaunchError, match=r"rank 0 on .* has 3.0 MB free and needs \d+.\d MB to measure 3 layers of"):
+        calibrate(plan, Sampling(), silent)
+
+
+@pytest.mark.parametrize(
+    ("rows", "contexts", "seconds"),
+    [
+        ((1, 2), (8,), ((1.0,),)),
+        ((1, 2), (8, 9), ((1.0, 2.0),)),
+        ((2, 1), (8,), ((1.0, 2.0),)),
+        ((), (), ()),
+    ],
+)
+def test_a_curve_has_a_time_for_each_point(
+    rows: tuple[int, ...], contexts: tuple[int, ...], seconds: tuple[tuple[float, ...], ...]
+) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Curve(rows, contexts, seconds)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"name": 3}', "\x00\xff", "[1"])
