@@ -151,6 +151,11 @@ def cluster(name: str) -> Cluster:
     return Cluster(entry_name, nodes, pick(links, entry.link, f"{at}.link: link"))
 
 
+def cluster_name(name: str) -> str:
+    """What a cluster is called: the name itself, unless that is where a file lies."""
+    return cluster(name).name if _OF_A_FILE.fullmatch(name) else name
+
+
 _CLUSTERS: dict[str, type] = {"node": Node, "link": LinkKind, "cluster": _ClusterEntry}
 _OF_A_FILE = re.compile(r"(?P<path>.*\.toml)(:(?P<name>[^:/]+))?")
 
