@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeinfer import metrics
+from pipeinfer import metrics, workload
 from pipeinfer.divergence import Divergence, divergence
 from pipeinfer.reproduce.recipes import Cell, EmulatedCell, Point, ProgramCell, Recipe, SimCell, points, simulated_twin
 from pipeinfer.reproduce.records import Record, config_hash
@@ -41,7 +41,7 @@ class Place(msgspec.Struct, frozen=True):
             return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
         parts = [
             self.pair,
-            self.cluster,
+            workload.cluster_name(self.cluster),
             f"{self.nodes} nodes",
             f"{self.drafts} acceptance {self.acceptance:.2g}".strip(),
         ]

@@ -1,6 +1,6 @@
 """The figures of a recipe: its analysis as panels, strips or lanes, with a caption that says what was run on what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,7 +180,7 @@ def _dots(analysis: Analysis, figure: Figure, path: Path) -> None:
         ]
         for title, places in _panels(analysis, figure).items()
     }
-    what = _setting(recipe) if recipe.simulated else _real(recipe.live, analysis.best[0].record.environment)
+    what = _setting(recipe) if recipe.simulated else _real(recipe.live, analysis.best)
     repeated = "a draw of the acceptance trace" if recipe.simulated else "a trial"
     plots.dots(
         groups, path, xlabel=label, caption=f"{what} {_SWEPT} Each dot is {repeated}; bar: median, {_BAND}.",
@@ -208,11 +208,26 @@ def _setting(recipe: Recipe) -> str:
     )
 
 
-def _real(live: Live | None, machine: dict[str, Any]) -> str:
+def _real(live: Live | None, found: Sequence[Best]) -> str:
     assert live is not None
+    models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
     return (
-        f"Fidelity: real. Built-in pair, backend {live.backend}, {live.stages} target stages and 1 draft over "
-        f"{live.transport}, all on one machine with {machine['cores']} cores ({machine['processor']}). "
+        f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
+        f"{live.transport}, {_where(found)}. "
         f"{len(live.prompts)} prompts, {live.repeats} repetitions with the strategies in turn, {live.tokens} tokens. "
         "All token ids equal the iterative run's."
     )
+
+
+def _short(model: str) -> str:
+    """The last part of a model's path."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _where(found: Sequence[Best]) -> str:
+    """The hosts on which the ranks were."""
+    machine = found[0].record.environment
+    hosts = list(dict.fromkeys(rank.host for one in found for trial in one.trials.values() for rank in trial.ranks))
+    if len(hosts) > 1:
+        return f"on {len(hosts)} hosts ({', '.join(hosts)})"
+    return f"all on one machine with {machine['cores']} cores ({machine['processor']})"
