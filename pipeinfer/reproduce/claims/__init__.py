@@ -46,4 +46,7 @@ def _judged(name: str, published: Published, analyses: Mapping[str, Analysis]) -
     if found is None:
         found = Finding("-", "not testable here", ["no trial that bears on it was run, or none passed"])
     text = f"{published.published} [{published.source}]"
-    return Claim(name, published.claim, text, found.figure, found.verdict, "; ".join(found.evidence))
+    figure, evidence = found.figure, "; ".join(found.evidence)
+    if any(one.recipe.emulation for one in simulated):  # judged alike, and to be told apart
+        figure, evidence = (words.replace("simulated", "emulated") for words in (figure, evidence))
+    return Claim(name, published.claim, text, figure, found.verdict, evidence)
