@@ -17,7 +17,7 @@ MINE = """
 title = "A box"
 memory_bandwidth_gbs = 40
 peak_gflops = 500
-memory_gb = 12
+memory_gb = 10
 bandwidth_efficiency = 0.8
 arithmetic_efficiency = 0.4
 overhead_us = 20
@@ -93,7 +93,7 @@ def test_points_without_room_are_left_out_with_a_note(mine: Path) -> None:
     nodes = {recipe.name: {cell.setting.nodes for cell in map_simulated(recipe)} for recipe in recipes}
     assert nodes == {"speed": {8, 16, 32}, "timeline": {5}}
     (note,) = notes
-    assert note.startswith("speed: left out dolphin-tinyllama on 4 nodes: mine: rank 0 has 12 GB of memory and needs")
+    assert note.startswith("speed: left out dolphin-tinyllama on 4 nodes: mine: rank 0 has 10 GB of memory and needs")
 
 
 def map_simulated(recipe: Recipe) -> list[SimCell]:
@@ -102,7 +102,7 @@ def map_simulated(recipe: Recipe) -> list[SimCell]:
 
 def test_a_recipe_without_any_room_is_left_out_and_the_last_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text(MINE.replace("memory_gb = 12", "memory_gb = 5"))
+    path.write_text(MINE.replace("memory_gb = 10", "memory_gb = 5"))
     recipes, notes = select(["speed", "timeline"], Wish(cluster=str(path)))
     assert [recipe.name for recipe in recipes] == ["speed"]
     assert notes[-1].startswith("left out: recipe timeline: mine: rank 0 has 5 GB of memory and needs")
@@ -131,7 +131,7 @@ def test_what_cannot_be_is_one_line(names: list[str], wish: Wish, message: str) 
         (("overhead_us", "overhead"), 'node.box: unknown key "overhead"; did you mean "overhead_us"'),
         (("[cluster.mine]", "[clusters.mine]"), 'unknown key "clusters"; did you mean "cluster"'),
         (('"box"', '"bx"'), 'cluster.mine.nodes: node "bx"; did you mean "box"'),
-        (("memory_gb = 12", 'memory_gb = "12"'), "node.box.memory_gb: expected `float`, got `str`"),
+        (("memory_gb = 10", 'memory_gb = "12"'), "node.box.memory_gb: expected `float`, got `str`"),
     ],
 )
 def test_what_is_wrong_in_a_cluster_s_file_is_named_with_its_path(
