@@ -5,6 +5,7 @@ torch and transformers take seconds to import, so nothing here does before a bac
 
 import re
 from importlib.util import find_spec
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeinfer.backend import BadModel, ModelInfo
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "transformers", "huggingface_hub")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+LOADING = Lock()
+"""transformers sets torch's default dtype while it builds a model: for all of the process, and ranks may be threads."""
 
 
 class TorchBackend:
@@ -47,7 +51,8 @@ class TorchBackend:
         from pipeinfer_torch.skeleton import Skeleton
 
         folder = find_model(model)
-        skeleton = Skeleton(folder, self._device, self._dtype)
+        with LOADING:
+            skeleton = Skeleton(folder, self._device, self._dtype)
         config = skeleton.config
         return ModelInfo(
             architecture=skeleton.architecture,
@@ -79,7 +84,8 @@ class TorchBackend:
             raise ValueError(f"expected at least 1 cell and 1 sequence, came {cells} and {sequences}")
         torch.set_num_threads(self._threads)
         try:
-            return load_stage(model, layers, self._device, self._dtype, cells=cells, sequences=sequences)
+            with LOADING:
+                return load_stage(model, layers, self._device, self._dtype, cells=cells, sequences=sequences)
         except torch.OutOfMemoryError:
             raise BadModel(f"expected room for layers [{layers[0]}, {layers[1]}) of {model} and {cells} KV cells on"
                            f" {self._device}, came out of memory: give this rank fewer layers or cells") from None

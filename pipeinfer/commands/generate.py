@@ -9,8 +9,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pipeinfer.commands.check import Check
     from pipeinfer.core.head import Head
     from pipeinfer.core.log import EventLog
+    from pipeinfer.core.messages import Sampling
     from pipeinfer.launch import Cluster, Plan
     from pipeinfer.results import Trial
 
@@ -49,6 +51,7 @@ def generate(
     key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
     log: Annotated[Path | None, typer.Option(help="Write the head's event log; `pipeinfer replay` reads it.")] = None,
+    check: Annotated[bool, typer.Option(help="Then decode one by one on a single stage and compare.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
@@ -87,10 +90,13 @@ def generate(
             )  # fmt: skip
         if trace is not None:
             _write_trace(cluster, trace)
+    checked = _check(plan, prompt_ids, sampling, trial) if check else None
     if as_json:
-        _print_json(trial, view.stream.text)
+        _print_json(trial, view.stream.text, checked)
     else:
         view.print_summary(trial)
+    if checked is not None:
+        checked.conclude()
 
 
 def log_opener(file: IO[bytes], strategy: str, options: dict[str, Any]) -> "Callable[[Head], EventLog]":
@@ -203,9 +209,18 @@ def _write_trace(cluster: "Cluster", path: Path) -> None:
     path.write_bytes(chrome_trace(cluster.spans, cluster.rank_names))
 
 
-def _print_json(trial: "Trial", text: str) -> None:
+def _check(plan: "Plan", prompt: list[int], sampling: "Sampling", trial: "Trial") -> "Check":
+    from pipeinfer.commands.check import check
+    from pipeinfer.commands.view import starting
+
+    with starting():
+        return check(plan, prompt, sampling, trial)
+
+
+def _print_json(trial: "Trial", text: str, checked: "Check | None") -> None:
     import msgspec
 
     from pipeinfer.metrics import summary
 
-    print(msgspec.json.encode({**summary(trial), "text": text}).decode())
+    checks = {} if checked is None else {"check": checked.summary}
+    print(msgspec.json.encode({**summary(trial), **checks, "text": text}).decode())

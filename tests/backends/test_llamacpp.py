@@ -86,8 +86,9 @@ def logits(opener, path, tokens=TOKENS):
     return rows
 
 
-class TestConformance(BackendConformance):
+class Conformance(BackendConformance):
     rtol = 1e-5
+    architecture = ""
 
     @pytest.fixture(autouse=True)
     def shared_folder(self, shared):
@@ -97,16 +98,34 @@ class TestConformance(BackendConformance):
         return backend(self._shared, kv_type="f32")
 
     def model(self, tmp_path):
-        path = self._shared / "conformance.gguf"
-        if not path.exists():
-            export_gguf(write_llama(tmp_path / "model"), path, "f32")
-        return str(path)
+        path = self._shared / f"conformance-{self.architecture}.gguf"
+        return str(path if path.exists() else write_gguf(path, self.architecture))
 
     def loaded_bytes(self, load):
         stage = load()
         held = llama().llama_model_size(stage._model.handle)
         stage.close()
         return held
+
+
+class TestLlama(Conformance):
+    def model(self, tmp_path):
+        path = self._shared / "conformance.gguf"
+        if not path.exists():
+            export_gguf(write_llama(tmp_path / "model"), path, "f32")
+        return str(path)
+
+
+class TestQwen2(Conformance):
+    architecture = "qwen2"
+
+
+class TestQwen3(Conformance):
+    architecture = "qwen3"
+
+
+class TestFalcon(Conformance):
+    architecture = "falcon"
 
 
 # Splits ------------------------------------------------------------------------------------------------------------

@@ -293,6 +293,19 @@ def in_a_thread(function):
         return executor.submit(function).result()
 
 
+def test_ranks_that_load_at_once_do_not_mix_their_dtypes(variant):
+    """As threads of one process do."""
+
+    def first_logits(dtype):
+        return load(variant("llama"), dtype=dtype).forward(chunk(0, 8), None, never)
+
+    dtypes = ["float32", "bfloat16"] * 6
+    alone = {dtype: first_logits(dtype) for dtype in dtypes}
+    with ThreadPoolExecutor(len(dtypes)) as executor:
+        for dtype, came in zip(dtypes, executor.map(first_logits, dtypes), strict=True):
+            np.testing.assert_array_equal(came, alone[dtype])
+
+
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
