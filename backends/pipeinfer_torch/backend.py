@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
     from pipeinfer_torch.stage import TorchStage
 
-NEEDED = ("torch", "transformers", "huggingface_hub")
+# The libraries themselves are loaded with the first backend; without them the plug-in says at once what is missing.
+for library in ("torch", "transformers", "huggingface_hub"):
+    if find_spec(library) is None:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -34,9 +38,6 @@ class TorchBackend:
     """
 
     def __init__(self, device: str = "auto", dtype: str = "auto", threads: int = 1) -> None:
-        missing = [package for package in NEEDED if find_spec(package) is None]
-        if missing:
-            raise ImportError(f"the torch backend needs {', '.join(missing)}: pip install 'pipeinfer[torch]'")
         if not DEVICE.fullmatch(device):
             raise ValueError(f"expected device auto, cpu, cuda or cuda:N, came {device!r}")
         if dtype not in DTYPES:

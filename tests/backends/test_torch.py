@@ -336,12 +336,6 @@ def test_importing_the_plugin_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_without_torch_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("pipeinfer_torch.backend.find_spec", lambda _package: None)
-    with pytest.raises(ImportError, match=r"pip install 'pipeinfer\[torch\]'"):
-        TorchBackend()
-
-
 @pytest.mark.parametrize(
     "option", [{"device": "tpu"}, {"device": "cuda:99"}, {"device": "cuda:x"}, {"dtype": "int8"}, {"threads": 0}]
 )
