@@ -45,7 +45,8 @@ class _Rank(NamedTuple):
 class Roofline:
     """Costs (`pipeinfer.drivers.sim.Costs`) of a pair on a cluster: `layers` of the target on ranks 0, 1, ..., the
     draft on rank `draft_rank`. `logits_on_wire`: the last stage sends logits, as the artifact does, instead of ids.
-    `width_cost` scales the time of arithmetic; at 0 verifying many rows costs as much as one."""
+    `width_cost` scales the time of arithmetic; at 0 verifying many rows costs as much as one. `draft_cost` scales the
+    time of the draft."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Roofline:
         *,
         logits_on_wire: bool = False,
         width_cost: float = 1.0,
+        draft_cost: float = 1.0,
     ) -> None:
         target, draft = pair.target, pair.draft
         last = len(layers) - 1
@@ -64,6 +66,7 @@ class Roofline:
             for stage, (start, stop) in enumerate(layers)
         ]
         self._draft = _roofline(draft, draft.layers, True, cluster.node(draft_rank), width_cost)
+        self._draft_cost = draft_cost
         self._row_bytes = [target.hidden * HIDDEN_BYTES] * last
         self._row_bytes.append(target.vocabulary * LOGIT_BYTES if logits_on_wire else ID_BYTES)
 
@@ -71,7 +74,7 @@ class Roofline:
         return self._stages[stage].seconds(rows, context)
 
     def draft_s(self, rows: int, context: int) -> float:
-        return self._draft.seconds(rows, context)
+        return self._draft.seconds(rows, context) * self._draft_cost
 
     def row_bytes(self, stage: int) -> int:
         return self._row_bytes[stage]

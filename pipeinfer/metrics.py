@@ -159,6 +159,22 @@ def mean_utilisation(trial: Trial) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
+def largest_memory(trial: Trial) -> float | None:
+    """Bytes on the rank that holds most. None where no rank says."""
+    return float(max((rank.peak_memory for rank in trial.ranks), default=0)) or None
+
+
+def total_memory(trial: Trial) -> float | None:
+    """Bytes on all ranks together. None where no rank says."""
+    return float(sum(rank.peak_memory for rank in trial.ranks)) or None
+
+
+def speed_per_gigabyte(trial: Trial) -> float | None:
+    """Tokens/s per 1e9 bytes on all ranks together."""
+    speed, memory = tokens_per_second(trial), total_memory(trial)
+    return None if speed is None or memory is None else speed / (memory / 1e9)
+
+
 def bytes_per_token(trial: Trial) -> dict[str, float]:
     """Per link, as "sender>receiver" ("head" for -1): bytes on the wire per generated token, the prompt's included."""
     n = max(1, len(trial.token_ids))
@@ -207,6 +223,8 @@ def summary(trial: Trial) -> dict[str, Any]:
         "wasted_rows": wasted_rows(trial),
         "compute_saved_s": compute_saved_s(trial),
         "utilisation": mean_utilisation(trial),
+        "largest_memory": largest_memory(trial),
+        "total_memory": total_memory(trial),
         "bytes_per_token": bytes_per_token(trial),
         "ranks": [_rank_summary(rank, busy[rank.rank]) for rank in trial.ranks],
     }

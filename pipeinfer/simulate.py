@@ -45,6 +45,7 @@ class Setting(msgspec.Struct, frozen=True):
     """One generation to simulate. `acceptance`, `difficulty` and `trace` are those of `pipeinfer.acceptance`: i.i.d.,
     by position, or recorded. `seed` draws which tokens are accepted, or picks the trace's text.
     `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
+    `draft_cost` scales the draft's time.
     `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` 0 sends the prompt in one
     piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth."""
 
@@ -58,6 +59,7 @@ class Setting(msgspec.Struct, frozen=True):
     accounting: Accounting = "same-ranks"
     logits_on_wire: bool = False
     width_cost: float = 1.0
+    draft_cost: float = 1.0
     bandwidth_gbps: float | None = None
     latency_us: float | None = None
     prompt_chunk: int = 64
@@ -174,6 +176,7 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
             placed.draft_rank or 0,
             logits_on_wire=setting.logits_on_wire,
             width_cost=setting.width_cost,
+            draft_cost=setting.draft_cost,
         ),
         oracle=setting.oracle(length + room(setting)),
         memory=memory,
@@ -285,7 +288,8 @@ def limits(cluster: Cluster, pair: Pair, setting: Setting, drafts: Sequence[int]
     """What theory allows where width, links and cancellation are free: T is the traversal of one row halfway through
     the generation, links left out, d one forward of the draft."""
     stages = tuple(even_split(pair.target.layers, setting.nodes))
-    return limits_of(Roofline(pair, cluster, stages, setting.nodes - 1), setting, drafts)
+    costs = Roofline(pair, cluster, stages, setting.nodes - 1, draft_cost=setting.draft_cost)
+    return limits_of(costs, setting, drafts)
 
 
 def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:

@@ -54,6 +54,7 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.set_layout_engine("none")  # Everything has its place now.
         figure.savefig(path.with_suffix(".png"), dpi=200)
 
 

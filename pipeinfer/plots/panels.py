@@ -29,6 +29,9 @@ class Panel(msgspec.Struct, frozen=True):
 DASHES = {"speculative": (0, (5, 2)), "pipeinfer": (0, (1, 1.2))}
 """Line styles of theory, to be told apart without colour; others are dash-dotted."""
 
+MARKS = ["-", (0, (6, 3))]
+"""Line styles of what is drawn across."""
+
 LEGEND_CHARACTERS = 62
 """About what fits in one row of a legend, beside the samples."""
 
@@ -51,8 +54,8 @@ def lines(
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             axis.set_title(panel.title)
-            for name, value in (marks or {}).items():
-                axis.axhline(value, color=GREY, linewidth=0.9, linestyle=(0, (6, 2, 1, 2)), label=name)
+            for (name, value), dashes in zip((marks or {}).items(), MARKS, strict=False):
+                axis.axhline(value, color=GREY, linewidth=1, linestyle=dashes, label=name)
             for series in panel.series:
                 _line(axis, series)
             _ticks(axis, panel, base)
@@ -78,8 +81,9 @@ def _line(axis: Any, series: Series) -> None:
         dashes = DASHES.get(series.strategy, (0, (4, 1, 1, 1)))
         axis.plot(series.x, middle, color=colour, linestyle=dashes, linewidth=1, label=series.name)
         return
-    face = "white" if marker == "s" else colour
-    axis.plot(series.x, middle, color=colour, marker=marker, markerfacecolor=face, label=series.name)
+    # Where lines coincide, the square is seen around the triangle and the triangle around the dot.
+    face, size = ("white", 6.5) if marker == "s" else (colour, 7 if marker == "^" else 4.5)
+    axis.plot(series.x, middle, color=colour, marker=marker, markersize=size, markerfacecolor=face, label=series.name)
     axis.fill_between(series.x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 

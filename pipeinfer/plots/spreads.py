@@ -33,7 +33,8 @@ def percentiles(groups: Mapping[str, Sequence[Spread]], path: Path, *, xlabel: s
             axis.tick_params(axis="y", length=0)
         axes[0].set_yticks(range(rows), [spread.name for spread in next(iter(groups.values()))])
         axes[0].set_ylim(rows - 0.4, -0.6)
-        axes[0].set_xlim(-0.01 * axes[0].get_xlim()[1], None)
+        highest = max(point[2] for spreads in groups.values() for spread in spreads for point in spread.points.values())
+        axes[0].set_xlim(-0.015 * highest, 1.06 * highest)
         figure.legend(handles=_keys(), loc="outside upper center", ncols=len(MARKERS), columnspacing=1.4)
 
 

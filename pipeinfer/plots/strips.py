@@ -6,16 +6,18 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.plots.house import WIDTH_IN, new_figure, rectangle, style
+from pipeinfer.metrics import median_band
+from pipeinfer.plots.house import GREY, WIDTH_IN, new_figure, rectangle, style
 
 
 class Strip(msgspec.Struct, frozen=True):
-    """One row of dots: every trial's value, and `note` beside the median."""
+    """One row of dots: every trial's value, and `note` beside the median. A line parts rows of different `group`."""
 
     name: str
     strategy: str
     values: list[float]
     note: str = ""
+    group: str = ""
 
 
 def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, xlabel: str, caption: str) -> None:
@@ -27,7 +29,11 @@ def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, xlabel: str, capt
             axis.set_title(title)
             for row, strip in enumerate(strips):
                 _strip(axis, row, strip)
+                if row and strip.group != strips[row - 1].group:
+                    axis.axhline(row - 0.5, color=GREY, linewidth=0.4)
             axis.set_xlabel(xlabel)
+            axis.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.grid(visible=False, axis="y")
             axis.tick_params(axis="y", length=0)
         first = next(iter(groups.values()))
@@ -37,14 +43,15 @@ def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, xlabel: str, capt
         axes[0].set_xlim(0, max(_reach(strip, width) for strips in groups.values() for strip in strips))
 
 
-CHARACTER_IN = 0.066
+CHARACTER_IN = 0.057
 """About the width of a character beside a row (inches)."""
 
 
 def _reach(strip: Strip, width: float) -> float:
     """How far an axis of `width` inches has to go for the row's last value and what is written beside it."""
-    share = (10 + len(strip.note)) * CHARACTER_IN / width
-    return max(strip.values) / max(0.3, 1 - share)
+    _, middle, high = median_band(strip.values)
+    share = (2 + len(_label(middle, strip.note))) * CHARACTER_IN / width
+    return max(high, *strip.values, middle) / max(0.3, 1 - share)
 
 
 def _label(middle: float, note: str) -> str:
@@ -52,8 +59,6 @@ def _label(middle: float, note: str) -> str:
 
 
 def _strip(axis: Any, row: int, strip: Strip) -> None:
-    from pipeinfer.metrics import median_band
-
     colour, marker = style(strip.strategy)
     low, middle, high = median_band(strip.values)
     # Spread up and down in the order of the trials, so that all are seen; what never differs is one dot.

@@ -1,7 +1,7 @@
 """From records to points: each strategy at its best, place by place, after the gate that token ids must pass."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ class Place(msgspec.Struct, frozen=True):
     drafts: str = ""
     accounting: str = "same-ranks"
     width_cost: float = 1.0
+    draft_cost: float = 1.0
     bandwidth_gbps: float | None = None
     latency_us: float | None = None
     temperature: float | None = None
@@ -37,19 +38,25 @@ class Place(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """For a sentence."""
+        return ", ".join(self.parts().values())
+
+    def parts(self) -> dict[str, str]:
+        """The same field by field; fields at their default are left out."""
         if self.temperature is not None:
-            return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
-        parts = [
-            self.pair,
-            workload.cluster_name(self.cluster),
-            f"{self.nodes} nodes",
-            f"{self.drafts} acceptance {self.acceptance:.2g}".strip(),
-        ]
-        parts += [self.accounting] * (self.accounting != "same-ranks")
-        parts += [f"width cost {self.width_cost:g}"] * (self.width_cost != 1.0)
-        parts += [] if self.bandwidth_gbps is None else [f"{self.bandwidth_gbps:g} Gbit/s"]
-        parts += [] if self.latency_us is None else [f"{self.latency_us:g} us"]
-        return ", ".join(parts)
+            return {"temperature": "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"}
+        parts = {"pair": self.pair, "cluster": workload.cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
+        parts["acceptance"] = f"{self.drafts} acceptance {self.acceptance:.2g}".strip()
+        if self.accounting != "same-ranks":
+            parts["accounting"] = self.accounting
+        if self.width_cost != 1.0:
+            parts["width_cost"] = f"width cost {self.width_cost:g}"
+        if self.draft_cost != 1.0:
+            parts["draft_cost"] = f"draft cost {self.draft_cost:g}"
+        if self.bandwidth_gbps is not None:
+            parts["bandwidth_gbps"] = f"{self.bandwidth_gbps:g} Gbit/s"
+        if self.latency_us is not None:
+            parts["latency_us"] = f"{self.latency_us:g} us"
+        return parts
 
 
 class Best(msgspec.Struct, frozen=True):
@@ -132,8 +139,9 @@ class Beside(msgspec.Struct, frozen=True):
 
 
 class Analysis(msgspec.Struct, frozen=True):
-    """What a recipe's records say. `passed` counts trials with the reference's tokens, `missing` cells that have no
-    record yet; `beside` holds every variant of an emulated recipe against its simulation."""
+    """What a recipe's records say. `variants` are all that was tried, `best` the best of each contender in each place;
+    `passed` counts trials with the reference's tokens, `missing` cells that have no record yet; `beside` holds every
+    variant of an emulated recipe against its simulation."""
 
     recipe: Recipe
     best: list[Best]
@@ -141,6 +149,7 @@ class Analysis(msgspec.Struct, frozen=True):
     diverged: list[Diverged]
     passed: int
     missing: int
+    variants: list[Best] = []
     beside: list[Beside] = []
 
     def at(self, place: Place) -> dict[str, Best]:
@@ -151,6 +160,15 @@ class Analysis(msgspec.Struct, frozen=True):
         """The options that were swept, at what was found best: `k 4`."""
         swept = self.recipe.strategies[best.strategy].options
         return label({name: value for name, value in best.options.items() if len(swept[name]) > 1})
+
+    def where(self, place: Place, without: Sequence[str] = ()) -> str:
+        """What tells a place from the recipe's others, but for some fields (that a panel's title says)."""
+        every = [other.parts() for other in self.places]
+        leave_out = {"acceptance"} if {"drafts", "rate"} & set(without) else set(without)
+        own = place.parts().items()
+        return ", ".join(
+            text for name, text in own if name not in leave_out and any(other.get(name) != text for other in every)
+        )
 
     @property
     def places(self) -> list[Place]:
@@ -180,9 +198,14 @@ def analyse(recipe: Recipe, records: Mapping[str, Record]) -> Analysis:
             diverged.append(Diverged(place, point.contender, chosen, draw, found))
         options[label(chosen)] = chosen
         variants[place, point.contender][label(chosen)][draw] = record
-    best = [_best(place, contender, tried, options) for (place, contender), tried in variants.items()]
+    every = [
+        [Best(place, contender, options[name], tried, {}) for name, tried in found.items()]
+        for (place, contender), found in variants.items()
+    ]
+    best = list(map(fastest, every))
     beside = list(_beside(known, records)) if recipe.emulation else []
-    return Analysis(recipe, best, rejected, diverged, passed, missing, beside)
+    tried = [one for found in every for one in found]
+    return Analysis(recipe, best, rejected, diverged, passed, missing, tried, beside)
 
 
 def _beside(known: Iterable[tuple[Point, Record | None]], records: Mapping[str, Record]) -> Iterator[Beside]:
@@ -207,7 +230,7 @@ def describe(cell: Cell) -> tuple[Place, str]:
         one = cell.setting
         drafts = one.trace or ("varied" if one.difficulty else "")
         place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, drafts, one.accounting, one.width_cost,
-                      one.bandwidth_gbps, one.latency_us)  # fmt: skip
+                      one.draft_cost, one.bandwidth_gbps, one.latency_us)  # fmt: skip
         return place, f"text {one.seed}" if one.trace else f"seed {one.seed}"
     return Place(nodes=cell.live.stages + 1, temperature=cell.temperature), f"{cell.prompt} #{cell.repeat}"
 
@@ -250,17 +273,23 @@ def _objection(cell: Cell, record: Record, reference: Trial | None) -> str | Div
     return f"token ids differ from the iterative run's: {found.text}"
 
 
-def _best(place: Place, strategy: str, found: dict[str, dict[str, Record]], options: dict[str, dict[str, Any]]) -> Best:
-    every = [Best(place, strategy, options[name], records, {}) for name, records in found.items()]
-    tried = {best.label: float(np.median(best.speeds)) for best in every}
-    return msgspec.structs.replace(max(every, key=lambda best: tried[best.label]), tried=tried)
+def fastest(variants: Sequence[Best]) -> Best:
+    """The variant with the highest median speed; the first of equals."""
+    tried = {one.label: float(np.median(one.speeds)) for one in variants}
+    return msgspec.structs.replace(max(variants, key=lambda one: tried[one.label]), tried=tried)
+
+
+def quotients(over: Best, under: Best, metric: Metric = metrics.tokens_per_second) -> list[float]:
+    """A metric of one over that of the other, for the draws that both have: chance hits both alike."""
+    found = []
+    for draw, trial in over.trials.items():
+        above, below = metric(trial), metric(under.trials[draw]) if draw in under.trials else None
+        if above is not None and below:
+            found.append(above / below)
+    return found
 
 
 def paired_ratio(over: Best, under: Best, metric: Metric = metrics.tokens_per_second) -> float | None:
-    """Median over the draws that both have of the quotient of a metric: chance hits both alike."""
-    quotients = []
-    for draw in over.trials.keys() & under.trials.keys():
-        above, below = metric(over.trials[draw]), metric(under.trials[draw])
-        if above is not None and below:
-            quotients.append(above / below)
-    return float(np.median(quotients)) if quotients else None
+    """The median of their quotients."""
+    found = quotients(over, under, metric)
+    return float(np.median(found)) if found else None

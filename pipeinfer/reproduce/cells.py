@@ -30,10 +30,10 @@ def check_simulated(cells: Iterable[SimCell]) -> None:
 
 
 def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
-    """One of each that differ in what fits or in what is in range: draws and rates change neither."""
+    """One of each that differ in what fits or in what is in range: which drafts are right changes neither."""
     alike: dict[bytes, SimCell] = {}
     for cell in cells:
-        setting = msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, width_cost=0.0)
+        setting = msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, difficulty=None, trace=None)
         alike.setdefault(msgspec.json.encode((cell.cluster, cell.pair, setting)), cell)
     return list(alike.values())
 

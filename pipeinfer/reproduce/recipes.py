@@ -1,19 +1,19 @@
 """Recipes: one TOML file of `reproduce/` per figure or table. A recipe is a sweep; its points are cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from pipeinfer.acceptance import acceptance
+from pipeinfer.acceptance import Acceptance, acceptance
 from pipeinfer.assets import asset
 from pipeinfer.simulate import Accounting, Setting
 from pipeinfer.workload import Count, Entry, Positive, WorkloadError, convert, load, suggest
 
-Axis = Literal["nodes", "width_cost", "acceptance", "bandwidth_gbps", "latency_us"]
+Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-Quantity = Literal["speed", "gap", "tail", "first", "utilisation"]
+Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation", "memory", "per_memory"]
 
 ARTIFACT = "artifact"
 """The recipe that needs programs which the user has built."""
@@ -39,6 +39,7 @@ class Simulated(Entry, frozen=True, kw_only=True):
     prompt: Count
     accounting: list[Accounting] = msgspec.field(default_factory=lambda: ["same-ranks"])
     width_cost: list[NotNegative] = msgspec.field(default_factory=lambda: [1.0])
+    draft_cost: list[Positive] = msgspec.field(default_factory=lambda: [1.0])
     bandwidth_gbps: list[Positive] = msgspec.field(default_factory=list)
     latency_us: list[NotNegative] = msgspec.field(default_factory=list)
 
@@ -92,12 +93,13 @@ class Site(NamedTuple):
 
 class Figure(Entry, frozen=True):
     """How a recipe is drawn: `lines` of `y` along `x` with a panel for each value of `panels`, the single trials as
-    `dots`, or the `timeline` of one draw."""
+    `dots`, the `percentiles` of the gaps between tokens, the `timeline` of one draw; or the drafts themselves, by
+    `calibration` of their confidence and by `stretches` of right ones."""
 
-    kind: Literal["lines", "dots", "timeline"]
+    kind: Literal["lines", "dots", "percentiles", "timeline", "calibration", "stretches"]
     x: Axis = "nodes"
     y: Quantity = "speed"
-    panels: tuple[Literal["cluster", "acceptance", "pair"], ...] = ()
+    panels: tuple[Literal["cluster", "node", "acceptance", "drafts", "rate", "pair", "accounting"], ...] = ()
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -256,19 +258,19 @@ def _variants(recipe: Recipe) -> Iterator[tuple[str, Contender, dict[str, Any]]]
 def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
     bandwidths: list[float | None] = [*sweep.bandwidth_gbps] or [None]
     latencies: list[float | None] = [*sweep.latency_us] or [None]
-    for cluster, pair, level, accounting, width, bandwidth, latency, nodes in product(
-        sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, bandwidths, latencies,
-        sweep.nodes,
+    for cluster, pair, level, accounting, width, draft, bandwidth, latency, nodes in product(
+        sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, sweep.draft_cost,
+        bandwidths, latencies, sweep.nodes,
     ):  # fmt: skip
         if Site(cluster, pair, nodes, accounting) in recipe.left_out:
             continue
         drafts = acceptance(level)
         place = {
             "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty, "trace": drafts.trace,
-            "accounting": accounting, "width_cost": width, "bandwidth_gbps": bandwidth,
+            "accounting": accounting, "width_cost": width, "draft_cost": draft, "bandwidth_gbps": bandwidth,
             "latency_us": latency, "tokens": sweep.tokens, "prompt": sweep.prompt,
         }  # fmt: skip
-        for (name, contender, options), seed in product(_variants(recipe), sweep.seeds):
+        for (name, contender, options), seed in product(_meant(_variants(recipe), drafts), sweep.seeds):
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}
             setting = convert(fields, Setting, f"reproduce/{recipe.name}.toml: strategies.{name}.setting")
             yield Point(name, SimCell(cluster, pair, setting, recipe.timeline))
@@ -278,6 +280,20 @@ def _in_real_time(point: Point, emulation: Emulation) -> Point:
     cell = point.cell
     assert isinstance(cell, SimCell)
     return Point(point.contender, EmulatedCell(cell.cluster, cell.pair, cell.setting, cell.spans, emulation))
+
+
+def _meant(
+    variants: Iterable[tuple[str, Contender, dict[str, Any]]], drafts: Acceptance
+) -> list[tuple[str, Contender, dict[str, Any]]]:
+    """The variants without their cutoffs where the draft's confidence tells nothing: there they would do nothing."""
+    if drafts.difficulty is not None or drafts.trace is not None:
+        return list(variants)
+    found = []
+    for name, contender, options in variants:
+        without = {option: value for option, value in options.items() if option != "cutoff"}
+        if (name, contender, without) not in found:
+            found.append((name, contender, without))
+    return found
 
 
 def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
+from pipeinfer.reproduce.axes import mean_gap, tail_gap
 from pipeinfer.reproduce.beside import beside
-from pipeinfer.reproduce.figures import draw, figure_name, limit, mean_gap, tail_gap
+from pipeinfer.reproduce.figures import draw, figure_name, limit
 from pipeinfer.reproduce.head_to_head import NOTES, head_to_head
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
 

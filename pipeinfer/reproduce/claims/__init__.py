@@ -1,21 +1,24 @@
 """Verdicts on the paper's claims, each from the analyses of the recipes that bear on it: one judge per claim.
 
 A verdict is *reproduced*, *partly*, *not reproduced*, or *not testable here* where nothing that would show it was run.
-Where simulation and live runs both speak, the verdict is that of the simulation, which has a cluster, and the evidence
-has both; only C10, lossless, is judged by real runs alone.
+
+C1 and C2 are about how fast a cluster is. A simulated cluster rests on assumptions and alone brings them to *partly*;
+*reproduced* takes real runs as well, of ranks that each have compute of their own, that do not contradict it. Real runs
+whose ranks share the cores of one machine are reported beside it, and decide nothing: they have no idle stages.
+C3 to C9 compare the same scheduler with itself or ask how it scales, under the same costs; simulation can show them,
+and says so. C10, lossless, is judged by real runs alone.
 """
 
 from collections.abc import Mapping
 
-from pipeinfer import workload
-from pipeinfer.assets import asset
 from pipeinfer.reproduce.analysis import Analysis
-from pipeinfer.reproduce.claims.finding import Bearing, Claim, Finding, Judge, Published
+from pipeinfer.reproduce.claims.finding import Bearing, Claim, Finding, Judge
 from pipeinfer.reproduce.claims.latency import latency, utilisation
 from pipeinfer.reproduce.claims.lossless import lossless
 from pipeinfer.reproduce.claims.mechanisms import ablated, micro_batch
-from pipeinfer.reproduce.claims.speed import speed
+from pipeinfer.reproduce.claims.speed import alignment, speed
 from pipeinfer.reproduce.claims.tolerance import low_acceptance, slow_links
+from pipeinfer.reproduce.published import Published, published_claims
 
 __all__ = ["Claim", "Published", "judge"]
 
@@ -27,6 +30,7 @@ JUDGES: dict[str, Judge] = {
     "C5": slow_links,
     "C6": ablated("not continuous"),
     "C7": ablated("no cancellation"),
+    "C8": alignment,
     "C9": micro_batch,
     "C10": lossless,
 }
@@ -34,15 +38,15 @@ JUDGES: dict[str, Judge] = {
 
 def judge(analyses: Mapping[str, Analysis]) -> list[Claim]:
     """Every claim that there is a judge for, in the order of the reference file."""
-    published = workload.load(asset("paper_figures/reference/claims.toml"), dict[str, Published])
-    return [_judged(name, entry, analyses) for name, entry in published.items() if name in JUDGES]
+    return [_judged(name, entry, analyses) for name, entry in published_claims().items() if name in JUDGES]
 
 
 def _judged(name: str, published: Published, analyses: Mapping[str, Analysis]) -> Claim:
     bearing = [one for one in analyses.values() if name in one.recipe.claims]
-    simulated = [one for one in bearing if one.recipe.simulated is not None]
+    simulated = [one for one in bearing if one.recipe.fidelity == "sim"]
+    emulated = [one for one in bearing if one.recipe.fidelity == "emulated"]
     live = [one for one in bearing if one.recipe.live is not None]
-    found = JUDGES[name](Bearing(simulated, live, published))
+    found = JUDGES[name](Bearing(simulated, emulated, live, published))
     if found is None:
         found = Finding("-", "not testable here", ["no trial that bears on it was run, or none passed"])
     text = f"{published.published} [{published.source}]"

@@ -7,21 +7,12 @@ import msgspec
 
 from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import Analysis, Best, Metric, Place, paired_ratio
-from pipeinfer.workload import Entry
+from pipeinfer.reproduce.published import Published
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not testable here"]
 
 NOISE = 1.02
 """A ratio below this is no gain: the simulator's agreement with theory is no closer."""
-
-
-class Published(Entry, frozen=True):
-    """An entry of paper_figures/reference/claims.toml."""
-
-    claim: str
-    published: str
-    source: str
-    value: float | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -44,16 +35,18 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """One contender over another in one place."""
+    """One contender over another in one place. `own_compute`: no rank had to share a core with another."""
 
     value: float
     place: Place
+    own_compute: bool = True
 
 
 class Bearing(msgspec.Struct, frozen=True):
-    """The analyses of the recipes that name a claim."""
+    """The analyses of the recipes that name a claim, by fidelity."""
 
     simulated: list[Analysis]
+    emulated: list[Analysis]
     live: list[Analysis]
     published: Published
 
@@ -71,8 +64,20 @@ def ratios(
         if of in there and over in there:
             value = paired_ratio(there[of], there[over], metric)
             if value is not None:
-                found.append(Ratio(value, there[of].place))
+                found.append(Ratio(value, there[of].place, has_own_compute(there[of])))
     return found
+
+
+def has_own_compute(best: Best) -> bool:
+    """Whether the ranks of its trials had cores enough for all of them at once, host by host; a rank that was made
+    slower by a share of its core counts as that share. Hosts are taken to have as many cores as the head's."""
+    cores = best.record.environment.get("cores", 0)
+    return all(
+        sum(rank.cpu_share for rank in trial.ranks if rank.host == host) <= cores
+        for trial in best.trials.values()
+        if trial.fidelity == "real"
+        for host in {rank.host for rank in trial.ranks}
+    )
 
 
 def places(analyses: Iterable[Analysis]) -> Iterator[dict[str, Best]]:
@@ -97,6 +102,11 @@ def most(found: list[Ratio]) -> Ratio:
 
 def least(found: list[Ratio]) -> Ratio:
     return min(found, key=lambda ratio: ratio.value)
+
+
+def as_modelled(found: Iterable[Ratio]) -> list[Ratio]:
+    """Those in which neither the cost of width nor that of the draft was changed."""
+    return [ratio for ratio in found if (ratio.place.width_cost, ratio.place.draft_cost) == (1.0, 1.0)]
 
 
 def at(ratio: Ratio) -> str:

@@ -1,0 +1,81 @@
+"""Captions: fidelity, models, cluster, workload, what was swept, and what band and dots are."""
+
+from collections.abc import Sequence
+
+from pipeinfer import workload
+from pipeinfer.reproduce.analysis import Analysis, Best
+from pipeinfer.reproduce.axes import OPTIONS, drafts_title
+from pipeinfer.reproduce.recipes import Figure, Live, Recipe
+
+BAND = "band: 95 % bootstrap interval"
+
+_SWEPT = {"k": "K", "draft": "micro-batch", "cutoff": "cutoff"}
+_ALONG = {"size": ("k", "draft"), "cutoff": ("cutoff",)}
+
+
+def setting(analysis: Analysis) -> str:
+    """The first half of a caption, of a simulated recipe."""
+    recipe = analysis.recipe
+    sweep = recipe.simulated
+    assert sweep is not None
+    clusters = [workload.cluster(name) for name in sweep.clusters]
+    nodes = " and ".join(dict.fromkeys(node.title for cluster in clusters for node in cluster.nodes))
+    links = ", ".join(dict.fromkeys(cluster.link.title for cluster in clusters))
+    links += ", its bandwidth as stated" * bool(sweep.bandwidth_gbps)
+    links += ", its latency as stated" * bool(sweep.latency_us)
+    count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
+    pairs = "; ".join(workload.pair(name).title for name in sweep.pairs)
+    assumed = [drafts_title(place) + ", assumed" * (place.drafts in ("", "varied")) for place in analysis.places]
+    drafts = "; ".join(dict.fromkeys(assumed))
+    return (
+        f"Fidelity: {recipe.fidelity}. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
+        f"{sweep.prompt} + {sweep.tokens} tokens; acceptance: {drafts}."
+    )
+
+
+def real(live: Live | None, found: Sequence[Best]) -> str:
+    """The same of what was really run."""
+    assert live is not None
+    models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
+    return (
+        f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
+        f"{live.transport}, {_where(found)}. "
+        f"{len(live.prompts)} prompts, {live.repeats} repetitions with the strategies in turn, {live.tokens} tokens. "
+        "All token ids equal the iterative run's."
+    )
+
+
+def _short(model: str) -> str:
+    """The last part of a model's path."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _where(found: Sequence[Best]) -> str:
+    """The hosts on which the ranks were."""
+    machine = found[0].record.environment
+    hosts = list(dict.fromkeys(rank.host for one in found for trial in one.trials.values() for rank in trial.ranks))
+    if len(hosts) > 1:
+        return f"on {len(hosts)} hosts ({', '.join(hosts)})"
+    return f"all on one machine with {machine['cores']} cores ({machine['processor']})"
+
+
+def swept(recipe: Recipe, figure: Figure) -> str:
+    """What was tried of which the best is shown; not what is on the x axis."""
+    along = _ALONG[figure.x] if figure.kind == "lines" and figure.x in OPTIONS else ()
+    every = [option for contender in recipe.strategies.values() for option in contender.options.items()]
+    tried = {name for name, values in every if len(values) > 1}
+    names = [text for name, text in _SWEPT.items() if name in tried and name not in along]
+    if not names:
+        return ""
+    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} swept, the best shown."
+
+
+def draws(analysis: Analysis) -> str:
+    """What is repeated: `3 draws of what is accepted`."""
+    sweep = analysis.recipe.simulated
+    assert sweep is not None
+    kinds = {place.drafts in ("", "varied") for place in analysis.places}
+    what = (
+        "draws of what is accepted" if kinds == {True} else "recorded texts" if kinds == {False} else "draws or texts"
+    )
+    return f"{len(sweep.seeds)} {what}"
