@@ -321,7 +321,8 @@ def slowed(records: dict[str, Record], slow: Callable[[SimCell], bool]) -> dict[
 
 def plain_pipeinfer(cell: SimCell) -> bool:
     options = cell.setting.options
-    return cell.setting.strategy == "pipeinfer" and "draft" in options and set(options) <= {"draft", "cutoff"}
+    known = set(options) <= {"draft", "cutoff"}
+    return cell.setting.strategy == "pipeinfer" and known and options.get("draft", 9) <= 4
 
 
 @pytest.mark.parametrize("claim", [claim for claim in BEARING if claim != "C5"])

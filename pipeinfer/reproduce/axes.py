@@ -99,6 +99,7 @@ def _acceptance(place: Place) -> str:
 
 PANEL: dict[str, Callable[[Place], str]] = {
     "cluster": lambda place: workload.cluster(place.cluster).link.title,
+    "nodes": lambda place: f"{place.nodes} nodes",
     "node": lambda place: " / ".join(node.title for node in workload.cluster(place.cluster).nodes),
     "pair": lambda place: workload.pair(place.pair).title,
     "acceptance": _acceptance,

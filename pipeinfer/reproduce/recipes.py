@@ -99,7 +99,7 @@ class Figure(Entry, frozen=True):
     kind: Literal["lines", "dots", "percentiles", "timeline", "calibration", "stretches"]
     x: Axis = "nodes"
     y: Quantity = "speed"
-    panels: tuple[Literal["cluster", "node", "acceptance", "drafts", "rate", "pair", "accounting"], ...] = ()
+    panels: tuple[Literal["cluster", "nodes", "node", "acceptance", "drafts", "rate", "pair", "accounting"], ...] = ()
 
 
 class Artifact(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
-from pipeinfer.reproduce.axes import mean_gap, tail_gap
+from pipeinfer.reproduce.axes import percentile
 from pipeinfer.reproduce.beside import beside
 from pipeinfer.reproduce.figures import draw, figure_name, limit
 from pipeinfer.reproduce.head_to_head import NOTES, head_to_head
@@ -18,7 +18,10 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     blocks: list[Block] = [
         Heading(recipe.title + ", emulated" * (recipe.emulation is not None)),
         Paragraph(recipe.about),
-        Paragraph(f"Expected: {recipe.expected}. Needs: {recipe.hardware}, about {recipe.minutes:g} min."),
+        Paragraph(
+            f"Tests: {', '.join(recipe.claims) or 'no claim by itself'}. Expected: {recipe.expected}. Needs: "
+            f"{recipe.hardware}, about {recipe.minutes:g} min."
+        ),
     ]
     if not analysis.best:
         return [*blocks, *_errors(analysis), Paragraph("Nothing to show: no trial passed.")]
@@ -36,24 +39,25 @@ def table(analysis: Analysis) -> Table:
         return head_to_head(analysis)
     simulated = recipe.simulated is not None
     title = f"{recipe.title} ({recipe.fidelity})"
-    head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p95 gap", "first token",
-            "acceptance length", "trials"]  # fmt: skip
+    head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p50", "p95", "p99",
+            "first token", "acceptance length", "largest rank", "trials"]  # fmt: skip
     rows = [
-        [place.text, f"{best.strategy} {analysis.chosen(best)}".strip(), *_figures(best, analysis.at(place)),
-         *([_number(limit(best))] if simulated else [])]
+        [analysis.where(place) or place.text, f"{best.strategy} {analysis.chosen(best)}".strip(),
+         *_figures(best, analysis.at(place)), *([_number(limit(best))] if simulated else [])]
         for place in analysis.places for best in analysis.at(place).values()
     ]  # fmt: skip
-    return Table([*head, "limit, tokens/s"] if simulated else head, rows, range(2, 11), title)
+    head += ["limit, tokens/s"] * simulated
+    return Table(head, rows, range(2, len(head)), title)
 
 
 def _figures(best: Best, there: dict[str, Best]) -> list[str]:
     return [
         f"{best.band()[1]:.2f}",
         *[_ratio(best, there.get(other)) for other in (REFERENCE, "speculative")],
-        _milliseconds(best.median(mean_gap)),
-        _milliseconds(best.median(tail_gap)),
+        *[_milliseconds(best.median(percentile(name))) for name in ("mean", "p50", "p95", "p99")],
         _milliseconds(best.median(metrics.ttft_s)),
         _number(best.median(metrics.acceptance_length)),
+        _gigabytes(best.median(metrics.largest_memory)),
         str(len(best.trials)),
     ]
 
@@ -88,6 +92,10 @@ def _ratio(best: Best, other: Best | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e9:.2f} GB"
 
 
 def _milliseconds(value: float | None) -> str:
