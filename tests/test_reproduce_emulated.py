@@ -109,7 +109,7 @@ def test_the_report_holds_both_side_by_side(done: Any) -> None:
         assert words in text
     for name in ("small-emulated", "small-emulated-gap"):
         assert "Fidelity: emulated" in (folder / "figures" / f"{name}.svg").read_text()
-    assert "Dashed:" in (folder / "figures" / "small-emulated-gap.svg").read_text()
+    assert "Without markers: the same cells" in (folder / "figures" / "small-emulated-gap.svg").read_text()
 
 
 def test_timelines_are_those_of_the_ranks(done: Any) -> None:
