@@ -24,6 +24,9 @@ for library in ("llama_cpp", "gguf"):
 KV_SIZES = {"f16": 2, "f32": 4}
 """Bytes per number of what is stored in a cell."""
 
+SMOOTH = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
+"""Architectures that are float32 throughout. Falcon and others have GELU, which ggml looks up in a table of float16."""
+
 SEQUENCES = 256
 """How many sequence ids llama.cpp has at most."""
 
@@ -108,7 +111,9 @@ class LlamaCppBackend:
         stored = precision_of_weights(source)
         if stored != "float32":
             return stored
-        return "float16" if self._kv_type == "f16" else "tf32" if self._gpu_layers else "float32"
+        if self._kv_type == "f16" or source.architecture not in SMOOTH:
+            return "float16"
+        return "tf32" if self._gpu_layers else "float32"
 
     def _kv_bytes(self, source: GgufFile) -> int:
         """Of one layer's keys and values for one cell; 0 where layers differ."""

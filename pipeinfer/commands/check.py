@@ -60,6 +60,6 @@ def check(plan: Plan, prompt: Sequence[int], sampling: Sampling, trial: Trial) -
 def single_stage(plan: Plan) -> Plan:
     """The target alone and whole on the first rank, as fast as it goes."""
     return msgspec.structs.replace(
-        plan, draft=None, stages=1, layers=None, draft_layers=None, profile=None, workers=plan.workers[:1], trace=False, cpu_share=1.0,
-        bandwidth_bps=float("inf"), latency_s=0.0,
+        plan, draft=None, stages=1, layers=None, draft_layers=None, profile=None, workers=plan.workers[:1], trace=False,
+        cpu_share=1.0, bandwidth_bps=float("inf"), latency_s=0.0,
     )  # fmt: skip

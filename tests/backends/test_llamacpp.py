@@ -125,7 +125,25 @@ class TestQwen3(Conformance):
 
 
 class TestFalcon(Conformance):
+    rtol = 1e-3  # ggml's GELU is a table of float16
     architecture = "falcon"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "options", "precision"),
+    [
+        ("llama", Type.F32, {"kv_type": "f32"}, "float32"),
+        ("llama", Type.F32, {"kv_type": "f32", "gpu_layers": 4}, "tf32"),
+        ("llama", Type.F32, {}, "float16"),
+        ("llama", Type.F16, {"kv_type": "f32"}, "float16"),
+        ("falcon", Type.F32, {"kv_type": "f32"}, "float16"),
+        ("qwen2", Type.BF16, {}, "bf16"),
+        ("qwen3", Type.Q8_0, {}, "q8_0"),
+    ],
+)
+def test_how_exact_it_is_depends_on_weights_cells_and_architecture(tmp_path, model, kind, options, precision):
+    path = write_gguf(tmp_path / "model.gguf", model, kind)
+    assert backend(tmp_path, **options).info(str(path)).precision == precision
 
 
 # Splits ------------------------------------------------------------------------------------------------------------

@@ -416,6 +416,11 @@ def test_info_counts_bytes_in_the_dtype_that_is_loaded(folder):
     assert (info.context, info.eos) == (2048, (0,))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_how_exact_it_is_depends_on_the_dtype(folder, dtype):
+    assert TorchBackend(device="cpu", dtype=dtype).info(str(folder)).precision == dtype
+
+
 def test_the_vocabulary_is_that_of_the_numpy_backend(folder):
     digests = {type(backend)().info(str(folder)).vocabulary_digest for backend in (TorchBackend(), NumpyBackend())}
     assert len(digests) == 1
