@@ -14,6 +14,7 @@ from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDra
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, Sampling, Setup
+from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.placing import AUTO, auto_split, check_memory
@@ -66,7 +67,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     cpu_share: float = 1.0
     cells: int = 0
     sequences: int = 64
-    prompt_chunk: int = 64
+    prompt_chunk: PromptChunk = "auto"
     workers: tuple[str, ...] = ()
     key: str | None = None
     trace: bool = False
@@ -198,16 +199,17 @@ class Cluster(Contact):
         margins: bool = False,
         logits_on_wire: bool = False,
         open_log: Callable[[Head], EventLog] | None = None,
+        prompt_chunk: PromptChunk | None = None,
     ) -> Trial:
         """One generation. `stop_ids` None: the model's own end-of-text ids. `on_tokens` is called with each group of
-        committed tokens and may give a Stop; `open_log` gives the head's event log. Raises RankLost, or ValueError on a
-        prompt that does not fit."""
+        committed tokens and may give a Stop; `open_log` gives the head's event log; `prompt_chunk` replaces the plan's.
+        Raises RankLost, or ValueError on a prompt that does not fit."""
         if strategy.drafts and self.models.draft is None:
             raise LaunchError("this strategy drafts: give a draft model")
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
         request = Request(tuple(prompt), max_tokens, ends)
         pipeline = Pipeline(len(self.models.split), self.models.cells, self.plan.sequences,
-                            self.models.target.context, self.plan.prompt_chunk)  # fmt: skip
+                            self.models.target.context, prompt_chunk or self.plan.prompt_chunk)  # fmt: skip
         head = Head(pipeline, strategy, first_run=self._next_run, first_order=self._last_order)
         self.head = head
         begin = Begin(sampling, strategy.draft_options(), 0, margins, logits_on_wire)

@@ -36,6 +36,11 @@ def ttft_s(trial: Trial) -> float | None:
     return trial.emit_s[0] if trial.emit_s else None
 
 
+def prompt_chunk(trial: Trial) -> int:
+    """The most tokens of the prompt that were sent at a time."""
+    return max((run.rows for run in trial.runs if run.kind == "prompt"), default=0)
+
+
 def ttft_decode_s(trial: Trial) -> float | None:
     """Time to first token as the artifact counts it: one decode traversal, after the prompt.
 
@@ -209,6 +214,7 @@ def summary(trial: Trial) -> dict[str, Any]:
         "fidelity": trial.fidelity,
         "reason": trial.reason,
         "prompt_tokens": trial.prompt_tokens,
+        "prompt_chunk": prompt_chunk(trial),
         "token_ids": list(trial.token_ids),
         "tokens_per_second": tokens_per_second(trial),
         "tokens_per_second_with_prompt": tokens_per_second_with_prompt(trial),

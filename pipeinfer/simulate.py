@@ -10,7 +10,7 @@ Node accountings (docs/fairness.md):
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -46,8 +46,9 @@ class Setting(msgspec.Struct, frozen=True):
     by position, or recorded. `seed` draws which tokens are accepted, or picks the trace's text.
     `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
     `draft_cost` scales the draft's time.
-    `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` 0 sends the prompt in one
-    piece. `split`: layers evenly over the ranks, or in proportion to their memory bandwidth."""
+    `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` is how many tokens of the
+    prompt are sent at a time (`pipeinfer.core.prompt`). `split`: layers evenly over the ranks, or in proportion to
+    their memory bandwidth."""
 
     strategy: str
     options: dict[str, Any] = {}
@@ -62,7 +63,7 @@ class Setting(msgspec.Struct, frozen=True):
     draft_cost: float = 1.0
     bandwidth_gbps: float | None = None
     latency_us: float | None = None
-    prompt_chunk: int = 64
+    prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
     split: Literal["even", "speed"] = "even"
     difficulty: Difficulty | None = None
     trace: str | None = None
@@ -194,8 +195,9 @@ def room(setting: Setting) -> int:
 def pipeline_of(strategy: Strategy, stages: int, setting: Setting) -> Pipeline:
     """Of that many stages, with room for everything in flight, and sequence ids to match."""
     length, spare = setting.prompt + setting.tokens, room(setting)
-    chunk = setting.prompt_chunk or setting.prompt
-    return Pipeline(stages, cells=length + 4 * spare, sequences=spare * strategy.width, prompt_chunk=chunk)
+    return Pipeline(
+        stages, cells=length + 4 * spare, sequences=spare * strategy.width, prompt_chunk=setting.prompt_chunk
+    )  # fmt: skip
 
 
 def strategy_of(setting: Setting) -> Strategy:

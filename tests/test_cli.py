@@ -125,6 +125,18 @@ def test_layers_say_how_many_ranks_there_are(run: Run) -> None:
     assert [rank["layers"] for rank in json.loads(output)["ranks"]] == [[0, 1], [1, 2], [2, 4], [0, 1]]
 
 
+@pytest.mark.parametrize(
+    ("options", "chunk", "chunks"),
+    [([], 30, 2), (["--prompt-chunk", "25"], 25, 3), (["--prompt-chunk", "whole"], 60, 1)],
+)
+def test_the_prompt_goes_in_chunks(run: Run, options: list[str], chunk: int, chunks: int) -> None:
+    command = ["generate", "word " * 60, *QUICK[2:], "--nodes", "3", "--strategy", "iterative", *options]
+    result = json.loads(run(*command, "--json")[1])
+    assert (result["prompt_tokens"], result["prompt_chunk"], result["runs"]["prompt"]) == (60, chunk, chunks)
+    said = "one piece" if chunks == 1 else f"{chunks} chunks of {chunk}"
+    assert f"prompt of 60 tokens in {said}" in " ".join(run(*command)[2].split())
+
+
 @pytest.mark.parametrize("options", [["--layers", "3,1/1,2"], ["--nodes", "4", "--layers", "/1,2"]])
 def test_what_stands_after_the_slash_splits_the_draft(run: Run, options: list[str]) -> None:
     _, output, _ = run(*QUICK, "--json", "--backend-option", "draft_layers=3", *options)
@@ -240,6 +252,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "split and nodes disagree": (["--layers", "0.5,0.5", "--nodes", "4"], ["0.5,0.5", "4"]),
     "bandwidth without sense": (["--bandwidth", "fast"], ["fast", "1Gbit"]),
     "latency without a unit": (["--latency", "3"], ['"3"', "ms"]),
+    "prompt in chunks of nothing": (["--prompt-chunk", "0"], ['prompt chunk "0"', "auto or whole"]),
     "prompt twice": (["--file", "x"], ["not both"]),
     "trace nowhere": (["--trace", "/nonexistent/trace.json"], ["/nonexistent/trace.json"]),
     "workers without a key": (["--workers", "tcp://127.0.0.1:1,tcp://127.0.0.1:2"], ["--key"]),

@@ -45,6 +45,7 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample within this probability mass.", min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same tokens, whatever the strategy.", min=0)] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string. May be given again.")] = None,
+    prompt_chunk: Annotated[str, typer.Option(help="Tokens of the prompt sent at a time; auto, or whole.")] = "auto",
     cells: Annotated[int, typer.Option(help="KV cells per rank; 0: the model's context and some.", min=0)] = 0,
     sequences: Annotated[int, typer.Option(help="KV sequence ids per rank.", min=2)] = 64,
     workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order.")] = None,
@@ -72,6 +73,7 @@ def generate(
         backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
         bandwidth=bandwidth, latency=latency, cells=cells,
         sequences=sequences, workers=workers, key=key, trace=trace is not None, cpu_share=cpu_share,
+        prompt_chunk=prompt_chunk,
     )  # fmt: skip
     sampling = Sampling(temperature, top_k, top_p, seed)
     if trace is not None:
@@ -157,9 +159,10 @@ def make_plan(
     *, drafts: bool, nodes: int, layers: str | None, profile: Path | None, backend: str,
     backend_options: dict[str, Any], target: str, draft: str, transport: str,
     bandwidth: str | None, latency: str | None, cells: int, sequences: int,
-    workers: str | None, key: Path | None, trace: bool, cpu_share: float,
+    workers: str | None, key: Path | None, trace: bool, cpu_share: float, prompt_chunk: str = "auto",
 ) -> "Plan":  # fmt: skip
     """The plan that the options describe: of `nodes` ranks the last are the draft's, where the strategy drafts."""
+    from pipeinfer.core.prompt import parse_chunk
     from pipeinfer.launch import Plan
     from pipeinfer.units import bandwidth_bps, seconds
 
@@ -180,7 +183,7 @@ def make_plan(
         profile=str(profile) if profile else None, transport=transport, cells=cells, sequences=sequences,
         bandwidth_bps=bandwidth_bps(bandwidth) if bandwidth else float("inf"),
         latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
-        cpu_share=cpu_share,
+        cpu_share=cpu_share, prompt_chunk=parse_chunk(prompt_chunk),
     )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def summary_table(values: dict[str, Any]) -> Table:
     runs, itl = values["runs"], values["itl_s"]
     table.add_row("strategy", f"{values['strategy']}, {values['fidelity']}, ended by {values['reason']}")
     table.add_row("speed", f"{_number(values['tokens_per_second'])} tokens/s for {len(values['token_ids'])} tokens")
-    table.add_row("first token", f"{_milliseconds(values['ttft_s'])} after the request")
+    table.add_row("first token", f"{_milliseconds(values['ttft_s'])} after the request, {_prompt(values)}")
     table.add_row("between tokens", "  ".join(f"{name} {_milliseconds(value)}" for name, value in itl.items()))
     if values["acceptance_rate"] is not None:
         rate, length = values["acceptance_rate"], values["acceptance_length"]
@@ -147,6 +147,13 @@ def summary_table(values: dict[str, Any]) -> Table:
         busy, memory = f"busy {rank['busy_s']:.2f} s", f"peak {rank['peak_memory'] / 2**20:.0f} MiB"
         table.add_row(f"rank {rank['rank']}", f"{rank['role']} layers {first}-{stop - 1}, {busy}, {memory}")
     return table
+
+
+def _prompt(values: dict[str, Any]) -> str:
+    """`prompt of 200 tokens in 4 chunks of 50`."""
+    chunks, size = values["runs"]["prompt"], values["prompt_chunk"]
+    sent = "one piece" if chunks == 1 else f"{chunks} chunks of {size}"
+    return f"prompt of {values['prompt_tokens']} tokens in {sent}"
 
 
 def _number(value: float | None) -> str:

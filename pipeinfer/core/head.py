@@ -26,6 +26,7 @@ from pipeinfer.core.effects import (
 )
 from pipeinfer.core.ledger import CANONICAL, Ledger
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, Logits, Proposal, RunKind
+from pipeinfer.core.prompt import PromptChunk, chunk_size
 from pipeinfer.core.tree import Node, Run
 
 NOWHERE = -1
@@ -44,7 +45,7 @@ class Pipeline(msgspec.Struct, frozen=True):
     cells: int = 2048
     sequences: int = 64
     context: int = 1 << 30
-    prompt_chunk: int = 64
+    prompt_chunk: PromptChunk = "auto"
 
     @property
     def limit(self) -> int:
@@ -212,8 +213,9 @@ class Head:
             self.ledger.extend((CANONICAL,), position)
             nodes.append(node)
         self.tip = nodes[-1]
-        for start in range(0, len(nodes), self.pipeline.prompt_chunk):
-            chunk = nodes[start : start + self.pipeline.prompt_chunk]
+        size = chunk_size(self.pipeline.prompt_chunk, len(nodes), self.pipeline.stages)
+        for start in range(0, len(nodes), size):
+            chunk = nodes[start : start + size]
             self._send(RunKind.PROMPT, chunk, ((CANONICAL,),) * len(chunk), 1 if chunk[-1] is self.tip else 0)
         self.strategy.started(self)
 

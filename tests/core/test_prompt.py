@@ -1,0 +1,52 @@
+"""The chunks of a prompt: as the closed form of a pipeline has them, and all of the prompt."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeinfer.core.prompt import FIXED_ROWS, MOST_ROWS, PromptChunk, chunk_size, parse_chunk
+
+
+def seconds(size: int, prompt: int, stages: int) -> float:
+    """Of a prompt in chunks of `size`, where a row takes 1 and a chunk FIXED_ROWS besides."""
+    chunks = -(-prompt // size)
+    return (stages + chunks - 1) * (FIXED_ROWS + prompt / chunks)
+
+
+@given(prompt=st.integers(1, 4000), stages=st.integers(1, 64))
+def test_it_is_about_as_fast_as_any_size(prompt: int, stages: int) -> None:
+    size = chunk_size("auto", prompt, stages)
+    assert 1 <= size <= min(prompt, MOST_ROWS)
+    best = min(seconds(other, prompt, stages) for other in range(min(FIXED_ROWS, prompt), min(prompt, MOST_ROWS) + 1))
+    assert seconds(size, prompt, stages) <= 1.4 * best  # rounding, where there are two or three chunks
+
+
+@given(prompt=st.integers(1, 4000), stages=st.integers(2, 64))
+def test_the_last_chunk_is_no_crumb(prompt: int, stages: int) -> None:
+    size = chunk_size("auto", prompt, stages)
+    chunks = -(-prompt // size)
+    assert prompt / chunks > size - chunks  # of equal chunks, rounded up
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [(1, 1), (2, 2), (3, 2), (8, 3), (32, 3)])
+def test_deeper_pipelines_get_more_chunks(stages: int, chunks: int) -> None:
+    assert -(-64 // chunk_size("auto", 64, stages)) == chunks
+
+
+def test_short_prompts_go_in_one_piece() -> None:
+    assert all(chunk_size("auto", prompt, 32) == prompt for prompt in range(1, FIXED_ROWS + 1))
+
+
+def test_what_is_asked_for_is_done() -> None:
+    assert (chunk_size(7, 100, 4), chunk_size("whole", 100, 4)) == (7, 100)
+
+
+@pytest.mark.parametrize(("text", "chunk"), [("auto", "auto"), ("whole", "whole"), ("64", 64)])
+def test_a_word_or_a_number(text: str, chunk: PromptChunk) -> None:
+    assert parse_chunk(text) == chunk
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "all", ""])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="auto or whole"):
+        parse_chunk(text)
