@@ -47,6 +47,7 @@ def examine(ranks: int, root: Path = Path("/"), environment: Mapping[str, str] =
         governor(root),
         stolen_time(root),
         swap(root),
+        session_groups(root),
         clock(root),
         naps(),
         python_build(),
@@ -146,6 +147,15 @@ def swap(root: Path) -> Finding:
     if used == 0:
         return Finding("swap", "ok", "none in use")
     return Finding("swap", "advice", f"{used} MiB in use", "free memory, then: sudo swapoff -a && sudo swapon -a")
+
+
+def session_groups(root: Path) -> Finding:
+    """Where the kernel shares cores out among sessions (setsid) first, a niceness counts only within one of them."""
+    if _read(root / "proc/sys/kernel/sched_autogroup_enabled") != "1":
+        return Finding("session groups", "ok", "off: nice works between all processes")
+    found = "on: nice does nothing between processes of different sessions"
+    cure = "for what has to give way: echo 19 | sudo tee /proc/PID/autogroup, PID being any process of its session"
+    return Finding("session groups", "advice", found, cure)
 
 
 def clock(root: Path) -> Finding:

@@ -6,6 +6,7 @@ Nothing is imported before it is named. The project's own plug-ins come through 
 import difflib
 import inspect
 import re
+from collections.abc import Hashable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def installed() -> list[Plugin]:
 def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
     factory = load(group, name)
     who = f'{_kind(group)} "{name}"'
-    known = inspect.signature(factory, eval_str=True).parameters
+    signature = inspect.signature(factory, eval_str=True)
+    known = signature.parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for option, value in options.items():
         if option in known:
@@ -82,17 +84,19 @@ def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
         elif not anything:
             raise ValueError(_unknown(f'{who} has no option "{option}"', option, list(known), "its options"))
     try:
-        return factory(**options)
+        signature.bind(**options)
     except TypeError as problem:
-        raise ValueError(f"{who}: {_one_line(problem)}") from problem
+        raise ValueError(f"{who}: {problem}") from None
+    return factory(**options)  # where a TypeError is a fault of its own, and shows where it is
 
 
 def _check_type(who: str, option: str, value: Any, expected: Any) -> None:
     """Text where a number or a switch is expected would be taken for true, or fail far from here."""
-    fitting = {bool: bool, int: int, float: int | float}.get(expected)
+    kinds: dict[Any, Any] = {bool: bool, int: int, float: int | float, str: str, str | None: str | None}
+    fitting = kinds.get(expected) if isinstance(expected, Hashable) else None
     if fitting is not None and (not isinstance(value, fitting) or (isinstance(value, bool) and expected is not bool)):
         names = {bool: "true or false", int: "a whole number", float: "a number"}
-        raise ValueError(f"{who}: {option} = {value}: expected {names[expected]}")
+        raise ValueError(f"{who}: {option} = {value}: expected {names.get(expected, 'text')}")
 
 
 def _load(point: EntryPoint) -> Any:

@@ -86,3 +86,11 @@ def test_the_command_ends_well_whatever_it_finds() -> None:
     result = CliRunner().invoke(app, ["--nodes", "64", "--json"], catch_exceptions=False)
     assert result.exit_code == 0
     assert {"what", "state", "found", "cure"} == set(json.loads(result.stdout)[0])
+
+
+def test_a_kernel_that_groups_by_session_makes_nice_idle(tmp_path: Path) -> None:
+    assert doctor.session_groups(tmp_path).state == "ok"
+    flag = "proc/sys/kernel/sched_autogroup_enabled"
+    assert doctor.session_groups(write(tmp_path, flag, "0\n")).state == "ok"
+    finding = doctor.session_groups(write(tmp_path, flag, "1\n"))
+    assert (finding.state, "autogroup" in finding.cure) == ("advice", True)

@@ -124,3 +124,22 @@ def test_a_uri_opens_a_transport_by_its_scheme(install: Install) -> None:
         open_transport("pidgeon://loft", 3)
     with pytest.raises(TransportError, match="is not a transport address"):
         open_transport("loft", 3)
+
+
+FAULTY = """
+class Faulty:
+    def __init__(self, count: int, where: str | None = None):
+        if count:
+            len(count)
+"""
+
+
+def test_a_wrong_option_is_the_user_s_and_a_fault_inside_is_not(install: Install) -> None:
+    install("stranger", "[pipeinfer.backends]\nfaulty = stranger_faulty:Faulty", stranger_faulty=FAULTY)
+    with pytest.raises(ValueError, match=r"^backend \"faulty\": missing a required argument: 'count'$"):
+        plugins.open_backend("faulty", {})
+    with pytest.raises(ValueError, match="where = 5: expected text"):
+        plugins.open_backend("faulty", {"count": 0, "where": 5})
+    assert plugins.open_backend("faulty", {"count": 0, "where": None}) is not None
+    with pytest.raises(TypeError, match="has no len"):
+        plugins.open_backend("faulty", {"count": 1})
