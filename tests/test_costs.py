@@ -44,6 +44,12 @@ def test_free_width_costs_what_one_row_does() -> None:
     assert free.stage_s(1, 8, 100) == free.stage_s(1, 1, 100) == costs(4).stage_s(1, 1, 100)
 
 
+def test_a_dearer_draft_leaves_the_target_alone() -> None:
+    dear = costs(4, draft_cost=6.0)
+    assert dear.draft_s(3, 100) == 6 * costs(4).draft_s(3, 100)
+    assert dear.stage_s(1, 3, 100) == costs(4).stage_s(1, 3, 100)
+
+
 def test_only_the_last_stage_pays_for_the_output_head() -> None:
     model = costs(4)
     head = PAIR.target.head_parameters * PAIR.target.bytes_per_weight / BANDWIDTH
