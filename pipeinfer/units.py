@@ -25,6 +25,11 @@ def seconds(text: str) -> float:
     return number * TIME[unit.lower()]
 
 
+def rate(bps: float) -> str:
+    """Bit/s as people write them: `94.2 Mbit/s`, `6.1 Gbit/s`."""
+    return f"{bps / 1e9:.1f} Gbit/s" if bps >= 1e9 else f"{bps / 1e6:.1f} Mbit/s"
+
+
 def size(count: int) -> str:
     """Bytes as people write them: `3.2 GB`, `12.0 MB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

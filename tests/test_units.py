@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeinfer.units import bandwidth_bps, seconds
+from pipeinfer.units import bandwidth_bps, rate, seconds, size
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,8 @@ def test_what_is_no_time(text: str) -> None:
     with pytest.raises(ValueError, match="expected a time") as refused:
         seconds(text)
     assert f'"{text}"' in str(refused.value)
+
+
+def test_quantities_as_people_write_them() -> None:
+    assert [rate(94.2e6), rate(1e9), rate(25e9)] == ["94.2 Mbit/s", "1.0 Gbit/s", "25.0 Gbit/s"]
+    assert [size(2_097_152), size(500_000_000), size(33_200_000_000)] == ["2.1 MB", "0.5 GB", "33.2 GB"]

@@ -15,6 +15,7 @@ from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError
 from pipeinfer.launch import Cluster
+from pipeinfer.profile import read_profile
 from pipeinfer.world import LAUNCHERS, OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, place
 
 pytestmark = pytest.mark.timeout(120)
@@ -46,9 +47,9 @@ def expected() -> dict[float, list[int]]:
         }
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, within: float = END_S) -> subprocess.CompletedProcess[str]:
     environment = {**OVERSUBSCRIBE, **os.environ}
-    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=END_S, check=False)
+    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=within, check=False)
 
 
 def pids(errors: str) -> dict[int, int]:
@@ -90,6 +91,17 @@ def test_a_draft_on_two_ranks(expected: dict[float, list[int]], temperature: flo
     assert done.returncode == 0, done.stderr
     assert msgspec.json.decode(done.stdout)["token_ids"] == expected[temperature]
     assert len(pids(done.stderr)) == 4
+
+
+def test_a_world_is_calibrated(mpiexec: str, tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    emulated = ["--backend", "emulated", "--backend-option", "layers=1", "--backend-option", "draft_s=0.0005"]
+    done = run(mpiexec, "-n", "3", *PIPEINFER, "calibrate", "--out", str(out), *emulated, within=100)
+    assert done.returncode == 0, done.stderr
+    profile = read_profile(out)
+    assert len(profile.ranks) == 2
+    assert profile.draft.at(1, 100) >= 5e-4
+    assert all(link.latency_s > 0 for link in profile.links)
 
 
 def test_ranks_that_the_plan_has_no_use_for_leave_with_the_others(mpiexec: str) -> None:

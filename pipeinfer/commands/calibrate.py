@@ -80,10 +80,12 @@ def links_table(profile: "Profile") -> "Table":
     """Per link its latency and bandwidth."""
     from rich.table import Table
 
+    from pipeinfer.units import rate
+
     table = Table("from", "to", "latency", "bandwidth", title="links")
     for link in profile.links:
         ends = ["head" if rank < 0 else f"rank {rank}" for rank in (link.source, link.target)]
-        table.add_row(*ends, f"{link.latency_s * 1e6:.0f} us", f"{link.bandwidth_bps / 1e9:.3g} Gbit/s")
+        table.add_row(*ends, f"{link.latency_s * 1e6:.0f} us", rate(link.bandwidth_bps))
     return table
 
 
