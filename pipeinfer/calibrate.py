@@ -26,6 +26,9 @@ PART_S = 0.6
 
 CONTENTION_S = 0.25
 
+DRAFT_BURST = 4
+"""The draft is timed computing so many tokens one after another, as it does."""
+
 
 def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None]) -> Profile:
     """Measure the ranks that `plan` describes; the last one drafts. `say` is told what is being measured.
@@ -70,7 +73,8 @@ class _Calibration:
         load = target_load(models, cells, self._sampling)
         times = survey.layers(ranks, load, target, self._grid)
         survey.say(f"the draft on rank {ranks[-1]}")
-        drafting = survey.parts(ranks[-1:], draft_load(models, cells, self._sampling), self._grid)[ranks[-1]]
+        drafts = self._grid._replace(burst=DRAFT_BURST)
+        drafting = survey.parts(ranks[-1:], draft_load(models, cells, self._sampling), drafts)[ranks[-1]]
         crowd = max(survey.by_host(ranks).values(), key=len)
         some = part_of(load, parts_of(target.layers, target.layer_bytes)[0], target.layers)
         return Profile(

@@ -48,11 +48,12 @@ Seconds = NDArray[np.float64]
 
 
 class Grid(NamedTuple):
-    """What to time: over which rows, contexts (both ascending), and how long per part of a model."""
+    """What to time (`pipeinfer.core.messages.Measure`), per part of a model."""
 
     rows: tuple[int, ...]
     contexts: tuple[int, ...]
     seconds: float
+    burst: int = 1
 
 
 class LayerTimes(NamedTuple):
@@ -126,7 +127,7 @@ class Survey:
 
     def contention(self, ranks: Sequence[int], load: Load, context: int, seconds: float) -> tuple[float, ...]:
         """By how much a computation slows down while 1, 2, ... of these ranks compute."""
-        measure = Measure((1,), (context,), seconds, mean=True)
+        measure = Measure((1,), (context,), seconds, burst=0)
         self._ask(dict.fromkeys(ranks, load), Loaded)
 
         def mean(some: Sequence[int]) -> dict[int, float]:

@@ -260,13 +260,14 @@ class Loaded(Message, frozen=True):
 
 
 class Measure(Message, frozen=True):
-    """Time forwards of what is held, over every number of `rows` and every context (positions attended to), for about
-    `seconds` in all. `mean`: of all forwards in that time, else the median."""
+    """Time forwards of what is held, over every number of `rows` and every context (positions attended to), both
+    ascending, for about `seconds` in all: medians of `burst` forwards after a rest. `burst` 0: means without any rest.
+    """
 
     rows: tuple[int, ...]
     contexts: tuple[int, ...]
     seconds: float
-    mean: bool = False
+    burst: int = 1
 
 
 class Measured(Message, frozen=True):

@@ -1,12 +1,12 @@
 """A stage that is timed: forwards over any number of rows and any context, as a rank's driver runs them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from pipeinfer.backend import Batch, ModelStage
-from pipeinfer.core.messages import TO_THE_END, KvSeqRm, Load
+from pipeinfer.core.messages import TO_THE_END, KvSeqRm, Load, Measure
 from pipeinfer.core.sampling import candidates, sample
 
 FILL_ROWS = 64
@@ -18,46 +18,58 @@ Seconds = tuple[tuple[float, ...], ...]
 
 
 class Bench:
-    """Times `stage`, which holds what `load` says. `abort` is what a driver gives the backend to look at."""
+    """Times `stage`, which holds what `load` says.
 
-    def __init__(self, stage: ModelStage, load: Load, abort: Callable[[], bool]) -> None:
+    `abort` is what a driver gives the backend to look at. `rest` lets some time pass as a driver does when it waits: a
+    rank mostly computes after a wait, in which its caches went to others, and that takes up to twice as long as a
+    computation in a loop.
+    """
+
+    def __init__(self, stage: ModelStage, load: Load, abort: Callable[[], bool], rest: Callable[[], None]) -> None:
         self._stage = stage
         self._load = load
         self._abort = abort
+        self._rest = rest
         self._filled = 0
 
     def close(self) -> None:
         """Let go of the stage."""
         self._stage.close()
 
-    def measure(self, rows: Sequence[int], contexts: Sequence[int], limit_s: float, *, mean: bool) -> Seconds:
-        """Seconds of a forward by context and rows, both ascending: the median, or the mean, of the rounds that fit
-        into `limit_s`. Every context has room for the most rows."""
-        return tuple([self._row_times(rows, context, limit_s / len(contexts), mean=mean) for context in contexts])
+    def measure(self, how: Measure) -> Seconds:
+        """Seconds of a forward by context and rows. Every context has room for the most rows."""
+        return tuple([self._row_times(how, context) for context in how.contexts])
 
-    def _row_times(self, rows: Sequence[int], context: int, limit_s: float, *, mean: bool) -> tuple[float, ...]:
-        self._round(rows, context)  # Memory is touched, caches and code are warm.
+    def _row_times(self, how: Measure, context: int) -> tuple[float, ...]:
+        self._round(how, context)  # Memory is touched, and all code has run once.
         rounds: list[list[float]] = []
-        end = time.monotonic() + limit_s
-        most = float("inf") if mean else MOST_ROUNDS
+        end = time.monotonic() + how.seconds / len(how.contexts)
+        most = MOST_ROUNDS if how.burst else float("inf")
         while len(rounds) < LEAST_ROUNDS or (time.monotonic() < end and len(rounds) < most):
-            rounds.append(self._round(rows, context))
-        middle = np.mean(rounds, axis=0) if mean else np.median(rounds, axis=0)
+            rounds.append(self._round(how, context))
+        middle = np.median(rounds, axis=0) if how.burst else np.mean(rounds, axis=0)
         return tuple(middle.tolist())
 
-    def _round(self, rows: Sequence[int], context: int) -> list[float]:
+    def _round(self, how: Measure, context: int) -> list[float]:
         """Each number of rows once, so that whatever else the host does meets all alike; the rows end at `context`."""
         times = []
-        for count in sorted(rows, reverse=True):
+        for count in sorted(how.rows, reverse=True):
             self._fill(context - count)
-            start, processor = time.monotonic(), time.thread_time()
-            self._forward(context - count, count, count)
-            if self._load.cpu_share < 1:
-                until = start + (time.thread_time() - processor) / self._load.cpu_share
-                time.sleep(max(0.0, until - time.monotonic()))
-            times.append(time.monotonic() - start)
-            self._cut(context - count)
+            if how.burst:
+                self._rest()
+            burst = [self._timed(context - count, count) for _ in range(how.burst or 1)]
+            times.append(sum(burst) / len(burst))
         return times[::-1]
+
+    def _timed(self, start: int, count: int) -> float:
+        began, processor = time.monotonic(), time.thread_time()
+        self._forward(start, count, count)
+        if self._load.cpu_share < 1:
+            until = began + (time.thread_time() - processor) / self._load.cpu_share
+            time.sleep(max(0.0, until - time.monotonic()))
+        seconds = time.monotonic() - began
+        self._cut(start)
+        return seconds
 
     def _fill(self, length: int) -> None:
         if self._filled > length:

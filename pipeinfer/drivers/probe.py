@@ -34,7 +34,7 @@ from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
 
 PINGS = 25
 PAUSE_S = 2e-3
-"""Between pings, as long as a stage may compute: the peer has gone to sleep by then, as in a generation."""
+"""Between pings and between forwards, as long as other stages may compute: all have gone to sleep by then."""
 
 FIRST_BALLAST, MOST_BALLAST = 1 << 16, 1 << 24
 LARGE_PINGS = 4
@@ -107,11 +107,10 @@ class _Prober:
             self.drop()
             stage = load_stage(rank, message.backend, message.options, message.model, message.layers,
                                cells=message.cells, sequences=MEASURED_SEQUENCES)  # fmt: skip
-            self._bench = Bench(stage, message, self._abort)
+            self._bench = Bench(stage, message, self._abort, self._rest)
             self._tell(Loaded(rank))
         elif isinstance(message, Measure) and self._bench is not None:
-            times = self._bench.measure(message.rows, message.contexts, message.seconds, mean=message.mean)
-            self._tell(Measured(rank, times))
+            self._tell(Measured(rank, self._bench.measure(message)))
         elif isinstance(message, MeasureHandling):
             self._tell(Measured(rank, ((run_handling_s(),),)))
         elif isinstance(message, MeasureLink):
@@ -145,9 +144,18 @@ class _Prober:
     def _abort(self) -> bool:
         """For the backend, between layers, as in a generation."""
         while (envelope := self._transport.receive(0)) is not None:
-            self._leaving = self._leaving or isinstance(messages.decode(envelope.header), Shutdown)
-            self._later.append(envelope)
+            self._keep(envelope)
         return self._leaving
+
+    def _rest(self) -> None:
+        """Wait for a message that does not come, as between two runs of a generation."""
+        envelope = self._transport.receive(PAUSE_S)
+        if envelope is not None:
+            self._keep(envelope)
+
+    def _keep(self, envelope: Envelope) -> None:
+        self._leaving = self._leaving or isinstance(messages.decode(envelope.header), Shutdown)
+        self._later.append(envelope)
 
 
 def answer_ping(transport: Transport, ping: Ping) -> None:
