@@ -16,6 +16,7 @@ from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.launch import Plan
 from pipeinfer.placement import LayerRange
+from pipeinfer.plots import layer_times
 from pipeinfer.profile import BadProfile, Curve, Profile, read_profile, write_profile
 from pipeinfer.survey import parts_of, separate
 from pipeinfer.transports import open_transport
@@ -143,6 +144,14 @@ def test_a_rank_that_holds_less_is_known_less_well(
 def test_a_big_layer_is_measured_once_and_twice() -> None:
     assert parts_of(80, 1 << 30) == [(1, 2), (1, 3), (79, 80)]
     assert parts_of(1, 1) == [(0, 1)]
+
+
+def test_the_times_are_drawn(emulated: Profile, tmp_path: Path) -> None:
+    layer_times(emulated, tmp_path / "times")
+    assert (tmp_path / "times.png").stat().st_size > 10_000
+    drawn = (tmp_path / "times.svg").read_text()
+    layer_times(emulated, tmp_path / "again")
+    assert (tmp_path / "again.svg").read_text() == drawn
 
 
 def test_the_command_over_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ SHOWN_ROWS = (1, 4, 16)
 
 def calibrate(
     out: Annotated[Path, typer.Option(help="The profile, as JSON.")] = Path("profile.json"),
+    figure: Annotated[Path | None, typer.Option(help="Draw the times over rows: FILE.svg and .png.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=2)] = None,
     backend: Annotated[str, typer.Option(help="Who computes.")] = "numpy",
     backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like threads=4.")] = None,
@@ -37,6 +38,7 @@ def calibrate(
     from pipeinfer.calibrate import calibrate as run
     from pipeinfer.commands.generate import check_agreement, key_values, make_plan
     from pipeinfer.core.messages import Sampling
+    from pipeinfer.plots import layer_times
     from pipeinfer.profile import write_profile
     from pipeinfer.world import settle
 
@@ -54,6 +56,8 @@ def calibrate(
     with console.status("starting the ranks") as status:
         profile = run(plan, Sampling(temperature, top_k, top_p), lambda what: status.update(f"measuring {what}"))
     write_profile(profile, out)
+    if figure is not None:
+        layer_times(profile, figure)
     Console().print(ranks_table(profile), links_table(profile), _summary(profile))
     print(out)
 

@@ -1,5 +1,6 @@
 """Figures for print, one file per kind of drawing; each writes path.svg and path.png."""
 
+from pipeinfer.plots.curves import layer_times
 from pipeinfer.plots.house import (
     BLACK,
     BLUE,
@@ -20,5 +21,5 @@ from pipeinfer.plots.strips import Strip, dots
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILLION", "YELLOW", "Lane", "Panel", "Series",
-    "Spread", "Strip", "dots", "lines", "new_figure", "percentiles", "style", "timeline",
+    "Spread", "Strip", "dots", "layer_times", "lines", "new_figure", "percentiles", "style", "timeline",
 ]  # fmt: skip
