@@ -15,7 +15,8 @@ from pipeinfer.reproduce.run import run
 from pipeinfer.reproduce.sections import table
 
 RECIPE = Recipe(
-    title="Small", about="A small sweep.", claims=["C1"], expected="a figure", minutes=0.1, hardware="any", name="small",
+    title="Small", about="A small sweep.", claims=["C1"], expected="a figure", minutes=0.1, hardware="any",
+    name="small",
     strategies={
         "iterative": Contender(),
         "speculative": Contender(options={"k": [1, 2], "cutoff": [0.0, 0.4]}),
@@ -121,7 +122,7 @@ def test_the_baseline_s_k_is_swept_wherever_it_runs_and_its_cutoff_where_that_do
         assert not tells or len(baseline.options["cutoff"]) > 1, name
 
 
-def test_an_unknown_panel_or_quantity_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_panel_or_quantity_is_refused() -> None:
     for field, value in {"y": "sped", "x": "node", "kind": "line"}.items():
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert({"kind": "lines", field: value}, Figure)

@@ -4,6 +4,7 @@ import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -43,13 +44,17 @@ def run_simulated(cells: list[SimCell], jobs: int) -> Iterator[Record]:
     if jobs == 1 or len(cells) <= CHUNK:
         yield from map(simulated, cells)
         return
-    # Not forked: the parent has threads (the progress display), and a fork copies their locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(cells)), mp_context=context) as pool:
-        try:
-            yield from pool.map(simulated, cells, chunksize=CHUNK)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    # Closing this generator cancels what has not begun.
+    yield from _pool(jobs).map(simulated, cells, chunksize=CHUNK)
+
+
+@cache
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """One for all recipes of a command: starting processes takes longer than many a sweep. It ends with this process.
+
+    Not forked: the parent has threads (the progress display), and a fork copies their locks.
+    """
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
 def simulated(cell: SimCell) -> Record:
