@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from pipeinfer import metrics
 from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.reproduce import run as run_module
 from pipeinfer.reproduce.analysis import Analysis, Place, analyse
@@ -92,6 +93,42 @@ def test_every_recipe_can_be_run(name: str) -> None:
     hashes = [config_hash(cell) for cell in cells(recipe)]
     assert len(set(hashes)) == len(hashes) > 0
     assert set(recipe.claims) <= set(published_claims())
+
+
+def test_the_first_token_comes_sooner_where_the_prompt_is_in_chunks(tmp_path: Path) -> None:
+    recipe = read_recipe("first")
+    assert recipe.simulated is not None
+    small = msgspec.structs.replace(recipe.simulated, nodes=[4, 8], prompt=[64, 256], seeds=[0], tokens=4)
+    recipe = msgspec.structs.replace(recipe, simulated=small)
+    reproduced(tmp_path, recipe)
+    analysis = analyse(recipe, Store(tmp_path).records)
+    assert len(analysis.places) == 4
+    for place in analysis.places:
+        there = analysis.at(place)
+        for name in ("iterative", "speculative", "pipeinfer"):
+            chunks, whole = there[name], there[f"{name}, one piece"]
+            assert chunks.median(metrics.ttft_s) < 0.8 * whole.median(metrics.ttft_s)
+            assert chunks.median(metrics.ttft_decode_s) == pytest.approx(whole.median(metrics.ttft_decode_s), rel=0.01)
+    assert "prompt of 256" in (tmp_path / "report.md").read_text()
+
+
+def test_a_long_prompt_is_really_run_in_chunks_and_whole(tmp_path: Path) -> None:
+    recipe = read_recipe("first-live")
+    live = msgspec.structs.replace(recipe.live, transport="inproc", prompt_tokens=200, repeats=1, tokens=4)
+    recipe = msgspec.structs.replace(recipe, live=live)
+    reproduced(tmp_path, recipe)
+    found = {best.strategy: trial for best in analyse(recipe, Store(tmp_path).records).best
+             for trial in best.trials.values()}  # fmt: skip
+    assert {trial.prompt_tokens for trial in found.values()} == {200}
+    assert {name: metrics.prompt_chunk(trial) == 200 for name, trial in found.items()} == {
+        name: name.endswith("one piece") for name in recipe.strategies
+    }
+
+
+def test_what_cannot_be_set_where_it_is_really_run_is_refused() -> None:
+    contenders = {"iterative": Contender(setting={"width_cost": 2.0})}
+    with pytest.raises(WorkloadError, match=r'strategies.iterative.setting: unknown key "width_cost"'):
+        cells(msgspec.structs.replace(LIVE, strategies=contenders))
 
 
 def test_published_values_are_only_those_that_could_be_read() -> None:
@@ -180,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_each_strategy_stands_at_its_best_and_beside_its_own_draw(small: Path) -> None:
     analysis = analyse(SIMULATED, Store(small).records)
-    there = analysis.at(Place("haswell-gigabit", "dolphin-tinyllama", 8, 0.79))
+    there = analysis.at(Place("haswell-gigabit", "dolphin-tinyllama", 8, 0.79, prompt=8))
     assert set(there) == set(STRATEGIES)
     assert there["speculative"].tried[there["speculative"].label] == max(there["speculative"].tried.values())
     assert set(there["pipeinfer"].trials) == {"seed 0", "seed 1"}

@@ -10,13 +10,15 @@ from pipeinfer.plots.house import GREY, new_figure, style
 
 
 class Series(msgspec.Struct, frozen=True):
-    """One line: `bands` are (low, median, high) per x. `dashed`: theory, drawn without markers and narrow."""
+    """One line: `bands` are (low, median, high) per x. `dashed`: theory, drawn without markers and narrow. `broken`: a
+    variant of its strategy, drawn without markers."""
 
     name: str
     strategy: str
     x: list[float]
     bands: list[tuple[float, float, float]]
     dashed: bool = False
+    broken: bool = False
 
 
 class Panel(msgspec.Struct, frozen=True):
@@ -61,8 +63,9 @@ def lines(
             _ticks(axis, panel, base)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis in axes[-1]:
+        for axis in axes.flat[: len(panels)][-columns:]:
             axis.set_xlabel(xlabel)
+            axis.tick_params(labelbottom=True)
         for axis in axes[:, 0]:
             axis.set_ylabel(ylabel)
         # The axes are shared, so the limit has to leave room for the highest line of them all.
@@ -83,7 +86,10 @@ def _line(axis: Any, series: Series) -> None:
         return
     # Where lines coincide, the square is seen around the triangle and the triangle around the dot.
     face, size = ("white", 6.5) if marker == "s" else (colour, 7 if marker == "^" else 4.5)
-    axis.plot(series.x, middle, color=colour, marker=marker, markersize=size, markerfacecolor=face, label=series.name)
+    axis.plot(
+        series.x, middle, color=colour, marker="" if series.broken else marker, markersize=size, markerfacecolor=face,
+        label=series.name, linestyle=(0, (4, 2)) if series.broken else "-",
+    )  # fmt: skip
     axis.fill_between(series.x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 

@@ -19,6 +19,10 @@ REFERENCE = "iterative"
 """The strategy whose token ids every other must give."""
 
 
+USUAL_PROMPT = 64
+"""Tokens of the prompt where a recipe is not about it."""
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where strategies are compared: everything about a cell but the strategy, its options and the repetition.
     `drafts`: what acceptance is like where it is not i.i.d. ("varied", or a recorded trace's name)."""
@@ -34,14 +38,18 @@ class Place(msgspec.Struct, frozen=True):
     bandwidth_gbps: float | None = None
     latency_us: float | None = None
     temperature: float | None = None
+    prompt: int = USUAL_PROMPT
 
     @property
     def text(self) -> str:
         """For a sentence."""
-        return ", ".join(self.parts().values())
+        parts = self.parts()
+        if self.prompt == USUAL_PROMPT:
+            parts.pop("prompt", None)
+        return ", ".join(parts.values())
 
     def parts(self) -> dict[str, str]:
-        """The same field by field; fields at their default are left out."""
+        """Field by field; all but the first four and the prompt are left out at their default."""
         if self.temperature is not None:
             return {"temperature": "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"}
         parts = {"pair": self.pair, "cluster": workload.cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
@@ -56,6 +64,7 @@ class Place(msgspec.Struct, frozen=True):
             parts["bandwidth_gbps"] = f"{self.bandwidth_gbps:g} Gbit/s"
         if self.latency_us is not None:
             parts["latency_us"] = f"{self.latency_us:g} us"
+        parts["prompt"] = f"prompt of {self.prompt}"
         return parts
 
 
@@ -230,7 +239,7 @@ def describe(cell: Cell) -> tuple[Place, str]:
         one = cell.setting
         drafts = one.trace or ("varied" if one.difficulty else "")
         place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, drafts, one.accounting, one.width_cost,
-                      one.draft_cost, one.bandwidth_gbps, one.latency_us)  # fmt: skip
+                      one.draft_cost, one.bandwidth_gbps, one.latency_us, prompt=one.prompt)  # fmt: skip
         return place, f"text {one.seed}" if one.trace else f"seed {one.seed}"
     return Place(nodes=cell.live.stages + 1, temperature=cell.temperature), f"{cell.prompt} #{cell.repeat}"
 

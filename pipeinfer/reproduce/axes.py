@@ -106,5 +106,6 @@ PANEL: dict[str, Callable[[Place], str]] = {
     "drafts": drafts_title,
     "rate": lambda place: f"mean acceptance {place.acceptance:.2g}",
     "accounting": lambda place: place.accounting,
+    "prompt": lambda place: f"prompt of {place.prompt} tokens",
 }
 """Titles of panels by what parts them."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeinfer import workload
 from pipeinfer.reproduce.analysis import Analysis, Best
 from pipeinfer.reproduce.axes import OPTIONS, drafts_title
-from pipeinfer.reproduce.recipes import Figure, Live, Recipe
+from pipeinfer.reproduce.recipes import Figure, Live, Recipe, Simulated
 
 BAND = "band: 95 % bootstrap interval"
 
@@ -29,19 +29,25 @@ def setting(analysis: Analysis) -> str:
     drafts = "; ".join(dict.fromkeys(assumed))
     return (
         f"Fidelity: {recipe.fidelity}. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
-        f"{sweep.prompt} + {sweep.tokens} tokens; acceptance: {drafts}."
+        f"{_prompts(sweep)} + {sweep.tokens} tokens; acceptance: {drafts}."
     )
+
+
+def _prompts(sweep: Simulated) -> str:
+    """Lengths, like `64, 256`."""
+    return ", ".join(map(str, sweep.prompt_lengths))
 
 
 def real(live: Live | None, found: Sequence[Best]) -> str:
     """The same of what was really run."""
     assert live is not None
     models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
+    long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, {_where(found)}. "
-        f"{len(live.prompts)} prompts, {live.repeats} repetitions with the strategies in turn, {live.tokens} tokens. "
-        "All token ids equal the iterative run's."
+        f"{len(live.prompts)} prompts{long}, {live.repeats} repetitions with the strategies in turn, "
+        f"{live.tokens} tokens. All token ids equal the iterative run's."
     )
 
 

@@ -128,9 +128,20 @@ def _warm_up(cluster: Any, cell: LiveCell) -> None:
     """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
     from pipeinfer.plugins import open_strategy
 
-    prompt = cluster.tokenizer.encode(workload.prompt(cell.prompt))
+    prompt = _prompt(cluster, cell)
     for strategy in ("iterative", "pipeinfer"):
         cluster.generate(prompt, open_strategy(strategy, {}), max_tokens=8, stop_ids=())
+
+
+def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
+    """The prompt's tokens, after as much of the suite's other texts as the recipe wants."""
+    text = workload.prompt(cell.prompt)
+    ids: list[int] = cluster.tokenizer.encode(text)
+    wanted = cell.live.prompt_tokens
+    if len(ids) < wanted:
+        others = [other for other in workload.prompts() if other != text]
+        ids = cluster.tokenizer.encode("\n\n".join([*others, text]))[-wanted:]
+    return ids
 
 
 def _generate(cluster: Any, cell: LiveCell) -> Trial:
@@ -140,12 +151,13 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
     live = cell.live
     sampling = Sampling(cell.temperature, 0, live.top_p if cell.temperature > 0 else 1.0, live.seed)
     trial: Trial = cluster.generate(
-        cluster.tokenizer.encode(workload.prompt(cell.prompt)),
+        _prompt(cluster, cell),
         open_strategy(cell.strategy, cell.options),
         max_tokens=live.tokens,
         sampling=sampling,
         stop_ids=(),
         margins=True,
+        prompt_chunk=cell.prompt_chunk,
     )
     text = cluster.tokenizer.decode(trial.token_ids)
     return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), "text": text})

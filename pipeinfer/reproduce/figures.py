@@ -15,9 +15,10 @@ from pipeinfer.simulate import Setting, limits
 
 def figure_name(recipe: Recipe, figure: Figure) -> str:
     """File name without suffix: that of the recipe, its fidelity where it is emulated, and what is on the y axis unless
-    it is speed, or the kind of figure that has no such axis."""
+    it is speed or what the recipe is called after, or the kind of figure that has no such axis."""
     what = figure.kind if figure.kind in ("calibration", "stretches") else figure.y
-    return "-".join([recipe.name, *["emulated"] * (recipe.emulation is not None), *[what] * (what != "speed")])
+    said = what in ("speed", recipe.name)
+    return "-".join([recipe.name, *["emulated"] * (recipe.emulation is not None), *[what] * (not said)])
 
 
 def draw(analysis: Analysis, figure: Figure, folder: Path) -> None:
@@ -97,7 +98,9 @@ def _series(analysis: Analysis, places: list[Place], figure: Figure) -> list[plo
             continue
         if not x:  # plain decoding knows no such option
             x, bands = _ends(analysis, figure), bands[:1] * 2
-        series.append(plots.Series(name, name, x, bands))
+        contender = analysis.recipe.strategies[name]
+        variant = bool(contender.of and contender.setting)
+        series.append(plots.Series(name, contender.of if variant else name, x, bands, broken=variant))
         if analysis.beside:
             simulated = [_simulated(analysis, best).band(Y[figure.y].metric)[1] for best in found]
             series.append(plots.Series(f"{name}, simulated", name, x, [(m, m, m) for m in simulated], dashed=True))

@@ -12,6 +12,7 @@ from pipeinfer.simulate import Accounting, Setting
 from pipeinfer.workload import Count, Entry, Positive, WorkloadError, convert, load, suggest
 
 Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
+Field = Literal["cluster", "nodes", "node", "acceptance", "drafts", "rate", "pair", "accounting", "prompt"]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation", "memory", "per_memory"]
 
@@ -36,17 +37,23 @@ class Simulated(Entry, frozen=True, kw_only=True):
     acceptance: list[str]
     seeds: list[int]
     tokens: Annotated[int, msgspec.Meta(ge=2)]
-    prompt: Count
+    prompt: Count | list[Count]
     accounting: list[Accounting] = msgspec.field(default_factory=lambda: ["same-ranks"])
     width_cost: list[NotNegative] = msgspec.field(default_factory=lambda: [1.0])
     draft_cost: list[Positive] = msgspec.field(default_factory=lambda: [1.0])
     bandwidth_gbps: list[Positive] = msgspec.field(default_factory=list)
     latency_us: list[NotNegative] = msgspec.field(default_factory=list)
 
+    @property
+    def prompt_lengths(self) -> list[int]:
+        """In tokens."""
+        return self.prompt if isinstance(self.prompt, list) else [self.prompt]
+
 
 class Contender(Entry, frozen=True):
     """A strategy as a recipe runs it. `of` names the strategy (default: what the contender is called); every
-    combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting.
+    combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting, or
+    `prompt_chunk` where it is really run.
     With a `program`, the authors' compiled program of that name runs in its place, with these `arguments`."""
 
     of: str = ""
@@ -58,7 +65,8 @@ class Contender(Entry, frozen=True):
 
 class Live(Entry, frozen=True, kw_only=True):
     """Real generations: every strategy in turn, `repeats` times, per prompt and temperature. On this machine, or on
-    `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`."""
+    `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`. A prompt that is
+    shorter than `prompt_tokens` gets the suite's other prompts before it, up to that many."""
 
     backend: str
     target: str
@@ -73,6 +81,7 @@ class Live(Entry, frozen=True, kw_only=True):
     repeats: Count
     backend_options: dict[str, Any] = msgspec.field(default_factory=dict)
     workers: tuple[str, ...] = ()
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Emulation(msgspec.Struct, frozen=True):
@@ -99,7 +108,7 @@ class Figure(Entry, frozen=True):
     kind: Literal["lines", "dots", "percentiles", "timeline", "calibration", "stretches"]
     x: Axis = "nodes"
     y: Quantity = "speed"
-    panels: tuple[Literal["cluster", "nodes", "node", "acceptance", "drafts", "rate", "pair", "accounting"], ...] = ()
+    panels: tuple[Field, ...] = ()
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -170,6 +179,7 @@ class LiveCell(msgspec.Struct, frozen=True):
     temperature: float
     repeat: int
     live: Live
+    prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
 
 
 class ProgramCell(msgspec.Struct, frozen=True):
@@ -258,9 +268,9 @@ def _variants(recipe: Recipe) -> Iterator[tuple[str, Contender, dict[str, Any]]]
 def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
     bandwidths: list[float | None] = [*sweep.bandwidth_gbps] or [None]
     latencies: list[float | None] = [*sweep.latency_us] or [None]
-    for cluster, pair, level, accounting, width, draft, bandwidth, latency, nodes in product(
+    for cluster, pair, level, accounting, width, draft, bandwidth, latency, prompt, nodes in product(
         sweep.clusters, sweep.pairs, sweep.acceptance, sweep.accounting, sweep.width_cost, sweep.draft_cost,
-        bandwidths, latencies, sweep.nodes,
+        bandwidths, latencies, sweep.prompt_lengths, sweep.nodes,
     ):  # fmt: skip
         if Site(cluster, pair, nodes, accounting) in recipe.left_out:
             continue
@@ -268,7 +278,7 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         place = {
             "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty, "trace": drafts.trace,
             "accounting": accounting, "width_cost": width, "draft_cost": draft, "bandwidth_gbps": bandwidth,
-            "latency_us": latency, "tokens": sweep.tokens, "prompt": sweep.prompt,
+            "latency_us": latency, "tokens": sweep.tokens, "prompt": prompt,
         }  # fmt: skip
         for (name, contender, options), seed in product(_meant(_variants(recipe), drafts), sweep.seeds):
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}
@@ -296,11 +306,17 @@ def _meant(
     return found
 
 
+class _LiveSetting(Entry, frozen=True):
+    prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
+
+
 def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
     # Strategies alternate within a repetition, so that what else the machine does hits all of them alike.
     for prompt, temperature, repeat in product(live.prompts, live.temperatures, range(live.repeats)):
         for name, contender, options in _variants(recipe):
-            cell = LiveCell(contender.of or name, options, prompt, temperature, repeat, live)
+            where = f"reproduce/{recipe.name}.toml: strategies.{name}.setting"
+            chunk = convert(contender.setting, _LiveSetting, where).prompt_chunk
+            cell = LiveCell(contender.of or name, options, prompt, temperature, repeat, live, chunk)
             yield Point(name, _by_program(recipe, contender, cell) if contender.program else cell)
 
 

@@ -40,7 +40,7 @@ def table(analysis: Analysis) -> Table:
     simulated = recipe.simulated is not None
     title = f"{recipe.title} ({recipe.fidelity})"
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p50", "p95", "p99",
-            "first token", "acceptance length", "largest rank", "trials"]  # fmt: skip
+            "first token", "first, decode only", "acceptance length", "largest rank", "trials"]  # fmt: skip
     rows = [
         [analysis.where(place) or place.text, f"{best.strategy} {analysis.chosen(best)}".strip(),
          *_figures(best, analysis.at(place)), *([_number(limit(best))] if simulated else [])]
@@ -56,6 +56,7 @@ def _figures(best: Best, there: dict[str, Best]) -> list[str]:
         *[_ratio(best, there.get(other)) for other in (REFERENCE, "speculative")],
         *[_milliseconds(best.median(percentile(name))) for name in ("mean", "p50", "p95", "p99")],
         _milliseconds(best.median(metrics.ttft_s)),
+        _milliseconds(best.median(metrics.ttft_decode_s)),
         _number(best.median(metrics.acceptance_length)),
         _gigabytes(best.median(metrics.largest_memory)),
         str(len(best.trials)),
