@@ -1,10 +1,13 @@
 """Running cells: simulated ones over processes, real ones one after another on ranks."""
 
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing import connection
 from typing import Any
 
 import msgspec
@@ -54,7 +57,19 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
     Not forked: the parent has threads (the progress display), and a fork copies their locks.
     """
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent)
+
+
+def _leave_with_parent() -> None:
+    """A pool's processes wait for work for ever when their parent is killed; these notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def simulated(cell: SimCell) -> Record:
