@@ -36,6 +36,7 @@ def reproduce(
         "results"
     ),
     jobs: Annotated[int, typer.Option(help="Processes for simulations; 0: one per core.", min=0)] = 0,
+    replot: Annotated[bool, typer.Option("--replot", help="Run nothing: draw and report what is recorded.")] = False,
     artifact: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where you built the authors' programs, to run them too.")
     ] = None,
@@ -68,7 +69,7 @@ def reproduce(
             progress.update(tasks[recipe.name], completed=done, total=total, left_s=left_s)
             progress.refresh()
 
-        for recipe in recipes:
+        for recipe in [] if replot else recipes:
             run(recipe, store, jobs or _cores(), on_progress, str(key) if key else None)
     with console.status("drawing and writing the report"):
         claims, tables = conclude(recipes, store, out, notes)

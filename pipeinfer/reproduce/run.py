@@ -1,14 +1,13 @@
 """The whole way from recipes to a folder with records, figures, verdicts and reports."""
 
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from pipeinfer.reproduce.analysis import Analysis, analyse
+from pipeinfer.reproduce.analysis import analyse
+from pipeinfer.reproduce.appendix import appendix
 from pipeinfer.reproduce.artifact import run_programs
 from pipeinfer.reproduce.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.reproduce.claims import Claim, judge
@@ -24,8 +23,8 @@ from pipeinfer.reproduce.recipes import (
     cells,
     simulated_twin,
 )
-from pipeinfer.reproduce.records import Record, Store, config_hash, environment
-from pipeinfer.reproduce.report import Block, Code, Heading, Paragraph, Table, write
+from pipeinfer.reproduce.records import Record, Store, config_hash
+from pipeinfer.reproduce.report import Block, Heading, Paragraph, Table, write
 from pipeinfer.reproduce.sections import section, table
 from pipeinfer.workload import WorkloadError
 
@@ -102,7 +101,7 @@ def conclude(recipes: list[Recipe], store: Store, folder: Path, notes: Sequence[
     try:
         for analysis in analyses.values():
             blocks += section(analysis, folder / "figures")
-        blocks += _appendix(analyses, store)
+        blocks += appendix(analyses, store)
         (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
         write(folder, "PipeInfer (SC'24), reproduced", blocks)
     except OSError as problem:
@@ -121,22 +120,3 @@ def claims_table(claims: list[Claim]) -> Table:
     """As in the report and at the end of the command."""
     head = ["claim", "", "published", "found here", "verdict", "evidence"]
     return Table(head, [[c.id, c.claim, c.published, c.reproduced, c.verdict, c.evidence] for c in claims])
-
-
-def _appendix(analyses: dict[str, Analysis], store: Store) -> Iterator[Block]:
-    yield Heading("How this was obtained")
-    yield Code(shlex.join(["pipeinfer", *sys.argv[1:]]))
-    yield Table(["environment", ""], [[name, str(value)] for name, value in environment().items()])
-    seconds = sum(record.seconds for record in store.records.values())
-    yield Paragraph(
-        f"{len(store.records)} trials in trials.jsonl took {seconds:.0f} s of computing. Every figure and table above "
-        "is derived from that file; running the command again resumes it and draws them anew."
-    )
-    recipes = [analysis.recipe for analysis in analyses.values()]
-    yield Table(
-        ["recipe", "fidelity", "claims", "cells"],
-        [
-            [recipe.name, recipe.fidelity, ", ".join(recipe.claims) or "-", str(len(cells(recipe)))]
-            for recipe in recipes
-        ],
-    )
