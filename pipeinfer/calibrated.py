@@ -19,6 +19,8 @@ def simulate_one(profile: Profile, setting: Setting, spans: list[Span] | None = 
     Raises WorkloadError when the setting cannot be simulated."""
     if setting.width_cost != 1:
         raise WorkloadError("what width costs was measured on a calibrated cluster: leave width_cost at 1")
+    if setting.draft_ranks > 1:
+        raise WorkloadError("a calibrated cluster has one draft rank: leave draft_ranks at 1")
     strategy = strategy_of(setting)
     speeds = [1 / rank_of(profile, rank).layer.at(1, setting.prompt) for rank in range(setting.nodes)]
     layers, draft_rank = layout(strategy, setting, profile.target.layers, speeds)

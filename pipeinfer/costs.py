@@ -44,9 +44,10 @@ class _Rank(NamedTuple):
 
 class Roofline:
     """Costs (`pipeinfer.drivers.sim.Costs`) of a pair on a cluster: `layers` of the target on ranks 0, 1, ..., the
-    draft on rank `draft_rank`. `logits_on_wire`: the last stage sends logits, as the artifact does, instead of ids.
-    `width_cost` scales the time of arithmetic; at 0 verifying many rows costs as much as one. `draft_cost` scales the
-    time of the draft."""
+    draft from rank `draft_rank` on: all of it there, or `draft_layers` on one rank after the other, each hop over a
+    link of `latency_s` and `bandwidth_bps`. `logits_on_wire`: the last stage sends logits, as the artifact does,
+    instead of ids. `width_cost` scales the time of arithmetic; at 0 verifying many rows costs as much as one.
+    `draft_cost` scales the time of the draft."""
 
     def __init__(
         self,
@@ -58,6 +59,9 @@ class Roofline:
         logits_on_wire: bool = False,
         width_cost: float = 1.0,
         draft_cost: float = 1.0,
+        draft_layers: Sequence[LayerRange] = (),
+        latency_s: float = 0.0,
+        bandwidth_bps: float = float("inf"),
     ) -> None:
         target, draft = pair.target, pair.draft
         last = len(layers) - 1
@@ -65,7 +69,14 @@ class Roofline:
             _roofline(target, stop - start, stage == last, cluster.node(stage), width_cost)
             for stage, (start, stop) in enumerate(layers)
         ]
-        self._draft = _roofline(draft, draft.layers, True, cluster.node(draft_rank), width_cost)
+        self._draft = [
+            _roofline(draft, stop - start, stop == draft.layers, cluster.node(rank), width_cost)
+            for rank, (start, stop) in enumerate(draft_layers or [(0, draft.layers)], start=draft_rank)
+        ]
+        # Hidden states from rank to rank, and back what is next to nothing.
+        hops = len(self._draft) - 1
+        self._draft_hops = (hops + 1) * latency_s * (hops > 0)
+        self._draft_hops_row = hops * draft.hidden * HIDDEN_BYTES * 8 / bandwidth_bps
         self._draft_cost = draft_cost
         self._row_bytes = [target.hidden * HIDDEN_BYTES] * last
         self._row_bytes.append(target.vocabulary * LOGIT_BYTES if logits_on_wire else ID_BYTES)
@@ -74,7 +85,16 @@ class Roofline:
         return self._stages[stage].seconds(rows, context)
 
     def draft_s(self, rows: int, context: int) -> float:
-        return self._draft.seconds(rows, context) * self._draft_cost
+        computing = sum(self._draft_seconds(rows, context))
+        return computing + self._draft_hops + rows * self._draft_hops_row if len(self._draft) > 1 else computing
+
+    def draft_shares(self, context: int) -> list[float]:
+        """Which part of a forward of one row each of the draft's ranks computes; the hops are nobody's."""
+        whole = self.draft_s(1, context)
+        return [seconds / whole for seconds in self._draft_seconds(1, context)]
+
+    def _draft_seconds(self, rows: int, context: int) -> list[float]:
+        return [rank.seconds(rows, context) * self._draft_cost for rank in self._draft]
 
     def row_bytes(self, stage: int) -> int:
         return self._row_bytes[stage]

@@ -48,7 +48,7 @@ class Setting(msgspec.Struct, frozen=True):
     `draft_cost` scales the draft's time.
     `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` is how many tokens of the
     prompt are sent at a time (`pipeinfer.core.prompt`). `split`: layers evenly over the ranks, or in proportion to
-    their memory bandwidth."""
+    their memory bandwidth. `draft_ranks`: the draft's layers evenly over so many of the nodes."""
 
     strategy: str
     options: dict[str, Any] = {}
@@ -67,6 +67,7 @@ class Setting(msgspec.Struct, frozen=True):
     split: Literal["even", "speed"] = "even"
     difficulty: Difficulty | None = None
     trace: str | None = None
+    draft_ranks: Annotated[int, msgspec.Meta(ge=1)] = 1
 
     def oracle(self, length: int) -> Oracle:
         """What decides which drafts are accepted. Raises ValueError when the trace cannot be read."""
@@ -109,8 +110,10 @@ def layout(strategy: Strategy, setting: Setting, target_layers: int, speeds: Seq
     layers cannot be split so."""
     name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
     together = not strategy.drafts or (published and name == "speculative")
-    stages = nodes if together else nodes - 1
-    draft_rank = None if not strategy.drafts else 0 if together else nodes - 1
+    if published and setting.draft_ranks > 1:
+        raise WorkloadError("the layouts as published have one draft rank")
+    stages = nodes if together else nodes - setting.draft_ranks
+    draft_rank = None if not strategy.drafts else 0 if together else stages
     try:
         if published and name == "pipeinfer" and stages > 1:
             layers = parse_split(_published_split(stages), target_layers)
@@ -121,6 +124,14 @@ def layout(strategy: Strategy, setting: Setting, target_layers: int, speeds: Seq
     except BadSplit as problem:
         raise WorkloadError(f"{nodes} nodes for {name}: {problem}") from None
     return Layout(tuple(layers), draft_rank)
+
+
+def draft_layout(draft_layers: int, setting: Setting) -> list[LayerRange]:
+    """Which layers of the draft lie on its ranks. Raises WorkloadError."""
+    try:
+        return even_split(draft_layers, setting.draft_ranks)
+    except BadSplit as problem:
+        raise WorkloadError(f"the draft: {problem}") from None
 
 
 def _proportional_split(speeds: Sequence[float]) -> str:
@@ -142,7 +153,7 @@ def _published_split(stages: int) -> str:
 def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
     """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
     placed = layout(strategy_of(setting), setting, pair.target.layers, speeds(cluster, setting.nodes))
-    _memory(cluster, pair, placed, setting.prompt + setting.tokens)
+    _memory(cluster, pair, placed, setting)
 
 
 def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
@@ -164,8 +175,9 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
     strategy = strategy_of(setting)
     placed = layout(strategy, setting, pair.target.layers, speeds(cluster, setting.nodes))
     length = setting.prompt + setting.tokens
-    memory = _memory(cluster, pair, placed, length)
+    memory = _memory(cluster, pair, placed, setting)
     latency_us = cluster.link.latency_us if setting.latency_us is None else setting.latency_us
+    latency_s, bandwidth_bps = latency_us * 1e-6, (setting.bandwidth_gbps or cluster.link.bandwidth_gbps) * 1e9
     return Prepared(
         strategy=strategy,
         layout=placed,
@@ -178,11 +190,14 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
             logits_on_wire=setting.logits_on_wire,
             width_cost=setting.width_cost,
             draft_cost=setting.draft_cost,
+            draft_layers=draft_layout(pair.draft.layers, setting),
+            latency_s=latency_s,
+            bandwidth_bps=bandwidth_bps,
         ),
         oracle=setting.oracle(length + room(setting)),
         memory=memory,
-        latency_s=latency_us * 1e-6,
-        bandwidth_bps=(setting.bandwidth_gbps or cluster.link.bandwidth_gbps) * 1e9,
+        latency_s=latency_s,
+        bandwidth_bps=bandwidth_bps,
         request=Request(tuple(range(setting.prompt)), setting.tokens),
     )
 
@@ -209,21 +224,37 @@ def strategy_of(setting: Setting) -> Strategy:
     return strategy
 
 
-def _memory(cluster: Cluster, pair: Pair, placed: Layout, length: int) -> list[int]:
-    """Bytes per target rank, then those of the draft; checked against the nodes."""
+def _memory(cluster: Cluster, pair: Pair, placed: Layout, setting: Setting) -> list[int]:
+    """Bytes per target rank, then those of the draft's; checked against the nodes."""
+    length = setting.prompt + setting.tokens
     target = [memory_bytes(pair.target, layers, length) for layers in placed.layers]
-    draft = memory_bytes(pair.draft, (0, pair.draft.layers), length)
+    drafts = [memory_bytes(pair.draft, layers, length) for layers in draft_layout(pair.draft.layers, setting)]
     for rank, needed in enumerate(target):
         shared = rank == placed.draft_rank
-        check_memory(cluster, rank, needed + draft * shared, pair.target.title + " and the draft" * shared)
+        check_memory(cluster, rank, needed + drafts[0] * shared, pair.target.title + " and the draft" * shared)
     if placed.draft_rank is not None and placed.draft_rank >= len(target):
-        check_memory(cluster, placed.draft_rank, draft, pair.draft.title)
-    return [*target, draft]
+        for rank, needed in enumerate(drafts, start=placed.draft_rank):
+            check_memory(cluster, rank, needed, pair.draft.title)
+    return [*target, *drafts]
 
 
 def completed(trial: Trial, ready: Prepared, pair: Pair, setting: Setting) -> Trial:
     """The trial with what is not known where no model is: the ranks' layers and their memory (as modelled)."""
-    return with_ranks(trial, [*ready.layout.layers, (0, pair.draft.layers)], ready.memory, setting)
+    split = draft_layout(pair.draft.layers, setting)
+    if len(split) > 1 and isinstance(ready.costs, Roofline):
+        trial = _with_draft_ranks(trial, ready.costs.draft_shares(setting.prompt + setting.tokens // 2))
+    return with_ranks(trial, [*ready.layout.layers, *split], ready.memory, setting)
+
+
+def _with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
+    """The trial whose draft, simulated as one rank, lies on several, which were busy for these shares of its time."""
+    if trial.ranks[-1].role != "draft":
+        return trial
+    *target, draft = trial.ranks
+    drafts = [msgspec.structs.replace(draft, rank=rank, busy_s=draft.busy_s * share, bytes_sent={}, messages_sent={})
+              for rank, share in enumerate(shares, start=draft.rank)]  # fmt: skip
+    drafts[0] = msgspec.structs.replace(drafts[0], bytes_sent=draft.bytes_sent, messages_sent=draft.messages_sent)
+    return msgspec.structs.replace(trial, ranks=(*target, *drafts))
 
 
 def with_ranks(trial: Trial, layers: Sequence[LayerRange], memory: Sequence[int], setting: Setting) -> Trial:
@@ -304,6 +335,6 @@ def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 
         iterative=1 / traversal,
         synchronous=speedup / traversal,
         synchronous_k=k,
-        pipelined={draft: theory.pipelined_chain(a, nodes - 1, draft) / traversal for draft in drafts},
+        pipelined={draft: theory.pipelined_chain(a, nodes - setting.draft_ranks, draft) / traversal for draft in drafts},
         ceiling=theory.chain_ceiling(a) / traversal,
     )

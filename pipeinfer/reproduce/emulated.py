@@ -18,6 +18,7 @@ from pipeinfer.reproduce.records import Record
 from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import Trial
 from pipeinfer.simulate import Prepared, completed, prepare
+from pipeinfer.workload import WorkloadError
 
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 256, 512)
 """Widths at which waits are written down. Between them they are linear, and so is a roofline but for one bend."""
@@ -32,6 +33,8 @@ def run_emulated(cells: Sequence[EmulatedCell], key: str | None = None) -> Itera
 
 
 def _prepared(cell: EmulatedCell) -> Prepared:
+    if cell.setting.draft_ranks > 1:
+        raise WorkloadError("an emulated sweep has one draft rank: leave draft_ranks at 1")
     return prepare(workload.cluster(cell.cluster), workload.pair(cell.pair), cell.setting)
 
 
