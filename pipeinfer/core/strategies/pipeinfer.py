@@ -17,7 +17,9 @@ class PipeInfer:
     """Streams micro-batches of `draft` drafted tokens into the pipeline, each in a fresh KV partition.
 
     A branch stops where confidence < `cutoff` + runs since the last order * `recovery` - failed attempts * `decay`, and
-    splits where the candidate ranked 2nd to 8th is above `split` plus the same adjustment, up to `branches` branches.
+    splits where the candidate ranked 2nd to 8th is above `split` plus the same adjustment, up to `branches` branches. A
+    stalled branch is tried again each millisecond, so that an idle pipeline soon gets what drafts there are, in smaller
+    runs; where ranks share cores a doubtful run is at the expense of others, and `decay=0` keeps it back.
     `in_flight` bounds the runs under way (0: twice the stages plus two). `continuous` off: one speculative run at a
     time. `cancellation` off: dead runs are computed to their end. `redundant_runs`: a single-token run per commit.
     """
@@ -31,7 +33,7 @@ class PipeInfer:
         branches: int = 1,
         split: float = 0.2,
         recovery: float = 0.0,
-        decay: float = 0.0,
+        decay: float = 0.05,
         in_flight: int = 0,
         continuous: bool = True,
         cancellation: bool = True,
