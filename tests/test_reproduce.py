@@ -17,6 +17,8 @@ from pipeinfer import metrics
 from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.reproduce import run as run_module
 from pipeinfer.reproduce.analysis import Analysis, Place, analyse
+from pipeinfer.reproduce.captions import slowness
+from pipeinfer.reproduce.cells import live_plan
 from pipeinfer.reproduce.claims import Claim, judge
 from pipeinfer.reproduce.published import published_claims
 from pipeinfer.reproduce.recipes import (
@@ -394,6 +396,16 @@ def test_every_strategy_really_generates_the_same_tokens(live: tuple[Path, list[
     (lossless,) = [claim for claim in claims if claim.id == "C10"]
     assert (lossless.verdict, lossless.reproduced) == ("reproduced", "8 of 8 identical")
     assert (folder / "figures" / "live.png").stat().st_size > 10_000
+
+
+def test_live_ranks_can_be_slow_and_their_links_limited() -> None:
+    assert LIVE.live is not None
+    slow = msgspec.structs.replace(LIVE.live, cpu_share=0.25, bandwidth_gbps=0.1, latency_us=50)
+    plan = live_plan(slow, None)
+    assert (plan.cpu_share, plan.bandwidth_bps, plan.latency_s) == (0.25, 1e8, pytest.approx(50e-6))
+    assert live_plan(LIVE.live, None).bandwidth_bps == float("inf")
+    assert slowness(slow) == ", each rank at 0.25 of its speed, links of 0.1 Gbit/s, 50 us"
+    assert slowness(LIVE.live) == ""
 
 
 def test_one_wrong_token_and_it_is_not_lossless(live: tuple[Path, list[Claim]]) -> None:

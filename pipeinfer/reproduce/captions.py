@@ -45,10 +45,18 @@ def real(live: Live | None, found: Sequence[Best]) -> str:
     long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
-        f"{live.transport}, {_where(found)}. "
+        f"{live.transport}, {_where(found)}{slowness(live)}. "
         f"{len(live.prompts)} prompts{long}, {live.repeats} repetitions with the strategies in turn, "
         f"{live.tokens} tokens. All token ids equal the iterative run's."
     )
+
+
+def slowness(live: Live) -> str:
+    """What the ranks and links were limited to."""
+    parts = [f"each rank at {live.cpu_share:g} of its speed"] * (live.cpu_share < 1)
+    parts += [] if live.bandwidth_gbps is None else [f"links of {live.bandwidth_gbps:g} Gbit/s"]
+    parts += [f"{live.latency_us:g} us"] * (live.latency_us > 0)
+    return "".join(f", {part}" for part in parts)
 
 
 def _short(model: str) -> str:

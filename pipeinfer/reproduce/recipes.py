@@ -9,7 +9,7 @@ import msgspec
 from pipeinfer.acceptance import Acceptance, acceptance
 from pipeinfer.assets import asset
 from pipeinfer.simulate import Accounting, Setting
-from pipeinfer.workload import Count, Entry, Positive, WorkloadError, convert, load, suggest
+from pipeinfer.workload import Count, Entry, Fraction, Positive, WorkloadError, convert, load, suggest
 
 Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
 Field = Literal["cluster", "nodes", "node", "acceptance", "drafts", "rate", "pair", "accounting", "prompt"]
@@ -66,7 +66,9 @@ class Contender(Entry, frozen=True):
 class Live(Entry, frozen=True, kw_only=True):
     """Real generations: every strategy in turn, `repeats` times, per prompt and temperature. On this machine, or on
     `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`. A prompt that is
-    shorter than `prompt_tokens` gets the suite's other prompts before it, up to that many."""
+    shorter than `prompt_tokens` gets the suite's other prompts before it, up to that many. With a `cpu_share`
+    below 1 every rank is as slow as a node of that share of the speed, and links can be limited: slow nodes on one
+    machine, whose cores they then do not take from one another."""
 
     backend: str
     target: str
@@ -82,6 +84,9 @@ class Live(Entry, frozen=True, kw_only=True):
     backend_options: dict[str, Any] = msgspec.field(default_factory=dict)
     workers: tuple[str, ...] = ()
     prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    cpu_share: Fraction = 1.0
+    bandwidth_gbps: Positive | None = None
+    latency_us: NotNegative = 0.0
 
 
 class Emulation(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from pipeinfer.reproduce.recipes import (
 )
 from pipeinfer.workload import WorkloadError
 
-ORDER = ("live", "timeline", "speed", "pairs", "width", "accounting")
+ORDER = ("live", "slow", "timeline", "speed", "pairs", "width", "accounting")
 """What is run first; other recipes follow by name."""
 
 FIDELITIES = ("sim", "emulated", "real")
