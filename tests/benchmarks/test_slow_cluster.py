@@ -3,8 +3,9 @@
     pytest tests/benchmarks/test_slow_cluster.py --benchmark-only
 
 Four ranks, the same for everybody: plain decoding has the target on all four, the others have the draft on the last. A
-rank computes in 0.45 of the time, which two cores can serve; links carry 100 Mbit/s. Where namespaces can be made, each
-rank has a network of its own behind the kernel's token bucket; elsewhere the `shaped` transport does it.
+rank computes in a quarter of the time, so that two cores serve them all and ranks seldom want the same memory at once;
+links carry 100 Mbit/s. Where namespaces can be made, each rank has a network of its own behind the kernel's token
+bucket; elsewhere the `shaped` transport does it.
 
 Run as a script, this file is the head: strategies in turns over the prompts, and one line of JSON for what they did.
 """
@@ -42,7 +43,7 @@ SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(0.8, 0, 0.95, 1)}
 SWEEP: dict[str, list[dict[str, Any]]] = {
     "iterative": [{}],
     "speculative": [{"k": k, "cutoff": cutoff} for k, cutoff in product((1, 2, 4, 6, 8), (0, 0.3))],
-    "pipeinfer": [{}, *({"draft": draft} for draft in (1, 2, 3, 4))],
+    "pipeinfer": [{}, *({"draft": draft} for draft in (1, 2, 4))],
 }
 
 
@@ -141,8 +142,6 @@ def test_pipeinfer_beats_the_alternatives(
         pytest.skip(obstacle)
     job = Job(engine, ENGINES[engine], SAMPLINGS[how])
     results = benchmark.pedantic(run_job, (job,), {"isolated": network == "namespaces", "folder": tmp_path}, rounds=1)
-    for prompt in PROMPTS:
-        assert len({result.token_ids for result in results if result.prompt == prompt}) == 1
     speeds = by_variant(results)
     best = {name: max(variants, key=lambda options: median(variants[options])) for name, variants in speeds.items()}
     rows = [*best.items(), ("pipeinfer", "{}")]
@@ -152,6 +151,8 @@ def test_pipeinfer_beats_the_alternatives(
             ratio = median(map(quotient, speeds[name][options], speeds["iterative"]["{}"]))
             print(f"{engine} {how} {network}: {name:11} {median(speeds[name][options]):6.1f} tokens/s, {ratio:.2f} of"
                   f" iterative {options}")  # fmt: skip
+    for prompt in PROMPTS:
+        assert len({result.token_ids for result in results if result.prompt == prompt}) == 1
     for other in ("iterative", "speculative"):
         assert median(map(quotient, speeds["pipeinfer"]["{}"], speeds[other][best[other]])) > 1
 
