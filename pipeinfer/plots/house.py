@@ -46,16 +46,18 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
     lines_of_caption = textwrap.wrap(caption, CAPTION_CHARACTERS)
     below = 0.15 + 0.145 * len(lines_of_caption)
     with matplotlib.rc_context(_rc()):
-        above_caption = ConstrainedLayoutEngine(rect=(0, below / (height + below), 1, height / (height + below)))
+        share = height / (height + below)
+        above_caption = ConstrainedLayoutEngine(rect=(0.006, 1 - share, 0.988, share))
         figure = Figure(figsize=(WIDTH_IN, height + below), layout=above_caption)
         yield figure
         figure.text(
             0.01, 0.05 / (height + below), "\n".join(lines_of_caption), fontsize=7.5, va="bottom", color="#333333"
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.set_layout_engine("none")  # Everything has its place now.
+        # The place of everything is found once; text is a little wider as pixels than as outlines.
         figure.savefig(path.with_suffix(".png"), dpi=200)
+        figure.set_layout_engine("none")
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
 def _rc() -> dict[Any, Any]:

@@ -43,7 +43,7 @@ def dots(groups: Mapping[str, Sequence[Strip]], path: Path, *, xlabel: str, capt
         axes[0].set_xlim(0, max(_reach(strip, width) for strips in groups.values() for strip in strips))
 
 
-CHARACTER_IN = 0.057
+CHARACTER_IN = 0.053
 """About the width of a character beside a row (inches)."""
 
 

@@ -166,7 +166,7 @@ def _percentiles(analysis: Analysis, figure: Figure, path: Path) -> None:
 
 
 def _row(analysis: Analysis, best: Best, figure: Figure) -> str:
-    drafts = (best.place.drafts or "i.i.d.") if "rate" in figure.panels else ""
+    drafts = {"": "i.i.d.", "varied": "varied"}.get(best.place.drafts, "recorded") if "rate" in figure.panels else ""
     return ", ".join(filter(None, [drafts, analysis.where(best.place, figure.panels), best.strategy]))
 
 

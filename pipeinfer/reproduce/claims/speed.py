@@ -52,7 +52,8 @@ def _verdict(modelled: list[Ratio], own: list[Ratio], target: float) -> Verdict:
 
 
 def _range(found: list[Ratio]) -> str:
-    return f"{least(found).value:.2f}x to {most(found).value:.2f}x"
+    low, high = f"{least(found).value:.2f}x", f"{most(found).value:.2f}x"
+    return low if low == high else f"{low} to {high}"
 
 
 def _simulated(bearing: Bearing, modelled: list[Ratio], target: float) -> Iterator[str]:
