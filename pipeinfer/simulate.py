@@ -335,6 +335,6 @@ def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 
         iterative=1 / traversal,
         synchronous=speedup / traversal,
         synchronous_k=k,
-        pipelined={draft: theory.pipelined_chain(a, nodes - setting.draft_ranks, draft) / traversal for draft in drafts},
+        pipelined={d: theory.pipelined_chain(a, nodes - setting.draft_ranks, d) / traversal for d in drafts},
         ceiling=theory.chain_ceiling(a) / traversal,
     )
