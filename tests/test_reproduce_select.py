@@ -116,6 +116,7 @@ def test_a_recipe_without_any_room_is_left_out_and_the_last_one_is_refused(tmp_p
     [
         (["speed"], Wish(cluster="haswell-gigabt"), 'no cluster "haswell-gigabt"; did you mean "haswell-gigabit"'),
         (["speed"], Wish(cluster="no/such.toml"), "no/such.toml: cannot be read: No such file"),
+        (["speed"], Wish(cluster="my.json"), "--cluster my.json: recipes are of models that a calibrated cluster does"),
         (["live"], Wish(cluster="haswell-gigabit"), "--cluster haswell-gigabit: live would really be run"),
         (["speed"], Wish("emulated", ranks=3), "recipe speed: 4 ranks are needed, and there are 3"),
     ],
@@ -144,6 +145,15 @@ def test_what_is_wrong_in_a_cluster_s_file_is_named_with_its_path(
         select(["speed"], Wish(cluster=str(mine)))
     assert str(mine) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_other_weights_are_another_cell(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    recipe = only("live", Wish(live={"target": str(tmp_path)}))
+    before = config_hash(cells(recipe)[0])
+    assert config_hash(cells(recipe)[0]) == before
+    (tmp_path / "config.json").write_text("{} ")
+    assert config_hash(cells(recipe)[0]) != before
 
 
 def test_ranks_of_somewhere_else_are_part_of_a_cell() -> None:

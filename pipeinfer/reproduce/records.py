@@ -61,9 +61,10 @@ def _model_files() -> list[str]:
 
 
 def _dates(*models: str) -> list[tuple[int, int]]:
-    """Size and date of models that are files of the user's: too large to be read for a hash."""
+    """Size and date of models that are files or folders of the user's: too large to be read for a hash."""
     paths = [Path(model) for model in models if not model.startswith("builtin:")]
-    return [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    found = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
+    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file()]
 
 
 def encode(record: Record) -> bytes:

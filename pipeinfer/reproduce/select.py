@@ -52,6 +52,11 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     if wish.fidelity not in (None, *FIDELITIES):
         raise WorkloadError(f'fidelity "{wish.fidelity}": expected one of {", ".join(FIDELITIES)}')
     if wish.cluster is not None:
+        if wish.cluster.endswith(".json"):
+            raise WorkloadError(
+                f"--cluster {wish.cluster}: recipes are of models that a calibrated cluster does not hold; expected a "
+                "name or a TOML file, or use `pipeinfer simulate --cluster`"
+            )
         workload.cluster(wish.cluster)
     asked = list(dict.fromkeys(names)) or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
     asked += [ARTIFACT] if wish.artifact is not None and ARTIFACT not in asked else []
