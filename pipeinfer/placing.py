@@ -96,14 +96,20 @@ def _room(models: "Models", ranks: Mapping[int, Inspected]) -> list[int]:
         layer = info.layer_bytes + models.cells * info.kv_bytes
         most.append(info.layers if layer == 0 else min(info.layers, (free[rank] - fixed) // layer))
         if most[-1] < 1:
-            raise BadSplit(f"rank {rank} on {ranks[rank].host} has {size(max(0, free[rank]))} free and needs"
+            raise BadSplit(f"rank {rank} on {ranks[rank].host} has {_has(free[rank], ranks[rank])} and needs"
                            f" {size(fixed + layer)} for one layer of {models.plan.target} and {models.cells} KV cells:"
                            " leave it out, or give fewer cells (--cells)")  # fmt: skip
     if sum(most) < info.layers:
-        rooms = ", ".join(f"rank {rank} for {count} ({size(free[rank])} free)" for rank, count in enumerate(most))
+        rooms = ", ".join(f"rank {rank} for {most[rank]} ({_has(free[rank], ranks[rank])})" for rank in range(stages))
         raise BadSplit(f"{models.plan.target} has {info.layers} layers, and the ranks have room for {sum(most)}:"
                        f" {rooms}; take more ranks, or fewer cells (--cells)")  # fmt: skip
     return most
+
+
+def _has(part: int, rank: Inspected) -> str:
+    """A rank's part of the memory that is free where it is."""
+    whole = f"{size(rank.memory_bytes)} free"
+    return whole if part == rank.memory_bytes else f"{size(max(0, part))} to itself of {whole} on its host"
 
 
 def _sharing(ranks: Mapping[int, Inspected]) -> dict[str, list[int]]:

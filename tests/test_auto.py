@@ -102,6 +102,13 @@ def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> 
         Cluster(transport="inproc")
 
 
+def test_what_ranks_share_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda: 12_000_000)
+    line = r"rank 0 on .* has \d.\d MB to itself of 12.0 MB free on its host and needs 6.3 MB for one layer"
+    with pytest.raises(BadSplit, match=line):
+        Cluster(transport="inproc", layers="auto")
+
+
 def test_a_real_pair_is_split_by_its_speed() -> None:
     with Cluster(transport="inproc", stages=2, layers="auto") as cluster:
         assert sum(stop - start for start, stop in cluster.models.split) == 8
