@@ -447,6 +447,27 @@ def test_a_text_that_parts_where_there_is_no_tie_is_an_error_in_any_arithmetic(l
     }
 
 
+def test_a_recipe_in_coarse_arithmetic_has_figures_for_every_text(tmp_path: Path) -> None:
+    """This prompt's best two tokens are .025 apart at token 10, where the texts part on the machine it was tried on."""
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install 'pipeinfer[llamacpp]'")
+    assert LIVE.live is not None
+    options = {
+        "backend": "llamacpp",
+        "backend_options": {"quantisation": "q8_0"},
+        "prompts": ["date-difference"],
+        "tokens": 24,
+    }
+    recipe = msgspec.structs.replace(LIVE, live=msgspec.structs.replace(LIVE.live, **options))
+    reproduced(tmp_path, recipe)
+    records = Store(tmp_path).records
+    analysis = analyse(recipe, records)
+    assert (analysis.rejected, analysis.passed + len(analysis.diverged)) == ([], 8)
+    assert {record.trial.precision for record in records.values() if record.trial} == {"q8_0"}
+    report = (tmp_path / "report.md").read_text()
+    assert ("first divergence" in report) == bool(analysis.diverged)
+    assert all(one.divergence.text in report for one in analysis.diverged)
+
+
 def test_ranks_that_do_not_come_up_are_an_error_row_and_are_tried_again(tmp_path: Path) -> None:
     assert LIVE.live is not None
     broken = msgspec.structs.replace(LIVE, live=msgspec.structs.replace(LIVE.live, target="/no/such/model"))
