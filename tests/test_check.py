@@ -10,7 +10,6 @@ import pytest
 
 from pipeinfer import workload
 from pipeinfer.commands.check import Check, check, single_stage
-from pipeinfer.commands.generate import DEFAULT_PROMPT
 from pipeinfer.core.messages import Sampling
 from pipeinfer.divergence import Divergence, divergence
 from pipeinfer.launch import Cluster, Plan
@@ -106,10 +105,10 @@ def test_in_coarse_arithmetic_texts_part_at_ties_alone(backend: str, options: di
     plan = Plan(backend=backend, backend_options=options, transport="inproc", stages=2)
     found = []
     with Cluster(plan) as split, Cluster(single_stage(plan)) as alone:
-        for text in (DEFAULT_PROMPT, workload.prompts()[8]):
-            prompt = split.tokenizer.encode(text)
+        for name in ("socket-server", "date-difference"):
+            prompt = split.tokenizer.encode(workload.prompt(name))
             one, other = [
-                cluster.generate(prompt, open_strategy(*strategy), max_tokens=80, stop_ids=(), margins=True)
+                cluster.generate(prompt, open_strategy(*strategy), max_tokens=48, stop_ids=(), margins=True)
                 for cluster, strategy in ((split, ("speculative", {"k": 4})), (alone, ("iterative", {})))
             ]
             assert one.precision == options.get("dtype", options.get("quantisation"))
