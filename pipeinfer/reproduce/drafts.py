@@ -70,7 +70,8 @@ def _caption(analysis: Analysis) -> str:
     counts = {len(recorded(name).lengths) for name in _traces(analysis)}
     tokens = {len(recorded(name).ranks) for name in _traces(analysis)}
     return (
-        f"Fidelity: recorded from real models; no cluster. Built-in pair, {', '.join(map(str, counts))} prompts, {', '.join(map(str, tokens))} tokens in all. "
+        f"Fidelity: recorded from real models; no cluster. Built-in pair, {', '.join(map(str, counts))} prompts, "
+        f"{', '.join(map(str, tokens))} tokens in all. "
         "Varied and independent: the models of acceptance that simulations use, at the recorded mean."
     )
 
