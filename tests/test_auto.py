@@ -42,25 +42,20 @@ def open_cluster(path: str, *, layers: str | None, stages: int = 3, **fields: ob
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("slower", "expected"),
-    [
-        ((1, 1, 1, 1), [3, 3, 2]),
-        ((1, 4, 1, 1), [4, 1, 3]),
-        ((4, 1, 1, 1), [1, 4, 3]),
-    ],
-)
-def test_a_slow_rank_gets_fewer_layers(slower: tuple[int, ...], expected: list[int], tmp_path: Path) -> None:
-    path = profile(tmp_path / "profile.json", slower)
-    with open_cluster(path, layers="auto") as cluster:
-        assert [stop - start for start, stop in cluster.models.split] == expected
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_slow_rank_gets_fewer_layers(slow: int, tmp_path: Path) -> None:
+    slower = [6.0 if rank == slow else 1.0 for rank in range(4)]
+    with open_cluster(profile(tmp_path / "profile.json", slower), layers="auto") as cluster:
+        counts = [stop - start for start, stop in cluster.models.split]
+        assert counts[slow] == 1
+        assert sum(counts) == LAYERS
         assert len(cluster.generate([1, 2], Iterative(), max_tokens=3).token_ids) == 3
 
 
 def test_a_rank_without_memory_gets_what_it_can_hold(tmp_path: Path) -> None:
     path = profile(tmp_path / "profile.json", (1, 1, 1, 1), (1.2, 100, 100, 100))
     with open_cluster(path, layers="auto") as cluster:
-        assert [stop - start for start, stop in cluster.models.split] == [1, 4, 3]
+        assert cluster.models.split[0] == (0, 1)
 
 
 @pytest.mark.parametrize(
