@@ -84,6 +84,13 @@ def swept(recipe: Recipe, figure: Figure) -> str:
     return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} swept, the best shown."
 
 
+def repeated(analysis: Analysis) -> str:
+    """What a line is the median of."""
+    sweep = analysis.recipe.simulated
+    assert sweep is not None
+    return f"Median of {draws(analysis)}, {BAND}." if len(sweep.seeds) > 1 else "One draw of what is accepted."
+
+
 def draws(analysis: Analysis) -> str:
     """What is repeated: `3 draws of what is accepted`."""
     sweep = analysis.recipe.simulated

@@ -64,7 +64,7 @@ def _lines(analysis: Analysis, figure: Figure, path: Path) -> None:
     parts = [
         captions.setting(analysis),
         captions.swept(analysis.recipe, figure),
-        f"Median of {captions.draws(analysis)}, {captions.BAND}.",
+        captions.repeated(analysis),
         "Without markers: " + ("the same cells, simulated." if analysis.beside else _CLOSED) if theory else "",
     ]
     plots.lines(
