@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pipeinfer.core.effects import Request
 from pipeinfer.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
 from pipeinfer.drivers.sim import Hosts, Link, Simulation
+from pipeinfer.oracle import Oracle
 from pipeinfer.placement import LayerRange, even_split
 from pipeinfer.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.results import Trial
@@ -14,9 +15,11 @@ from pipeinfer.transports import HEAD
 from pipeinfer.workload import WorkloadError
 
 
-def simulate_one(profile: Profile, setting: Setting, spans: list[Span] | None = None) -> Trial:
-    """One generation of the profile's pair on its cluster; links are as measured unless `setting` says otherwise.
-    Raises WorkloadError when the setting cannot be simulated."""
+def simulate_one(
+    profile: Profile, setting: Setting, spans: list[Span] | None = None, oracle: Oracle | None = None
+) -> Trial:
+    """One generation of the profile's pair on its cluster; links are as measured unless `setting` says otherwise. The
+    `oracle` replaces the setting's. Raises WorkloadError when the setting cannot be simulated."""
     if setting.width_cost != 1:
         raise WorkloadError("what width costs was measured on a calibrated cluster: leave width_cost at 1")
     if setting.draft_ranks > 1:
@@ -30,7 +33,7 @@ def simulate_one(profile: Profile, setting: Setting, spans: list[Span] | None = 
         pipeline_of(strategy, len(layers), setting),
         strategy,
         Calibrated(profile, layers, logits_on_wire=setting.logits_on_wire),
-        setting.oracle(setting.prompt + setting.tokens + room(setting)),
+        oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
         link=links(profile, drafting, len(layers), setting),
         spans=spans,
         hosts=hosts(profile, layers, drafting),
@@ -82,6 +85,7 @@ def hosts(profile: Profile, layers: Sequence[LayerRange], draft_rank: int) -> Ho
         slowdown=profile.contention,
         message_s=profile.message_s,
         head_s=profile.head_s,
+        cold=profile.cold,
         steps=[*[stop - start for start, stop in layers], profile.draft_model.layers],
     )
 

@@ -84,7 +84,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `contention[k - 1]` is by how much a computation slows down while k ranks of its host compute (1.0 for k = 1).
     `message_s` is the CPU time that a rank spends on one message (unpack, decide, send), `head_s` the head's on one
-    event.
+    event. `cold`: after a pause of p seconds a computation takes cold * sqrt(p) of what one row takes longer, for its
+    weights have left the caches.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contention: tuple[float, ...] = (1.0,)
     message_s: float = 0.0
     head_s: float = 0.0
+    cold: float = 0.0
     environment: dict[str, Any] = {}
 
 

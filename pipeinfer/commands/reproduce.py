@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeinfer.reproduce.report import Table as ReportTable
 
 SHOWN_COLUMNS = 6
-"""How much of a report's table a terminal is shown: where, strategy, speed, two ratios, mean gap."""
+"""How much of a report's table a terminal is shown: where, strategy, speed, its simulation or the mean gap, ratios."""
 
 
 def reproduce(

@@ -7,6 +7,7 @@ computation stops when the cancellation arrives. Deterministic.
 
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from math import sqrt
 from typing import Any, NamedTuple, Protocol
 
 from pipeinfer.core.drafter import Drafter, DraftOptions
@@ -84,14 +85,19 @@ class Hosts(NamedTuple):
     """Hosts whose cores the ranks share. `names` has one per stage, then the draft's, then the head's; `slowdown` is by
     how much work slows down while 1, 2, ... pieces of it are under way on a host. A message takes `message_s` of the
     rank's host before it is seen, an event `head_s` of the head's. A computation looks `steps[rank]` times (stages,
-    then the draft) whether to go on: between layers."""
+    then the draft) whether to go on: between layers. After a pause of p seconds, up to LONGEST_PAUSE_S, it takes
+    cold * sqrt(p) of what one row takes longer."""
 
     names: Sequence[str]
     slowdown: Sequence[float]
     message_s: float
     head_s: float
     steps: Sequence[int]
+    cold: float = 0.0
 
+
+LONGEST_PAUSE_S = 0.02
+"""After which nothing is left in the caches that could still be lost."""
 
 HEADER_BYTES = 32
 ROW_BYTES = 12
@@ -142,6 +148,7 @@ class Simulation:
             self._cores = [known[name] for name in hosts.names]
         self._tickets = [0] * (count + 1)
         self._needs = [0.0] * (count + 1)
+        self._ended_at = [0.0] * (count + 1)
 
     def run(self, request: Request) -> Trial:
         """Generate until the head finishes. Raises RuntimeError if nothing is left to happen before that."""
@@ -171,14 +178,22 @@ class Simulation:
         seconds = self._hosts.head_s if rank == HEAD else self._hosts.message_s
         self._cores[rank].start(self.now, seconds, action, *arguments)
 
-    def _begin(self, rank: int, what: Any, seconds: float, action: Callable[..., None]) -> None:
-        """Rank `rank` computes `what` for `seconds` of a host to itself, then `action(rank, epoch, what)`."""
+    def _begin(self, rank: int, what: Decode | ComputeDraft, action: Callable[..., None]) -> None:
+        """Rank `rank` computes `what`, then `action(rank, epoch, what)`."""
         self._began[rank], self._what[rank] = self.now, what
+        context = what.positions[-1] + 1
+        seconds = self._cost(rank, len(what.tokens), context)
         if self._hosts is None:
             self._schedule(self.now + seconds, action, rank, self._epoch[rank], what)
         else:
+            if self._hosts.cold:
+                pause = min(self.now - self._ended_at[rank], LONGEST_PAUSE_S)
+                seconds += self._hosts.cold * sqrt(pause) * self._cost(rank, 1, context)
             self._needs[rank] = seconds
             self._tickets[rank] = self._cores[rank].start(self.now, seconds, action, rank, self._epoch[rank], what)
+
+    def _cost(self, rank: int, rows: int, context: int) -> float:
+        return self._costs.draft_s(rows, context) if rank == self._draft else self._costs.stage_s(rank, rows, context)
 
     def _abort(self, rank: int, action: Callable[..., None]) -> None:
         """End what rank `rank` computes: now, or where it next looks."""
@@ -240,9 +255,7 @@ class Simulation:
             if isinstance(effect, Forward):
                 self._forward(stage, effect.message)
             elif isinstance(effect, Compute):
-                decode = effect.decode
-                seconds = self._costs.stage_s(stage, len(decode.tokens), decode.positions[-1] + 1)
-                self._begin(stage, decode, seconds, self._stage_done)
+                self._begin(stage, effect.decode, self._stage_done)
             elif isinstance(effect, Abort):
                 self._abort(stage, self._stage_aborted)
 
@@ -280,8 +293,7 @@ class Simulation:
     def _perform_draft(self, effects: list[Any]) -> None:
         for effect in effects:
             if isinstance(effect, ComputeDraft):
-                seconds = self._costs.draft_s(len(effect.tokens), effect.positions[-1] + 1)
-                self._begin(self._draft, effect, seconds, self._draft_done)
+                self._begin(self._draft, effect, self._draft_done)
             elif isinstance(effect, Forward):
                 proposal: Proposal = effect.message
                 size = HEADER_BYTES + ROW_BYTES * len(proposal.nodes)
@@ -296,6 +308,7 @@ class Simulation:
     def _ended(self, rank: int, decode: Decode | None, aborted: bool) -> float:
         seconds = self.now - self._began[rank]
         self._busy[rank] += seconds
+        self._ended_at[rank] = self.now
         if self._spans is not None:
             name = "draft" if decode is None else f"{decode.kind.name.lower()} {decode.run}"
             self._spans.append(Span(rank, name, self._began[rank], self.now, aborted))

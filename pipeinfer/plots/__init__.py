@@ -16,10 +16,12 @@ from pipeinfer.plots.house import (
 )
 from pipeinfer.plots.lanes import Lane, timeline
 from pipeinfer.plots.panels import Panel, Series, lines
+from pipeinfer.plots.spots import Spot, scatter
 from pipeinfer.plots.spreads import Spread, percentiles
 from pipeinfer.plots.strips import Strip, dots
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SKY", "VERMILLION", "YELLOW", "Lane", "Panel", "Series",
-    "Spread", "Strip", "dots", "layer_times", "lines", "new_figure", "percentiles", "style", "timeline",
+    "Spot", "Spread", "Strip", "dots", "layer_times", "lines", "new_figure", "percentiles", "scatter", "style",
+    "timeline",
 ]  # fmt: skip

@@ -9,8 +9,20 @@ import numpy as np
 
 from pipeinfer import metrics, workload
 from pipeinfer.divergence import Divergence, divergence
-from pipeinfer.reproduce.recipes import Cell, EmulatedCell, Point, ProgramCell, Recipe, SimCell, points, simulated_twin
-from pipeinfer.reproduce.records import Record, config_hash
+from pipeinfer.reproduce.recipes import (
+    Cell,
+    EmulatedCell,
+    LiveCell,
+    Point,
+    ProgramCell,
+    Recipe,
+    RehearsalCell,
+    SimCell,
+    cells,
+    points,
+    simulated_twin,
+)
+from pipeinfer.reproduce.records import Record, Rehearsed, config_hash
 from pipeinfer.results import Trial
 
 Metric = Callable[[Trial], float | None]
@@ -50,6 +62,9 @@ class Place(msgspec.Struct, frozen=True):
 
     def parts(self) -> dict[str, str]:
         """Field by field; all but the first four and the prompt are left out at their default."""
+        if self.temperature is not None and self.cluster:
+            link = {"bandwidth_gbps": f"{self.bandwidth_gbps:g} Gbit/s", "latency_us": f"{self.latency_us:g} us"}
+            return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **link}
         if self.temperature is not None:
             return {"temperature": "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"}
         parts = {"pair": self.pair, "cluster": workload.cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
@@ -160,6 +175,7 @@ class Analysis(msgspec.Struct, frozen=True):
     missing: int
     variants: list[Best] = []
     beside: list[Beside] = []
+    rehearsed: list[tuple[RehearsalCell, Rehearsed]] = []
 
     def at(self, place: Place) -> dict[str, Best]:
         """The strategies of a place, by name."""
@@ -214,7 +230,15 @@ def analyse(recipe: Recipe, records: Mapping[str, Record]) -> Analysis:
     best = list(map(fastest, every))
     beside = list(_beside(known, records)) if recipe.emulation else []
     tried = [one for found in every for one in found]
-    return Analysis(recipe, best, rejected, diverged, passed, missing, tried, beside)
+    rehearsed = list(_rehearsed(recipe, records))
+    return Analysis(recipe, best, rejected, diverged, passed, missing, tried, beside, rehearsed)
+
+
+def _rehearsed(recipe: Recipe, records: Mapping[str, Record]) -> Iterator[tuple[RehearsalCell, Rehearsed]]:
+    for cell in cells(recipe):
+        record = records.get(config_hash(cell)) if isinstance(cell, RehearsalCell) else None
+        if isinstance(cell, RehearsalCell) and record is not None and record.rehearsed is not None:
+            yield cell, record.rehearsed
 
 
 def _beside(known: Iterable[tuple[Point, Record | None]], records: Mapping[str, Record]) -> Iterator[Beside]:
@@ -241,10 +265,18 @@ def describe(cell: Cell) -> tuple[Place, str]:
         place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, drafts, one.accounting, one.width_cost,
                       one.draft_cost, one.bandwidth_gbps, one.latency_us, prompt=one.prompt)  # fmt: skip
         return place, f"text {one.seed}" if one.trace else f"seed {one.seed}"
-    return Place(nodes=cell.live.stages + 1, temperature=cell.temperature), f"{cell.prompt} #{cell.repeat}"
+    assert isinstance(cell, LiveCell)
+    live = cell.live
+    place = Place(nodes=live.stages + 1, temperature=cell.temperature)
+    if live.predicted and live.bandwidth_gbps is not None:
+        place = msgspec.structs.replace(
+            place, cluster=live.backend, bandwidth_gbps=live.bandwidth_gbps, latency_us=live.latency_us
+        )
+    return place, f"{cell.prompt} #{cell.repeat}"
 
 
 def _options(cell: Cell) -> dict[str, Any]:
+    assert not isinstance(cell, RehearsalCell)
     return cell.setting.options if isinstance(cell, SimCell) else cell.options
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer import workload
+from pipeinfer.core.messages import Sampling
 from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
 from pipeinfer.reproduce.session import on_ranks
@@ -141,6 +142,11 @@ def live_plan(live: Live, key: str | None) -> Any:
     )  # fmt: skip
 
 
+def sampling_of(live: Live, temperature: float) -> Sampling:
+    """How a live recipe samples at a temperature."""
+    return Sampling(temperature, 0, live.top_p if temperature > 0 else 1.0, live.seed)
+
+
 def _warm_up(cluster: Any, cell: LiveCell) -> None:
     """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
     from pipeinfer.plugins import open_strategy
@@ -162,16 +168,14 @@ def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
 
 
 def _generate(cluster: Any, cell: LiveCell) -> Trial:
-    from pipeinfer.core.messages import Sampling
     from pipeinfer.plugins import open_strategy
 
     live = cell.live
-    sampling = Sampling(cell.temperature, 0, live.top_p if cell.temperature > 0 else 1.0, live.seed)
     trial: Trial = cluster.generate(
         _prompt(cluster, cell),
         open_strategy(cell.strategy, cell.options),
         max_tokens=live.tokens,
-        sampling=sampling,
+        sampling=sampling_of(live, cell.temperature),
         stop_ids=(),
         margins=True,
         prompt_chunk=cell.prompt_chunk,

@@ -19,6 +19,9 @@ Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation
 ARTIFACT = "artifact"
 """The recipe that needs programs which the user has built."""
 
+ASKED = {ARTIFACT, "calibration-engines"}
+"""Recipes that run only where they are asked for."""
+
 BUILD = (
     "to build them, in a clone of github.com/AutonomicPerfectionist/PipeInfer: cmake -B build "
     "-DCMAKE_C_COMPILER=mpicc -DCMAKE_CXX_COMPILER=mpicxx -DLLAMA_MPI=1 && "
@@ -87,6 +90,39 @@ class Live(Entry, frozen=True, kw_only=True):
     cpu_share: Fraction = 1.0
     bandwidth_gbps: Positive | None = None
     latency_us: NotNegative = 0.0
+    predicted: bool = False
+
+
+class Shape(Entry, frozen=True):
+    """What links are limited to."""
+
+    bandwidth_gbps: Positive
+    latency_us: NotNegative
+
+
+class Checked(Entry, frozen=True, kw_only=True):
+    """The simulator held against generations of several backends (name to options), on every number of stages and every
+    shape of links: each backend is calibrated, rehearsed and then run, `repeats` times in turn."""
+
+    backends: dict[str, dict[str, Any]]
+    target: str
+    draft: str
+    transport: str
+    stages: list[Count]
+    links: list[Shape]
+    prompt: str
+    seed: int
+    tokens: Annotated[int, msgspec.Meta(ge=2)]
+    repeats: Count
+
+    def live(self, backend: str, stages: int, link: Shape) -> Live:
+        """The generations of one backend, depth and kind of link."""
+        return Live(
+            backend=backend, backend_options=self.backends[backend], target=self.target, draft=self.draft,
+            transport=self.transport, stages=stages, prompts=[self.prompt], temperatures=[0.0], top_p=1.0,
+            seed=self.seed, tokens=self.tokens, repeats=self.repeats, bandwidth_gbps=link.bandwidth_gbps,
+            latency_us=link.latency_us, predicted=True,
+        )  # fmt: skip
 
 
 class Emulation(msgspec.Struct, frozen=True):
@@ -108,9 +144,10 @@ class Site(NamedTuple):
 class Figure(Entry, frozen=True):
     """How a recipe is drawn: `lines` of `y` along `x` with a panel for each value of `panels`, the single trials as
     `dots`, the `percentiles` of the gaps between tokens, the `timeline` of one draw; or the drafts themselves, by
-    `calibration` of their confidence and by `stretches` of right ones."""
+    `calibration` of their confidence and by `stretches` of right ones; or the `scatter` of what is predicted over what
+    is measured."""
 
-    kind: Literal["lines", "dots", "percentiles", "timeline", "calibration", "stretches"]
+    kind: Literal["lines", "dots", "percentiles", "timeline", "calibration", "stretches", "scatter"]
     x: Axis = "nodes"
     y: Quantity = "speed"
     panels: tuple[Field, ...] = ()
@@ -144,6 +181,7 @@ class Recipe(Entry, frozen=True, kw_only=True):
     simulated: Simulated | None = None
     emulated: dict[str, Any] | None = None
     live: Live | None = None
+    checked: Checked | None = None
     name: str = ""
     emulation: Emulation | None = None
     left_out: tuple[Site, ...] = ()
@@ -152,7 +190,7 @@ class Recipe(Entry, frozen=True, kw_only=True):
     @property
     def fidelity(self) -> str:
         """sim, emulated, or real where something is really run."""
-        return "real" if self.live else "emulated" if self.emulation else "sim"
+        return "real" if self.live or self.checked else "emulated" if self.emulation else "sim"
 
     @property
     def timeline(self) -> bool:
@@ -200,7 +238,13 @@ class ProgramCell(msgspec.Struct, frozen=True):
     artifact: Artifact
 
 
-Cell = SimCell | LiveCell | ProgramCell
+class RehearsalCell(msgspec.Struct, frozen=True):
+    """What it takes to predict generations of `live`: a calibration, a rehearsal, and the draft's traces."""
+
+    live: Live
+
+
+Cell = SimCell | LiveCell | ProgramCell | RehearsalCell
 
 
 class Point(NamedTuple):
@@ -212,18 +256,18 @@ class Point(NamedTuple):
 
 def recipe_names() -> list[str]:
     """Every recipe that runs without being asked for."""
-    return sorted({path.stem for path in asset("reproduce").glob("*.toml")} - {ARTIFACT})
+    return sorted({path.stem for path in asset("reproduce").glob("*.toml")} - ASKED)
 
 
 def read_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises WorkloadError."""
-    known = [*recipe_names(), ARTIFACT]
+    known = [*recipe_names(), *sorted(ASKED)]
     if name not in known:
         raise WorkloadError(f'no recipe "{name}"{suggest(name, known)}')
     path = asset("reproduce") / f"{name}.toml"
     recipe = load(path, Recipe)
-    if (recipe.simulated is None) == (recipe.live is None):
-        raise WorkloadError(f"{path}: expected either [simulated] or [live]")
+    if [recipe.simulated, recipe.live, recipe.checked].count(None) != 2:
+        raise WorkloadError(f"{path}: expected one of [simulated], [live] and [checked]")
     recipe = msgspec.structs.replace(recipe, name=name)
     if recipe.emulated is not None:
         emulated(recipe, Emulation())  # which says what is wrong with it
@@ -249,7 +293,9 @@ def simulated_twin(cell: EmulatedCell) -> SimCell:
 
 def cells(recipe: Recipe) -> list[Cell]:
     """Every cell of a recipe's sweep, in the order in which they are run: first the simulated ones, for an emulated
-    recipe too, whose results are held against them."""
+    recipe too, whose results are held against them; and what is predicted right after its rehearsal."""
+    if recipe.checked is not None or (recipe.live is not None and recipe.live.predicted):
+        return list(_with_rehearsals(recipe))
     found = [point.cell for point in points(recipe)]
     return [*[simulated_twin(cell) for cell in found if isinstance(cell, EmulatedCell)], *found]
 
@@ -259,8 +305,32 @@ def points(recipe: Recipe) -> list[Point]:
     if recipe.simulated is not None:
         found = list(_simulated_points(recipe, recipe.simulated))
         return [_in_real_time(point, recipe.emulation) for point in found] if recipe.emulation else found
+    if recipe.checked is not None:
+        check = recipe.checked
+        lives = [check.live(*one) for one in product(check.backends, check.stages, check.links)]
+        return [point for live in lives for point in _live_points(recipe, live)]
     assert recipe.live is not None
     return list(_live_points(recipe, recipe.live))
+
+
+def rehearsal_of(live: Live) -> RehearsalCell:
+    """The one for these generations: the same for all depths and links, so that it says nothing about any of them."""
+    return RehearsalCell(
+        msgspec.structs.replace(live, stages=REHEARSED, repeats=1, bandwidth_gbps=None, latency_us=0.0)
+    )
+
+
+REHEARSED = 2
+"""Stages of a rehearsal."""
+
+
+def _with_rehearsals(recipe: Recipe) -> Iterator[Cell]:
+    rehearsed = None
+    for point in points(recipe):
+        assert isinstance(point.cell, LiveCell)
+        if rehearsed != (rehearsed := rehearsal_of(point.cell.live)):
+            yield rehearsed
+        yield point.cell
 
 
 def _variants(recipe: Recipe) -> Iterator[tuple[str, Contender, dict[str, Any]]]:

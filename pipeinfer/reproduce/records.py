@@ -19,6 +19,8 @@ import pipeinfer
 from pipeinfer import workload
 from pipeinfer.acceptance import recorded
 from pipeinfer.assets import PACKAGE, asset
+from pipeinfer.oracle import Trace
+from pipeinfer.profile import Profile
 from pipeinfer.reproduce.recipes import Cell, SimCell
 from pipeinfer.results import RunRecord, Trial
 from pipeinfer.spans import Span
@@ -27,9 +29,21 @@ from pipeinfer.workload import WorkloadError
 FILE = "trials.jsonl"
 
 
+class Rehearsed(msgspec.Struct, frozen=True):
+    """What predictions are made from: a fitted profile, and the draft's trace per text (`text_of`)."""
+
+    profile: Profile
+    traces: dict[str, Trace]
+
+
+def text_of(prompt: str, temperature: float) -> str:
+    """A prompt and how it is continued, as a key."""
+    return f"{prompt}, temperature {temperature:g}"
+
+
 class Record(msgspec.Struct, frozen=True):
-    """One cell's outcome: its trial, or the error that kept it from having one. `environment` and `seconds` (what it
-    took to obtain) are all that differs between two machines that simulate the same cell."""
+    """One cell's outcome: its trial (or what was rehearsed), or the error that kept it from having one. `environment`
+    and `seconds` (what it took to obtain) are all that differs between two machines that simulate the same cell."""
 
     config_hash: str
     config: dict[str, Any]
@@ -40,6 +54,7 @@ class Record(msgspec.Struct, frozen=True):
     spans: list[Span] = []
     seconds: float = 0.0
     environment: dict[str, Any] = {}
+    rehearsed: Rehearsed | None = None
 
 
 def config_hash(cell: Cell) -> str:

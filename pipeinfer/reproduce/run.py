@@ -19,11 +19,13 @@ from pipeinfer.reproduce.recipes import (
     LiveCell,
     ProgramCell,
     Recipe,
+    RehearsalCell,
     SimCell,
     cells,
     simulated_twin,
 )
 from pipeinfer.reproduce.records import Record, Store, config_hash
+from pipeinfer.reproduce.rehearsed import run_rehearsal
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Table, write
 from pipeinfer.reproduce.sections import section, table
 from pipeinfer.workload import WorkloadError
@@ -60,9 +62,21 @@ def _records(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Record
     # In the order of `cells`.
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
-    live = [cell for cell in missing if isinstance(cell, LiveCell)]
-    yield from run_in_world(live) if needs_world(live) else run_live(live, key)
+    for cell, live in _by_rehearsal(missing):
+        yield from run_rehearsal(cell, key) if cell is not None else ()
+        yield from run_in_world(live) if needs_world(live) else run_live(live, key)
     yield from run_programs(cell for cell in missing if isinstance(cell, ProgramCell))
+
+
+def _by_rehearsal(missing: list[Cell]) -> list[tuple[RehearsalCell | None, list[LiveCell]]]:
+    """What is really run, after the rehearsal that it follows."""
+    found: list[tuple[RehearsalCell | None, list[LiveCell]]] = [(None, [])]
+    for cell in missing:
+        if isinstance(cell, RehearsalCell):
+            found.append((cell, []))
+        elif isinstance(cell, LiveCell):
+            found[-1][1].append(cell)
+    return found
 
 
 def _seconds_left(cells: list[Cell], store: Store) -> float | None:
@@ -82,7 +96,7 @@ START_S = 0.5
 
 def _done(store: Store, cell: str) -> bool:
     record = store.records.get(cell)
-    return record is not None and record.trial is not None
+    return record is not None and (record.trial is not None or record.rehearsed is not None)
 
 
 class Conclusion(NamedTuple):

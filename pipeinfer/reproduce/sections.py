@@ -7,8 +7,10 @@ from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
 from pipeinfer.reproduce.axes import percentile
 from pipeinfer.reproduce.beside import beside
+from pipeinfer.reproduce.checked import check_blocks, draw_scatter, summary
 from pipeinfer.reproduce.figures import draw, figure_name, limit
 from pipeinfer.reproduce.head_to_head import NOTES, head_to_head
+from pipeinfer.reproduce.rehearsed import prediction
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
 
 
@@ -26,9 +28,13 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
     if not analysis.best:
         return [*blocks, *_errors(analysis), Paragraph("Nothing to show: no trial passed.")]
     for figure in recipe.figures:
-        draw(analysis, figure, figures)
+        if figure.kind == "scatter":
+            draw_scatter(analysis, figures / figure_name(recipe, figure))
+        else:
+            draw(analysis, figure, figures)
         blocks.append(Picture(figure_name(recipe, figure), recipe.title))
-    notes = [Paragraph(NOTES)] if recipe.artifact else []
+    notes: list[Block] = [Paragraph(NOTES)] if recipe.artifact else []
+    notes += check_blocks(analysis) if recipe.checked else []
     return [*blocks, table(analysis), *notes, *beside(analysis), *_errors(analysis)]
 
 
@@ -37,6 +43,8 @@ def table(analysis: Analysis) -> Table:
     recipe = analysis.recipe
     if recipe.artifact:
         return head_to_head(analysis)
+    if recipe.checked:
+        return summary(analysis)
     simulated = recipe.simulated is not None
     title = f"{recipe.title} ({recipe.fidelity})"
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p50", "p95", "p99",
@@ -46,6 +54,12 @@ def table(analysis: Analysis) -> Table:
          *_figures(best, analysis.at(place)), *([_number(limit(best))] if simulated else [])]
         for place in analysis.places for best in analysis.at(place).values()
     ]  # fmt: skip
+    if analysis.rehearsed:
+        head.insert(3, "as simulated")
+        every = [best for place in analysis.places for best in analysis.at(place).values()]
+        for row, best in zip(rows, every, strict=True):
+            found = prediction(analysis, best)
+            row.insert(3, "-" if found is None else f"{found.predicted:.2f} ({found.error:+.0%})")
     head += ["limit, tokens/s"] * simulated
     return Table(head, rows, range(2, len(head)), title)
 

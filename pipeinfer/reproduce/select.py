@@ -11,6 +11,7 @@ from pipeinfer.reproduce.cells import check_simulated, distinct
 from pipeinfer.reproduce.recipes import (
     ARTIFACT,
     Artifact,
+    Checked,
     Emulation,
     Recipe,
     SimCell,
@@ -72,10 +73,13 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
     """The recipe at the fidelity that was asked for, if it has that."""
     replace = msgspec.structs.replace
     if recipe.live is not None:
-        recipe = replace(recipe, live=replace(recipe.live, **wish.live))
+        predicted = recipe.live.predicted and not {"workers", "transport"} & set(wish.live)
+        recipe = replace(recipe, live=replace(recipe.live, **wish.live, predicted=predicted))
         if wish.fidelity not in (None, "real"):
             return None
         return with_artifact(recipe, wish.artifact) if recipe.name == ARTIFACT and wish.artifact else recipe
+    if recipe.checked is not None:
+        return _checked(recipe, recipe.checked, wish) if wish.fidelity in (None, "real") else None
     if wish.fidelity == "emulated" and recipe.emulated is not None:
         over = {name: value for name, value in wish.live.items() if name in Emulation.__struct_fields__}
         recipe = emulated(recipe, Emulation(**over))
@@ -84,6 +88,14 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
     if wish.cluster is not None and recipe.simulated is not None:
         recipe = replace(recipe, simulated=replace(recipe.simulated, clusters=[wish.cluster]))
     return recipe
+
+
+def _checked(recipe: Recipe, check: Checked, wish: Wish) -> Recipe:
+    """With another backend or other models; it starts its own ranks."""
+    over = {name: value for name, value in wish.live.items() if name in ("target", "draft")}
+    if "backend" in wish.live:
+        over["backends"] = {wish.live["backend"]: wish.live.get("backend_options", {})}
+    return msgspec.structs.replace(recipe, checked=msgspec.structs.replace(check, **over))
 
 
 def _fitting(recipes: list[Recipe], ranks: int | None) -> Selected:

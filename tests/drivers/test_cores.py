@@ -11,7 +11,7 @@ from pipeinfer.core.head import Pipeline
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.drivers.cores import Cores
-from pipeinfer.drivers.sim import Hosts, Simulation
+from pipeinfer.drivers.sim import LONGEST_PAUSE_S, Hosts, Simulation
 from pipeinfer.oracle import independent
 from pipeinfer.results import Trial
 
@@ -158,3 +158,11 @@ def test_an_abort_acts_between_layers() -> None:
 def test_sharing_is_deterministic() -> None:
     hosts = shared(3, [1.0, 1.1, 1.7], 0.01, 0.01, 4)
     assert simulate(PipeInfer(), 3, hosts) == simulate(PipeInfer(), 3, hosts)
+
+
+def test_after_a_pause_a_computation_takes_longer() -> None:
+    cold = shared(2, [1.0, 1.0])._replace(cold=0.5)
+    # Each stage waits for the other: a pause of 1 s before every one of its computations but the first.
+    first, second = simulate(Iterative(), 2, cold).emit_s[:2]
+    assert first == pytest.approx(1.0 + 1.0 + 0.5 * LONGEST_PAUSE_S**0.5)
+    assert second - first == pytest.approx(2 * (1.0 + 0.5 * LONGEST_PAUSE_S**0.5))
