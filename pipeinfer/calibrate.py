@@ -30,8 +30,9 @@ DRAFT_BURST = 4
 """The draft is timed computing so many tokens one after another, as it does."""
 
 
-def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None]) -> Profile:
-    """Measure the ranks that `plan` describes; the last one drafts. `say` is told what is being measured.
+def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None], part_s: float = PART_S) -> Profile:
+    """Measure the ranks that `plan` describes; the last one drafts. `say` is told what is being measured, which takes
+    `part_s` seconds per part of a model.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
     """
@@ -44,7 +45,7 @@ def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None]) -> Pro
         try:
             say("the ranks")
             survey.inspect(inspections(models, count, contact.transport.address, limited=True))
-            return _Calibration(models, survey, sampling).profile()
+            return _Calibration(models, survey, sampling, part_s).profile()
         except RankLost as lost:
             if contact.never_came(lost):
                 raise LaunchError(str(lost)) from lost
@@ -54,7 +55,7 @@ def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None]) -> Pro
 class _Calibration:
     """All measurements of one profile."""
 
-    def __init__(self, models: Models, survey: Survey, sampling: Sampling) -> None:
+    def __init__(self, models: Models, survey: Survey, sampling: Sampling, part_s: float) -> None:
         assert models.draft is not None
         self._models = models
         self._survey = survey
@@ -62,7 +63,7 @@ class _Calibration:
         longest = min(models.target.context, models.draft.context, models.cells)
         if longest < 2 * ROWS[-1]:
             raise LaunchError(f"the models have a context of {longest}: expected at least {2 * ROWS[-1]} to measure in")
-        self._grid = Grid(ROWS, tuple(sorted({min(context, longest) for context in CONTEXTS})), PART_S)
+        self._grid = Grid(ROWS, tuple(sorted({min(context, longest) for context in CONTEXTS})), part_s)
 
     def profile(self) -> Profile:
         models, survey, ranks = self._models, self._survey, sorted(self._survey.ranks)

@@ -14,6 +14,7 @@ Each is seen best where the later ones do not matter, so they are fitted in this
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +35,10 @@ from pipeinfer.spans import Span
 
 STAGES = 2
 TOKENS = 48
-ROUNDS = 3
+ROUNDS = 5
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
-MOST_COLD, MOST_MESSAGE_S, MOST_HOP_S, MOST_CROWDING = 60.0, 1e-3, 2e-3, 4.0
+MOST_COLD, MOST_MESSAGE_S, MOST_HOP_S, MOST_CROWDING = 20.0, 3e-4, 1e-3, 2.0
 ROUNDS_OF_FITTING = 3
 """How long a pause is depends on what is fitted after it."""
 
@@ -67,8 +68,15 @@ def rehearsed(profile: Profile, plan: Plan, prompt: Sequence[int], sampling: Sam
 def rehearse(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Rehearsal:
     """Generate after `prompt` by every strategy in turn, on `plan` with STAGES stages."""
     plan = replace(plan, stages=STAGES, layers=None, bandwidth_bps=float("inf"), latency_s=0.0)
-    trials = _trials(plan, STRATEGIES, prompt, sampling)
-    trials[SLOW] = _trials(replace(plan, latency_s=SLOW_S), ["iterative"], prompt, sampling)["iterative"]
+    what = {name: name for name in STRATEGIES} | {SLOW: "iterative"}
+    trials: dict[str, list[Trial]] = {name: [] for name in what}
+    with Cluster(plan) as cluster, Cluster(replace(plan, latency_s=SLOW_S)) as slow:
+        for turn, (name, strategy) in product(range(ROUNDS + 1), what.items()):
+            trial = (slow if name == SLOW else cluster).generate(
+                prompt, open_strategy(strategy, {}), max_tokens=TOKENS, sampling=sampling, stop_ids=()
+            )
+            if turn > 0:  # The first meets memory and code that nobody has touched.
+                trials[name].append(trial)
     settings = {
         name: Setting(
             name, nodes=nodes(name, STAGES), tokens=TOKENS, prompt=len(prompt), prompt_chunk=plan.prompt_chunk
@@ -77,18 +85,6 @@ def rehearse(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Rehearsal
     }
     settings[SLOW] = replace(settings["iterative"], latency_us=SLOW_S * 1e6)
     return Rehearsal(trials, settings, next(traces(plan, [prompt], TOKENS, sampling)))
-
-
-def _trials(plan: Plan, strategies: Sequence[str], prompt: Sequence[int], sampling: Sampling) -> dict[str, list[Trial]]:
-    trials: dict[str, list[Trial]] = {name: [] for name in strategies}
-    with Cluster(plan) as cluster:
-        for turn in range(ROUNDS + 1):
-            for name in strategies:
-                strategy = open_strategy(name, {})
-                trial = cluster.generate(prompt, strategy, max_tokens=TOKENS, sampling=sampling, stop_ids=())
-                if turn > 0:  # The first meets memory and code that nobody has touched.
-                    trials[name].append(trial)
-    return trials
 
 
 def nodes(strategy: str, stages: int) -> int:
@@ -175,10 +171,13 @@ def _with_hops(profile: Profile, rehearsal: Rehearsal) -> Profile:
 
 
 def _with_crowding(profile: Profile, rehearsal: Rehearsal) -> Profile:
-    """Where everything overlaps, the rest is how much ranks are in one another's way."""
+    """Where everything overlaps, the rest is how much ranks are in one another's way, beyond the share of the cores
+    that is left to each: which no measurement of seconds tells better than their number."""
+    cores = min(profile.environment.get("cores", {}).values(), default=1)
+    shared = [min(factor, max(1.0, k / cores)) for k, factor in enumerate(profile.contention, start=1)]
 
     def fuller(crowding: float) -> Profile:
-        slowdown = [factor * (1 + crowding * (1 - 1 / k)) for k, factor in enumerate(profile.contention, start=1)]
+        slowdown = [factor * (1 + crowding * (1 - 1 / k)) for k, factor in enumerate(shared, start=1)]
         return replace(profile, contention=tuple(slowdown))
 
     return _fit(fuller, 0.0, MOST_CROWDING, rehearsal, ["pipeinfer"])

@@ -42,6 +42,7 @@ MEASURED = Profile(
     contention=(1.0, 1.0, 1.5),
     message_s=5e-6,
     head_s=5e-6,
+    environment={"cores": {"here": 2}},
 )
 TRUE = replace(
     MEASURED, ranks=(replace(rank(4.5e-4), run=flat(1.5e-4), head=flat(4.5e-4)),) * 3, draft=flat(4e-4),
@@ -90,7 +91,7 @@ def test_other_depths_and_links_are_then_predicted(
 def test_nothing_is_found_where_nothing_is_missing() -> None:
     found = fitted(MEASURED, rehearsal(MEASURED))
     assert found.cold < 0.1
-    assert found.ranks[0].layer.at(1, 1) == pytest.approx(3e-4, rel=1e-3)
+    assert found.ranks[0].layer.at(1, 1) == pytest.approx(3e-4, rel=5e-3)
     assert np.allclose(found.contention, MEASURED.contention, rtol=0.04)
 
 
@@ -126,6 +127,18 @@ def test_another_backend_can_be_asked_for() -> None:
     assert [one.name for one in select(["calibration-engines"], Wish()).recipes] == ["calibration-engines"]
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements too short to be exact."""
+    monkeypatch.setattr("pipeinfer.reproduce.rehearsed.PART_S", 0.01)
+    monkeypatch.setattr("pipeinfer.reproduce.rehearsed.BEYOND", 8)
+    monkeypatch.setattr("pipeinfer.calibrate.CONTENTION_S", 0.01)
+    monkeypatch.setattr("pipeinfer.rehearsal.TOKENS", 16)
+    monkeypatch.setattr("pipeinfer.rehearsal.ROUNDS", 1)
+    monkeypatch.setattr("pipeinfer.rehearsal.HALVINGS", 4)
+
+
+@pytest.mark.usefixtures("brief")
 def test_the_check_runs_resumes_and_draws(tmp_path: Path) -> None:
     counted: list[tuple[int, int]] = []
 

@@ -16,6 +16,9 @@ from pipeinfer.reproduce.recipes import LiveCell, RehearsalCell, rehearsal_of
 from pipeinfer.reproduce.records import Record, Rehearsed, config_hash, stamped, text_of
 from pipeinfer.simulate import Setting
 
+PART_S = 0.2
+"""How long each part of a model is timed. What comes of it is fitted to a rehearsal anyway."""
+
 BEYOND = 64
 """Tokens of a trace beyond the text: what is drafted before the generation is known to have ended."""
 
@@ -54,7 +57,7 @@ def _rehearse(cell: RehearsalCell, key: str | None) -> Rehearsed:
     tokenizer = open_backend(plan.backend, plan.backend_options).tokenizer(plan.target)
     prompts = {name: tokenizer.encode(workload.prompt(name)) for name in live.prompts}
     greedy = sampling_of(live, 0.0)
-    profile = calibrate(plan, greedy, lambda _what: None)
+    profile = calibrate(plan, greedy, lambda _what: None, PART_S)
     profile = rehearsed(profile, plan, next(iter(prompts.values())), greedy)
     found: dict[str, Trace] = {}
     for temperature in live.temperatures:
