@@ -330,11 +330,12 @@ def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 
     a, nodes = setting.acceptance, setting.nodes
     context = setting.prompt + setting.tokens // 2
     traversal = sum(costs.stage_s(stage, 1, context) for stage in range(nodes))
+    stages = nodes - setting.draft_ranks
     k, speedup = theory.best_synchronous(a, costs.draft_s(1, context) / traversal)
     return Limits(
         iterative=1 / traversal,
         synchronous=speedup / traversal,
         synchronous_k=k,
-        pipelined={d: theory.pipelined_chain(a, nodes - setting.draft_ranks, d) / traversal for d in drafts},
+        pipelined={draft: theory.pipelined_chain(a, stages, draft) / traversal for draft in drafts},
         ceiling=theory.chain_ceiling(a) / traversal,
     )

@@ -71,7 +71,8 @@ class Live(Entry, frozen=True, kw_only=True):
     `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`. A prompt that is
     shorter than `prompt_tokens` gets the suite's other prompts before it, up to that many. With a `cpu_share`
     below 1 every rank is as slow as a node of that share of the speed, and links can be limited: slow nodes on one
-    machine, whose cores they then do not take from one another."""
+    machine, whose cores they then do not take from one another. `predicted`: the simulator says how fast each should
+    be, from a rehearsal."""
 
     backend: str
     target: str
