@@ -1,6 +1,7 @@
 """Emulated recipes: the tokens of the simulation, in about its time, from ranks that are really there."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def done(quick: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, An
     return folder, analyse(chosen, store.records), progress
 
 
-def test_tokens_are_the_simulation_s_and_times_are_close(done: Any) -> None:
+def test_tokens_are_the_simulation_s_and_no_wait_is_left_out(done: Any) -> None:
     _, analysis, _ = done
     assert (analysis.passed, analysis.rejected, analysis.missing) == (4, [], 0)
     assert len(analysis.beside) == 4
@@ -92,9 +93,10 @@ def test_tokens_are_the_simulation_s_and_times_are_close(done: Any) -> None:
         assert one.same_tokens
         assert {trial.fidelity for trial in one.emulated.trials.values()} == {"emulated"}
         assert {trial.fidelity for trial in one.simulated.trials.values()} == {"sim"}
-        deviation = one.deviation()
-        assert deviation is not None
-        assert -0.9 < deviation < 0.05  # Never faster; how much slower is this machine's matter.
+        assert one.deviation() is not None
+        if one.emulated.strategy != "pipeinfer":  # One run after the other: never faster. How much slower is this
+            for draw, trial in one.emulated.trials.items():  # machine's matter.
+                assert trial.emit_s[-1] >= 0.99 * one.simulated.trials[draw].emit_s[-1]
 
 
 def test_the_report_holds_both_side_by_side(done: Any) -> None:
@@ -110,6 +112,14 @@ def test_the_report_holds_both_side_by_side(done: Any) -> None:
     for name in ("small-emulated", "small-emulated-gap"):
         assert "Fidelity: emulated" in (folder / "figures" / f"{name}.svg").read_text()
     assert "Without markers: the same cells" in (folder / "figures" / "small-emulated-gap.svg").read_text()
+
+
+def test_alone_it_is_judged_like_a_simulation_and_called_what_it_is(done: Any) -> None:
+    folder, _, _ = done
+    claims = {claim["id"]: claim for claim in json.loads((folder / "claims.json").read_text())}
+    assert claims["C1"]["verdict"] != "not testable here"
+    assert "emulated" in claims["C1"]["reproduced"]
+    assert "simulated" not in claims["C1"]["reproduced"] + claims["C1"]["evidence"]
 
 
 def test_timelines_are_those_of_the_ranks(done: Any) -> None:

@@ -46,11 +46,12 @@ def _judged(name: str, published: Published, analyses: Mapping[str, Analysis]) -
     simulated = [one for one in bearing if one.recipe.fidelity == "sim"]
     emulated = [one for one in bearing if one.recipe.fidelity == "emulated"]
     live = [one for one in bearing if one.recipe.live is not None]
-    found = JUDGES[name](Bearing(simulated, emulated, live, published))
+    alone = bool(emulated) and not simulated  # then judged like a simulation, and called what it is
+    found = JUDGES[name](Bearing(*((emulated, []) if alone else (simulated, emulated)), live, published))
     if found is None:
         found = Finding("-", "not testable here", ["no trial that bears on it was run, or none passed"])
     text = f"{published.published} [{published.source}]"
     figure, evidence = found.figure, "; ".join(found.evidence)
-    if any(one.recipe.emulation for one in simulated):  # judged alike, and to be told apart
+    if alone:
         figure, evidence = (words.replace("simulated", "emulated") for words in (figure, evidence))
     return Claim(name, published.claim, text, figure, found.verdict, evidence)
