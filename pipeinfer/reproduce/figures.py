@@ -101,10 +101,10 @@ def _series(analysis: Analysis, places: list[Place], figure: Figure) -> list[plo
         contender = analysis.recipe.strategies[name]
         variant = bool(contender.of and contender.setting)
         series.append(plots.Series(name, contender.of if variant else name, x, bands, broken=variant))
-        if analysis.beside:
+        if analysis.beside and figure.y != "gain":
             simulated = [_simulated(analysis, best).band(Y[figure.y].metric)[1] for best in found]
             series.append(plots.Series(f"{name}, simulated", name, x, [(m, m, m) for m in simulated], dashed=True))
-        elif figure.y == "speed" and figure.x not in OPTIONS and name != REFERENCE:
+        elif not analysis.beside and figure.y == "speed" and figure.x not in OPTIONS and name != REFERENCE:
             bounds = [(at, (b, b, b)) for at, b in zip(x, map(limit, found), strict=True) if b is not None]
             if bounds:
                 at, theory = [at for at, _ in bounds], [bound for _, bound in bounds]
