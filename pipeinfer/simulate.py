@@ -80,7 +80,9 @@ def variants(strategy: str, setting: Setting) -> list[dict[str, Any]]:
     sizes = SWEEPS.get(strategy, [{}])
     if setting.difficulty is None and setting.trace is None:
         return sizes
-    return [{**size, "cutoff": cutoff} for size in sizes for cutoff in CUTOFFS] if any(sizes) else sizes
+    # With PipeInfer's decay an idle pipeline gets doubtful drafts too, and a cutoff would do little.
+    still = {"decay": 0.0} if strategy == "pipeinfer" else {}
+    return [{**size, "cutoff": cutoff, **still} for size in sizes for cutoff in CUTOFFS] if any(sizes) else sizes
 
 
 class Layout(NamedTuple):

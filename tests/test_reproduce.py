@@ -360,7 +360,7 @@ def slowed(records: dict[str, Record], slow: Callable[[SimCell], bool]) -> dict[
 
 def plain_pipeinfer(cell: SimCell) -> bool:
     options = cell.setting.options
-    known = set(options) <= {"draft", "cutoff"}
+    known = set(options) <= {"draft", "cutoff", "decay"}
     return cell.setting.strategy == "pipeinfer" and known and options.get("draft", 9) <= 4
 
 
