@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from pipeinfer import metrics
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import (
     AskReport,
@@ -23,7 +24,6 @@ from pipeinfer.core.messages import (
     Shutdown,
 )
 from pipeinfer.drivers.live import run_rank
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
 from pipeinfer.spans import Span

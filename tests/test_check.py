@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from pipeinfer import workload
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.commands.check import Check, check, single_stage
 from pipeinfer.core.messages import Sampling
 from pipeinfer.divergence import Divergence, divergence
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
 

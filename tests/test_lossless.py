@@ -14,10 +14,10 @@ import pytest
 
 from pipeinfer.assets import asset
 from pipeinfer.backend import Batch
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.sampling import sample
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results import Trial
 

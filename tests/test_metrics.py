@@ -6,7 +6,7 @@ import pytest
 
 from pipeinfer import metrics
 from pipeinfer.results import RankRecord, RunRecord, Trial
-from pipeinfer.simulate import Setting, simulate_one
+from pipeinfer.simulation.simulate import Setting, simulate_one
 from pipeinfer.workload import cluster, pair
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
+from pipeinfer.calibration.profile import Curve
 from pipeinfer.cells import Cells
 from pipeinfer.core.messages import KvOp
 from pipeinfer.oracle import RANKS, Oracle, Trace, independent, read_trace
-from pipeinfer.profile import Curve
 from pipeinfer_emulated.measured import MeasuredRank, Seconds
 
 NAP_S = 5e-4
@@ -30,11 +30,11 @@ CERTAIN = 1e4
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
     whole forward of the draft, which has `draft_layers` layers. `waits` may instead give a curve
-    (`pipeinfer.profile.Curve`) for each share of a model that is loaded: under "target 0-10" for layers [0, 10), under
-    "draft 0-1" for the draft. Or all is taken from `profile`, a file of `pipeinfer calibrate`, as it was measured of
-    rank `rank`. The draft is right with probability `acceptance`, independently (seeded by `seed`), or as `trace` says:
-    a file of `pipeinfer record`, or such a trace itself. `vocabulary` makes rows of logits longer than the oracle needs
-    them.
+    (`pipeinfer.calibration.profile.Curve`) for each share of a model that is loaded: under "target 0-10" for layers
+    [0, 10), under "draft 0-1" for the draft. Or all is taken from `profile`, a file of `pipeinfer calibrate`, as it was
+    measured of rank `rank`. The draft is right with probability `acceptance`, independently (seeded by `seed`), or as
+    `trace` says: a file of `pipeinfer record`, or such a trace itself. `vocabulary` makes rows of logits longer than
+    the oracle needs them.
 
     `builtin:target` and `builtin:draft` name the same two models, so that the defaults of the command line work.
     """

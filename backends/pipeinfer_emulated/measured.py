@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeinfer.backend import BadModel, ModelInfo
-from pipeinfer.profile import ModelProfile, Profile, RankProfile, read_profile
+from pipeinfer.calibration.profile import ModelProfile, Profile, RankProfile, read_profile
 
 Seconds = Callable[[int, int], float]
 """What a forward takes, by rows and context (the highest position attended to, plus one)."""

@@ -2,8 +2,8 @@
 
 import torch
 
-from pipeinfer import memory
 from pipeinfer.backend import BadModel
+from pipeinfer.cluster import memory
 
 
 def check_room(needed: int, device: torch.device, what: str) -> None:

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeinfer.profile import Profile
+    from pipeinfer.calibration.profile import Profile
 
 SHOWN_ROWS = (1, 4, 16)
 
@@ -35,12 +35,12 @@ def calibrate(
     """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
     from rich.console import Console
 
-    from pipeinfer.calibrate import calibrate as run
+    from pipeinfer.calibration.calibrate import calibrate as run
+    from pipeinfer.calibration.profile import write_profile
+    from pipeinfer.cluster.world import settle
     from pipeinfer.commands.generate import check_agreement, key_values, make_plan
     from pipeinfer.core.messages import Sampling
     from pipeinfer.plots import layer_times
-    from pipeinfer.profile import write_profile
-    from pipeinfer.world import settle
 
     given = nodes
     transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)

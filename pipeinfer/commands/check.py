@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.divergence import Divergence, divergence
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.results import Trial
 
 DIFFERENT = 1

@@ -9,11 +9,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pipeinfer.cluster.launch import Cluster, Plan
     from pipeinfer.commands.check import Check
     from pipeinfer.core.head import Head
     from pipeinfer.core.log import EventLog
     from pipeinfer.core.messages import Sampling
-    from pipeinfer.launch import Cluster, Plan
     from pipeinfer.results import Trial
 
 DEFAULT_PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
@@ -56,11 +56,11 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
+    from pipeinfer.cluster.launch import Cluster
+    from pipeinfer.cluster.world import settle
     from pipeinfer.commands.view import starting
     from pipeinfer.core.messages import Sampling
-    from pipeinfer.launch import Cluster
     from pipeinfer.plugins import open_strategy
-    from pipeinfer.world import settle
 
     given = nodes
     nodes = nodes or rank_count(layers, drafts=True)
@@ -162,8 +162,8 @@ def make_plan(
     workers: str | None, key: Path | None, trace: bool, cpu_share: float, prompt_chunk: str = "auto",
 ) -> "Plan":  # fmt: skip
     """The plan that the options describe: of `nodes` ranks the last are the draft's, where the strategy drafts."""
+    from pipeinfer.cluster.launch import Plan
     from pipeinfer.core.prompt import parse_chunk
-    from pipeinfer.launch import Plan
     from pipeinfer.units import bandwidth_bps, seconds
 
     addresses = tuple(workers.split(",")) if workers else ()
@@ -188,9 +188,9 @@ def make_plan(
 
 
 def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> Any:
+    from pipeinfer.cluster.world import in_world
     from pipeinfer.commands.view import LiveView, PlainView, View
     from pipeinfer.stream import TextStream
-    from pipeinfer.world import in_world
 
     stream = TextStream(cluster.tokenizer, stops)
     # Open MPI gives the head a terminal, wherever its output goes.

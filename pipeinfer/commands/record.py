@@ -24,8 +24,8 @@ def record(
     import msgspec
     from rich.progress import Progress
 
+    from pipeinfer.cluster.launch import Models, Plan
     from pipeinfer.core.messages import Sampling
-    from pipeinfer.launch import Models, Plan
     from pipeinfer.plugins import open_backend
     from pipeinfer.record import record as run
     from pipeinfer.workload import prompts as read_prompts

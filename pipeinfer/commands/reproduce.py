@@ -81,7 +81,7 @@ def reproduce(
 def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int | None]:
     """Fields of a live recipe that say on which ranks it runs, and how many they are: workers, an MPI world, or (None)
     processes that are started here."""
-    from pipeinfer.world import in_world, settle
+    from pipeinfer.cluster.world import in_world, settle
 
     if key is not None and workers is None:
         raise ValueError("--key is the key file of running workers: give their addresses with --workers")

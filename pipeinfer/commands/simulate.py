@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeinfer.results import Trial
-    from pipeinfer.simulate import Found, Limits, Setting
+    from pipeinfer.simulation.simulate import Found, Limits, Setting
 
 
 def simulate(
@@ -43,9 +43,9 @@ def simulate(
     import msgspec
 
     from pipeinfer import workload
-    from pipeinfer.acceptance import Acceptance, recorded
-    from pipeinfer.acceptance import acceptance as read_acceptance
-    from pipeinfer.simulate import SWEEPS, Setting, side_by_side
+    from pipeinfer.simulation.acceptance import Acceptance, recorded
+    from pipeinfer.simulation.acceptance import acceptance as read_acceptance
+    from pipeinfer.simulation.simulate import SWEEPS, Setting, side_by_side
 
     where = _place(cluster, pair)
     drafts = Acceptance(recorded(str(trace)).acceptance, trace=str(trace)) if trace else read_acceptance(acceptance)
@@ -75,9 +75,10 @@ class _Place(NamedTuple):
 
 def _place(cluster: str, pair: str | None) -> _Place:
     """Raises WorkloadError or BadProfile."""
-    from pipeinfer import calibrated, workload
-    from pipeinfer import simulate as modelled
-    from pipeinfer.profile import read_profile
+    from pipeinfer import workload
+    from pipeinfer.calibration.profile import read_profile
+    from pipeinfer.simulation import calibrated
+    from pipeinfer.simulation import simulate as modelled
 
     if not cluster.endswith(".json"):
         where, models = workload.cluster(cluster), workload.pair(pair or "dolphin-tinyllama")

@@ -3,8 +3,8 @@
 import msgspec
 
 from pipeinfer.backend import ModelStage
+from pipeinfer.cluster.memory import free_bytes
 from pipeinfer.errors import LaunchError
-from pipeinfer.memory import free_bytes
 from pipeinfer.plugins import open_backend
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from pipeinfer.calibration.profile import Curve, Profile
 from pipeinfer.plots.panels import Panel, Series, lines
-from pipeinfer.profile import Curve, Profile
 
 ORDER = ("recorded", "independent", "varied")
 """Whose colours and markers the contexts take, shortest first."""

@@ -18,6 +18,7 @@ import msgspec
 from pipeinfer import workload
 from pipeinfer.backend import BadModel, Tokenizer
 from pipeinfer.cache import cache_folder
+from pipeinfer.cluster.world import in_world
 from pipeinfer.hf.folder import builtin_folder
 from pipeinfer.placement import even_split
 from pipeinfer.plugins import BACKENDS, load, open_backend
@@ -27,7 +28,6 @@ from pipeinfer.reproduce.session import record_of
 from pipeinfer.reproduce.watch import Chunk, Watched, joined, watch
 from pipeinfer.results import Trial
 from pipeinfer.workload import WorkloadError
-from pipeinfer.world import in_world
 
 FOLDERS = ("", "bin", "build/bin")
 """Where builds leave programs: make, an installed copy, CMake."""

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeinfer import metrics, workload
-from pipeinfer.acceptance import trace_title
 from pipeinfer.reproduce.analysis import Best, Metric, Place
 from pipeinfer.results import Trial
+from pipeinfer.simulation.acceptance import trace_title
 
 
 def mean_gap(trial: Trial) -> float | None:

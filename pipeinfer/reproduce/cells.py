@@ -18,7 +18,7 @@ from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
 from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import RunRecord, Trial
-from pipeinfer.simulate import check, simulate_one
+from pipeinfer.simulation.simulate import check, simulate_one
 from pipeinfer.spans import Span
 from pipeinfer.workload import WorkloadError
 
@@ -132,7 +132,7 @@ def run_live(cells: list[LiveCell], key: str | None = None) -> Iterator[Record]:
 
 def live_plan(live: Live, key: str | None) -> Any:
     """The ranks of a live recipe."""
-    from pipeinfer.launch import Plan
+    from pipeinfer.cluster.launch import Plan
 
     return Plan(
         backend=live.backend, backend_options=live.backend_options, target=live.target, draft=live.draft,

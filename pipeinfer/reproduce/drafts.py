@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer import plots
-from pipeinfer.acceptance import acceptance, recorded, trace_title
 from pipeinfer.metrics import median_band
 from pipeinfer.oracle import Oracle, Trace
 from pipeinfer.reproduce.analysis import Analysis
+from pipeinfer.simulation.acceptance import acceptance, recorded, trace_title
 
 MODELLED = 20_000
 """Positions drawn from a model."""

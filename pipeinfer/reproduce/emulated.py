@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from pipeinfer import workload
-from pipeinfer.launch import Plan
+from pipeinfer.calibration.profile import Curve
+from pipeinfer.cluster.launch import Plan
 from pipeinfer.oracle import Trace
-from pipeinfer.profile import Curve
 from pipeinfer.reproduce.recipes import EmulatedCell
 from pipeinfer.reproduce.records import Record
 from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import Trial
-from pipeinfer.simulate import Prepared, completed, prepare
+from pipeinfer.simulation.simulate import Prepared, completed, prepare
 from pipeinfer.workload import WorkloadError
 
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 256, 512)

@@ -10,7 +10,7 @@ from pipeinfer.reproduce.axes import OPTIONS, PANEL, X, Y, percentile
 from pipeinfer.reproduce.drafts import calibration, stretches
 from pipeinfer.reproduce.published import published_claims
 from pipeinfer.reproduce.recipes import Figure, Recipe
-from pipeinfer.simulate import Setting, limits
+from pipeinfer.simulation.simulate import Setting, limits
 
 
 def figure_name(recipe: Recipe, figure: Figure) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
+from pipeinfer.cluster.ranks import ONE_THREAD
+from pipeinfer.cluster.world import OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, join_world
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
-from pipeinfer.ranks import ONE_THREAD
 from pipeinfer.reproduce.cells import run_live
 from pipeinfer.reproduce.recipes import LiveCell
 from pipeinfer.reproduce.records import Record, decode, encode
 from pipeinfer.reproduce.session import record_of
 from pipeinfer.transports import TransportError
-from pipeinfer.world import OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, join_world
 
 
 def needs_world(cells: Iterable[LiveCell]) -> bool:

@@ -17,12 +17,12 @@ import msgspec
 
 import pipeinfer
 from pipeinfer import workload
-from pipeinfer.acceptance import recorded
 from pipeinfer.assets import PACKAGE, asset
+from pipeinfer.calibration.profile import Profile
 from pipeinfer.oracle import Trace
-from pipeinfer.profile import Profile
 from pipeinfer.reproduce.recipes import Cell, SimCell
 from pipeinfer.results import RunRecord, Trial
+from pipeinfer.simulation.acceptance import recorded
 from pipeinfer.spans import Span
 from pipeinfer.workload import WorkloadError
 

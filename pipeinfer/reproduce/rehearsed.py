@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 
 from pipeinfer import metrics, workload
-from pipeinfer.calibrated import simulate_one
 from pipeinfer.oracle import Trace
 from pipeinfer.reproduce.analysis import Analysis, Best
 from pipeinfer.reproduce.cells import live_plan, sampling_of
 from pipeinfer.reproduce.recipes import LiveCell, RehearsalCell, rehearsal_of
 from pipeinfer.reproduce.records import Record, Rehearsed, config_hash, stamped, text_of
-from pipeinfer.simulate import Setting
+from pipeinfer.simulation.calibrated import simulate_one
+from pipeinfer.simulation.simulate import Setting
 
 PART_S = 0.2
 """How long each part of a model is timed. What comes of it is fitted to a rehearsal anyway."""
@@ -48,9 +48,9 @@ def run_rehearsal(cell: RehearsalCell, key: str | None = None) -> Iterator[Recor
 
 
 def _rehearse(cell: RehearsalCell, key: str | None) -> Rehearsed:
-    from pipeinfer.calibrate import calibrate
+    from pipeinfer.calibration.calibrate import calibrate
+    from pipeinfer.calibration.rehearsal import rehearsed, traces
     from pipeinfer.plugins import open_backend
-    from pipeinfer.rehearsal import rehearsed, traces
 
     live = cell.live
     plan = live_plan(live, key)
@@ -102,7 +102,7 @@ def prediction(analysis: Analysis, best: Best) -> Prediction | None:
 
 
 def _speed(rehearsed: Rehearsed, cell: LiveCell, prompt: int) -> float:
-    from pipeinfer.rehearsal import nodes
+    from pipeinfer.calibration.rehearsal import nodes
 
     live = cell.live
     setting = Setting(

@@ -24,8 +24,8 @@ def on_ranks(
 ) -> Iterator[Record]:
     """Their records, in order. A generation that fails has an error for a trial; so has every cell whose ranks cannot
     be brought up. `warm_up` follows each bringing up."""
+    from pipeinfer.cluster.launch import Cluster
     from pipeinfer.errors import LaunchError, RankLost
-    from pipeinfer.launch import Cluster
     from pipeinfer.transports import TransportError
 
     plan, cluster, problem = None, None, ""

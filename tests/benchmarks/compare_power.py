@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.compare import compare
-from pipeinfer.launch import Cluster
 from pipeinfer.plugins import open_strategy
 from pipeinfer.reproduce.records import Record, encode, stamped
 from pipeinfer.results import Trial

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from pipeinfer import metrics
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Begin, CancelRun, Decode, RunKind, Sampling, Setup, Shutdown
 from pipeinfer.drivers.live import run_rank
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.transports import HEAD, open_transport
 from pipeinfer.transports.keys import Keys

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pipeinfer import metrics
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline
 from pipeinfer.drivers.sim import Simulation
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.oracle import independent
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeinfer import metrics
-from pipeinfer.launch import Cluster
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.metrics import median_band
 from pipeinfer.plugins import open_strategy
 

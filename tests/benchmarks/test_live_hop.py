@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import zmq
 
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Decode, RunKind
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.transports.keys import Keys, read_keys, write_keys
 from pipeinfer.transports.wire import PREFIX_SIZE

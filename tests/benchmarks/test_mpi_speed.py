@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.world import OVERSUBSCRIBE, find_mpiexec, join_world
 from pipeinfer.core.head import Strategy
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.errors import LaunchError
-from pipeinfer.launch import Cluster
 from pipeinfer.metrics import summary
-from pipeinfer.world import OVERSUBSCRIBE, find_mpiexec, join_world
 
 RANKS = 4
 TOKENS = 96

@@ -26,11 +26,11 @@ import namespaces
 import pytest
 
 from pipeinfer import workload
+from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.ranks import ONE_THREAD
 from pipeinfer.core.messages import Sampling
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.metrics import tokens_per_second
 from pipeinfer.plugins import open_strategy
-from pipeinfer.ranks import ONE_THREAD
 from pipeinfer.transports.keys import write_keys
 
 RANKS = 4

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pipeinfer.cluster.world import OVERSUBSCRIBE, find_mpiexec
 from pipeinfer.errors import LaunchError
 from pipeinfer.testing.transports import TransportConformance, expect
 from pipeinfer.transports import HEAD, Envelope, PeerLost, Traffic, TransportError
-from pipeinfer.world import OVERSUBSCRIBE, find_mpiexec
 
 pytestmark = pytest.mark.timeout(120)
 

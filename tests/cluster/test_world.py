@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pipeinfer.calibration.profile import read_profile
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.world import LAUNCHERS, OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, place
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError
-from pipeinfer.launch import Cluster
-from pipeinfer.profile import read_profile
-from pipeinfer.world import LAUNCHERS, OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, place
 
 pytestmark = pytest.mark.timeout(120)
 

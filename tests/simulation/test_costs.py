@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.costs import Roofline, check_memory, kv_bytes_per_position, memory_bytes
 from pipeinfer.placement import even_split
+from pipeinfer.simulation.costs import Roofline, check_memory, kv_bytes_per_position, memory_bytes
 
 PAIR = workload.pair("dolphin-tinyllama")
 CLUSTER = workload.cluster("haswell-gigabit")

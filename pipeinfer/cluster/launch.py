@@ -9,7 +9,10 @@ from typing import Any
 import msgspec
 
 from pipeinfer.backend import BadModel, ModelInfo, Tokenizer
-from pipeinfer.contact import WATCH_S, Contact
+from pipeinfer.calibration.survey import Survey
+from pipeinfer.cluster.auto_split import AUTO, auto_split, check_memory
+from pipeinfer.cluster.contact import WATCH_S, Contact
+from pipeinfer.cluster.questions import inspections
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
@@ -17,12 +20,9 @@ from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, 
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
-from pipeinfer.placing import AUTO, auto_split, check_memory
 from pipeinfer.plugins import open_backend
-from pipeinfer.questions import inspections
 from pipeinfer.results import RankRecord, Trial, run_record
 from pipeinfer.spans import Span
-from pipeinfer.survey import Survey
 from pipeinfer.transports import HEAD
 
 LOAD_S = 300.0

@@ -56,7 +56,7 @@ def open_ranks(transport: str, count: int, workers: tuple[str, ...], key: str | 
     if transport == "tcp":
         return Processes(count)
     if transport == "mpi":
-        from pipeinfer.world import MpiProcesses
+        from pipeinfer.cluster.world import MpiProcesses
 
         return MpiProcesses(count)
     from pipeinfer.plugins import TRANSPORTS, load

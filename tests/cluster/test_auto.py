@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeinfer.calibration.profile import BadProfile, Curve, ModelProfile, Profile, RankProfile, write_profile
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.commands.generate import make_plan
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.drivers import loading
 from pipeinfer.errors import LaunchError
-from pipeinfer.launch import Cluster
 from pipeinfer.placement import BadSplit
-from pipeinfer.profile import BadProfile, Curve, ModelProfile, Profile, RankProfile, write_profile
 from pipeinfer_emulated import EmulatedBackend
 
 GB = 10**9
@@ -111,7 +111,7 @@ def test_a_real_pair_is_split_by_its_speed() -> None:
 
 
 def test_a_profile_says_it_instead_of_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeinfer.survey.Survey.layers", None)
+    monkeypatch.setattr("pipeinfer.calibration.survey.Survey.layers", None)
     path = Path(profile(tmp_path / "profile.json", (1, 1, 4, 1)))
     text = path.read_text().replace('"backend": "numpy"', '"backend": "emulated"')
     path.write_text(text)

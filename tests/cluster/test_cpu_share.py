@@ -6,10 +6,10 @@ from contextlib import closing
 
 import pytest
 
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core import messages
 from pipeinfer.core.messages import CancelRun, Setup
 from pipeinfer.drivers.endpoint import Endpoint
-from pipeinfer.launch import Cluster
 from pipeinfer.metrics import summary
 from pipeinfer.plugins import open_strategy
 from pipeinfer.transports import HEAD, Transport, open_transport

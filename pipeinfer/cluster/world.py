@@ -10,10 +10,10 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeinfer.cluster.ranks import ONE_THREAD, Unwatched
 from pipeinfer.drivers.live import run_rank
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
-from pipeinfer.ranks import ONE_THREAD, Unwatched
 from pipeinfer.transports import HEAD, PeerLost, Transport, TransportError, open_transport
 
 if TYPE_CHECKING:

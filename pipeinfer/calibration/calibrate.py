@@ -9,14 +9,14 @@ import msgspec
 
 from pipeinfer import __version__
 from pipeinfer.backend import ModelInfo
-from pipeinfer.contact import Contact
+from pipeinfer.calibration.head_time import head_event_s
+from pipeinfer.calibration.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.calibration.survey import Grid, LayerTimes, Seconds, Survey, part_of, parts_of
+from pipeinfer.cluster.contact import Contact
+from pipeinfer.cluster.launch import Models, Plan, uncollected
+from pipeinfer.cluster.questions import draft_load, inspections, target_load
 from pipeinfer.core.messages import Sampling
-from pipeinfer.deciding import head_event_s
 from pipeinfer.errors import LaunchError, RankLost
-from pipeinfer.launch import Models, Plan, uncollected
-from pipeinfer.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
-from pipeinfer.questions import draft_load, inspections, target_load
-from pipeinfer.survey import Grid, LayerTimes, Seconds, Survey, part_of, parts_of
 from pipeinfer.transports import HEAD
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16)

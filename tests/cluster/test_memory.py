@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeinfer.memory import free_bytes
+from pipeinfer.cluster.memory import free_bytes
 
 HOST_KB = 8_000_000
 

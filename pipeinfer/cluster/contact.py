@@ -3,11 +3,11 @@
 from types import TracebackType
 from typing import Any, Self
 
+from pipeinfer.cluster.ranks import Ranks, open_ranks
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, Shutdown
 from pipeinfer.drivers.live import shaped
 from pipeinfer.errors import LaunchError, RankLost
-from pipeinfer.ranks import Ranks, open_ranks
 from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
 
 WATCH_S = 0.1

@@ -10,9 +10,9 @@ import pytest
 import zmq
 from processes import emulated_text, generating
 
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.errors import RankLost
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.transports.keys import Keys
 

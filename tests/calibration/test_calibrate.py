@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeinfer.calibrate import calibrate
+from pipeinfer.calibration.calibrate import calibrate
+from pipeinfer.calibration.profile import BadProfile, Curve, Profile, read_profile, write_profile
+from pipeinfer.calibration.survey import parts_of, separate
 from pipeinfer.cli import main
+from pipeinfer.cluster.launch import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError
-from pipeinfer.launch import Plan
 from pipeinfer.placement import LayerRange
 from pipeinfer.plots import layer_times
-from pipeinfer.profile import BadProfile, Curve, Profile, read_profile, write_profile
-from pipeinfer.survey import parts_of, separate
 from pipeinfer.transports import open_transport
 from pipeinfer.transports.keys import write_keys
 
@@ -35,9 +35,9 @@ idle = pytest.mark.skipif(os.getloadavg()[0] > (os.cpu_count() or 1), reason="th
 def hastily() -> Iterator[None]:
     """Tests want to know whether it is measured, not how precisely."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeinfer.calibrate.PART_S", 0.05)
-        patch.setattr("pipeinfer.calibrate.ROWS", (1, 4, 16))
-        patch.setattr("pipeinfer.calibrate.CONTEXTS", (32, 128))
+        patch.setattr("pipeinfer.calibration.calibrate.PART_S", 0.05)
+        patch.setattr("pipeinfer.calibration.calibrate.ROWS", (1, 4, 16))
+        patch.setattr("pipeinfer.calibration.calibrate.CONTEXTS", (32, 128))
         yield
 
 
@@ -205,7 +205,7 @@ def test_a_worker_that_cannot_be_reached(
 ) -> None:
     key = tmp_path / "key.json"
     write_keys(key)
-    monkeypatch.setattr("pipeinfer.ranks.open_transport", partial(open_transport, connect_s=0.2))
+    monkeypatch.setattr("pipeinfer.cluster.ranks.open_transport", partial(open_transport, connect_s=0.2))
     addresses = "tcp://127.0.0.1:9,tcp://127.0.0.1:9"
     run("calibrate", "--out", str(tmp_path / "p.json"), "--workers", addresses, "--key", str(key), code=2)
     errors = capsys.readouterr().err

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.messages import Sampling
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
 

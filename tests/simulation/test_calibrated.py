@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeinfer import metrics
-from pipeinfer.calibrated import Calibrated, hosts, limits, links, memory, simulate_one
+from pipeinfer.calibration.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile, write_profile
 from pipeinfer.cli import app
-from pipeinfer.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile, write_profile
-from pipeinfer.simulate import Setting
+from pipeinfer.simulation.calibrated import Calibrated, hosts, limits, links, memory, simulate_one
+from pipeinfer.simulation.simulate import Setting
 from pipeinfer.workload import WorkloadError
 
 HOP_S = 1e-4

@@ -15,15 +15,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from pipeinfer import metrics, theory
-from pipeinfer.acceptance import Acceptance
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline, Strategy
-from pipeinfer.costs import Roofline, check_memory, memory_bytes
 from pipeinfer.drivers.sim import Costs, Link, Simulation
 from pipeinfer.oracle import Difficulty, Oracle
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import Trial
+from pipeinfer.simulation.acceptance import Acceptance
+from pipeinfer.simulation.costs import Roofline, check_memory, memory_bytes
 from pipeinfer.spans import Span
 from pipeinfer.workload import Cluster, Pair, WorkloadError
 
@@ -42,8 +42,9 @@ CUTOFFS = (0.0, 0.2, 0.4, 0.6)
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One generation to simulate. `acceptance`, `difficulty` and `trace` are those of `pipeinfer.acceptance`: i.i.d.,
-    by position, or recorded. `seed` draws which tokens are accepted, or picks the trace's text.
+    """One generation to simulate. `acceptance`, `difficulty` and `trace` are those of
+    `pipeinfer.simulation.acceptance`: i.i.d., by position, or recorded. `seed` draws which tokens are accepted,
+    or picks the trace's text.
     `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
     `draft_cost` scales the draft's time.
     `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` is how many tokens of the

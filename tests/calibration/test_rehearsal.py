@@ -9,10 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from pipeinfer import metrics
-from pipeinfer.calibrated import simulate_one
+from pipeinfer.calibration.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.calibration.rehearsal import SLOW, STAGES, STRATEGIES, Rehearsal, fitted, nodes
 from pipeinfer.oracle import independent
-from pipeinfer.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
-from pipeinfer.rehearsal import SLOW, STAGES, STRATEGIES, Rehearsal, fitted, nodes
 from pipeinfer.reproduce.analysis import analyse
 from pipeinfer.reproduce.checked import summary
 from pipeinfer.reproduce.recipes import Checked, Contender, Figure, LiveCell, Recipe, RehearsalCell, Shape, cells
@@ -20,7 +19,8 @@ from pipeinfer.reproduce.records import FILE, Store, config_hash
 from pipeinfer.reproduce.rehearsed import predictions
 from pipeinfer.reproduce.run import conclude, run
 from pipeinfer.reproduce.select import Wish, select
-from pipeinfer.simulate import Setting
+from pipeinfer.simulation.calibrated import simulate_one
+from pipeinfer.simulation.simulate import Setting
 
 
 def flat(seconds: float) -> Curve:
@@ -132,10 +132,10 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements too short to be exact."""
     monkeypatch.setattr("pipeinfer.reproduce.rehearsed.PART_S", 0.01)
     monkeypatch.setattr("pipeinfer.reproduce.rehearsed.BEYOND", 8)
-    monkeypatch.setattr("pipeinfer.calibrate.CONTENTION_S", 0.01)
-    monkeypatch.setattr("pipeinfer.rehearsal.TOKENS", 16)
-    monkeypatch.setattr("pipeinfer.rehearsal.ROUNDS", 1)
-    monkeypatch.setattr("pipeinfer.rehearsal.HALVINGS", 4)
+    monkeypatch.setattr("pipeinfer.calibration.calibrate.CONTENTION_S", 0.01)
+    monkeypatch.setattr("pipeinfer.calibration.rehearsal.TOKENS", 16)
+    monkeypatch.setattr("pipeinfer.calibration.rehearsal.ROUNDS", 1)
+    monkeypatch.setattr("pipeinfer.calibration.rehearsal.HALVINGS", 4)
 
 
 @pytest.mark.usefixtures("brief")

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeinfer.calibration.profile import check_profile, read_profile
+from pipeinfer.calibration.survey import Grid, Survey
+from pipeinfer.cluster.questions import target_load
 from pipeinfer.core.messages import Inspected, Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.placement import BadSplit, LayerRange, fastest_split
-from pipeinfer.profile import check_profile, read_profile
-from pipeinfer.questions import target_load
-from pipeinfer.survey import Grid, Survey
 from pipeinfer.units import size
 
 if TYPE_CHECKING:
-    from pipeinfer.launch import Models
+    from pipeinfer.cluster.launch import Models
 
 AUTO = "auto"
 

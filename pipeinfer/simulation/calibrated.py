@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+from pipeinfer.calibration.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.core.effects import Request
-from pipeinfer.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
 from pipeinfer.drivers.sim import Hosts, Link, Simulation
 from pipeinfer.oracle import Oracle
 from pipeinfer.placement import LayerRange, even_split
-from pipeinfer.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.results import Trial
-from pipeinfer.simulate import Limits, Setting, layout, limits_of, pipeline_of, room, strategy_of, with_ranks
+from pipeinfer.simulation.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
+from pipeinfer.simulation.simulate import Limits, Setting, layout, limits_of, pipeline_of, room, strategy_of, with_ranks
 from pipeinfer.spans import Span
 from pipeinfer.transports import HEAD
 from pipeinfer.workload import WorkloadError
@@ -43,7 +43,7 @@ def simulate_one(
 
 
 def limits(profile: Profile, setting: Setting) -> Limits:
-    """As `pipeinfer.simulate.limits`."""
+    """As `pipeinfer.simulation.simulate.limits`."""
     return limits_of(Calibrated(profile, even_split(profile.target.layers, setting.nodes)), setting)
 
 

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from pipeinfer import metrics, workload
-from pipeinfer.costs import HIDDEN_BYTES, Roofline
 from pipeinfer.placement import even_split
-from pipeinfer.simulate import Setting, check, simulate_one
+from pipeinfer.simulation.costs import HIDDEN_BYTES, Roofline
+from pipeinfer.simulation.simulate import Setting, check, simulate_one
 from pipeinfer.workload import WorkloadError
 
 CLUSTER, PAIR = workload.cluster("haswell-gigabit"), workload.pair("dolphin-orca2")

@@ -22,15 +22,15 @@ from msgspec.structs import replace
 
 from pipeinfer import metrics
 from pipeinfer.backend import Backend, ModelStage
-from pipeinfer.calibrated import simulate_one
+from pipeinfer.calibration.profile import Curve, Profile
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.messages import Sampling
-from pipeinfer.launch import Cluster, Plan
 from pipeinfer.oracle import Trace
 from pipeinfer.plugins import open_backend, open_strategy
-from pipeinfer.profile import Curve, Profile
 from pipeinfer.record import record
 from pipeinfer.results import Trial
-from pipeinfer.simulate import Setting
+from pipeinfer.simulation.calibrated import simulate_one
+from pipeinfer.simulation.simulate import Setting
 from pipeinfer.spans import Span
 
 STAGES = 2
@@ -61,7 +61,7 @@ class Rehearsal(NamedTuple):
 
 
 def rehearsed(profile: Profile, plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Profile:
-    """The profile, fitted to a rehearsal. Raises what `pipeinfer.launch.Cluster` does."""
+    """The profile, fitted to a rehearsal. Raises what `pipeinfer.cluster.launch.Cluster` does."""
     return fitted(profile, rehearse(plan, prompt, sampling))
 
 

@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeinfer.acceptance import Acceptance, acceptance, recorded
 from pipeinfer.assets import asset
 from pipeinfer.oracle import RANKS, Difficulty, Trace, independent, read_trace, varied
-from pipeinfer.simulate import CUTOFFS, SWEEPS, Setting, simulate, variants
+from pipeinfer.simulation.acceptance import Acceptance, acceptance, recorded
+from pipeinfer.simulation.simulate import CUTOFFS, SWEEPS, Setting, simulate, variants
 from pipeinfer.workload import WorkloadError, cluster, names, pair
 
 

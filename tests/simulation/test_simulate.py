@@ -14,7 +14,7 @@ from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.oracle import independent
-from pipeinfer.simulate import SWEEPS, Setting, layout, limits, simulate, simulate_one
+from pipeinfer.simulation.simulate import SWEEPS, Setting, layout, limits, simulate, simulate_one
 from pipeinfer.workload import WorkloadError, cluster, pair
 
 CLUSTER, PAIR = cluster("haswell-gigabit"), pair("dolphin-tinyllama")

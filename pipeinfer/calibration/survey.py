@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.backend import ModelInfo
-from pipeinfer.contact import WATCH_S, Contact
+from pipeinfer.cluster.contact import WATCH_S, Contact
 from pipeinfer.core.messages import (
     Inspect,
     Inspected,

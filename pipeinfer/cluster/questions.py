@@ -7,7 +7,7 @@ import msgspec
 from pipeinfer.core.messages import Inspect, Load, Sampling
 
 if TYPE_CHECKING:
-    from pipeinfer.launch import Models
+    from pipeinfer.cluster.launch import Models
 
 
 def inspections(models: "Models", count: int, head_address: str, *, limited: bool) -> dict[int, Inspect]:

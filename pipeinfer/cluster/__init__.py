@@ -1,0 +1,1 @@
+"""Ranks brought up, given their layers and kept in touch with: processes, threads, an MPI world, workers elsewhere."""
