@@ -22,7 +22,7 @@ pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]"
 import llama_cpp
 
 from pipeinfer.cache import cache_folder
-from pipeinfer.launch import Cluster
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.metrics import tokens_per_second
 from pipeinfer.plugins import open_strategy
 from pipeinfer_llamacpp import LlamaCppBackend
