@@ -46,11 +46,12 @@ def lines(
     ylabel: str,
     caption: str,
     base: int | None = None,
+    logarithmic: bool = False,
     marks: Mapping[str, float] | None = None,
 ) -> None:
-    """Panels of lines with markers and bands, on shared axes, x logarithmic to `base`; writes path.svg, .png. `marks`
-    are values along y with a name, drawn across."""
-    columns = min(2, len(panels))
+    """Panels of lines with markers and bands, on shared axes, x logarithmic to `base`, y from 0 on or `logarithmic`;
+    writes path.svg, .png. `marks` are values along y with a name, drawn across."""
+    columns = 3 if len(panels) == 3 else min(2, len(panels))
     rows = -(-len(panels) // columns)
     with new_figure(path, caption, height=0.4 + 2.2 * rows) as figure:
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -68,13 +69,23 @@ def lines(
             axis.tick_params(labelbottom=True)
         for axis in axes[:, 0]:
             axis.set_ylabel(ylabel)
-        # The axes are shared, so the limit has to leave room for the highest line of them all.
-        drawn = [band[2] for panel in panels for line in panel.series for band in line.bands]
-        axes[0, 0].set_ylim(0, 1.06 * max([*drawn, *(marks or {}).values()]))
+        _limits(axes[0, 0], panels, [*(marks or {}).values()], logarithmic=logarithmic)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         rows_of_legend = -(-sum(map(len, labels)) // LEGEND_CHARACTERS)
         columns_of_legend = -(-len(labels) // rows_of_legend)
         figure.legend(handles, labels, loc="outside upper center", ncols=columns_of_legend, columnspacing=1.4)
+
+
+def _limits(axis: Any, panels: Sequence[Panel], marks: list[float], *, logarithmic: bool) -> None:
+    """Of the axes that all panels share: with room for the highest line of them all, and the lowest."""
+    bands = [band for panel in panels for line in panel.series for band in line.bands]
+    highest = max([*(band[2] for band in bands), *marks])
+    if logarithmic:
+        axis.set_yscale("log")
+        axis.set_ylim(0.8 * min(band[0] for band in bands), 1.25 * highest)
+        axis.yaxis.set_major_formatter("{x:g}")
+    else:
+        axis.set_ylim(0, 1.06 * highest)
 
 
 def _line(axis: Any, series: Series) -> None:

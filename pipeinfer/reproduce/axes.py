@@ -30,10 +30,11 @@ def _gigabytes(trial: Trial) -> float | None:
 
 
 class Quantity(NamedTuple):
-    """What is drawn along y."""
+    """What is drawn along y. `logarithmic`: its values span decades."""
 
     label: str
     metric: Metric
+    logarithmic: bool = False
 
 
 Y = {
@@ -42,7 +43,7 @@ Y = {
     "gap": Quantity("mean inter-token latency (s)", mean_gap),
     "tail": Quantity("inter-token latency, p95 (s)", tail_gap),
     "gaps": Quantity("inter-token latency (s)", mean_gap),
-    "first": Quantity("time to first token (s)", metrics.ttft_s),
+    "first": Quantity("time to first token (s)", metrics.ttft_s, logarithmic=True),
     "utilisation": Quantity("utilisation of the ranks", metrics.mean_utilisation),
     "memory": Quantity("memory of the largest rank (GB)", _gigabytes),
     "per_memory": Quantity("tokens/s per GB of all ranks", metrics.speed_per_gigabyte),

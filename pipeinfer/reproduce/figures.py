@@ -73,6 +73,7 @@ def _lines(analysis: Analysis, figure: Figure, path: Path) -> None:
         xlabel=X[figure.x].label,
         ylabel=Y[figure.y].label,
         base=X[figure.x].base,
+        logarithmic=Y[figure.y].logarithmic,
         caption=" ".join(filter(None, parts)),
         marks=_marks(analysis.recipe) if figure.y == "gain" else None,
     )
