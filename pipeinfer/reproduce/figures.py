@@ -198,7 +198,7 @@ def _timeline(analysis: Analysis, path: Path) -> None:
 
 
 def _dots(analysis: Analysis, figure: Figure, path: Path) -> None:
-    recipe, (label, metric) = analysis.recipe, Y[figure.y]
+    recipe, (label, metric, _) = analysis.recipe, Y[figure.y]
     groups = {
         title: [
             plots.Strip(
