@@ -35,7 +35,7 @@ from pipeinfer.spans import Span
 
 STAGES = 2
 TOKENS = 48
-ROUNDS = 5
+ROUNDS = 4
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
 MOST_COLD, MOST_MESSAGE_S, MOST_HOP_S, MOST_CROWDING = 20.0, 3e-4, 1e-3, 2.0
