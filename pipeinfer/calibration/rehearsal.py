@@ -45,6 +45,9 @@ ROUNDS_OF_FITTING = 3
 HALVINGS = 10
 """How far, and in how many halvings, each is looked for."""
 
+NOISE = 0.02
+"""A share of time that may be chance: where pauses hardly differ, it could stand for any coldness."""
+
 SLOW_S = 2e-3
 """Latency of the slow links."""
 
@@ -117,6 +120,8 @@ def fitted(profile: Profile, rehearsal: Rehearsal) -> Profile:
 def _with_cold(profile: Profile, rehearsal: Rehearsal) -> Profile:
     """Pauses are longer where links are slow: so much longer does computing take there."""
     real = _over_trials(rehearsal, SLOW, _stages_s) / _over_trials(rehearsal, "iterative", _stages_s)
+    if real < 1 + NOISE:
+        return replace(profile, cold=0.0)
 
     def too_warm(cold: float) -> bool:
         changed = replace(profile, cold=cold)

@@ -95,6 +95,14 @@ def test_nothing_is_found_where_nothing_is_missing() -> None:
     assert np.allclose(found.contention, MEASURED.contention, rtol=0.04)
 
 
+def test_a_chance_difference_is_no_coldness() -> None:
+    held = rehearsal(MEASURED)
+    (slow,) = held.trials[SLOW]
+    runs = tuple(replace(run, compute_s=tuple(1.01 * seconds for seconds in run.compute_s)) for run in slow.runs)
+    held.trials[SLOW] = [replace(slow, runs=runs)]
+    assert fitted(MEASURED, held).cold == 0.0
+
+
 # The recipe
 
 EMULATED = {"layers": 4, "layer_s": 0.5e-3, "draft_s": 0.5e-3, "acceptance": 0.8}
