@@ -62,7 +62,7 @@ def _row(analysis: Analysis, store: Store) -> list[str]:
         f"{_minutes(recipe, done):.2g}",
         f"{sum(record.seconds for record in done):.0f}",
         str(len(cells(recipe))),
-        str(sum(record.trial is not None for record in done)),
+        str(sum(record.trial is not None or record.rehearsed is not None for record in done)),
     ]
 
 
