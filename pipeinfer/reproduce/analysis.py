@@ -265,7 +265,7 @@ def describe(cell: Cell) -> tuple[Place, str]:
         place = Place(cell.cluster, cell.pair, one.nodes, one.acceptance, drafts, one.accounting, one.width_cost,
                       one.draft_cost, one.bandwidth_gbps, one.latency_us, prompt=one.prompt)  # fmt: skip
         return place, f"text {one.seed}" if one.trace else f"seed {one.seed}"
-    assert isinstance(cell, LiveCell)
+    assert isinstance(cell, LiveCell | ProgramCell)
     live = cell.live
     place = Place(nodes=live.stages + 1, temperature=cell.temperature)
     if live.predicted and live.bandwidth_gbps is not None:
