@@ -323,19 +323,30 @@ class Head:
         self._effects.append(Finish(reason))
 
     def _kill(self, nodes: list[Node]) -> None:
-        lost: list[Run] = []
+        emptied = False
         for top in nodes:
             for node in top.subtree():
                 node.alive = False
                 run = node.run
                 if run is not None:
                     run.live -= 1
-                    if run.live == 0 and run.finished_at is None:
-                        lost.append(run)
-        if lost and self.strategy.cancellation:
-            for run in lost:
+                    emptied = emptied or (run.live == 0 and run.finished_at is None)
+        if emptied and self.strategy.cancellation:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Give up the runs that nothing is left of, except where one that goes on has rows after theirs: such rows may
+        be dead as well, in a tree, but a stage can compute none after a gap."""
+        lost: list[Run] = []
+        needed: set[Run | None] = set()
+        for run in reversed(self.in_flight):
+            if run.live or run in needed:
+                needed.update([node.parent.run for node in run.nodes if node.parent is not None])
+            elif run.cancel_sent_at is None:
                 run.cancel_sent_at = self.now
-            self._effects.append(ToStages(CancelRun(tuple(run.id for run in lost))))
+                lost.append(run)
+        if lost:
+            self._effects.append(ToStages(CancelRun(tuple([run.id for run in reversed(lost)]))))
 
     # Sending
 

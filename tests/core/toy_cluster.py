@@ -237,10 +237,10 @@ class ToyCluster:
         values = decode.tokens if index == 0 else effect.payload
         seen = self.stages[index].cells.store(decode.run, values, decode.positions, decode.sequences)
         outputs = []
-        for node, visible in zip(self.head.runs[decode.run].nodes, seen, strict=True):
-            # Beside a live branch a dead one may still be computed, over the gaps that cancelled runs left.
-            assert visible is not None or not node.alive, "a live row sees gaps"
-            outputs.append(-1 if visible is None else self.language.layer(index, visible))
+        for visible in seen:
+            # Not even where the row is dead, beside a live branch: there are engines that refuse it.
+            assert visible is not None, "a row sees gaps"
+            outputs.append(self.language.layer(index, visible))
         return tuple(outputs)
 
     def _caught_up(self, stage: ToyStage, run: int) -> None:
