@@ -24,7 +24,8 @@ def reproduce(
         str | None, typer.Option(help="sim, emulated or real; default: sim, and real where a recipe is real.")
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="Another cluster for what is simulated or emulated: a name, or a TOML file.")
+        str | None,
+        typer.Option(help="Another cluster for what is simulated or emulated: a name, a TOML file, a calibrated JSON."),
     ] = None,
     workers: Annotated[str | None, typer.Option(help="Run on these workers: addresses in rank order.")] = None,
     key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,

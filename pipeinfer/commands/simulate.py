@@ -1,16 +1,14 @@
 """`pipeinfer simulate`: strategies side by side on a cluster that need not exist."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeinfer.results import Trial
+    from pipeinfer.simulation.ground import Calibrated, Modelled
     from pipeinfer.simulation.simulate import Found, Limits, Setting
 
 
@@ -45,51 +43,23 @@ def simulate(
     from pipeinfer import workload
     from pipeinfer.simulation.acceptance import Acceptance, recorded
     from pipeinfer.simulation.acceptance import acceptance as read_acceptance
+    from pipeinfer.simulation.ground import ground
     from pipeinfer.simulation.simulate import SWEEPS, Setting, side_by_side
 
-    where = _place(cluster, pair)
+    where = ground(cluster, pair)
     drafts = Acceptance(recorded(str(trace)).acceptance, trace=str(trace)) if trace else read_acceptance(acceptance)
     setting = workload.convert(
-        {"strategy": "", "nodes": nodes or where.nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
+        {"strategy": "", "nodes": nodes or where.ranks or 8, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
          "trace": drafts.trace, "seed": seed,
          "tokens": tokens, "prompt": prompt, "accounting": accounting, "width_cost": width_cost,
          "draft_ranks": draft_ranks}, Setting, "simulate:",
     )  # fmt: skip
-    found = side_by_side(where.run, strategy or list(SWEEPS), setting, sweep)
+    found = side_by_side(where.simulate, strategy or list(SWEEPS), setting, sweep)
     bound = where.limits(setting)
     if as_json:
         print(msgspec.json.encode(_as_object(found, bound, setting)).decode())
         return
     _show(found, bound, setting, where)
-
-
-class _Place(NamedTuple):
-    """What is simulated: models and hardware as people call them, ranks unless told otherwise, and how."""
-
-    models: str
-    title: str
-    nodes: int
-    run: "Callable[[Setting], Trial]"
-    limits: "Callable[[Setting], Limits]"
-
-
-def _place(cluster: str, pair: str | None) -> _Place:
-    """Raises WorkloadError or BadProfile."""
-    from pipeinfer import workload
-    from pipeinfer.calibration.profile import read_profile
-    from pipeinfer.simulation import calibrated
-    from pipeinfer.simulation import simulate as modelled
-
-    if not cluster.endswith(".json"):
-        where, models = workload.cluster(cluster), workload.pair(pair or "dolphin-tinyllama")
-        return _Place(models.title, f"nodes of {where.title}", 8, partial(modelled.simulate_one, where, models),
-                      partial(modelled.limits, where, models))  # fmt: skip
-    profile = read_profile(Path(cluster))
-    if pair is not None:
-        raise workload.WorkloadError(f"{cluster} was calibrated with its own pair: leave --pair out")
-    return _Place(f"{profile.target.name} + {profile.draft_model.name}, {profile.backend}",
-                  f"ranks of {profile.name}, calibrated", len(profile.ranks),
-                  partial(calibrated.simulate_one, profile), partial(calibrated.limits, profile))  # fmt: skip
 
 
 def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dict[str, Any]:
@@ -102,7 +72,7 @@ def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dic
     }
 
 
-def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: _Place) -> None:
+def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Modelled | Calibrated") -> None:
     from rich.console import Console
 
     console = Console()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeinfer import metrics, workload
+from pipeinfer import metrics
 from pipeinfer.divergence import Divergence, divergence
 from pipeinfer.reproduce.recipes import (
     Cell,
@@ -24,6 +24,7 @@ from pipeinfer.reproduce.recipes import (
 )
 from pipeinfer.reproduce.records import Record, Rehearsed, config_hash
 from pipeinfer.results import Trial
+from pipeinfer.simulation.ground import cluster_name
 
 Metric = Callable[[Trial], float | None]
 
@@ -67,7 +68,7 @@ class Place(msgspec.Struct, frozen=True):
             return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **link}
         if self.temperature is not None:
             return {"temperature": "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"}
-        parts = {"pair": self.pair, "cluster": workload.cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
+        parts = {"pair": self.pair, "cluster": cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
         parts["acceptance"] = f"{self.drafts} acceptance {self.acceptance:.2g}".strip()
         if self.accounting != "same-ranks":
             parts["accounting"] = self.accounting

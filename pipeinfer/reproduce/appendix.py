@@ -15,6 +15,7 @@ pipeinfer reproduce                                   # every experiment: simula
 pipeinfer reproduce NAME ...                          # some of them
 pipeinfer reproduce --fidelity emulated               # a part of each sweep in real time, beside its simulation
 pipeinfer reproduce --cluster FILE.toml               # the sweeps on a cluster of your own
+pipeinfer reproduce --cluster FILE.json               # the sweeps on a cluster that `pipeinfer calibrate` measured
 mpirun -n 5 pipeinfer reproduce live                  # the live table over the ranks of an MPI world
 pipeinfer reproduce live --workers ADDRESSES --key FILE --backend torch --target MODEL --draft MODEL
 pipeinfer reproduce --replot                          # figures and report anew from the records; nothing is run

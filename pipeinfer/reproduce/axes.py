@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeinfer import metrics, workload
+from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import Best, Metric, Place
 from pipeinfer.results import Trial
 from pipeinfer.simulation.acceptance import trace_title
+from pipeinfer.simulation.ground import ground
 
 
 def mean_gap(trial: Trial) -> float | None:
@@ -99,10 +100,10 @@ def _acceptance(place: Place) -> str:
 
 
 PANEL: dict[str, Callable[[Place], str]] = {
-    "cluster": lambda place: workload.cluster(place.cluster).link.title,
+    "cluster": lambda place: ground(place.cluster, place.pair).link,
     "nodes": lambda place: f"{place.nodes} nodes",
-    "node": lambda place: " / ".join(node.title for node in workload.cluster(place.cluster).nodes),
-    "pair": lambda place: workload.pair(place.pair).title,
+    "node": lambda place: " / ".join(ground(place.cluster, place.pair).nodes),
+    "pair": lambda place: ground(place.cluster, place.pair).models,
     "acceptance": _acceptance,
     "drafts": drafts_title,
     "rate": lambda place: f"mean acceptance {place.acceptance:.2g}",

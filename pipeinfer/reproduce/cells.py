@@ -18,7 +18,7 @@ from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
 from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import RunRecord, Trial
-from pipeinfer.simulation.simulate import check, simulate_one
+from pipeinfer.simulation.ground import ground
 from pipeinfer.spans import Span
 from pipeinfer.workload import WorkloadError
 
@@ -31,7 +31,7 @@ CHUNK = 2
 def check_simulated(cells: Iterable[SimCell]) -> None:
     """Raise WorkloadError if one of them cannot be simulated: better before the sweep than in its middle."""
     for cell in distinct(cells):
-        check(workload.cluster(cell.cluster), workload.pair(cell.pair), cell.setting)
+        ground(cell.cluster, cell.pair).check(cell.setting)
 
 
 def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
@@ -77,7 +77,7 @@ def simulated(cell: SimCell) -> Record:
     """Simulate one cell."""
     start = time.perf_counter()
     spans: list[Span] | None = [] if cell.spans else None
-    trial = simulate_one(workload.cluster(cell.cluster), workload.pair(cell.pair), cell.setting, spans)
+    trial = ground(cell.cluster, cell.pair).simulate(cell.setting, spans)
     return Record(
         config_hash=config_hash(cell),
         config=msgspec.to_builtins(cell),

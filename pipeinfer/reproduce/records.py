@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 
 import pipeinfer
-from pipeinfer import workload
 from pipeinfer.assets import PACKAGE, asset
 from pipeinfer.calibration.profile import Profile
 from pipeinfer.oracle import Trace
 from pipeinfer.reproduce.recipes import Cell, SimCell
 from pipeinfer.results import RunRecord, Trial
 from pipeinfer.simulation.acceptance import recorded
+from pipeinfer.simulation.ground import ground
 from pipeinfer.spans import Span
 from pipeinfer.workload import WorkloadError
 
@@ -58,11 +58,11 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def config_hash(cell: Cell) -> str:
-    """Of the cell, and of what its names stand for: hardware and models, or the files of the built-in pair."""
+    """Of the cell, and of what its names stand for: hardware and models, a profile, or the built-in pair's files."""
     if isinstance(cell, SimCell):
-        cluster, trace = workload.cluster(cell.cluster), cell.setting.trace
-        behind: Any = (cluster, workload.pair(cell.pair), trace and recorded(trace))
-        cell = msgspec.structs.replace(cell, cluster=cluster.name)  # Where its file lies decides nothing.
+        where, trace = ground(cell.cluster, cell.pair), cell.setting.trace
+        behind: Any = (*where, trace and recorded(trace))
+        cell = msgspec.structs.replace(cell, cluster=where.name)  # Where its file lies decides nothing.
     else:
         behind = [*_model_files(), *_dates(cell.live.target, cell.live.draft)]
     content = msgspec.json.encode((pipeinfer.__version__, cell, behind), order="sorted")

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeinfer import workload
 from pipeinfer.reproduce.artifact import with_artifact
 from pipeinfer.reproduce.cells import check_simulated, distinct
 from pipeinfer.reproduce.recipes import (
@@ -15,6 +14,7 @@ from pipeinfer.reproduce.recipes import (
     Emulation,
     Recipe,
     SimCell,
+    Simulated,
     Site,
     cells,
     emulated,
@@ -22,6 +22,7 @@ from pipeinfer.reproduce.recipes import (
     read_recipe,
     recipe_names,
 )
+from pipeinfer.simulation.ground import calibrated_ground, ground, is_calibrated
 from pipeinfer.workload import WorkloadError
 
 ORDER = ("live", "slow", "timeline", "speed", "pairs", "width", "accounting")
@@ -53,20 +54,25 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     if wish.fidelity not in (None, *FIDELITIES):
         raise WorkloadError(f'fidelity "{wish.fidelity}": expected one of {", ".join(FIDELITIES)}')
     if wish.cluster is not None:
-        if wish.cluster.endswith(".json"):
+        ground(wish.cluster)
+        if wish.fidelity == "emulated" and is_calibrated(wish.cluster):
             raise WorkloadError(
-                f"--cluster {wish.cluster}: recipes are of models that a calibrated cluster does not hold; expected a "
-                "name or a TOML file, or use `pipeinfer simulate --cluster`"
+                f"--cluster {wish.cluster}: its links are each as measured, and emulated ones are all alike: expected "
+                "--fidelity sim, or a name or a TOML file"
             )
-        workload.cluster(wish.cluster)
     asked = list(dict.fromkeys(names)) or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
     asked += [ARTIFACT] if wish.artifact is not None and ARTIFACT not in asked else []
-    found = [wished for recipe in map(read_recipe, asked) if (wished := _at(recipe, wish)) is not None]
-    if not found:
+    recipes = list(map(read_recipe, asked))
+    refusals = {recipe.name: problem for recipe in recipes if (problem := _beyond(recipe, wish.cluster))}
+    left = [recipe for recipe in recipes if recipe.name not in refusals]
+    found = [wished for recipe in left if (wished := _at(recipe, wish)) is not None]
+    if not found and not refusals:
         raise WorkloadError(f"none of {', '.join(asked)} has fidelity {wish.fidelity}")
-    if wish.cluster is not None and all(recipe.simulated is None for recipe in found):
+    if wish.cluster is not None and not refusals and all(recipe.simulated is None for recipe in found):
         raise WorkloadError(f"--cluster {wish.cluster}: {', '.join(asked)} would really be run, where this runs")
-    return _fitting(found, wish.ranks) if wish.cluster is not None or wish.ranks is not None else Selected(found, [])
+    if wish.cluster is None and wish.ranks is None:
+        return Selected(found, [])
+    return _fitting(found, wish.ranks, [f"recipe {name}: {problem}" for name, problem in refusals.items()])
 
 
 def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
@@ -86,8 +92,14 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
     elif wish.fidelity not in (None, "sim"):
         return None
     if wish.cluster is not None and recipe.simulated is not None:
-        recipe = replace(recipe, simulated=replace(recipe.simulated, clusters=[wish.cluster]))
+        recipe = replace(recipe, simulated=_on(recipe.simulated, wish.cluster))
     return recipe
+
+
+def _on(sweep: Simulated, cluster: str) -> Simulated:
+    """The sweep on another cluster; a calibrated one brings its own pair."""
+    pairs = [calibrated_ground(cluster).pair] if is_calibrated(cluster) else sweep.pairs
+    return msgspec.structs.replace(sweep, clusters=[cluster], pairs=pairs)
 
 
 def _checked(recipe: Recipe, check: Checked, wish: Wish) -> Recipe:
@@ -98,15 +110,24 @@ def _checked(recipe: Recipe, check: Checked, wish: Wish) -> Recipe:
     return msgspec.structs.replace(recipe, checked=msgspec.structs.replace(check, **over))
 
 
-def _fitting(recipes: list[Recipe], ranks: int | None) -> Selected:
-    """Without the points that are impossible there; a note for each. Raises WorkloadError when nothing is left."""
-    left, notes, refusals = [], [], []
+def _beyond(recipe: Recipe, cluster: str | None) -> str:
+    """Why a whole recipe makes no sense on a calibrated cluster, or nothing."""
+    sweep = recipe.simulated
+    if cluster is None or not is_calibrated(cluster) or sweep is None or len(sweep.clusters) == len(sweep.pairs) == 1:
+        return ""
+    return f"it compares clusters or pairs, and {cluster} is one cluster with its own pair"
+
+
+def _fitting(recipes: list[Recipe], ranks: int | None, refusals: list[str]) -> Selected:
+    """Without the points that are impossible there; a note for each, and for each of the recipes that were refused.
+    Raises WorkloadError when nothing is left."""
+    left, notes = [], []
     for recipe in recipes:
         impossible = _impossible(recipe, ranks)
         fitting = msgspec.structs.replace(recipe, left_out=tuple(impossible))
         problems = list(dict.fromkeys(impossible.values()))
         if not points(fitting):
-            refusals.append(f"recipe {recipe.name}: {problems[0]}")
+            refusals = [*refusals, f"recipe {recipe.name}: {problems[0]}"]
             continue
         left.append(fitting)
         notes += [f"{recipe.name}: left out {_site(site)}: {problem}" for site, problem in impossible.items()]
@@ -121,8 +142,11 @@ def _impossible(recipe: Recipe, ranks: int | None) -> dict[Site, str]:
     for cell in distinct(cell for cell in cells(recipe) if isinstance(cell, SimCell)):
         site = Site(cell.cluster, cell.pair, cell.setting.nodes, cell.setting.accounting)
         needed = site.nodes + (site.accounting == "as-published") if recipe.emulation else 0
+        where = ground(cell.cluster, cell.pair)
         if ranks is not None and needed > ranks:
             found[site] = f"{needed} ranks are needed, and there are {ranks}"
+        elif where.ranks is not None and site.nodes > where.ranks:
+            found[site] = f"{site.nodes} ranks are needed, and {where.name} has {where.ranks}"
         elif site not in found:
             try:
                 check_simulated([cell])

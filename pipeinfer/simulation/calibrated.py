@@ -4,12 +4,23 @@ from collections.abc import Callable, Sequence
 
 from pipeinfer.calibration.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.core.effects import Request
+from pipeinfer.core.head import Strategy
 from pipeinfer.drivers.sim import Hosts, Link, Simulation
 from pipeinfer.oracle import Oracle
 from pipeinfer.placement import LayerRange, even_split
 from pipeinfer.results import Trial
 from pipeinfer.simulation.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
-from pipeinfer.simulation.simulate import Limits, Setting, layout, limits_of, pipeline_of, room, strategy_of, with_ranks
+from pipeinfer.simulation.simulate import (
+    Layout,
+    Limits,
+    Setting,
+    layout,
+    limits_of,
+    pipeline_of,
+    room,
+    strategy_of,
+    with_ranks,
+)
 from pipeinfer.spans import Span
 from pipeinfer.transports import HEAD
 from pipeinfer.workload import WorkloadError
@@ -20,14 +31,8 @@ def simulate_one(
 ) -> Trial:
     """One generation of the profile's pair on its cluster; links are as measured unless `setting` says otherwise. The
     `oracle` replaces the setting's. Raises WorkloadError when the setting cannot be simulated."""
-    if setting.width_cost != 1:
-        raise WorkloadError("what width costs was measured on a calibrated cluster: leave width_cost at 1")
-    if setting.draft_ranks > 1:
-        raise WorkloadError("a calibrated cluster has one draft rank: leave draft_ranks at 1")
     strategy = strategy_of(setting)
-    speeds = [1 / rank_of(profile, rank).layer.at(1, setting.prompt) for rank in range(setting.nodes)]
-    layers, draft_rank = layout(strategy, setting, profile.target.layers, speeds)
-    held = memory(profile, layers, draft_rank)
+    (layers, draft_rank), held = _placed(profile, strategy, setting)
     drafting = len(layers) if draft_rank is None else draft_rank
     simulation = Simulation(
         pipeline_of(strategy, len(layers), setting),
@@ -40,6 +45,24 @@ def simulate_one(
     )
     trial = simulation.run(Request(tuple(range(setting.prompt)), setting.tokens))
     return with_ranks(trial, [*layers, (0, profile.draft_model.layers)], held, setting)
+
+
+def check(profile: Profile, setting: Setting) -> None:
+    """Raise WorkloadError if the setting cannot be simulated: models do not fit, or it changes what was measured."""
+    _placed(profile, strategy_of(setting), setting)
+
+
+def _placed(profile: Profile, strategy: Strategy, setting: Setting) -> tuple[Layout, list[int]]:
+    """The layout, and the bytes of `memory`."""
+    if setting.width_cost != 1:
+        raise WorkloadError("what width costs was measured on a calibrated cluster: leave width_cost at 1")
+    if setting.draft_cost != 1:
+        raise WorkloadError("what the draft costs was measured on a calibrated cluster: leave draft_cost at 1")
+    if setting.draft_ranks > 1:
+        raise WorkloadError("a calibrated cluster has one draft rank: leave draft_ranks at 1")
+    speeds = [1 / rank_of(profile, rank).layer.at(1, setting.prompt) for rank in range(setting.nodes)]
+    found = layout(strategy, setting, profile.target.layers, speeds)
+    return found, memory(profile, found.layers, found.draft_rank)
 
 
 def limits(profile: Profile, setting: Setting) -> Limits:

@@ -116,7 +116,6 @@ def test_a_recipe_without_any_room_is_left_out_and_the_last_one_is_refused(tmp_p
     [
         (["speed"], Wish(cluster="haswell-gigabt"), 'no cluster "haswell-gigabt"; did you mean "haswell-gigabit"'),
         (["speed"], Wish(cluster="no/such.toml"), "no/such.toml: cannot be read: No such file"),
-        (["speed"], Wish(cluster="my.json"), "--cluster my.json: recipes are of models that a calibrated cluster does"),
         (["live"], Wish(cluster="haswell-gigabit"), "--cluster haswell-gigabit: live would really be run"),
         (["speed"], Wish("emulated", ranks=3), "recipe speed: 4 ranks are needed, and there are 3"),
     ],
