@@ -146,7 +146,7 @@ def _impossible(recipe: Recipe, ranks: int | None) -> dict[Site, str]:
         if ranks is not None and needed > ranks:
             found[site] = f"{needed} ranks are needed, and there are {ranks}"
         elif where.ranks is not None and site.nodes > where.ranks:
-            found[site] = f"{site.nodes} ranks are needed, and {where.name} has {where.ranks}"
+            found[site] = f"{site.nodes} ranks are needed, and {where.ranks} were measured"
         elif site not in found:
             try:
                 check_simulated([cell])

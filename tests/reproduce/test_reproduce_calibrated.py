@@ -98,7 +98,7 @@ def test_points_beyond_the_ranks_are_left_out_with_a_note(desk: str) -> None:
     assert {cell.setting.nodes for cell in simulated(recipe)} == {2, 4}
     assert {cell.setting.acceptance for cell in simulated(recipe)} == {0.52, 0.79}
     assert notes == [
-        f"speed: left out target + draft on {nodes} nodes: {nodes} ranks are needed, and desk has 5"
+        f"speed: left out target + draft on {nodes} nodes: {nodes} ranks are needed, and 5 were measured"
         for nodes in (8, 16, 32)
     ]
 
@@ -107,13 +107,13 @@ def test_recipes_that_make_no_sense_there_are_noted_beside_others(desk: str) -> 
     recipes, notes = select(["pairs", "speed", "itl"], Wish("sim", desk))
     assert [recipe.name for recipe in recipes] == ["speed"]
     assert any(note.startswith("left out: recipe pairs: it compares clusters or pairs") for note in notes)
-    assert "left out: recipe itl: 8 ranks are needed, and desk has 5" in notes
+    assert "left out: recipe itl: 8 ranks are needed, and 5 were measured" in notes
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("itl", "recipe itl: 8 ranks are needed, and desk has 5"),
+        ("itl", "recipe itl: 8 ranks are needed, and 5 were measured"),
         ("pairs", "recipe pairs: it compares clusters or pairs, and .*desk.json is one cluster with its own pair"),
         ("hardware", "recipe hardware: it compares clusters or pairs"),
         ("width", "recipe width: what width costs was measured"),
