@@ -32,7 +32,7 @@ class Cores:
         self._now = 0.0
 
     def start(self, now: float, seconds: float, action: Callable[..., None], *arguments: Any) -> int:
-        """Have `action` called when `seconds` of work are done; a ticket for `stop` and `left`."""
+        """Have `action` called when `seconds` of work are done; a ticket for `stop`."""
         self._advance(now)
         self._serial += 1
         self._work[self._serial] = _Work(self._service + seconds, action, arguments)

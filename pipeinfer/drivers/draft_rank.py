@@ -36,7 +36,7 @@ class DraftWorker:
             options = DraftOptions(**message.draft)  # type: ignore[arg-type]
             self._sampling = message.sampling
             self._drafter = Drafter(setup.cells, setup.sequences, message.context, options)
-            self._wake_at = float("inf")
+            self._work, self._wake_at = None, float("inf")
             self._model.clear()
             if self._behind is not None:
                 self._behind.begin(message)
@@ -55,7 +55,7 @@ class DraftWorker:
     def _handle(self, event: Any) -> None:
         assert self._drafter is not None
         self._perform(self._drafter.handle(event))
-        while self._work is not None and not self.busy and not self._endpoint.leaving:
+        while self._work is not None and not self.busy and not self._endpoint.over:
             done = self._compute(self._work)
             self._perform(self._drafter.handle(done))
 

@@ -55,6 +55,8 @@ class Endpoint:
         self.setup = setup
         self.spans: list[Span] = []
         self.leaving = False
+        self.over = False
+        """The trial has ended, and the next has not begun: what is still to be computed is not wanted."""
         self.abort_requested = False
         self.worker: Worker
         self._busy_s = 0.0
@@ -74,24 +76,24 @@ class Endpoint:
         """Take messages until told to leave. Raises PeerLost."""
         while not self.leaving:
             now = time.monotonic()
-            wake = self.worker.next_wake()
+            wake = float("inf") if self.over else self.worker.next_wake()
             if wake <= now:
                 self.worker.wake()
                 continue
-            envelope = self._later.popleft() if self._later else self.transport.receive(min(IDLE_S, wake - now))
+            envelope = self._next(min(IDLE_S, wake - now))
             if envelope is not None:
                 self._dispatch(envelope)
 
     def poll(self) -> bool:
         """For the backend, between layers: act on what has come meanwhile; true if the computation is to stop."""
-        while (envelope := self.transport.receive(0)) is not None:
+        while (envelope := self._next(0)) is not None:
             self._dispatch(envelope)
         return self.abort_requested
 
     def wait(self, done: Callable[[], bool]) -> bool:
         """Act on what comes until it is `done`; false if what is waited for is not wanted any more."""
         while not done() and not self.abort_requested:
-            envelope = self.transport.receive(IDLE_S)
+            envelope = self._next(IDLE_S)
             if envelope is not None:
                 self._dispatch(envelope)
         self.abort_requested = False
@@ -123,21 +125,31 @@ class Endpoint:
                 return True
             if left <= BLOCK_S:
                 time.sleep(min(left, NAP_S))
-            elif (envelope := self.transport.receive(left - BLOCK_S)) is not None:
+            elif (envelope := self._next(left - BLOCK_S)) is not None:
                 self._dispatch(envelope)
         return False
 
+    def _next(self, timeout: float) -> Envelope | None:
+        """The next message: what was put off first, once the computation that it ends has ended."""
+        if self._later and not (self.worker.busy and self.over):
+            return self._later.popleft()
+        return self.transport.receive(timeout)
+
     def _dispatch(self, envelope: Envelope) -> None:
         message = messages.decode(envelope.header)
+        between = isinstance(message, AskReport | Begin)
         if isinstance(message, Shutdown):
-            self.leaving = self.abort_requested = True
-        elif self.worker.busy and (self._later or isinstance(message, AskReport | Begin)):
-            # These come between trials, but a draft rank may still be at work on the trial that has ended.
-            self.abort_requested = True
+            self.leaving = self.over = self.abort_requested = True
+        elif self.worker.busy and (self.over or between):
+            # It comes between trials, but a draft rank may still be at work on the trial that has ended.
+            self.abort_requested |= between
+            self.over = True
             self._later.append(envelope)
         elif isinstance(message, AskReport):
+            self.over = True
             self._report()
         else:
+            self.over &= not between
             self.worker.take(message, envelope.payload)
 
     def _report(self) -> None:
