@@ -57,6 +57,9 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
         # The place of everything is found once; text is a little wider as pixels than as outlines.
         figure.savefig(path.with_suffix(".png"), dpi=200)
         figure.set_layout_engine("none")
+        # The layout's solver adds in the order of addresses, so its last digits are chance.
+        for axis in figure.axes:
+            axis.set_position([round(share, 5) for share in axis.get_position(original=True).bounds])
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
