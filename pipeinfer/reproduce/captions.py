@@ -43,10 +43,11 @@ def real(live: Live | None, found: Sequence[Best]) -> str:
     assert live is not None
     models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
     long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
+    times = "once each" if live.repeats == 1 else f"{live.repeats} repetitions"
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, {_where(found)}{slowness(live)}. "
-        f"{len(live.prompts)} prompts{long}, {live.repeats} repetitions with the strategies in turn, "
+        f"{len(live.prompts)} prompt{'s' * (len(live.prompts) > 1)}{long}, {times} with the strategies in turn, "
         f"{live.tokens} tokens. All token ids equal the iterative run's."
     )
 
@@ -81,7 +82,8 @@ def swept(recipe: Recipe, figure: Figure) -> str:
     names = [text for name, text in _SWEPT.items() if name in tried and name not in along]
     if not names:
         return ""
-    return f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} swept, the best shown."
+    listed = f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]}"
+    return f"{listed[0].upper()}{listed[1:]} swept, the best shown."
 
 
 def repeated(analysis: Analysis) -> str:

@@ -169,7 +169,8 @@ def _percentiles(analysis: Analysis, figure: Figure, path: Path) -> None:
 
 def _row(analysis: Analysis, best: Best, figure: Figure) -> str:
     drafts = {"": "i.i.d.", "varied": "varied"}.get(best.place.drafts, "recorded") if "rate" in figure.panels else ""
-    return ", ".join(filter(None, [drafts, analysis.where(best.place, figure.panels), best.strategy]))
+    where = analysis.where(best.place, (*figure.panels, "temperature"))  # Real places have a panel for each.
+    return ", ".join(filter(None, [drafts, where, best.strategy]))
 
 
 def _style(analysis: Analysis, best: Best) -> str:

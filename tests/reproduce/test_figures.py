@@ -40,7 +40,7 @@ FIGURES = [
     (Figure("lines", x="nodes", panels=("drafts",)), "Without markers: closed form"),
     (Figure("lines", x="nodes", y="gain", panels=("acceptance",)), "published: up to 2.15x"),
     (Figure("lines", x="cutoff", y="gap", panels=("acceptance",)), "K swept, the best shown"),
-    (Figure("lines", x="size", y="memory", panels=("acceptance",)), "cutoff swept, the best shown"),
+    (Figure("lines", x="size", y="memory", panels=("acceptance",)), "Cutoff swept, the best shown"),
     (Figure("lines", x="nodes", y="per_memory", panels=("acceptance",)), "tokens/s per GB of all ranks"),
     (Figure("dots", panels=("rate",)), "Each dot is one of 3 draws or texts"),
     (Figure("percentiles", y="gaps", panels=("acceptance",)), "Gaps of zero"),
