@@ -59,7 +59,7 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
         figure.set_layout_engine("none")
         # The layout's solver adds in the order of addresses, so its last digits are chance.
         for axis in figure.axes:
-            axis.set_position([round(share, 5) for share in axis.get_position(original=True).bounds])
+            axis.set_position(tuple(round(share, 5) for share in axis.get_position(original=True).bounds))
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
