@@ -1,6 +1,7 @@
 """What all tests share: the option `--full`, and that no test leaves a process behind."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 LEAVE_S = 5.0
+
+# What a shell runs in the background ignores interrupts, and so would whatever these tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before NumPy is loaded: ranks share the cores, and so do the threads of these tests.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
