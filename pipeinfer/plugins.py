@@ -6,7 +6,9 @@ Nothing is imported before it is named. The project's own plug-ins come through 
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Hashable
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
@@ -73,7 +75,7 @@ def installed() -> list[Plugin]:
 
 
 def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
-    factory = load(group, name)
+    factory = _factory(group, name, tuple(sys.path))
     who = f'{_kind(group)} "{name}"'
     signature = inspect.signature(factory, eval_str=True)
     known = signature.parameters
@@ -88,6 +90,12 @@ def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
     except TypeError as problem:
         raise ValueError(f"{who}: {problem}") from None
     return factory(**options)  # where a TypeError is a fault of its own, and shows where it is
+
+
+@cache
+def _factory(group: str, name: str, _path: tuple[str, ...]) -> Any:
+    """Looked up once while what is installed is looked for in the same places: a sweep opens thousands."""
+    return load(group, name)
 
 
 def _check_type(who: str, option: str, value: Any, expected: Any) -> None:

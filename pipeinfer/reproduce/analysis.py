@@ -116,6 +116,11 @@ class Best(msgspec.Struct, frozen=True):
         return metrics.median_band(self.values(metric))
 
     @property
+    def speed(self) -> float:
+        """Median tokens/s, without the work of its interval."""
+        return float(np.median(self.values(metrics.tokens_per_second)))
+
+    @property
     def label(self) -> str:
         return label(self.options)
 

@@ -33,8 +33,8 @@ def _table(found: Iterable[Beside]) -> Table:
         [
             one.emulated.place.text,
             f"{one.emulated.strategy} {one.emulated.label}".strip(),
-            f"{one.simulated.band()[1]:.2f}",
-            f"{one.emulated.band()[1]:.2f}",
+            f"{one.simulated.speed:.2f}",
+            f"{one.emulated.speed:.2f}",
             _signed(one.deviation()),
             _signed(one.deviation(metrics.ttft_s)),
             str(len(one.emulated.records)),

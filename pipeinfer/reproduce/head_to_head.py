@@ -40,7 +40,7 @@ def _row(analysis: Analysis, best: Best) -> list[str]:
     return [
         own.program or "ours",
         f"{strategy} {analysis.chosen(best)}".strip(),
-        f"{best.band()[1]:.2f}",
+        f"{best.speed:.2f}",
         _ratio(best, same_side.get(REFERENCE)),
         _ratio(best, same_side.get("speculative")),
         _ratio(best, there.get(strategy)) if own.program else "-",

@@ -66,7 +66,7 @@ def table(analysis: Analysis) -> Table:
 
 def _figures(best: Best, there: dict[str, Best]) -> list[str]:
     return [
-        f"{best.band()[1]:.2f}",
+        f"{best.speed:.2f}",
         *[_ratio(best, there.get(other)) for other in (REFERENCE, "speculative")],
         *[_milliseconds(best.median(percentile(name))) for name in ("mean", "p50", "p95", "p99")],
         _milliseconds(best.median(metrics.ttft_s)),

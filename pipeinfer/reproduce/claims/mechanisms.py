@@ -59,5 +59,5 @@ def _by_size(analysis: Analysis, place: Place) -> dict[int, float]:
     for one in analysis.variants:
         if one.place == place and one.strategy == "pipeinfer" and "draft" in one.options:
             size = one.options["draft"]
-            speeds[size] = max(one.band()[1], speeds.get(size, 0.0))
+            speeds[size] = max(one.speed, speeds.get(size, 0.0))
     return speeds

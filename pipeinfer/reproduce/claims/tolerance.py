@@ -43,7 +43,7 @@ def slow_links(bearing: Bearing) -> Finding | None:
     for acceptance in sorted({place.acceptance for one in by_bandwidth for place in one.places}):
         found = [there for there in places(by_bandwidth) if first(there).place.acceptance == acceptance]
         slowest, fastest = (pick(found, key=_bandwidth) for pick in (min, max))
-        shares = {name: slowest[name].band()[1] / fastest[name].band()[1] for name in slowest if name in fastest}
+        shares = {name: slowest[name].speed / fastest[name].speed for name in slowest if name in fastest}
         if not {"pipeinfer", "speculative"} <= set(shares):
             continue
         kept.append(shares["pipeinfer"])
