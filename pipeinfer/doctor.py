@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pipeinfer.drivers.awake import REQUESTS, cores_awake
+
 BUSY = 0.1
 """Load per core above which others are in the way."""
 
@@ -49,6 +51,7 @@ def examine(ranks: int, root: Path = Path("/"), environment: Mapping[str, str] =
         swap(root),
         session_groups(root),
         clock(root),
+        idle_cores(root),
         naps(),
         python_build(),
         mpi(),
@@ -176,9 +179,21 @@ def _cost_of_a_look(looks: int = 10_000) -> float:
     return (time.monotonic() - start) / looks
 
 
+def idle_cores(root: Path) -> Finding:
+    """A core that sleeps between two messages wakes up late; sessions ask that none does."""
+    requests = root / REQUESTS.relative_to("/")
+    if not requests.exists():
+        return Finding("idle cores", "unknown", f"no {REQUESTS}: they may sleep between messages")
+    if os.access(requests, os.W_OK):
+        return Finding("idle cores", "ok", "kept awake during sessions")
+    cure = f"sudo chmod o+w {REQUESTS}, which holds until the next boot"
+    return Finding("idle cores", "advice", f"sleep between messages: this user may not write {REQUESTS}", cure)
+
+
 def naps() -> Finding:
     """How late a short sleep ends: emulated compute and idle ranks rest on it."""
-    late = sorted(_nap() - NAP_S for _ in range(NAPS))
+    with cores_awake():
+        late = sorted(_nap() - NAP_S for _ in range(NAPS))
     most = late[int(0.95 * NAPS)]
     median = statistics.median(late)
     found = f"{NAP_S * 1e3:g} ms end {median * 1e3:.2f} ms late, {most * 1e3:.2f} ms at the 95th percentile"

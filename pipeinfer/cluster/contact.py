@@ -1,11 +1,13 @@
 """The head's side of ranks that are up: sending, receiving, and a name for whatever goes wrong."""
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 from pipeinfer.cluster.ranks import Ranks, open_ranks
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, Shutdown
+from pipeinfer.drivers.awake import cores_awake
 from pipeinfer.drivers.live import shaped
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
@@ -25,6 +27,8 @@ class Contact:
         """What a rank said of where it is: `HOST (pid N)`."""
         self._ranks: Ranks = open_ranks(transport, count, workers, key)
         self._last_message: dict[int, str] = {}
+        self._awake = ExitStack()
+        self._awake.enter_context(cores_awake())
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +59,7 @@ class Contact:
 
     def close(self) -> None:
         """End every rank that was started here and let go of the others. Idempotent."""
+        self._awake.close()
         self._ranks.close(messages.encode(Shutdown()))
 
     def send(self, rank: int, message: Any, *, urgent: bool = False) -> None:

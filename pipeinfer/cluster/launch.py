@@ -345,14 +345,17 @@ class _Generation:
         effects = self._head.handle(now, event)
         if self._log is not None:
             self._log.record(now, event, effects)
-        stop: Stop | None = None
         for effect in effects:
-            stop = self._perform(effect, now) or stop
-        if stop is not None:  # after all effects: what follows from stopping must not overtake them
+            self._send(effect, now)
+        stop: Stop | None = None
+        for effect in effects:  # the ranks have their work: now the user
+            if isinstance(effect, Emit):
+                stop = self._emit(effect, now) or stop
+        if stop is not None:
             self._stop = stop
             self._handle(stop)
 
-    def _perform(self, effect: HeadEffect, now: float) -> Stop | None:
+    def _send(self, effect: HeadEffect, now: float) -> None:
         if isinstance(effect, ToFirstStage):
             self._cluster.send_first(effect.message)
         elif isinstance(effect, ToDraft):
@@ -360,11 +363,11 @@ class _Generation:
         elif isinstance(effect, ToStages):
             self._cluster.send_stages(effect.message)
             self._note("cancel " + " ".join(map(str, effect.message.runs)), now)
-        elif isinstance(effect, Emit):
-            self._emit_s.extend([now] * len(effect.tokens))
-            self._note(f"commit {len(effect.tokens)}", now)
-            return self._on_tokens(effect.tokens) if self._on_tokens else None
-        return None
+
+    def _emit(self, effect: Emit, now: float) -> Stop | None:
+        self._emit_s.extend([now] * len(effect.tokens))
+        self._note(f"commit {len(effect.tokens)}", now)
+        return self._on_tokens(effect.tokens) if self._on_tokens else None
 
     def _note(self, what: str, now: float) -> None:
         """Put a decision of the head on the timeline."""

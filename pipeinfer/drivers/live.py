@@ -6,6 +6,7 @@ import time
 
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, Inspect, Ready, Setup, Shutdown
+from pipeinfer.drivers.awake import cores_awake
 from pipeinfer.drivers.draft_rank import DraftWorker
 from pipeinfer.drivers.endpoint import IDLE_S, Endpoint, unexpected
 from pipeinfer.drivers.loading import load_stage, one_line
@@ -42,14 +43,15 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
     transport.connect(HEAD, first.head_address)
     try:
         setup: Setup | None
-        if isinstance(first, Inspect):
-            transport = shaped(transport, first.bandwidth_bps, first.latency_s)
-            setup = probe(transport, first)
-        else:
-            setup = first
-        if setup is not None:
-            transport = shaped(transport, setup.bandwidth_bps, setup.latency_s)
-            _session(transport, setup)
+        with cores_awake():
+            if isinstance(first, Inspect):
+                transport = shaped(transport, first.bandwidth_bps, first.latency_s)
+                setup = probe(transport, first)
+            else:
+                setup = first
+            if setup is not None:
+                transport = shaped(transport, setup.bandwidth_bps, setup.latency_s)
+                _session(transport, setup)
     except PeerLost as lost:
         if lost.rank == HEAD:
             raise

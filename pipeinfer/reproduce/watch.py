@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeinfer.drivers.awake import cores_awake
+
 LEAVE_S = 5.0
 """How long a program may go on after it has written its last line."""
 
@@ -51,7 +53,7 @@ def watch(command: Sequence[str], folder: Path, *, silence_s: float, last: "re.P
     """Run `command` in `folder` until it exits, or writes nothing for `silence_s`, or lingers after it has written
     `last` to standard error. Nothing of it is left running. Raises OSError when it cannot be started."""
     start = time.monotonic()
-    with subprocess.Popen(
+    with cores_awake(), subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:  # fmt: skip
