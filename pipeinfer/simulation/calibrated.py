@@ -1,6 +1,7 @@
 """A calibrated cluster in the simulator: a profile's curves as costs, its hosts' cores, its links."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pipeinfer.calibration.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.core.effects import Request
@@ -60,9 +61,17 @@ def _placed(profile: Profile, strategy: Strategy, setting: Setting) -> tuple[Lay
         raise WorkloadError("what the draft costs was measured on a calibrated cluster: leave draft_cost at 1")
     if setting.draft_ranks > 1:
         raise WorkloadError("a calibrated cluster has one draft rank: leave draft_ranks at 1")
-    speeds = [1 / rank_of(profile, rank).layer.at(1, setting.prompt) for rank in range(setting.nodes)]
-    found = layout(strategy, setting, profile.target.layers, speeds)
+    found = layout(strategy, setting, profile.target.layers, partial(_speed, profile, setting))
     return found, memory(profile, found.layers, found.draft_rank)
+
+
+def _speed(profile: Profile, setting: Setting, rank: int) -> float:
+    """Layers per second, one row at a time."""
+    layer_s = rank_of(profile, rank).layer.at(1, setting.prompt)
+    if layer_s == 0:
+        raise WorkloadError(f"{profile.name}: its layers take no time on rank {rank}, so none can be split by speed: "
+                            "leave split at even, or calibrate again")  # fmt: skip
+    return 1 / layer_s
 
 
 def limits(profile: Profile, setting: Setting) -> Limits:

@@ -108,9 +108,9 @@ class Prepared(NamedTuple):
     request: Request
 
 
-def layout(strategy: Strategy, setting: Setting, target_layers: int, speeds: Sequence[float]) -> Layout:
-    """Where a strategy's models lie on the ranks, which compute as fast as `speeds` says. Raises WorkloadError when the
-    layers cannot be split so."""
+def layout(strategy: Strategy, setting: Setting, target_layers: int, speed: Callable[[int], float]) -> Layout:
+    """Where a strategy's models lie on the ranks; how fast each computes is asked where the split goes by `speed`.
+    Raises WorkloadError when the layers cannot be split so."""
     name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
     together = not strategy.drafts or (published and name == "speculative")
     if published and setting.draft_ranks > 1:
@@ -121,7 +121,7 @@ def layout(strategy: Strategy, setting: Setting, target_layers: int, speeds: Seq
         if published and name == "pipeinfer" and stages > 1:
             layers = parse_split(_published_split(stages), target_layers)
         elif setting.split == "speed":
-            layers = parse_split(_proportional_split(speeds[:stages]), target_layers)
+            layers = parse_split(_proportional_split([speed(rank) for rank in range(stages)]), target_layers)
         else:
             layers = even_split(target_layers, stages)
     except BadSplit as problem:
@@ -141,11 +141,6 @@ def _proportional_split(speeds: Sequence[float]) -> str:
     return ",".join(repr(speed / sum(speeds)) for speed in speeds)
 
 
-def speeds(cluster: Cluster, nodes: int) -> list[float]:
-    """By memory bandwidth, which bounds a narrow run."""
-    return [cluster.node(rank).memory_bandwidth_gbs for rank in range(nodes)]
-
-
 def _published_split(stages: int) -> str:
     """0.1 of the layers on the head, the rest even, which is what the 8-node script has; the 4-node one of the README
     is 0.1, 0.4, 0.5."""
@@ -155,8 +150,12 @@ def _published_split(stages: int) -> str:
 
 def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
     """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
-    placed = layout(strategy_of(setting), setting, pair.target.layers, speeds(cluster, setting.nodes))
-    _memory(cluster, pair, placed, setting)
+    _memory(cluster, pair, _placed(cluster, pair, strategy_of(setting), setting), setting)
+
+
+def _placed(cluster: Cluster, pair: Pair, strategy: Strategy, setting: Setting) -> Layout:
+    """The split by speed goes by memory bandwidth, which bounds a narrow run."""
+    return layout(strategy, setting, pair.target.layers, lambda rank: cluster.node(rank).memory_bandwidth_gbs)
 
 
 def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
@@ -176,7 +175,7 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
 def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
     """The same for every fidelity. Raises WorkloadError as `check` does."""
     strategy = strategy_of(setting)
-    placed = layout(strategy, setting, pair.target.layers, speeds(cluster, setting.nodes))
+    placed = _placed(cluster, pair, strategy, setting)
     length = setting.prompt + setting.tokens
     memory = _memory(cluster, pair, placed, setting)
     latency_us = cluster.link.latency_us if setting.latency_us is None else setting.latency_us

@@ -100,6 +100,16 @@ def test_what_does_not_fit_is_refused() -> None:
         simulate_one(PROFILE, setting("iterative", width_cost=0.0))
 
 
+def test_layers_that_take_no_time_are_split_evenly_and_never_by_speed() -> None:
+    """A fit may leave nothing for the layers: all of a run is then its overhead."""
+    free = msgspec.structs.replace(PROFILE.ranks[1], layer=flat(0.0))
+    profile = msgspec.structs.replace(PROFILE, ranks=(PROFILE.ranks[0], free, PROFILE.ranks[2]))
+    trial = simulate_one(profile, setting("iterative", nodes=3))
+    assert [one.layers for one in trial.ranks] == [(0, 3), (3, 6), (6, 8)]
+    with pytest.raises(WorkloadError, match="desk: its layers take no time on rank 1"):
+        simulate_one(profile, setting("iterative", nodes=3, split="speed"))
+
+
 # The command
 
 

@@ -18,8 +18,11 @@ from pipeinfer.simulation.simulate import SWEEPS, Setting, layout, limits, simul
 from pipeinfer.workload import WorkloadError, cluster, pair
 
 CLUSTER, PAIR = cluster("haswell-gigabit"), pair("dolphin-tinyllama")
-EQUAL = [1.0] * 8
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
+
+
+def equal(_rank: int) -> float:
+    return 1.0
 
 
 def test_every_strategy_commits_the_same_tokens() -> None:
@@ -48,7 +51,7 @@ def test_iterative_speed_is_one_traversal_and_its_hops() -> None:
 
 def test_same_ranks_gives_the_draft_one_of_them() -> None:
     iterative, speculative, pipeinfer = (
-        layout(strategy, Setting(name, nodes=8), 80, EQUAL)
+        layout(strategy, Setting(name, nodes=8), 80, equal)
         for strategy, name in ((Iterative(), "iterative"), (Speculative(), "speculative"), (PipeInfer(), "pipeinfer"))
     )
     assert (len(iterative.layers), iterative.draft_rank) == (8, None)
@@ -57,11 +60,11 @@ def test_same_ranks_gives_the_draft_one_of_them() -> None:
 
 
 def test_as_published_follows_the_scripts() -> None:
-    pipeinfer = layout(PipeInfer(), Setting("pipeinfer", nodes=8, accounting="as-published"), 80, EQUAL)
+    pipeinfer = layout(PipeInfer(), Setting("pipeinfer", nodes=8, accounting="as-published"), 80, equal)
     assert [stop - start for start, stop in pipeinfer.layers] == [8, 12, 12, 12, 12, 12, 12]
-    four = layout(PipeInfer(), Setting("pipeinfer", nodes=4, accounting="as-published"), 80, EQUAL)
+    four = layout(PipeInfer(), Setting("pipeinfer", nodes=4, accounting="as-published"), 80, equal)
     assert [stop - start for start, stop in four.layers] == [8, 32, 40]
-    speculative = layout(Speculative(), Setting("speculative", nodes=8, accounting="as-published"), 80, EQUAL)
+    speculative = layout(Speculative(), Setting("speculative", nodes=8, accounting="as-published"), 80, equal)
     assert (len(speculative.layers), speculative.draft_rank) == (8, 0)
 
 
