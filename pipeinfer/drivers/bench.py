@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeinfer.backend import Batch, ModelStage
 from pipeinfer.core.messages import TO_THE_END, KvSeqRm, Load, Measure
-from pipeinfer.core.sampling import candidates, sample
+from pipeinfer.core.sampling import best_candidates, sample
 
 FILL_ROWS = 64
 """Context that is only there to be attended to is read this many rows at a time."""
@@ -91,12 +91,10 @@ class Bench:
         output = self._stage.forward(Batch(tokens, positions, ((0,),) * count, outputs), hidden, self._abort)
         if output is None:
             raise Interrupted
-        if not load.outputs:
-            return
-        for row, position in zip(output, positions[count - outputs :], strict=True):
-            if load.candidates:
-                candidates(row, position + 1, load.sampling, load.candidates)
-            else:
+        if load.outputs and load.candidates:
+            best_candidates(output, positions, load.sampling, load.candidates)
+        elif load.outputs:
+            for row, position in zip(output, positions[count - outputs :], strict=True):
                 sample(row, position + 1, load.sampling)
 
 
