@@ -282,17 +282,11 @@ class Found(msgspec.Struct, frozen=True):
         return metrics.tokens_per_second(self.trial) or 0.0
 
 
-def simulate(
-    cluster: Cluster, pair: Pair, strategies: Iterable[str], setting: Setting, sweep: bool = True
-) -> list[Found]:
-    """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`)."""
-    return side_by_side(lambda one: simulate_one(cluster, pair, one), strategies, setting, sweep)
-
-
 def side_by_side(
     run: Callable[[Setting], Trial], strategies: Iterable[str], setting: Setting, sweep: bool
 ) -> list[Found]:
-    """The same, whatever runs a setting."""
+    """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`); `run` runs
+    a setting."""
     found = []
     for name in strategies:
         options = variants(name, setting) if sweep else [{}]

@@ -14,10 +14,12 @@ from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.oracle import independent
-from pipeinfer.simulation.simulate import SWEEPS, Setting, layout, limits, simulate, simulate_one
+from pipeinfer.simulation.ground import Modelled
+from pipeinfer.simulation.simulate import SWEEPS, Setting, layout, limits, side_by_side, simulate_one
 from pipeinfer.workload import WorkloadError, cluster, pair
 
 CLUSTER, PAIR = cluster("haswell-gigabit"), pair("dolphin-tinyllama")
+SIMULATED = Modelled(CLUSTER, PAIR).simulate
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
 
@@ -26,14 +28,14 @@ def equal(_rank: int) -> float:
 
 
 def test_every_strategy_commits_the_same_tokens() -> None:
-    found = simulate(CLUSTER, PAIR, STRATEGIES, Setting("", nodes=4, tokens=48))
+    found = side_by_side(SIMULATED, STRATEGIES, Setting("", nodes=4, tokens=48), sweep=True)
     assert len({one.trial.token_ids for one in found}) == 1
     assert [one.tried for one in found] == [len(SWEEPS[name]) for name in STRATEGIES]
 
 
 def test_the_best_of_a_sweep_is_the_fastest_trial() -> None:
     setting = Setting("speculative", nodes=4, acceptance=0.79, tokens=48, width_cost=0.0)
-    (best,) = simulate(CLUSTER, PAIR, ["speculative"], setting)
+    (best,) = side_by_side(SIMULATED, ["speculative"], setting, sweep=True)
     speeds = {}
     for options in SWEEPS["speculative"]:
         trial = simulate_one(CLUSTER, PAIR, msgspec.structs.replace(setting, options=options))
@@ -43,7 +45,7 @@ def test_the_best_of_a_sweep_is_the_fastest_trial() -> None:
 
 
 def test_iterative_speed_is_one_traversal_and_its_hops() -> None:
-    (found,) = simulate(CLUSTER, PAIR, ["iterative"], Setting("", nodes=8, tokens=64))
+    (found,) = side_by_side(SIMULATED, ["iterative"], Setting("", nodes=8, tokens=64), sweep=True)
     hop = 50e-6 + (32 * 1024 + 44) * 8 / 1e9
     expected = 1 / (1 / limits(CLUSTER, PAIR, Setting("", nodes=8, tokens=64)).iterative + 7 * hop + 2 * 50e-6)
     assert found.tokens_per_second == pytest.approx(expected, rel=2e-3)
@@ -78,8 +80,9 @@ def test_ranks_carry_their_layers_and_memory() -> None:
 
 def test_free_width_makes_the_simulator_approach_the_limits() -> None:
     setting = Setting("", nodes=8, acceptance=0.79, tokens=1024, width_cost=0.0)
-    found = {one.strategy: one for one in simulate(cluster("haswell-fdr"), PAIR, STRATEGIES, setting)}
-    bound = limits(cluster("haswell-fdr"), PAIR, setting)
+    where = Modelled(cluster("haswell-fdr"), PAIR)
+    found = {one.strategy: one for one in side_by_side(where.simulate, STRATEGIES, setting, sweep=True)}
+    bound = where.limits(setting)
     # What chance made of the acceptance length in this trace is taken out.
     length = metrics.acceptance_length(found["speculative"].trial)
     assert length is not None
