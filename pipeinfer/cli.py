@@ -17,7 +17,7 @@ from pipeinfer.commands import (
     simulate,
     worker,
 )
-from pipeinfer.errors import LaunchError, RankLost
+from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.transports import TransportError
 
@@ -60,5 +60,5 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"error: {one_line(text)}", file=sys.stderr)
     sys.exit(code)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeinfer.drivers.awake import REQUESTS, cores_awake
+from pipeinfer.errors import one_line
 
 BUSY = 0.1
 """Load per core above which others are in the way."""
@@ -241,7 +242,7 @@ def mpi() -> Finding:
         return Finding("MPI", "unknown", "mpi4py is not installed")
     except (ImportError, RuntimeError) as problem:
         cure = "install an MPI library, such as the wheel mpich or the distribution's openmpi-bin"
-        return Finding("MPI", "advice", f"mpi4py finds no library: {' '.join(str(problem).split())}", cure)
+        return Finding("MPI", "advice", f"mpi4py finds no library: {one_line(problem)}", cure)
     name = " ".join(MPI.Get_library_version().partition("\n")[0].partition(",")[0].rstrip("\0").split())
     if name.startswith("Open MPI"):
         return Finding("MPI", "advice", name, "with more ranks than cores: mpirun --oversubscribe")

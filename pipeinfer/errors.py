@@ -11,3 +11,8 @@ class RankLost(Exception):  # noqa: N818 - reads as what happened
     def __init__(self, rank: int, text: str) -> None:
         super().__init__(text)
         self.rank = rank
+
+
+def one_line(said: object) -> str:
+    """What a problem says, without line breaks."""
+    return " ".join(str(said).split())

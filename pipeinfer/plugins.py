@@ -12,6 +12,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
+from pipeinfer.errors import one_line
+
 BACKENDS = "pipeinfer.backends"
 TRANSPORTS = "pipeinfer.transports"
 STRATEGIES = "pipeinfer.strategies"
@@ -111,7 +113,7 @@ def _load(point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as problem:  # whatever a stranger's module raises when imported
-        reason = _one_line(problem) + _remedy(point, problem)
+        reason = _explained(problem) + _remedy(point, problem)
         raise BrokenPlugin(f'{_kind(point.group)} "{point.name}" does not load: {reason}') from problem
 
 
@@ -121,7 +123,7 @@ def _state(point: EntryPoint) -> str:
     except ModuleNotFoundError as problem:
         return f"missing {problem.name}{_remedy(point, problem)}"
     except Exception as problem:  # as above
-        return f"broken: {_one_line(problem)}"
+        return f"broken: {_explained(problem)}"
     return "ok"
 
 
@@ -168,5 +170,5 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist else ("?", "?")
 
 
-def _one_line(problem: Exception) -> str:
-    return " ".join(f"{type(problem).__name__}: {problem}".split())
+def _explained(problem: Exception) -> str:
+    return one_line(f"{type(problem).__name__}: {problem}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeinfer.errors import one_line
+
 ERROR_LEVEL = 4
 F32, F16 = 0, 1
 """ggml's numbers of the plain types."""
@@ -31,7 +33,7 @@ def llama() -> ModuleType:
 def listen(level: int, text: bytes, _: object) -> None:
     """Keep error lines; llama.cpp logs a page for every model."""
     if level >= ERROR_LEVEL and text.strip(b".\n "):
-        _errors.append(" ".join(text.decode(errors="replace").split()))
+        _errors.append(one_line(text.decode(errors="replace")))
 
 
 def forget_errors() -> None:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from pipeinfer.backend import BadModel
+from pipeinfer.errors import one_line
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers `lean.py` computes: RMSNorm, rotary positions, grouped queries, SwiGLU."""
@@ -23,7 +24,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each configuration class checks its fields in its own way
         raise BadModel(f"expected the configuration of a model that transformers has in {folder / 'config.json'}, came"
-                       f" {one_line(error)}") from None
+                       f" {briefly(error)}") from None
     config = cast(PreTrainedConfig, config.get_text_config())
     check(config, folder)
     return config
@@ -59,5 +60,6 @@ def choose_dtype(config: PreTrainedConfig, device: torch.device, name: str) -> t
     return chosen if isinstance(chosen, torch.dtype) else torch.float32
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def briefly(error: Exception) -> str:
+    """What transformers says, which may be pages."""
+    return one_line(error)[:300] or type(error).__name__

@@ -13,7 +13,7 @@ from transformers import Cache
 
 from pipeinfer.backend import AbortCheck, BadModel
 from pipeinfer_torch.cells import KvCells, View
-from pipeinfer_torch.config import one_line
+from pipeinfer_torch.config import briefly
 from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
 
@@ -50,7 +50,7 @@ class GenericLayers:
             self._rehearse(skeleton)
         except Exception as error:  # code of another version of transformers may fail anywhere
             raise BadModel(f"expected layers that run apart from the rest of {type(self._model).__name__}, came"
-                           f" {one_line(error)}: install another version of transformers") from None
+                           f" {briefly(error)}: install another version of transformers") from None
 
     def run(self, entering: Tensor, positions: Tensor, view: View, outputs: int, abort: AbortCheck) -> Tensor | None:
         """From token ids [rows] or hidden states [rows, hidden_size] to hidden states or logits [outputs, vocabulary];

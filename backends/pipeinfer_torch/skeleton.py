@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from pipeinfer.backend import BadModel
 from pipeinfer.hf.checkpoint import Checkpoint
 from pipeinfer_torch.attention import NAME
-from pipeinfer_torch.config import choose_dtype, one_line, read_config
+from pipeinfer_torch.config import briefly, choose_dtype, read_config
 
 
 class Skeleton:
@@ -142,7 +142,7 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> Any:
         with torch.device("meta"):
             return kind._from_config(config, dtype=dtype, attn_implementation=attention).eval()
     except Exception as error:  # modules raise what they like about sizes that do not fit
-        raise BadModel(f"expected a model that transformers can build in {folder}, came {one_line(error)}") from None
+        raise BadModel(f"expected a model that transformers can build in {folder}, came {briefly(error)}") from None
 
 
 def find_layers(base: nn.Module, count: int) -> tuple[str, nn.ModuleList]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeinfer.backend import BadModel
+from pipeinfer.errors import one_line
 from pipeinfer.hf.checkpoint import INDEX, Checkpoint
 from pipeinfer.hf.folder import find_folder
 
@@ -46,5 +47,5 @@ def fetch(name: str, revision: str, files: Iterable[str]) -> Path:
     except LocalEntryNotFoundError:
         reason = "the hub cannot be reached and the files are not here: download the model first, or give its folder"
     except Exception as error:  # its HTTP client's own errors come through
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     raise BadModel(f"expected {name} at revision {revision} from the Hugging Face hub, came {reason}") from None

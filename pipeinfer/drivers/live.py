@@ -9,7 +9,7 @@ from pipeinfer.core.messages import Failure, Inspect, Ready, Setup, Shutdown
 from pipeinfer.drivers.awake import cores_awake
 from pipeinfer.drivers.draft_rank import DraftWorker
 from pipeinfer.drivers.endpoint import IDLE_S, Endpoint, unexpected
-from pipeinfer.drivers.loading import load_stage, one_line
+from pipeinfer.drivers.loading import explained, load_stage
 from pipeinfer.drivers.probe import probe
 from pipeinfer.drivers.stage_rank import StageWorker
 from pipeinfer.errors import LaunchError
@@ -58,7 +58,7 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
         _tell(transport, Failure(lost.rank, str(lost)))
     except Exception as problem:
         user_error = isinstance(problem, LaunchError)
-        _tell(transport, Failure(transport.rank, one_line(problem), user_error))
+        _tell(transport, Failure(transport.rank, explained(problem), user_error))
         if not user_error:
             raise
     return True

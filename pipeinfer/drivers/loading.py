@@ -4,7 +4,7 @@ import msgspec
 
 from pipeinfer.backend import ModelStage
 from pipeinfer.cluster.memory import free_bytes
-from pipeinfer.errors import LaunchError
+from pipeinfer.errors import LaunchError, one_line
 from pipeinfer.plugins import open_backend
 
 
@@ -16,7 +16,7 @@ def load_stage(
         opened = open_backend(backend, msgspec.json.decode(options), rank=rank)
         stage: ModelStage = opened.load(model, layers, cells=cells, sequences=sequences)
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
-        raise LaunchError(f"rank {rank} cannot load {model}: {one_line(problem)}") from problem
+        raise LaunchError(f"rank {rank} cannot load {model}: {explained(problem)}") from problem
     return stage
 
 
@@ -27,11 +27,11 @@ def free_here(rank: int, backend: str, options: bytes) -> tuple[int, bool]:
         opened = open_backend(backend, msgspec.json.decode(options), rank=rank)
         device = opened.device_bytes() if hasattr(opened, "device_bytes") else None
     except (ValueError, TypeError, OSError, ImportError) as problem:
-        raise LaunchError(f"rank {rank} cannot use the backend {backend}: {one_line(problem)}") from problem
+        raise LaunchError(f"rank {rank} cannot use the backend {backend}: {explained(problem)}") from problem
     return (free_bytes(), True) if device is None else (device, False)
 
 
-def one_line(problem: BaseException) -> str:
+def explained(problem: BaseException) -> str:
     """What went wrong; with the name of its kind where the text alone does not say."""
-    text = " ".join(str(problem).split())
+    text = one_line(problem)
     return text if isinstance(problem, ValueError | LaunchError) and text else f"{type(problem).__name__}: {text}"

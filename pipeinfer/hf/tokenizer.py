@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pipeinfer.backend import BadModel
+from pipeinfer.errors import one_line
 
 
 class HfTokenizer:
@@ -20,8 +21,7 @@ class HfTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            reason = " ".join(str(error).split())
-            raise BadModel(f"expected a tokenizer in {path}, came {reason}: fetch the file again") from None
+            raise BadModel(f"expected a tokenizer in {path}, came {one_line(error)}: fetch the file again") from None
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

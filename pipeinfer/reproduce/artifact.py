@@ -19,6 +19,7 @@ from pipeinfer import workload
 from pipeinfer.backend import BadModel, Tokenizer
 from pipeinfer.cache import cache_folder
 from pipeinfer.cluster.world import in_world
+from pipeinfer.errors import one_line
 from pipeinfer.hf.folder import builtin_folder
 from pipeinfer.placement import even_split
 from pipeinfer.plugins import BACKENDS, load, open_backend
@@ -119,7 +120,7 @@ def run_programs(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> 
         try:
             trial = _run(cell, silence_s)
         except (BadModel, WorkloadError, OSError, _Failed) as failed:
-            error = f"{cell.program}: {' '.join(str(failed).split())}"
+            error = f"{cell.program}: {one_line(failed)}"
         yield record_of(cell, trial, [], error, time.perf_counter() - start)
 
 

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from pipeinfer import metrics, workload
+from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.oracle import Trace
 from pipeinfer.reproduce.analysis import Analysis, Best
 from pipeinfer.reproduce.cells import live_plan, sampling_of
@@ -15,6 +16,7 @@ from pipeinfer.reproduce.recipes import LiveCell, RehearsalCell, rehearsal_of
 from pipeinfer.reproduce.records import Record, Rehearsed, config_hash, stamped, text_of
 from pipeinfer.simulation.calibrated import simulate_one
 from pipeinfer.simulation.simulate import Setting
+from pipeinfer.transports import TransportError
 
 PART_S = 0.2
 """How long each part of a model is timed. What comes of it is fitted to a rehearsal anyway."""
@@ -25,15 +27,12 @@ BEYOND = 64
 
 def run_rehearsal(cell: RehearsalCell, key: str | None = None) -> Iterator[Record]:
     """Its record; one with an error, where ranks or an engine cannot be had."""
-    from pipeinfer.errors import LaunchError, RankLost
-    from pipeinfer.transports import TransportError
-
     start = time.perf_counter()
     rehearsed, problem = None, ""
     try:
         rehearsed = _rehearse(cell, key)
     except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
-        problem = " ".join(str(failed).split())
+        problem = one_line(failed)
     yield Record(
         config_hash=config_hash(cell),
         config=msgspec.to_builtins(cell),

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell, ProgramCell
 from pipeinfer.reproduce.records import Record, config_hash, stamped
 from pipeinfer.results import Trial
 from pipeinfer.spans import Span
-from pipeinfer.transports import HEAD
+from pipeinfer.transports import HEAD, TransportError
 
 C = TypeVar("C", EmulatedCell, LiveCell)
 
@@ -25,8 +26,6 @@ def on_ranks(
     """Their records, in order. A generation that fails has an error for a trial; so has every cell whose ranks cannot
     be brought up. `warm_up` follows each bringing up."""
     from pipeinfer.cluster.launch import Cluster
-    from pipeinfer.errors import LaunchError, RankLost
-    from pipeinfer.transports import TransportError
 
     plan, cluster, problem = None, None, ""
     with ExitStack() as stack:
@@ -44,7 +43,7 @@ def on_ranks(
                     start = time.perf_counter()
             except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
                 stack.close()
-                cluster, problem = None, f"the ranks did not come up: {_one_line(failed)}"
+                cluster, problem = None, f"the ranks did not come up: {one_line(failed)}"
             if cluster is None:
                 yield record_of(cell, None, [], problem, 0.0)
                 continue
@@ -53,14 +52,10 @@ def on_ranks(
             except (RankLost, TransportError, ValueError) as failed:
                 stack.close()
                 cluster = None
-                yield record_of(cell, None, [], _one_line(failed), time.perf_counter() - start)
+                yield record_of(cell, None, [], one_line(failed), time.perf_counter() - start)
             else:
                 spans = _spans(cluster, trial) if cluster.plan.trace else []
                 yield record_of(cell, trial, spans, "", time.perf_counter() - start)
-
-
-def _one_line(failed: BaseException) -> str:
-    return " ".join(str(failed).split())
 
 
 def _spans(cluster: Any, trial: Trial) -> list[Span]:

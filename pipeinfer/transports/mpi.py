@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mpi4py
 
+from pipeinfer.errors import one_line
 from pipeinfer.transports import (
     HEAD,
     MAX_HEADER,
@@ -256,9 +257,8 @@ def _load() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as problem:
-        text = " ".join(str(problem).split())
         cure = "load your cluster's MPI module, or run `pip install mpich`"
-        raise TransportError(f"mpi4py does not load: {text}; {cure}") from problem
+        raise TransportError(f"mpi4py does not load: {one_line(problem)}; {cure}") from problem
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
         raise TransportError("this MPI library was built or initialized without THREAD_SERIALIZED, which is needed")
     return MPI
