@@ -7,19 +7,18 @@ import numpy as np
 
 from pipeinfer import plots
 from pipeinfer.reproduce.analysis import Analysis
-from pipeinfer.reproduce.rehearsed import Prediction, predictions
+from pipeinfer.reproduce.rehearsed import Prediction
 from pipeinfer.reproduce.report import Block, Paragraph, Table
 
 BAND = 0.15
 """The band that is drawn: errors up to this are what real runs should have in the median."""
 
 
-def draw_scatter(analysis: Analysis, path: Path) -> None:
+def draw_scatter(analysis: Analysis, found: list[Prediction], path: Path) -> None:
     """Predicted over measured speed, a marker per backend and a colour per strategy."""
     recipe = analysis.recipe
     check = recipe.checked
     assert check is not None
-    found = predictions(analysis)
     points = [
         plots.Spot(
             _engine(one), recipe.strategies[one.best.strategy].of or one.best.strategy, one.measured, one.predicted
@@ -39,10 +38,10 @@ def draw_scatter(analysis: Analysis, path: Path) -> None:
     )  # fmt: skip
 
 
-def summary(analysis: Analysis) -> Table:
+def summary(found: list[Prediction]) -> Table:
     """Errors per backend and strategy."""
     rows = []
-    for engine, some in _by_engine(predictions(analysis)).items():
+    for engine, some in _by_engine(found).items():
         rows.append(_row(some[0], engine, "all", some))
         for strategy, those in groupby(sorted(some, key=_strategy), _strategy):
             rows.append(_row(some[0], engine, strategy, list(those)))
@@ -50,12 +49,12 @@ def summary(analysis: Analysis) -> Table:
     return Table(head, rows, numbers=range(3, 8))
 
 
-def check_blocks(analysis: Analysis) -> list[Block]:
+def check_blocks(found: list[Prediction]) -> list[Block]:
     """What follows the summary: every cell."""
     rows = [
         [one.best.place.text, f"{one.best.strategy} {one.best.label}".strip(), f"{one.measured:.1f}",
          f"{one.predicted:.1f}", f"{one.error:+.1%}"]
-        for one in predictions(analysis)
+        for one in found
     ]  # fmt: skip
     about = "Error: of the simulated tokens/s, as a share of the measured median; its median is over absolute values."
     head = ["where", "strategy", "measured, tokens/s", "simulated, tokens/s", "error"]

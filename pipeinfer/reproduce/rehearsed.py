@@ -81,14 +81,13 @@ class Prediction(NamedTuple):
 
 def predictions(analysis: Analysis) -> list[Prediction]:
     """Of all that was measured and rehearsed."""
-    found = [prediction(analysis, best) for best in analysis.best]
+    known = {msgspec.json.encode(cell): rehearsed for cell, rehearsed in analysis.rehearsed}
+    found = [_prediction(known, best) for best in analysis.best if known]
     return [one for one in found if one is not None]
 
 
-def prediction(analysis: Analysis, best: Best) -> Prediction | None:
-    """Of a contender: the median over the texts that it wrote."""
-    known = dict(zip([msgspec.json.encode(cell) for cell, _ in analysis.rehearsed],
-                     [rehearsed for _, rehearsed in analysis.rehearsed], strict=True))  # fmt: skip
+def _prediction(known: dict[bytes, Rehearsed], best: Best) -> Prediction | None:
+    """Of a contender: the median over the texts that it wrote. `known`: what was rehearsed, by its cell."""
     cells = [msgspec.convert(record.config, LiveCell) for record in best.records.values()]
     rehearsed = known.get(msgspec.json.encode(rehearsal_of(cells[0].live)))
     measured = best.median(metrics.tokens_per_second)

@@ -27,7 +27,7 @@ from pipeinfer.reproduce.recipes import (
 from pipeinfer.reproduce.records import Record, Store, config_hash
 from pipeinfer.reproduce.rehearsed import run_rehearsal
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Table, write
-from pipeinfer.reproduce.sections import section, table
+from pipeinfer.reproduce.sections import section
 from pipeinfer.workload import WorkloadError
 
 OnProgress = Callable[[Recipe, int, int, float | None], None]
@@ -113,14 +113,15 @@ def conclude(recipes: list[Recipe], store: Store, folder: Path, notes: Sequence[
     blocks: list[Block] = [Heading("Claims"), claims_table(claims), Paragraph(_ABOUT)]
     blocks += [Paragraph(f"Note: {note}.") for note in notes]
     try:
-        for analysis in analyses.values():
-            blocks += section(analysis, folder / "figures")
+        sections = [section(analysis, folder / "figures") for analysis in analyses.values()]
+        blocks += [block for one in sections for block in one.blocks]
         blocks += appendix(analyses, store)
         (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
         write(folder, "PipeInfer (SC'24), reproduced", blocks)
     except OSError as problem:
         raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
-    return Conclusion(claims, [table(one) for one in analyses.values() if one.recipe.fidelity != "sim" and one.best])
+    tables = [one.table for recipe, one in zip(recipes, sections, strict=True) if recipe.fidelity != "sim"]
+    return Conclusion(claims, [table for table in tables if table is not None])
 
 
 _ABOUT = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
@@ -10,12 +11,19 @@ from pipeinfer.reproduce.beside import beside
 from pipeinfer.reproduce.checked import check_blocks, draw_scatter, summary
 from pipeinfer.reproduce.figures import draw, figure_name, limit
 from pipeinfer.reproduce.head_to_head import NOTES, head_to_head
-from pipeinfer.reproduce.rehearsed import prediction
+from pipeinfer.reproduce.rehearsed import Prediction, predictions
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
 
 
-def section(analysis: Analysis, figures: Path) -> list[Block]:
-    """Heading, figure, table and errors of a recipe; draws its figure into `figures`."""
+class Section(NamedTuple):
+    """Heading, figures, table and errors of a recipe; and the `table` by itself, where there is one."""
+
+    blocks: list[Block]
+    table: Table | None
+
+
+def section(analysis: Analysis, figures: Path) -> Section:
+    """What the report says of a recipe; draws its figures into `figures`."""
     recipe = analysis.recipe
     blocks: list[Block] = [
         Heading(recipe.title + ", emulated" * (recipe.emulation is not None)),
@@ -26,25 +34,27 @@ def section(analysis: Analysis, figures: Path) -> list[Block]:
         ),
     ]
     if not analysis.best:
-        return [*blocks, *_errors(analysis), Paragraph("Nothing to show: no trial passed.")]
+        return Section([*blocks, *_errors(analysis), Paragraph("Nothing to show: no trial passed.")], None)
+    predicted = predictions(analysis)
     for figure in recipe.figures:
         if figure.kind == "scatter":
-            draw_scatter(analysis, figures / figure_name(recipe, figure))
+            draw_scatter(analysis, predicted, figures / figure_name(recipe, figure))
         else:
             draw(analysis, figure, figures)
         blocks.append(Picture(figure_name(recipe, figure), recipe.title))
     notes: list[Block] = [Paragraph(NOTES)] if recipe.artifact else []
-    notes += check_blocks(analysis) if recipe.checked else []
-    return [*blocks, table(analysis), *notes, *beside(analysis), *_errors(analysis)]
+    notes += check_blocks(predicted) if recipe.checked else []
+    shown = table(analysis, predicted)
+    return Section([*blocks, shown, *notes, *beside(analysis), *_errors(analysis)], shown)
 
 
-def table(analysis: Analysis) -> Table:
-    """A row per contender and place."""
+def table(analysis: Analysis, predicted: list[Prediction]) -> Table:
+    """A row per contender and place; beside what was measured what was `predicted`."""
     recipe = analysis.recipe
     if recipe.artifact:
         return head_to_head(analysis)
     if recipe.checked:
-        return summary(analysis)
+        return summary(predicted)
     simulated = recipe.simulated is not None
     title = f"{recipe.title} ({recipe.fidelity})"
     head = ["where", "strategy", "tokens/s", "of iterative", "of speculative", "mean gap", "p50", "p95", "p99",
@@ -56,10 +66,10 @@ def table(analysis: Analysis) -> Table:
     ]  # fmt: skip
     if analysis.rehearsed:
         head.insert(3, "as simulated")
-        every = [best for place in analysis.places for best in analysis.at(place).values()]
-        for row, best in zip(rows, every, strict=True):
-            found = prediction(analysis, best)
-            row.insert(3, "-" if found is None else f"{found.predicted:.2f} ({found.error:+.0%})")
+        said = {(one.best.place, one.best.strategy): f"{one.predicted:.2f} ({one.error:+.0%})" for one in predicted}
+        every = [(place, strategy) for place in analysis.places for strategy in analysis.at(place)]
+        for row, one in zip(rows, every, strict=True):
+            row.insert(3, said.get(one, "-"))
     head += ["limit, tokens/s"] * simulated
     return Table(head, rows, range(2, len(head)), title)
 

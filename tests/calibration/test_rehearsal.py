@@ -167,7 +167,7 @@ def test_the_check_runs_resumes_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / "checked.svg").exists()
     report = (tmp_path / "report.md").read_text()
     assert "emulated, 3 stages, 0.1 Gbit/s, 300 us" in report
-    assert summary(analyse(CHECKED, store.records)).rows[0][:4] == ["emulated", "emulated", "all", "4"]
+    assert summary(found).rows[0][:4] == ["emulated", "emulated", "all", "4"]
     first = json.loads(before.splitlines()[0])
     assert msgspec.convert(first["rehearsed"]["profile"], Profile).backend == "emulated"
 

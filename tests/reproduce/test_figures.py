@@ -85,7 +85,7 @@ def test_a_gain_is_over_the_best_baseline_draw_by_draw(analysis: Analysis) -> No
 
 
 def test_a_table_says_where_only_what_differs_and_has_the_percentiles(analysis: Analysis) -> None:
-    shown = table(analysis)
+    shown = table(analysis, [])
     assert {row[0] for row in shown.rows} == {
         "acceptance 0.6", "varied acceptance 0.6", "builtin-sampled acceptance 0.62",
     }  # fmt: skip

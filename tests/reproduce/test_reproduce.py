@@ -431,7 +431,7 @@ def test_a_text_that_parts_at_a_tie_of_coarse_arithmetic_is_shown_with_it(
     (lossless,) = [claim for claim in judge({"live": analysis}) if claim.id == "C10"]
     assert (lossless.verdict, lossless.reproduced) == ("partly", "6 of 8 identical, 2 parted at a tie")
     assert "token 5, top two 0.004 apart, bfloat16" in lossless.evidence
-    shown = str(section(analysis, tmp_path))
+    shown = str(section(analysis, tmp_path).blocks)
     assert "first divergence" in shown
     assert "token 5, top two 0.004 apart, bfloat16" in shown
     exact = analyse(LIVE, Store(live[0]).records)
