@@ -133,6 +133,7 @@ class Pair(msgspec.Struct, frozen=True):
         return f"{self.target.title} + {self.draft.title}"
 
 
+@cache
 def cluster(name: str) -> Cluster:
     """A profile of workloads/clusters.toml, by name, or one of a file like it: `mine.toml`, `mine.toml:rack2`. Such a
     file may name nodes and links of workloads/clusters.toml beside its own."""
@@ -167,6 +168,7 @@ def _only(clusters: dict[str, Any], path: Path) -> str:
     return next(iter(clusters))
 
 
+@cache
 def pair(name: str) -> Pair:
     """A pair of workloads/pairs.toml, by name."""
     path = asset("workloads/pairs.toml")

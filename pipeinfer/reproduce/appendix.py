@@ -3,9 +3,9 @@ how it is run, what was found to take how long, where, and from which command.""
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
-from pipeinfer.reproduce.analysis import Analysis
 from pipeinfer.reproduce.recipes import Recipe, cells
 from pipeinfer.reproduce.records import FILE, Record, Store, config_hash, environment
 from pipeinfer.reproduce.report import Block, Code, Heading, Paragraph, Table
@@ -22,20 +22,21 @@ pipeinfer reproduce --replot                          # figures and report anew 
 """
 
 
-def appendix(analyses: Mapping[str, Analysis], store: Store) -> Iterator[Block]:
+def appendix(recipes: Sequence[Recipe], store: Store) -> Iterator[Block]:
     """Experiments, commands, environment and data."""
     yield Heading("Appendix: artifact evaluation")
     yield Heading("Experiments", 3)
     yield Paragraph("Minutes are those of the whole experiment at its own fidelity, on the hardware named; beside them "
                     "what its cells took here, one after another.")  # fmt: skip
-    yield _experiments(analyses, store)
+    kept = [_records(recipe, store) for recipe in recipes]
+    yield _experiments(recipes, kept)
     yield Heading("How to run them", 3)
     yield Paragraph("This report was made by the first line; the others are the ways there are. All of them add to "
                     f"{FILE} in the folder of --out, run only what is not in it yet, and write the report of what was "
                     "asked for.")  # fmt: skip
     yield Code(shlex.join(["pipeinfer", *sys.argv[1:]]) + "\n\n" + HOW_TO.rstrip())
     yield Heading("Environment", 3)
-    found = {**environment(), **_ranks(analyses, store)}
+    found = {**environment(), **_ranks(chain.from_iterable(kept))}
     yield Table(["", ""], [[name, str(value)] for name, value in found.items()])
     yield Heading("Data", 3)
     seconds = sum(record.seconds for record in store.records.values())
@@ -46,14 +47,12 @@ def appendix(analyses: Mapping[str, Analysis], store: Store) -> Iterator[Block]:
     )
 
 
-def _experiments(analyses: Mapping[str, Analysis], store: Store) -> Table:
+def _experiments(recipes: Sequence[Recipe], kept: Sequence[list[Record]]) -> Table:
     head = ["experiment", "claims", "fidelity", "expected", "hardware", "minutes", "here, s", "cells", "done"]
-    return Table(head, [_row(analysis, store) for analysis in analyses.values()], numbers=range(5, 9))
+    return Table(head, list(map(_row, recipes, kept)), numbers=range(5, 9))
 
 
-def _row(analysis: Analysis, store: Store) -> list[str]:
-    recipe = analysis.recipe
-    done = _records(recipe, store)
+def _row(recipe: Recipe, done: list[Record]) -> list[str]:
     return [
         recipe.name,
         ", ".join(recipe.claims) or "-",
@@ -79,9 +78,8 @@ def _records(recipe: Recipe, store: Store) -> list[Record]:
     return [store.records[name] for name in hashes if name in store.records]
 
 
-def _ranks(analyses: Mapping[str, Analysis], store: Store) -> dict[str, str]:
+def _ranks(records: Iterable[Record]) -> dict[str, str]:
     """The hosts of ranks that really ran."""
-    records = [record for analysis in analyses.values() for record in _records(analysis.recipe, store)]
     ranks = [rank for record in records if record.trial is not None for rank in record.trial.ranks]
     hosts = sorted({rank.host for rank in ranks if rank.host})
     return {"hosts of the ranks": ", ".join(hosts)} if hosts else {}

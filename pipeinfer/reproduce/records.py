@@ -60,13 +60,22 @@ class Record(msgspec.Struct, frozen=True):
 def config_hash(cell: Cell) -> str:
     """Of the cell, and of what its names stand for: hardware and models, a profile, or the built-in pair's files."""
     if isinstance(cell, SimCell):
-        where, trace = ground(cell.cluster, cell.pair), cell.setting.trace
-        behind: Any = (*where, trace and recorded(trace))
-        cell = msgspec.structs.replace(cell, cluster=where.name)  # Where its file lies decides nothing.
+        name, behind = _ground(cell.cluster, cell.pair, cell.setting.trace)
+        cell = msgspec.structs.replace(cell, cluster=name)  # Where its file lies decides nothing.
     else:
-        behind = [*_model_files(), *_dates(cell.live.target, cell.live.draft)]
-    content = msgspec.json.encode((pipeinfer.__version__, cell, behind), order="sorted")
-    return hashlib.sha256(content).hexdigest()[:16]
+        behind = _json([*_model_files(), *_dates(cell.live.target, cell.live.draft)])
+    return hashlib.sha256(_json((pipeinfer.__version__, cell, behind))).hexdigest()[:16]
+
+
+@cache
+def _ground(cluster: str, pair: str, trace: str | None) -> tuple[str, msgspec.Raw]:
+    """What a cluster is called, and all that these names stand for: encoded once, since a recorded trace is long."""
+    where = ground(cluster, pair)
+    return where.name, _json((*where, trace and recorded(trace)))
+
+
+def _json(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value, order="sorted"))
 
 
 @cache

@@ -115,7 +115,7 @@ def conclude(recipes: list[Recipe], store: Store, folder: Path, notes: Sequence[
     try:
         sections = [section(analysis, folder / "figures") for analysis in analyses.values()]
         blocks += [block for one in sections for block in one.blocks]
-        blocks += appendix(analyses, store)
+        blocks += appendix(recipes, store)
         (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
         write(folder, "PipeInfer (SC'24), reproduced", blocks)
     except OSError as problem:
