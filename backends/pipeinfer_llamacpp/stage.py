@@ -115,7 +115,7 @@ class LlamaCppStage:
         if self._hidden is not None:
             self._hidden.expect(rows.n_tokens, self._hidden_size)
         forget_errors()
-        self._watcher.start(abort)
+        self._watcher.start(abort, rows.n_tokens)
         status = self._decode(self._context, rows)
         return status, self._watcher.stop()
 

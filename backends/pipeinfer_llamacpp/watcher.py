@@ -1,6 +1,7 @@
 """Asks from a thread of its own whether a computation is to stop, while the native library computes."""
 
 import ctypes
+import math
 import threading
 import time
 from typing import TypeAlias
@@ -25,21 +26,28 @@ def new_flag() -> Flag:
 
 
 class AbortWatcher:
-    """`flag`, a C string, becomes non-empty as soon as the current check is true."""
+    """`flag`, a C string, becomes non-empty as soon as the current check is true.
+
+    A computation that will be over before the first look, by what a row took in the one before, is not watched.
+    """
 
     def __init__(self, flag: Flag) -> None:
         self._flag = flag
         self._check: AbortCheck | None = None
         self._error: BaseException | None = None
         self._closed = False
+        self._rows, self._row_s, self._start = 1, math.inf, 0.0
         self._lock = threading.Lock()
         self._awake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="abort watcher", daemon=True)
         self._thread.start()
 
-    def start(self, check: AbortCheck) -> None:
-        """A computation begins: ask `check` until it ends."""
+    def start(self, check: AbortCheck, rows: int) -> None:
+        """A computation of `rows` begins: ask `check` until it ends."""
         self._flag[0] = GO_ON
+        self._rows, self._start = rows, time.monotonic()
+        if rows * self._row_s < PERIOD_S:
+            return
         with self._lock:
             self._check = check
         if not self._awake.is_set():
@@ -49,7 +57,10 @@ class AbortWatcher:
         """The computation has ended; true if it was to stop. From here on the check is not called."""
         with self._lock:
             self._check = None
-        return bool(self._flag[0] == ABORT)
+        if self._flag[0] == ABORT:
+            return True
+        self._row_s = (time.monotonic() - self._start) / self._rows
+        return False
 
     def raise_error(self) -> None:
         """Raise what the check raised, if it did. That stopped the computation, too."""

@@ -59,11 +59,18 @@ def own_loop(target: str, quantisation: str) -> Way:
     return generate
 
 
-def pipeline(stack: ExitStack, target: str, quantisation: str, stages: int) -> Way:
-    options = {"quantisation": quantisation}
+def pipeline(stack: ExitStack, transport: str, target: str, quantisation: str, stages: int) -> Way:
     cluster = stack.enter_context(
-        Cluster(backend="llamacpp", backend_options=options, target=target, draft=None, stages=stages, cells=CELLS)
-    )  # fmt: skip
+        Cluster(
+            transport=transport,
+            backend="llamacpp",
+            backend_options={"quantisation": quantisation},
+            target=target,
+            draft=None,
+            stages=stages,
+            cells=CELLS,
+        )
+    )
     prompt = cluster.tokenizer.encode(PROMPT)
 
     def generate() -> tuple[float, tuple[int, ...]]:
@@ -73,13 +80,14 @@ def pipeline(stack: ExitStack, target: str, quantisation: str, stages: int) -> W
     return generate
 
 
+@pytest.mark.parametrize("transport", ["tcp", "inproc"])
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
 @pytest.mark.parametrize("target", FLOORS)
 def test_stages_beside_one_and_the_librarys_own_loop(
-    benchmark: Any, capsys: pytest.CaptureFixture[str], target: str, quantisation: str
+    benchmark: Any, capsys: pytest.CaptureFixture[str], target: str, quantisation: str, transport: str
 ) -> None:
     with ExitStack() as stack:
-        ways = {f"{stages} stages": pipeline(stack, target, quantisation, stages) for stages in (1, 3)}
+        ways = {f"{stages} stages": pipeline(stack, transport, target, quantisation, stages) for stages in (1, 3)}
         ways["own loop"] = own_loop(target, quantisation)
         speeds: dict[str, list[float]] = {way: [] for way in ways}
 
@@ -99,7 +107,7 @@ def test_stages_beside_one_and_the_librarys_own_loop(
     of_own = median(one / own for one, own in zip(speeds["1 stages"], speeds["own loop"], strict=True))
     with capsys.disabled():
         told = ", ".join(f"{way} {median(values):.1f}" for way, values in speeds.items())
-        print(f"\n{target} {quantisation}: tokens/s {told}; 3 of 1 {of_one:.1%}, 1 of the library's own {of_own:.1%}")
+        print(f"\n{target} {quantisation} {transport}: tokens/s {told}; 3 of 1 {of_one:.1%}, 1 of the library's own {of_own:.1%}")
     least_of_one, least_of_own = FLOORS[target]
     assert of_one >= least_of_one
     assert of_own >= least_of_own
