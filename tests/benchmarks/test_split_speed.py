@@ -107,7 +107,8 @@ def test_stages_beside_one_and_the_librarys_own_loop(
     of_own = median(one / own for one, own in zip(speeds["1 stages"], speeds["own loop"], strict=True))
     with capsys.disabled():
         told = ", ".join(f"{way} {median(values):.1f}" for way, values in speeds.items())
-        print(f"\n{target} {quantisation} {transport}: tokens/s {told}; 3 of 1 {of_one:.1%}, 1 of the library's own {of_own:.1%}")
+        ratios = f"3 of 1 {of_one:.1%}, 1 of the library's own {of_own:.1%}"
+        print(f"\n{target} {quantisation} {transport}: tokens/s {told}; {ratios}")
     least_of_one, least_of_own = FLOORS[target]
     assert of_one >= least_of_one
     assert of_own >= least_of_own
