@@ -1,6 +1,7 @@
 """A rank of a calibrated cluster to emulate: it takes what was measured there, and has as much memory."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeinfer.backend import BadModel, ModelInfo
@@ -35,11 +36,10 @@ class MeasuredRank:
         return self._rank().memory_bytes
 
     def seconds(self, role: str, first: int, stop: int) -> Seconds:
-        """What a forward of layers [first, stop) takes there; of the draft, its share of the whole one's."""
-        count, layers = stop - first, self.model(role).layers
+        """What a forward of layers [first, stop) takes there; of the draft, what they take where it was measured."""
         if role == "draft":
-            whole = self.profile.draft
-            return lambda rows, context: whole.at(rows, context) * count / layers
+            return partial(self.profile.draft_s, (first, stop))
+        count, layers = stop - first, self.profile.target.layers
         rank = self._rank()
         has_head = stop == layers
 

@@ -10,7 +10,7 @@ import msgspec
 from pipeinfer import __version__
 from pipeinfer.backend import ModelInfo
 from pipeinfer.calibration.head_time import head_event_s
-from pipeinfer.calibration.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.calibration.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.calibration.survey import Grid, LayerTimes, Seconds, Survey, part_of, parts_of
 from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.launch import Models, Plan, uncollected
@@ -27,24 +27,24 @@ PART_S = 0.6
 CONTENTION_S = 0.25
 
 DRAFT_BURST = 4
-"""The draft is timed computing so many tokens one after another, as it does."""
+"""A draft on one rank is timed computing so many tokens one after another, as it does. Of several ranks each waits for
+the others after every token."""
 
 
 def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None], part_s: float = PART_S) -> Profile:
-    """Measure the ranks that `plan` describes; the last one drafts. `say` is told what is being measured, which takes
-    `part_s` seconds per part of a model.
+    """Measure the ranks that `plan` describes; the last one drafts, or the last ones, where `plan` splits the draft.
+    `say` is told what is being measured, which takes `part_s` seconds per part of a model.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
     """
     models = Models(plan)
     if models.draft is None or plan.draft is None:
         raise LaunchError("a profile is of a pair: give a draft model")
-    count = len(models.split) + 1
-    with Contact(plan.transport, count, plan.workers, plan.key) as contact, uncollected():
+    with Contact(plan.transport, models.count, plan.workers, plan.key) as contact, uncollected():
         survey = Survey(contact, say)
         try:
             say("the ranks")
-            survey.inspect(inspections(models, count, contact.transport.address, limited=True))
+            survey.inspect(inspections(models, models.count, contact.transport.address, limited=True))
             return _Calibration(models, survey, sampling, part_s).profile()
         except RankLost as lost:
             if contact.never_came(lost):
@@ -73,9 +73,7 @@ class _Calibration:
         cells = self._grid.contexts[-1]
         load = target_load(models, cells, self._sampling)
         times = survey.layers(ranks, load, target, self._grid)
-        survey.say(f"the draft on rank {ranks[-1]}")
-        drafts = self._grid._replace(burst=DRAFT_BURST)
-        drafting = survey.parts(ranks[-1:], draft_load(models, cells, self._sampling), drafts)[ranks[-1]]
+        drafting = tuple([self._draft_share(rank, cells) for rank in ranks[models.drafter :]])
         crowd = max(survey.by_host(ranks).values(), key=len)
         some = part_of(load, parts_of(target.layers, target.layer_bytes)[0], target.layers)
         return Profile(
@@ -84,7 +82,7 @@ class _Calibration:
             target=_model(plan.target, target),
             draft_model=_model(plan.draft, draft),
             ranks=tuple([self._rank(rank, times[rank]) for rank in ranks]),
-            draft=self._curve(drafting),
+            draft=drafting[0].forward if len(drafting) == 1 else drafting,
             links=tuple(self._links(len(ranks))),
             contention=survey.contention(crowd, some, self._grid.contexts[0], CONTENTION_S),
             message_s=survey.handling_s(ranks[0]),
@@ -92,11 +90,22 @@ class _Calibration:
             environment=self._environment(),
         )
 
+    def _draft_share(self, rank: int, cells: int) -> DraftShare:
+        models, survey = self._models, self._survey
+        layers = models.draft_split[rank - models.drafter]
+        survey.say(f"the draft on rank {rank}")
+        grid = self._grid._replace(burst=DRAFT_BURST if len(models.draft_split) == 1 else 1)
+        times = survey.parts([rank], draft_load(models, cells, self._sampling, layers), grid)
+        return DraftShare(layers, self._curve(times[rank]))
+
     def _links(self, count: int) -> list[LinkProfile]:
-        """Every one that some strategy uses: along the ranks, from the head to each, from the ends to the head."""
+        """Every one that some strategy uses: along the ranks, from the head to each, to the head from the ends of the
+        target and from the rank that drafts, and back to that one from the draft's last."""
+        drafter = self._models.drafter
         pairs = [(HEAD, rank) for rank in range(count)]
         pairs += [(rank, rank + 1) for rank in range(count - 1)]
-        pairs += [(rank, HEAD) for rank in range(max(0, count - 2), count)]
+        pairs += [(rank, HEAD) for rank in sorted({drafter - 1, drafter, count - 1}) if rank >= 0]
+        pairs += [(count - 1, drafter)] if count - 1 > drafter else []
         found = [self._survey.link(source, target) for source, target in pairs]
         return [LinkProfile(link.source, link.target, link.latency_s, link.bandwidth_bps) for link in found]
 

@@ -6,13 +6,14 @@ rank is and what it can hold.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pipeinfer.backend import ModelInfo
+from pipeinfer.placement import LayerRange
 
 
 class BadProfile(ValueError):  # noqa: N818 - reads as what happened
@@ -79,8 +80,16 @@ class ModelProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_bytes: int
 
 
+class DraftShare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the draft's ranks: seconds of a forward of its layers [i, j), with choosing candidates after the last."""
+
+    layers: LayerRange
+    forward: Curve
+
+
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A pair on a cluster. `draft` is one whole forward of the draft model, with choosing its candidates.
+    """A pair on a cluster. `draft` is one whole forward of the draft model, with choosing its candidates; or, where the
+    draft has several ranks, the share of each of them, in order. They are the last of `ranks`.
 
     `contention[k - 1]` is by how much a computation slows down while k ranks of its host compute (1.0 for k = 1).
     `message_s` is the CPU time that a rank spends on one message (unpack, decide, send), `head_s` the head's on one
@@ -93,13 +102,43 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: ModelProfile
     draft_model: ModelProfile
     ranks: tuple[RankProfile, ...]
-    draft: Curve
+    draft: Curve | tuple[DraftShare, ...]
     links: tuple[LinkProfile, ...]
     contention: tuple[float, ...] = (1.0,)
     message_s: float = 0.0
     head_s: float = 0.0
     cold: float = 0.0
     environment: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        shares = [range(*share.layers) for share in self.draft_shares]
+        if not all(shares) or [*chain(*shares)] != [*range(self.draft_model.layers)]:
+            came = ", ".join(f"[{share.start}, {share.stop})" for share in shares)
+            raise ValueError(f"expected shares of the draft's {self.draft_model.layers} layers in order, came {came}")
+
+    @property
+    def draft_shares(self) -> tuple[DraftShare, ...]:
+        """Of each of the draft's ranks; one where it has one rank."""
+        if isinstance(self.draft, Curve):
+            return (DraftShare((0, self.draft_model.layers), self.draft),)
+        return self.draft
+
+    def part_of_draft(self, share: DraftShare) -> str:
+        """For people: `all`, `layer 0` or `layers 0-3`, to go before "of" and the draft's name."""
+        start, stop = share.layers
+        if stop - start == self.draft_model.layers:
+            return "all"
+        return f"layer {start}" if stop - start == 1 else f"layers {start}-{stop - 1}"
+
+    def draft_s(self, layers: LayerRange, rows: int, context: int) -> float:
+        """Seconds for layers [i, j) of the draft: of a rank's whole share as measured, of a part in proportion."""
+        seconds = 0.0
+        for share in self.draft_shares:
+            start, stop = max(layers[0], share.layers[0]), min(layers[1], share.layers[1])
+            if start < stop:
+                part = (stop - start) / (share.layers[1] - share.layers[0])
+                seconds += share.forward.at(rows, context) * part
+        return seconds
 
 
 def read_profile(path: Path) -> Profile:
@@ -120,8 +159,9 @@ def check_profile(profile: Profile, path: Path, backend: str, target: ModelInfo,
         one, other = ("{} with {} layers of width {} and {} tokens".format(*of) for of in (found, wanted))
         raise BadProfile(f"{path} is a profile of {one}, and the target is {other}: calibrate with this one")
     if len(profile.ranks) < ranks:
-        raise BadProfile(f"{path} is a profile of {len(profile.ranks)} ranks, and the target is on {ranks}: calibrate"
-                         " again")
+        raise BadProfile(
+            f"{path} is a profile of {len(profile.ranks)} ranks, and the target is on {ranks}: calibrate again"
+        )
 
 
 def write_profile(profile: Profile, path: Path) -> None:

@@ -142,6 +142,7 @@ def _with_computing(profile: Profile, rehearsal: Rehearsal) -> Profile:
         replace(rank, run=_scaled(rank.run, stages), layer=_scaled(rank.layer, stages), head=_scaled(rank.head, stages))
         for rank in profile.ranks
     ]
+    assert isinstance(profile.draft, Curve), "what is rehearsed has one draft rank"
     return replace(profile, ranks=tuple(ranks), draft=_scaled(profile.draft, draft))
 
 

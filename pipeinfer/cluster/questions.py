@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeinfer.core.messages import Inspect, Load, Sampling
+from pipeinfer.placement import LayerRange
 
 if TYPE_CHECKING:
     from pipeinfer.cluster.launch import Models
@@ -32,11 +33,11 @@ def target_load(models: "Models", cells: int, sampling: Sampling) -> Load:
                 False, sampling, 0, plan.cpu_share)  # fmt: skip
 
 
-def draft_load(models: "Models", cells: int, sampling: Sampling) -> Load:
-    """The whole draft, with choosing the best candidate."""
+def draft_load(models: "Models", cells: int, sampling: Sampling, layers: LayerRange) -> Load:
+    """Layers [i, j) of the draft; after the last, with choosing the best candidate."""
     plan, draft = models.plan, models.draft
     assert draft is not None
     assert plan.draft is not None
     options = msgspec.json.encode(models.draft_options)
-    return Load(models.draft_backend, options, plan.draft, (0, draft.layers), cells, draft.hidden_size,
-                draft.vocabulary, True, sampling, 1, plan.cpu_share)  # fmt: skip
+    return Load(models.draft_backend, options, plan.draft, layers, cells, draft.hidden_size,
+                draft.vocabulary, layers[1] == draft.layers, sampling, 1, plan.cpu_share)  # fmt: skip

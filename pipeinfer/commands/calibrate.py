@@ -17,10 +17,13 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The profile, as JSON.")] = Path("profile.json"),
     figure: Annotated[Path | None, typer.Option(help="Draw the times over rows: FILE.svg and .png.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=2)] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Like 4,4/1,1: a rank per number, the draft's after the /, with those layers.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="Who computes.")] = "numpy",
     backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like threads=4.")] = None,
     target: Annotated[str, typer.Option(help="The target model.")] = "builtin:target",
-    draft: Annotated[str, typer.Option(help="The draft model, measured on the last rank.")] = "builtin:draft",
+    draft: Annotated[str, typer.Option(help="The draft model, measured on the last rank or ranks.")] = "builtin:draft",
     transport: Annotated[str | None, typer.Option(help="tcp, inproc, mpi; default: mpi under mpirun, or tcp")] = None,
     launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
@@ -38,15 +41,16 @@ def calibrate(
     from pipeinfer.calibration.calibrate import calibrate as run
     from pipeinfer.calibration.profile import write_profile
     from pipeinfer.cluster.world import settle
-    from pipeinfer.commands.generate import check_agreement, key_values, make_plan
+    from pipeinfer.commands.generate import check_agreement, key_values, make_plan, rank_count
     from pipeinfer.core.messages import Sampling
     from pipeinfer.plots import layer_times
 
     given = nodes
+    nodes = nodes or rank_count(layers, drafts=True)
     transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
-    check_agreement(given, None, workers, key, drafts=True)
+    check_agreement(given, layers, workers, key, drafts=True)
     plan = make_plan(
-        drafts=True, nodes=nodes, layers=None, profile=None, backend=backend,
+        drafts=True, nodes=nodes, layers=layers, profile=None, backend=backend,
         backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
         bandwidth=bandwidth, latency=latency, cells=0, sequences=64,
         workers=workers, key=key, trace=False, cpu_share=cpu_share,
@@ -66,8 +70,10 @@ def ranks_table(profile: "Profile") -> "Table":
     """Per rank what a layer takes, and what is free."""
     from rich.table import Table
 
-    context = profile.draft.contexts[len(profile.draft.contexts) // 2]
-    rows = [count for count in SHOWN_ROWS if count <= profile.draft.rows[-1]]
+    shares = profile.draft_shares
+    grid = shares[0].forward
+    context = grid.contexts[len(grid.contexts) // 2]
+    rows = [count for count in SHOWN_ROWS if count <= grid.rows[-1]]
     names = [f"{count} row{'s' * (count > 1)}" for count in rows]
     table = Table("rank", "host", "free", *[f"layer, {name}" for name in names], f"head, {names[0]}", "rest, 1 row",
                   title=f"{profile.target.name}, milliseconds at {context} positions")  # fmt: skip
@@ -75,8 +81,9 @@ def ranks_table(profile: "Profile") -> "Table":
         layer = [_ms(rank.layer.at(count, context)) for count in rows]
         rest = [_ms(rank.head.at(1, context)), _ms(rank.run.at(1, context))]
         table.add_row(str(number), rank.host, f"{rank.memory_bytes / 1e9:.1f} GB", *layer, *rest)
-    draft = [_ms(profile.draft.at(count, context)) for count in rows]
-    table.add_row(str(len(profile.ranks) - 1), f"all of {profile.draft_model.name}", "", *draft, "", "")
+    for number, share in enumerate(shares, start=len(profile.ranks) - len(shares)):
+        part = f"{profile.part_of_draft(share)} of {profile.draft_model.name}"
+        table.add_row(str(number), part, "", *[_ms(share.forward.at(count, context)) for count in rows], "", "")
     return table
 
 

@@ -171,6 +171,8 @@ def make_plan(
     if profile is not None and (layers or "").partition("/")[0] != "auto":
         raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
     split, slash, draft_split = (layers or "").partition("/")
+    if profile is not None and not slash:
+        slash, draft_split = "/", calibrated_draft(profile)
     draft_ranks = (draft_split.count(",") + 1) * drafts
     if drafts and split in ("", "auto") and nodes <= draft_ranks:
         own = "a rank" if draft_ranks == 1 else f"{draft_ranks} ranks"
@@ -185,6 +187,13 @@ def make_plan(
         latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
         cpu_share=cpu_share, prompt_chunk=parse_chunk(prompt_chunk),
     )  # fmt: skip
+
+
+def calibrated_draft(profile: Path) -> str:
+    """How the draft was split when this cluster was calibrated, as `--layers` says it. Raises BadProfile."""
+    from pipeinfer.calibration.profile import read_profile
+
+    return ",".join(str(stop - start) for start, stop in (share.layers for share in read_profile(profile).draft_shares))
 
 
 def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> Any:

@@ -31,7 +31,9 @@ def simulate(
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 128,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Draws which drafts are accepted, or picks a trace's text.", min=0)] = 0,
-    draft_ranks: Annotated[int, typer.Option(help="How many of the ranks share the draft.", min=1)] = 1,
+    draft_ranks: Annotated[
+        int | None, typer.Option(help="How many of the ranks share the draft (default: 1, or as calibrated).", min=1)
+    ] = None,
     accounting: Annotated[str, typer.Option(help="same-ranks or as-published (docs/fairness.md).")] = "same-ranks",
     width_cost: Annotated[float, typer.Option(help="Scales the arithmetic per row; 0: free.", min=0.0)] = 1.0,
     sweep: Annotated[bool, typer.Option(help="Show each strategy at its best K or micro-batch, and cutoff.")] = True,
@@ -52,7 +54,7 @@ def simulate(
         {"strategy": "", "nodes": nodes or where.ranks or 8, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
          "trace": drafts.trace, "seed": seed,
          "tokens": tokens, "prompt": prompt, "accounting": accounting, "width_cost": width_cost,
-         "draft_ranks": draft_ranks}, Setting, "simulate:",
+         "draft_ranks": draft_ranks or where.draft_ranks}, Setting, "simulate:",
     )  # fmt: skip
     found = side_by_side(where.simulate, strategy or list(SWEEPS), setting, sweep)
     bound = where.limits(setting)

@@ -70,6 +70,10 @@ class Link:
         self.messages += 1
         return max(now + self.floor_s, self._free_at + self.latency_s)
 
+    def alone(self, size: int) -> float:
+        """Seconds that a message of `size` bytes is under way where no other is."""
+        return max(self.floor_s, size * self.s_per_byte + self.latency_s)
+
     def urgent_arrival(self, now: float, size: int) -> float:
         """The same for a message that need not queue: cancellation travels beside the stream."""
         self.bytes += size

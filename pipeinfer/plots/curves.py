@@ -15,7 +15,10 @@ def layer_times(profile: Profile, path: Path) -> None:
     lines(
         [
             Panel(f"one layer of {name}", _series([rank.layer for rank in profile.ranks])),
-            Panel(f"all of {draft}", _series([profile.draft])),
+            *[
+                Panel(f"{profile.part_of_draft(share)} of {draft}", _series([share.forward]))
+                for share in profile.draft_shares
+            ],
         ],
         path,
         xlabel="rows",

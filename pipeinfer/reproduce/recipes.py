@@ -47,6 +47,7 @@ class Simulated(Entry, frozen=True, kw_only=True):
     draft_cost: list[Positive] = msgspec.field(default_factory=lambda: [1.0])
     bandwidth_gbps: list[Positive] = msgspec.field(default_factory=list)
     latency_us: list[NotNegative] = msgspec.field(default_factory=list)
+    draft_ranks: Count = 1
 
     @property
     def prompt_lengths(self) -> list[int]:
@@ -355,7 +356,7 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         place = {
             "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty, "trace": drafts.trace,
             "accounting": accounting, "width_cost": width, "draft_cost": draft, "bandwidth_gbps": bandwidth,
-            "latency_us": latency, "tokens": sweep.tokens, "prompt": prompt,
+            "latency_us": latency, "tokens": sweep.tokens, "prompt": prompt, "draft_ranks": sweep.draft_ranks,
         }  # fmt: skip
         for (name, contender, options), seed in product(_meant(_variants(recipe), drafts), sweep.seeds):
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}

@@ -97,9 +97,11 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
 
 
 def _on(sweep: Simulated, cluster: str) -> Simulated:
-    """The sweep on another cluster; a calibrated one brings its own pair."""
-    pairs = [calibrated_ground(cluster).pair] if is_calibrated(cluster) else sweep.pairs
-    return msgspec.structs.replace(sweep, clusters=[cluster], pairs=pairs)
+    """The sweep on another cluster; a calibrated one brings its own pair, and as many draft ranks."""
+    if not is_calibrated(cluster):
+        return msgspec.structs.replace(sweep, clusters=[cluster])
+    where = calibrated_ground(cluster)
+    return msgspec.structs.replace(sweep, clusters=[cluster], pairs=[where.pair], draft_ranks=where.draft_ranks)
 
 
 def _checked(recipe: Recipe, check: Checked, wish: Wish) -> Recipe:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 from pipeinfer.calibration.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Strategy
-from pipeinfer.drivers.sim import Hosts, Link, Simulation
+from pipeinfer.drivers.sim import HEADER_BYTES, ROW_BYTES, Hosts, Link, Simulation
 from pipeinfer.oracle import Oracle
 from pipeinfer.placement import LayerRange, even_split
 from pipeinfer.results import Trial
@@ -15,11 +16,13 @@ from pipeinfer.simulation.simulate import (
     Layout,
     Limits,
     Setting,
+    draft_layout,
     layout,
     limits_of,
     pipeline_of,
     room,
     strategy_of,
+    with_draft_ranks,
     with_ranks,
 )
 from pipeinfer.spans import Span
@@ -35,17 +38,19 @@ def simulate_one(
     strategy = strategy_of(setting)
     (layers, draft_rank), held = _placed(profile, strategy, setting)
     drafting = len(layers) if draft_rank is None else draft_rank
+    costs = Calibrated(profile, layers, setting, drafting)
     simulation = Simulation(
         pipeline_of(strategy, len(layers), setting),
         strategy,
-        Calibrated(profile, layers, logits_on_wire=setting.logits_on_wire),
+        costs,
         oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
         link=links(profile, drafting, len(layers), setting),
         spans=spans,
         hosts=hosts(profile, layers, drafting),
     )
     trial = simulation.run(Request(tuple(range(setting.prompt)), setting.tokens))
-    return with_ranks(trial, [*layers, (0, profile.draft_model.layers)], held, setting)
+    trial = with_draft_ranks(trial, costs.draft_shares(setting.prompt + setting.tokens // 2))
+    return with_ranks(trial, [*layers, *draft_split(profile, setting)], held, setting)
 
 
 def check(profile: Profile, setting: Setting) -> None:
@@ -59,10 +64,17 @@ def _placed(profile: Profile, strategy: Strategy, setting: Setting) -> tuple[Lay
         raise WorkloadError("what width costs was measured on a calibrated cluster: leave width_cost at 1")
     if setting.draft_cost != 1:
         raise WorkloadError("what the draft costs was measured on a calibrated cluster: leave draft_cost at 1")
-    if setting.draft_ranks > 1:
-        raise WorkloadError("a calibrated cluster has one draft rank: leave draft_ranks at 1")
     found = layout(strategy, setting, profile.target.layers, partial(_speed, profile, setting))
-    return found, memory(profile, found.layers, found.draft_rank)
+    return found, memory(profile, found.layers, draft_split(profile, setting), found.draft_rank)
+
+
+def draft_split(profile: Profile, setting: Setting) -> list[LayerRange]:
+    """Which layers of the draft lie on its ranks: as measured where there are as many, else evenly. Raises
+    WorkloadError."""
+    shares = profile.draft_shares
+    if len(shares) == setting.draft_ranks:
+        return [share.layers for share in shares]
+    return draft_layout(profile.draft_model.layers, setting)
 
 
 def _speed(profile: Profile, setting: Setting, rank: int) -> float:
@@ -76,21 +88,26 @@ def _speed(profile: Profile, setting: Setting, rank: int) -> float:
 
 def limits(profile: Profile, setting: Setting) -> Limits:
     """As `pipeinfer.simulation.simulate.limits`."""
-    return limits_of(Calibrated(profile, even_split(profile.target.layers, setting.nodes)), setting)
+    layers = even_split(profile.target.layers, setting.nodes)
+    return limits_of(Calibrated(profile, layers, setting, setting.nodes - setting.draft_ranks), setting)
 
 
 class Calibrated:
-    """Costs (`pipeinfer.drivers.sim.Costs`) of a profile's pair: `layers` of the target on ranks 0, 1, ... Where there
-    are more stages than ranks were measured, these are repeated."""
+    """Costs (`pipeinfer.drivers.sim.Costs`) of a profile's pair: `layers` of the target on ranks 0, 1, ..., the draft
+    from rank `draft_rank` on, over links as `setting` says. Where there are more ranks than were measured, these are
+    repeated."""
 
-    def __init__(self, profile: Profile, layers: Sequence[LayerRange], *, logits_on_wire: bool = False) -> None:
+    def __init__(self, profile: Profile, layers: Sequence[LayerRange], setting: Setting, draft_rank: int) -> None:
         target, self._last = profile.target, len(layers) - 1
+        self._profile = profile
         self._stages = [(rank_of(profile, stage), stop - start) for stage, (start, stop) in enumerate(layers)]
-        self._draft = profile.draft
-        # A draft forward brings no message with it, but its outcome is thought about all the same.
-        self._draft_handling = profile.message_s
+        self._draft = draft_split(profile, setting)
+        self._draft_links = _draft_links(profile, draft_rank, len(self._draft), setting)
+        # A draft forward brings no message with it, but its outcome is thought about all the same; of several ranks
+        # each has a message from the one before it.
+        self._draft_handling = len(self._draft) * profile.message_s
         self._row_bytes = [target.hidden_size * HIDDEN_BYTES] * self._last
-        self._row_bytes.append(target.vocabulary * LOGIT_BYTES if logits_on_wire else ID_BYTES)
+        self._row_bytes.append(target.vocabulary * LOGIT_BYTES if setting.logits_on_wire else ID_BYTES)
 
     def stage_s(self, stage: int, rows: int, context: int) -> float:
         rank, layers = self._stages[stage]
@@ -98,7 +115,21 @@ class Calibrated:
         return seconds + rank.head.at(rows, context) if stage == self._last else seconds
 
     def draft_s(self, rows: int, context: int) -> float:
-        return self._draft.at(rows, context) + self._draft_handling
+        computing = sum(self._draft_seconds(rows, context)) + self._draft_handling
+        if not self._draft_links:
+            return computing
+        *down, back = self._draft_links
+        size = HEADER_BYTES + rows * (ROW_BYTES + self._profile.draft_model.hidden_size * HIDDEN_BYTES)
+        hops = sum(link.alone(size) for link in down) + back.alone(HEADER_BYTES + rows * ROW_BYTES)
+        return computing + hops
+
+    def draft_shares(self, context: int) -> list[float]:
+        """Which part of a forward of one row each of the draft's ranks computes; the hops are nobody's."""
+        whole = self.draft_s(1, context)
+        return [seconds / whole for seconds in self._draft_seconds(1, context)]
+
+    def _draft_seconds(self, rows: int, context: int) -> list[float]:
+        return [self._profile.draft_s(layers, rows, context) for layers in self._draft]
 
     def row_bytes(self, stage: int) -> int:
         return self._row_bytes[stage]
@@ -123,19 +154,32 @@ def hosts(profile: Profile, layers: Sequence[LayerRange], draft_rank: int) -> Ho
 
 
 def links(profile: Profile, draft_rank: int, stages: int, setting: Setting) -> Callable[[int, int], Link]:
-    """The links as measured; or shaped to a latency and a bandwidth, which does not make them faster than they are."""
-    known = {(link.source, link.target): link for link in profile.links}
-    latency_us, bandwidth_gbps = setting.latency_us, setting.bandwidth_gbps
+    """The links as measured, `stages` being the rank that drafts; or shaped to a latency and a bandwidth, which does
+    not make them faster than they are."""
 
     def link(source: int, target: int) -> Link:
         source, target = (draft_rank if end == stages else end for end in (source, target))
-        real = known.get((source, target)) or _like(profile, source, target)
-        if latency_us is None and bandwidth_gbps is None:
-            return Link(real.latency_s, real.bandwidth_bps)
-        bandwidth = min((bandwidth_gbps or float("inf")) * 1e9, real.bandwidth_bps)
-        return Link((latency_us or 0.0) * 1e-6, bandwidth, real.latency_s)
+        return _link(profile, source, target, setting)
 
     return link
+
+
+def _draft_links(profile: Profile, draft_rank: int, count: int, setting: Setting) -> list[Link]:
+    """Along `count` ranks of the draft, and from the last back to the first; none for a single one."""
+    if count == 1:
+        return []
+    ranks = [*range(draft_rank, draft_rank + count), draft_rank]
+    return [_link(profile, source, target, setting) for source, target in pairwise(ranks)]
+
+
+def _link(profile: Profile, source: int, target: int, setting: Setting) -> Link:
+    found = [link for link in profile.links if (link.source, link.target) == (source, target)]
+    real = found[0] if found else _like(profile, source, target)
+    latency_us, bandwidth_gbps = setting.latency_us, setting.bandwidth_gbps
+    if latency_us is None and bandwidth_gbps is None:
+        return Link(real.latency_s, real.bandwidth_bps)
+    bandwidth = min((bandwidth_gbps or float("inf")) * 1e9, real.bandwidth_bps)
+    return Link((latency_us or 0.0) * 1e-6, bandwidth, real.latency_s)
 
 
 def _like(profile: Profile, source: int, target: int) -> LinkProfile:
@@ -147,13 +191,15 @@ def _like(profile: Profile, source: int, target: int) -> LinkProfile:
     return max(found, key=lambda link: link.latency_s)
 
 
-def memory(profile: Profile, layers: Sequence[LayerRange], draft_rank: int | None) -> list[int]:
-    """Bytes of weights per target rank, then those of the draft. Raises WorkloadError where a rank has less."""
-    target, draft = profile.target, profile.draft_model
-    needs = [_bytes(target, stop - start, head=stop == target.layers) for start, stop in layers]
-    needs.append(_bytes(draft, draft.layers, head=True))
-    for rank in range(len(layers) + (draft_rank == len(layers))):
-        needed = needs[rank] + (needs[-1] if rank == draft_rank != len(layers) else 0)
+def memory(
+    profile: Profile, layers: Sequence[LayerRange], draft: Sequence[LayerRange], draft_rank: int | None
+) -> list[int]:
+    """Bytes of weights per target rank, then per draft rank. Raises WorkloadError where a rank has less."""
+    needs = [_bytes(model, stop - start, head=stop == model.layers)
+             for model, split in ((profile.target, layers), (profile.draft_model, draft))
+             for start, stop in split]  # fmt: skip
+    for rank in range(len(needs) if draft_rank == len(layers) else len(layers)):
+        needed = needs[rank] + (needs[-1] if rank == draft_rank and rank < len(layers) else 0)
         free = rank_of(profile, rank).memory_bytes
         if needed > free:
             raise WorkloadError(

@@ -50,6 +50,11 @@ class Modelled(NamedTuple):
         """As many as were measured; None: as many as you like."""
         return None
 
+    @property
+    def draft_ranks(self) -> int:
+        """How many of them are the draft's, unless you say it."""
+        return 1
+
     def check(self, setting: Setting) -> None:
         """Raise WorkloadError if it cannot be simulated."""
         simulate.check(self.cluster, self.pair, setting)
@@ -96,6 +101,10 @@ class Calibrated(NamedTuple):
     @property
     def ranks(self) -> int | None:
         return len(self.profile.ranks)
+
+    @property
+    def draft_ranks(self) -> int:
+        return len(self.profile.draft_shares)
 
     def check(self, setting: Setting) -> None:
         calibrated.check(self.profile, setting)

@@ -243,14 +243,14 @@ def _memory(cluster: Cluster, pair: Pair, placed: Layout, setting: Setting) -> l
 def completed(trial: Trial, ready: Prepared, pair: Pair, setting: Setting) -> Trial:
     """The trial with what is not known where no model is: the ranks' layers and their memory (as modelled)."""
     split = draft_layout(pair.draft.layers, setting)
-    if len(split) > 1 and isinstance(ready.costs, Roofline):
-        trial = _with_draft_ranks(trial, ready.costs.draft_shares(setting.prompt + setting.tokens // 2))
+    if isinstance(ready.costs, Roofline):
+        trial = with_draft_ranks(trial, ready.costs.draft_shares(setting.prompt + setting.tokens // 2))
     return with_ranks(trial, [*ready.layout.layers, *split], ready.memory, setting)
 
 
-def _with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
+def with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
     """The trial whose draft, simulated as one rank, lies on several, which were busy for these shares of its time."""
-    if trial.ranks[-1].role != "draft":
+    if len(shares) == 1 or trial.ranks[-1].role != "draft":
         return trial
     *target, draft = trial.ranks
     drafts = [msgspec.structs.replace(draft, rank=rank, busy_s=draft.busy_s * share, bytes_sent={}, messages_sent={})

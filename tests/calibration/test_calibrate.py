@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,12 +92,45 @@ def test_every_rank_and_link_is_measured(emulated: Profile) -> None:
     assert ends == {(-1, 0), (-1, 1), (-1, 2), (0, 1), (1, 2), (1, -1), (2, -1)}
     assert 1e-6 < emulated.message_s < 0.1
     assert 1e-6 < emulated.head_s < 0.1
+    assert [share.layers for share in emulated.draft_shares] == [(0, 1)]
 
 
 def test_a_profile_is_read_as_it_was_written(emulated: Profile, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     write_profile(emulated, path)
     assert read_profile(path) == emulated
+
+
+def test_every_rank_of_a_split_draft_is_measured(tmp_path: Path) -> None:
+    """A share takes its part of the wait, and no more: the other's is not in it."""
+    options = {**EMULATED, "draft_layers": 4, "draft_s": 0.04, "draft_row_s": 0.0}
+    plan = Plan(
+        backend="emulated", backend_options=options, stages=1, layers="4", draft_layers="3,1", transport="inproc"
+    )
+    found = calibrate(plan, Sampling(), silent)
+    assert [share.layers for share in found.draft_shares] == [(0, 3), (3, 4)]
+    assert len(found.ranks) == 3
+    first, second = (share.forward.at(1, 100) for share in found.draft_shares)
+    assert first >= 0.03
+    assert 0.01 <= second < first
+    ends = {(link.source, link.target) for link in found.links}
+    assert ends == {(-1, 0), (-1, 1), (-1, 2), (0, 1), (1, 2), (0, -1), (1, -1), (2, -1), (2, 1)}
+    path = tmp_path / "profile.json"
+    write_profile(found, path)
+    assert read_profile(path) == found
+    layer_times(found, tmp_path / "times")
+    assert "layers 0-2 of builtin:draft" in (tmp_path / "times.svg").read_text()
+
+
+@pytest.mark.parametrize("shares", [[(0, 1)], [(0, 1), (2, 4)], [(1, 4), (0, 1)], [(0, 4), (4, 4)], []])
+def test_shares_of_a_draft_are_all_of_it_in_order(emulated: Profile, shares: list[LayerRange], tmp_path: Path) -> None:
+    found = msgspec.to_builtins(emulated)
+    found["draft_model"]["layers"] = 4
+    found["draft"] = [{"layers": layers, "forward": found["draft"]} for layers in shares]
+    path = tmp_path / "profile.json"
+    path.write_bytes(msgspec.json.encode(found))
+    with pytest.raises(BadProfile, match="expected shares of the draft's 4 layers in order"):
+        read_profile(path)
 
 
 TIME = st.floats(1e-5, 1)
@@ -185,6 +219,8 @@ def run(*arguments: str, code: int) -> None:
         (["--draft", "builtin:nobody"], "builtin:nobody"),
         (["--backend", "nonsense"], 'no backend "nonsense"'),
         (["--key", "some.key"], "--workers"),
+        (["--layers", "4,4/1,1", "--nodes", "3"], "--layers 4,4/1,1 is for 4 ranks in all, and --nodes says 3"),
+        (["--layers", "/1,2"], "draft: layer split"),
         (["--transport", "pigeon"], 'no transport "pigeon"'),
         (["--backend", "emulated", "--backend-option", "context=16"], "a context of 16: expected at least 32"),
     ],

@@ -4,9 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from pipeinfer.calibration.profile import BadProfile, Curve, ModelProfile, Profile, RankProfile, write_profile
-from pipeinfer.cluster.launch import Cluster
+from pipeinfer.calibration.profile import (
+    BadProfile,
+    Curve,
+    DraftShare,
+    ModelProfile,
+    Profile,
+    RankProfile,
+    read_profile,
+    write_profile,
+)
+from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.commands.generate import make_plan
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.drivers import loading
@@ -147,6 +157,43 @@ def test_the_emulated_backend_takes_what_the_profile_says(tmp_path: Path) -> Non
     assert slow.info("target").layers == LAYERS
     assert slow.info("draft").layers == 2
     assert slow.info("target").hidden_size == 64
+
+
+def test_a_split_draft_waits_as_long_as_its_ranks_took(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile(path, (1, 1, 1, 1))
+    whole = read_profile(path)
+    shares = (DraftShare((0, 1), flat(DRAFT_S)), DraftShare((1, 2), flat(3 * DRAFT_S)))
+    write_profile(replace(whole, draft=shares), path)
+    rank = EmulatedBackend(profile=str(path), rank=2)
+    assert rank._seconds("draft", 0, 1)(1, 9) == pytest.approx(DRAFT_S)
+    assert rank._seconds("draft", 1, 2)(1, 9) == pytest.approx(3 * DRAFT_S)
+    assert rank._seconds("draft", 0, 2)(1, 9) == pytest.approx(4 * DRAFT_S)
+
+
+def test_auto_splits_the_draft_as_it_was_calibrated(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile(path, (4, 1, 1, 1))
+    text = path.read_text().replace('"backend": "numpy"', '"backend": "emulated"')
+    path.write_text(text)
+    assert auto_plan(path, "auto").draft_layers == "2"
+    shares = (DraftShare((0, 1), flat(DRAFT_S)), DraftShare((1, 2), flat(DRAFT_S)))
+    write_profile(replace(read_profile(path), draft=shares), path)
+    plan = auto_plan(path, "auto")
+    assert (plan.stages, plan.draft_layers) == (2, "1,1")
+    assert auto_plan(path, "auto/2").draft_layers == "2"
+    with Cluster(plan) as cluster:
+        assert [stop - start for start, stop in cluster.models.split] == [1, 7]
+        assert cluster.models.draft_split == [(0, 1), (1, 2)]
+
+
+def auto_plan(path: Path, layers: str) -> Plan:
+    """Of four ranks like those of the profile."""
+    return make_plan(
+        drafts=True, nodes=4, layers=layers, profile=path, backend="emulated",
+        backend_options={"profile": str(path)}, target="builtin:target", draft="builtin:draft", transport="inproc",
+        bandwidth=None, latency=None, cells=0, sequences=64, workers=None, key=None, trace=False, cpu_share=1.0,
+    )  # fmt: skip
 
 
 def test_a_profile_goes_with_auto() -> None:
