@@ -6,6 +6,7 @@ beside the mean. Where a metric is not defined (one token has no gap) it is None
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -242,12 +243,19 @@ def median_band(
     """Median with its percentile-bootstrap interval: (low, median, high). Percentile, because the bias-corrected kind
     is undefined on constant samples, which deterministic simulations give."""
     middle = float(statistic(values))
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return middle, middle, middle
+    low, high = _interval(tuple(values), confidence, statistic)
+    return low, middle, high
+
+
+@cache
+def _interval(values: tuple[float, ...], confidence: float, statistic: Callable[..., Any]) -> tuple[float, float]:
+    """Kept, since tables, figures and verdicts ask for the same ones."""
     from scipy.stats import bootstrap
 
-    interval = bootstrap(
+    found = bootstrap(
         (np.asarray(values),), statistic, confidence_level=confidence, n_resamples=2000, method="percentile",
         rng=np.random.Generator(np.random.Philox(key=[0, 0xB007])),
     ).confidence_interval  # fmt: skip
-    return float(interval.low), middle, float(interval.high)
+    return float(found.low), float(found.high)

@@ -7,7 +7,7 @@ import msgspec
 from pipeinfer.core.tree import Node, Run
 
 
-class RunRecord(msgspec.Struct, frozen=True):
+class RunRecord(msgspec.Struct, frozen=True, gc=False):
     """One run. Times are seconds since the request; `compute_s` has one entry per stage (0.0: skipped there).
 
     `drafted` and `accepted` count drafted tokens. `judged` counts those that the target spoke about: they follow

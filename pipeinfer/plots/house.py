@@ -48,15 +48,17 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
     with matplotlib.rc_context(_rc()):
         share = height / (height + below)
         above_caption = ConstrainedLayoutEngine(rect=(0.006, 1 - share, 0.988, share))
-        figure = Figure(figsize=(WIDTH_IN, height + below), layout=above_caption)
+        figure = Figure(figsize=(WIDTH_IN, height + below), layout=above_caption, dpi=200)
         yield figure
         figure.text(
             0.01, 0.05 / (height + below), "\n".join(lines_of_caption), fontsize=7.5, va="bottom", color="#333333"
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The place of everything is found once; text is a little wider as pixels than as outlines.
-        figure.savefig(path.with_suffix(".png"), dpi=200)
-        figure.set_layout_engine("none")
+        # The place of everything is found once: text is a little wider as pixels than as outlines. With a layout
+        # engine of any kind each file would be drawn twice.
+        above_caption.execute(figure)
+        figure.set_layout_engine(None)
+        figure.savefig(path.with_suffix(".png"))
         # The layout's solver adds in the order of addresses, so its last digits are chance.
         for axis in figure.axes:
             axis.set_position(tuple(round(share, 5) for share in axis.get_position(original=True).bounds))
