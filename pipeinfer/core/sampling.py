@@ -7,7 +7,7 @@ before the noise is added. T = 0 is greedy decoding.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,30 +15,47 @@ from numpy.typing import NDArray
 from pipeinfer.core.messages import Candidates, Sampling
 
 Floats: TypeAlias = NDArray[np.float32]
+Tokens: TypeAlias = NDArray[np.intp]
 
 
-def gumbel(seed: int, position: int, vocabulary: int) -> Floats:
-    """Standard Gumbel noise, float32 [vocabulary], from Philox keyed by (seed, position)."""
+class Choice(NamedTuple):
+    """The tokens that may be chosen, ascending (None: all of the vocabulary), and what the argmax is taken of."""
+
+    tokens: Tokens | None
+    values: Floats
+
+    def token(self, index: int) -> int:
+        """The id of the value at `index`."""
+        return index if self.tokens is None else int(self.tokens[index])
+
+
+def gumbel(seed: int, position: int, vocabulary: int, tokens: Tokens | None = None) -> Floats:
+    """Standard Gumbel noise, float32 [vocabulary] or for `tokens` alone, from Philox keyed by (seed, position)."""
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, position], dtype=np.uint64)
     uniform = np.random.Generator(np.random.Philox(key=key)).random(vocabulary, dtype=np.float64)
+    if tokens is not None:
+        uniform = uniform[tokens]
     np.clip(uniform, 1e-300, None, out=uniform)
     return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
-def scores(logits: Floats, position: int, how: Sampling) -> Floats:
-    """What the argmax is taken of, float32 [vocabulary]: filtered logits over T plus noise; the logits when T = 0.
+def scores(logits: Floats, position: int, how: Sampling) -> Choice:
+    """Of the logits [vocabulary] those that the filters keep, over T, plus noise; all of them as they are when T = 0.
 
     `position` is that of the token to be chosen, one after the row that gave the logits.
     """
     if how.temperature <= 0:
-        return logits
-    scaled = _filtered(logits / np.float32(how.temperature), how)
-    return scaled + gumbel(how.seed, position, len(logits))
+        return Choice(None, logits)
+    scaled = logits / np.float32(how.temperature)
+    tokens = _kept(scaled, how)
+    noise = gumbel(how.seed, position, len(logits), tokens)
+    return Choice(tokens, (scaled if tokens is None else scaled[tokens]) + noise)
 
 
 def sample(logits: Floats, position: int, how: Sampling) -> int:
     """The token at `position`; the lowest id wins a tie."""
-    return int(np.argmax(scores(logits, position, how)))
+    choice = scores(logits, position, how)
+    return choice.token(int(np.argmax(choice.values)))
 
 
 def margin(logits: Floats, position: int, how: Sampling) -> float:
@@ -51,7 +68,9 @@ def margin(logits: Floats, position: int, how: Sampling) -> float:
         top = np.partition(logits, -2)[-2:]
         return float(top[1] - top[0])
     scaled = logits / np.float32(how.temperature)
-    kept = np.isfinite(_filtered(scaled, how))
+    tokens = _kept(scaled, how)
+    kept = np.zeros(len(scaled), bool)
+    kept[slice(None) if tokens is None else tokens] = True
     values = scaled + gumbel(how.seed, position, len(logits))
     chosen = int(np.argmax(np.where(kept, values, -np.inf)))
     edge = _edge(scaled, kept, how)
@@ -62,17 +81,18 @@ def margin(logits: Floats, position: int, how: Sampling) -> float:
 
 
 def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list[tuple[int, float]]:
-    """The draft's best `count` tokens for `position` with their confidence, best first.
+    """The draft's best `count` tokens for `position` with their confidence, best first; fewer if no more are kept.
 
     Confidence is softmax over the scores: at T = 0 the model's own probability p(k-th) as in the artifact, at T > 0 the
     same with this position's noise known.
     """
-    values = scores(logits, position, how)
+    choice = scores(logits, position, how)
+    values = choice.values
     count = min(count, len(values))
     best = [int(np.argmax(values))] if count == 1 else _largest(values, count)
     top = values[best[0]]
     total = float(np.exp(values - top).sum())
-    return [(token, float(np.exp(values[token] - top)) / total) for token in best]
+    return [(choice.token(index), float(np.exp(values[index] - top)) / total) for index in best]
 
 
 def best_candidates(logits: Floats, positions: Sequence[int], how: Sampling, count: int) -> Candidates:
@@ -86,32 +106,36 @@ def _largest(values: Floats, count: int) -> list[int]:
     return [int(token) for token in some[np.lexsort((some, -values[some]))]]
 
 
-def _filtered(scaled: Floats, how: Sampling) -> Floats:
-    """Logits outside the top-k or the top-p nucleus set to -inf. The nucleus always holds its first token."""
-    scaled = _top_k(scaled, how)
-    if how.top_p < 1:
-        order, before = _nucleus(scaled)
-        kept = np.full_like(scaled, -np.inf)
-        inside = order[: max(1, np.count_nonzero(before < how.top_p))]
-        kept[inside] = scaled[inside]
-        scaled = kept
-    return scaled
+def _kept(scaled: Floats, how: Sampling) -> Tokens | None:
+    """What top-k and then top-p leave of logits over T, ascending; None: all. The nucleus always holds its first."""
+    tokens = _top_k(scaled, how)
+    if how.top_p >= 1:
+        return tokens
+    values = scaled if tokens is None else scaled[tokens]
+    weights = _weights(values)
+    # Tokens that weigh less than this are less than 1 - top_p together: none is in the nucleus, and of a large
+    # vocabulary few are left to sort. Half of it, so that rounding decides nothing.
+    likely = np.flatnonzero(weights >= 0.5 * (1 - how.top_p) * weights.mean())
+    order = likely[np.argsort(-values[likely], kind="stable")]
+    inside = np.count_nonzero(_before(weights[order]) / weights.sum() < how.top_p)
+    nucleus = np.sort(order[: max(1, inside)])
+    return nucleus if tokens is None else tokens[nucleus]
 
 
-def _top_k(scaled: Floats, how: Sampling) -> Floats:
+def _top_k(scaled: Floats, how: Sampling) -> Tokens | None:
     if not 0 < how.top_k < len(scaled):
-        return scaled
-    kept = np.full_like(scaled, -np.inf)
-    best = np.argpartition(-scaled, how.top_k - 1)[: how.top_k]
-    kept[best] = scaled[best]
-    return kept
+        return None
+    return np.sort(np.argpartition(-scaled, how.top_k - 1)[: how.top_k])
 
 
-def _nucleus(scaled: Floats) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Tokens from the likeliest on, and the probability before each."""
-    order = np.argsort(-scaled, kind="stable")
-    weights = np.exp(scaled[order] - scaled[order[0]], dtype=np.float64)
-    return order, (np.cumsum(weights) - weights) / weights.sum()
+def _weights(scaled: Floats) -> NDArray[np.float64]:
+    """Proportional to the probabilities."""
+    return np.asarray(np.exp(scaled - scaled.max(), dtype=np.float64))
+
+
+def _before(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum before each."""
+    return np.cumsum(weights) - weights
 
 
 def _edge(scaled: Floats, kept: NDArray[np.bool_], how: Sampling) -> NDArray[np.float64]:
@@ -126,7 +150,10 @@ def _edge(scaled: Floats, kept: NDArray[np.bool_], how: Sampling) -> NDArray[np.
     distance[kept] = scaled[kept] - scaled[~kept].max()
     distance[~kept] = scaled[kept].min() - scaled[~kept]
     if how.top_p < 1:
-        order, before = _nucleus(_top_k(scaled, how))
+        tokens = _top_k(scaled, how)
+        order = np.argsort(-scaled, kind="stable") if tokens is None else tokens[np.argsort(-scaled[tokens])]
+        weights = _weights(scaled[order])
+        before = _before(weights) / weights.sum()
         distance[order] = np.minimum(distance[order], np.abs(_log_odds(before) - _log_odds(how.top_p)))
     return distance
 

@@ -24,6 +24,12 @@ def counts(how: Sampling) -> Floats:
     return np.bincount(drawn, minlength=len(LOGITS)).astype(np.float32)
 
 
+def kept(logits: Floats, how: Sampling) -> list[int]:
+    """The tokens that may be chosen."""
+    tokens = scores(logits, 0, how).tokens
+    return list(range(len(logits))) if tokens is None else [int(token) for token in tokens]
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_gumbel_sampling_is_an_exact_sample_of_softmax(temperature: float) -> None:
     observed = counts(Sampling(temperature, seed=1))
@@ -50,14 +56,43 @@ def test_top_k_keeps_k_and_their_proportions() -> None:
 @pytest.mark.parametrize(("top_p", "nucleus"), [(0.4, {1}), (0.6, {1, 4}), (0.7, {1, 4, 2}), (1e-9, {1}), (0.0, {1})])
 def test_top_p_keeps_the_smallest_nucleus(top_p: float, nucleus: set[int]) -> None:
     # Softmax gives token 1 .42, token 4 .25, token 2 .15.
-    kept = np.flatnonzero(np.isfinite(scores(LOGITS, 0, Sampling(1.0, top_p=top_p))))
-    assert set(kept) == nucleus
+    assert kept(LOGITS, Sampling(1.0, top_p=top_p)) == sorted(nucleus)
 
 
 def test_the_nucleus_is_that_of_the_top_k() -> None:
     # Of {1, 4} alone token 1 has .62, so a nucleus of .6 is token 1 alone; of all tokens it would be both.
     both = Sampling(1.0, top_k=2, top_p=0.6)
-    assert list(np.flatnonzero(np.isfinite(scores(LOGITS, 0, both)))) == [1]
+    assert kept(LOGITS, both) == [1]
+
+
+def plainly(logits: Floats, position: int, how: Sampling) -> Floats:
+    """What the filters mean, with the whole vocabulary in hand: probabilities sorted, those outside at -inf."""
+    scaled = logits / np.float32(how.temperature)
+    if 0 < how.top_k < len(scaled):
+        scaled = np.where(np.argsort(np.argsort(-scaled, kind="stable"), kind="stable") < how.top_k, scaled, -np.inf)
+    if how.top_p < 1:
+        order = np.argsort(-scaled, kind="stable")
+        share = np.exp(scaled[order].astype(np.float64) - scaled.max())
+        outside = order[(np.cumsum(share) - share) / share.sum() >= how.top_p]
+        scaled[outside[outside != order[0]]] = -np.inf
+    return scaled + gumbel(how.seed, position, len(logits))
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([0.05, 1.0, 4.0]), st.sampled_from([0, 1, 7, 300]),
+    st.sampled_from([0.0, 0.3, 0.95, 1 - 1e-9, 1.0]), st.sampled_from([2, 40, 3000]),
+)  # fmt: skip
+@settings(max_examples=300, derandomize=True, database=None)
+def test_what_is_left_out_early_would_have_been_left_out(
+    seed: int, spread: float, top_k: int, top_p: float, vocabulary: int
+) -> None:
+    logits = spread * np.random.default_rng(seed).standard_normal(vocabulary, np.float32)
+    how = Sampling(0.8, top_k, top_p, seed)
+    expected = plainly(logits, 3, how)
+    choice = scores(logits, 3, how)
+    assert kept(logits, how) == list(np.flatnonzero(np.isfinite(expected)))
+    np.testing.assert_array_equal(choice.values, expected[np.isfinite(expected)])
+    assert sample(logits, 3, how) == int(np.argmax(expected))
 
 
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(0, 2**40))
@@ -84,7 +119,7 @@ def test_the_margin_is_the_distance_to_another_choice() -> None:
     assert margin(LOGITS, 0, Sampling()) == pytest.approx(0.5)
     assert margin(np.array([5, 0, 5], np.float32), 0, Sampling()) == 0
     warm = Sampling(0.5, seed=3)
-    values = np.sort(scores(LOGITS, 4, warm))
+    values = np.sort(scores(LOGITS, 4, warm).values)
     assert margin(LOGITS, 4, warm) == pytest.approx((values[-1] - values[-2]) * 0.5)
 
 
@@ -122,7 +157,7 @@ def test_logits_that_move_by_less_than_the_margin_change_nothing(how: Sampling, 
 def test_candidates_are_ranked_and_the_first_is_the_sample(how: Sampling, count: int) -> None:
     for position in range(20):
         found = candidates(LOGITS, position, how, count)
-        assert len(found) == min(count, len(LOGITS))
+        assert len(found) == min(count, len(kept(LOGITS, how)))
         assert found[0][0] == sample(LOGITS, position, how)
         confidences = [confidence for _, confidence in found]
         assert confidences == sorted(confidences, reverse=True)
