@@ -9,8 +9,9 @@ import threading
 import traceback
 from pathlib import Path
 
-from pipeinfer.drivers.live import run_rank
-from pipeinfer.transports import PeerLost, TransportError, open_transport
+from pipeinfer.drivers.live import Stray, run_rank
+from pipeinfer.errors import LaunchError
+from pipeinfer.transports import HEAD, PeerLost, TransportError, open_transport
 
 SPAWNED_PATIENCE_S = 60.0
 """A rank that the launcher started leaves when no head sets it up in this time."""
@@ -19,22 +20,28 @@ SPAWNED_PATIENCE_S = 60.0
 def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
     """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
 
-    Prints `listening ADDRESS` when it can be reached. Each session has an endpoint of its own at the same address: a
-    stream that broke is never taken up again.
+    Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session ends by itself. Each
+    session has an endpoint of its own at the same address: a stream that broke is never taken up again.
     """
     if once:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()  # It is run between trials, where it is not measured.
-    while True:
+    came = False
+    while not (once and came):
         transport = open_transport(listen, rank, keys=key)
         listen = transport.address
         print(f"listening {listen}", flush=True)
         try:
             came = run_rank(transport, SPAWNED_PATIENCE_S if once else float("inf"))
-        except PeerLost as lost:
+            if once and not came:
+                return 1
+        except Stray as stray:
+            _say(f"ignored: {stray}")
+        except (PeerLost, LaunchError) as problem:
             came = True
             if not once:
-                print(f"session ended: {lost}", file=sys.stderr, flush=True)
+                gone = isinstance(problem, PeerLost) and problem.rank == HEAD
+                _say(f"session ended: {'the head is gone' if gone else problem}")
         except Exception:
             if once:
                 raise
@@ -42,8 +49,12 @@ def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
             traceback.print_exc()  # The head was told; the next one may ask for something that works.
         finally:
             transport.close()
-        if once:
-            return 0 if came else 1
+        gc.collect()
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -21,8 +21,8 @@ def start(*arguments: str, **kwargs: object) -> "subprocess.Popen[str]":
     """`pipeinfer ARGUMENTS` in a process group of its own."""
     command = [sys.executable, "-m", "pipeinfer", *arguments]
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, **kwargs,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        **{"stderr": subprocess.PIPE, **kwargs},
     )  # fmt: skip
 
 

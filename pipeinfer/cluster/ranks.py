@@ -26,6 +26,9 @@ LEAVE_S = 1.0
 NOTICE_S = 0.2
 """A process that was killed closes its connections this much before it can be seen to have ended."""
 
+AGAIN_S = 5.0
+"""How long a worker may be busy with another session, or take to come out of it, before a head gives up."""
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """One BLAS thread per rank unless the environment says otherwise: ranks share this machine's cores."""
 
@@ -91,7 +94,7 @@ class Workers(Unwatched):
         if key is None:
             raise LaunchError("workers need their key file: give --key (pipeinfer worker --new-key FILE makes one)")
         self.addresses = list(addresses)
-        self.transport = open_transport(_facing(addresses[0]), HEAD, keys=key)
+        self.transport = open_transport(_facing(addresses[0]), HEAD, keys=key, again_s=AGAIN_S)
 
 
 class Threads(Unwatched):
@@ -114,8 +117,8 @@ class Threads(Unwatched):
 def _be_a_thread(transport: Transport) -> None:
     try:
         run_rank(transport, START_S)
-    except PeerLost:
-        pass  # The head is gone: so is this session.
+    except (PeerLost, LaunchError):
+        pass  # Which the head knows, or it is gone: so is this session.
     finally:
         transport.close()
 

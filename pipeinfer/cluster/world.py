@@ -129,8 +129,8 @@ def _serve(world: "World") -> None:
         transport = open_transport("mpi://", world.rank + HEAD)
         try:
             run_rank(transport, float("inf"))
-        except PeerLost:
-            continue  # The head: it has ended the session, or it leaves.
+        except (PeerLost, LaunchError):
+            continue  # The head has ended the session, or knows why it cannot begin, or leaves.
         finally:
             transport.close()
 

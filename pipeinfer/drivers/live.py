@@ -3,44 +3,71 @@
 import os
 import socket
 import time
+from typing import Any
+
+import msgspec
 
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, Inspect, Ready, Setup, Shutdown
 from pipeinfer.drivers.awake import cores_awake
 from pipeinfer.drivers.draft_rank import DraftWorker
-from pipeinfer.drivers.endpoint import IDLE_S, Endpoint, unexpected
+from pipeinfer.drivers.endpoint import IDLE_S, Endpoint
 from pipeinfer.drivers.loading import explained, load_stage
 from pipeinfer.drivers.probe import probe
 from pipeinfer.drivers.stage_rank import StageWorker
 from pipeinfer.errors import LaunchError
-from pipeinfer.transports import HEAD, PeerLost, Transport
+from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport, TransportError
+
+GRACE_S = 0.25
+"""How long a rank that has lost a neighbour waits for the head to end the session, as then the neighbour just left
+first, before it reports the loss."""
+
+
+class Stray(Exception):  # noqa: N818 - reads as what came
+    """Something came to a rank without a session that begins none; the text is one line."""
 
 
 def wait_for_head(transport: Transport, patience_s: float) -> Setup | Inspect | None:
-    """The head's first message, or None when none comes in time or the head has thought better of it."""
+    """The head's first message, or None when none comes in time or the head has thought better of it. Raises Stray:
+    the endpoint then holds its sender to be of this session, so the next session needs another."""
     deadline = time.monotonic() + patience_s
     while (left := deadline - time.monotonic()) > 0:
         envelope = transport.receive(min(IDLE_S, left))
         if envelope is not None:
-            message = messages.decode(envelope.header)
-            if isinstance(message, Setup | Inspect):
+            message = _decoded(envelope)
+            if envelope.sender == HEAD and isinstance(message, Setup | Inspect):
                 return message
-            if isinstance(message, Shutdown):
+            if envelope.sender == HEAD and isinstance(message, Shutdown):
                 return None
-            unexpected(message, "a rank that has not been set up")
+            raise Stray(f"{_name(envelope.sender)} sent {type(message).__name__}, which begins no session")
     return None
+
+
+def _decoded(envelope: Envelope) -> Any:
+    try:
+        return messages.decode(envelope.header)
+    except msgspec.DecodeError as problem:
+        raise Stray(f"{_name(envelope.sender)} sent something that is no message: {problem}") from problem
+
+
+def _name(rank: int) -> str:
+    return "the head" if rank == HEAD else f"rank {rank}"
 
 
 def run_rank(transport: Transport, patience_s: float) -> bool:
     """Be one rank for one session: inspected and measured if the head wants it, then set up; load, serve, leave. False
     if nobody came in time.
 
-    What goes wrong is told to the head as a Failure. Raises PeerLost when the head itself is gone.
+    What goes wrong is told to the head as a Failure, and raised: LaunchError for what the user can put right, PeerLost
+    when the head or a neighbour is gone, Stray when nothing has begun.
     """
     first = wait_for_head(transport, patience_s)
     if first is None:
         return False
-    transport.connect(HEAD, first.head_address)
+    try:
+        transport.connect(HEAD, first.head_address)
+    except TransportError as problem:
+        raise Stray(f"a head that cannot be answered: {problem}") from problem
     try:
         setup: Setup | None
         with cores_awake():
@@ -55,13 +82,28 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
     except PeerLost as lost:
         if lost.rank == HEAD:
             raise
-        _tell(transport, Failure(lost.rank, str(lost)))
-    except Exception as problem:
-        user_error = isinstance(problem, LaunchError)
-        _tell(transport, Failure(transport.rank, explained(problem), user_error))
-        if not user_error:
+        if not _dismissed(transport):
+            _tell(transport, Failure(lost.rank, str(lost)))
             raise
+    except Exception as problem:
+        _tell(transport, Failure(transport.rank, explained(problem), isinstance(problem, LaunchError)))
+        raise
     return True
+
+
+def _dismissed(transport: Transport) -> bool:
+    """Whether the head ends the session now. Raises PeerLost when it is gone."""
+    deadline = time.monotonic() + GRACE_S
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            envelope = transport.receive(left)
+        except PeerLost as lost:
+            if lost.rank == HEAD:
+                raise
+        else:
+            if envelope is not None and isinstance(messages.decode(envelope.header), Shutdown):
+                return True
+    return False
 
 
 def _session(transport: Transport, setup: Setup) -> None:
@@ -80,6 +122,9 @@ def _session(transport: Transport, setup: Setup) -> None:
     transport.send(HEAD, messages.encode(Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now)))
     try:
         endpoint.serve()
+    except PeerLost:
+        if not endpoint.leaving:
+            raise
     finally:
         model.close()
 

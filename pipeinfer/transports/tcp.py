@@ -46,6 +46,9 @@ _GLANCE_S = 0.001
 
 _ZAP_DOMAIN = "pipeinfer"
 
+_REFUSED = b"refused"
+"""All that ever comes back on a link: to who claims a rank that is another's."""
+
 # Plain integers: pyzmq's flags are enums, and their operators cost more than the calls they go into.
 _READABLE = int(zmq.POLLIN)
 _NOW = int(zmq.NOBLOCK)
@@ -58,8 +61,10 @@ class TcpTransport:
     """One endpoint. Port 0 takes a free one.
 
     `keys`: the cluster's pair or the path of its key file; addresses that are not loopback require a file. Times in
-    seconds: `connect_s` for a peer's first answer; `silence_s` without a sign of life until a peer is lost; `spin_s` of
-    busy looking before `receive` blocks, as waking up costs more than a hop (default 50 us on more than one core).
+    seconds: `connect_s` for a peer's first answer; `silence_s` without a sign of life until a peer is lost; `again_s`
+    for which a peer is tried again that left or refused us before its first word, as one does that is still leaving
+    another session; `spin_s` of busy looking before `receive` blocks, as waking up costs more than a hop (default 50 us
+    on more than one core).
     Raises TransportError when the address cannot be had.
     """
 
@@ -72,6 +77,7 @@ class TcpTransport:
         max_payload: int = MAX_PAYLOAD,
         connect_s: float = 10.0,
         silence_s: float = 2.5,
+        again_s: float = 0.0,
         spin_s: float | None = None,
     ) -> None:
         self.rank = rank
@@ -82,7 +88,8 @@ class TcpTransport:
         self._connect_s = connect_s
         self._silence_s = silence_s
         self._spin_s = spin_s if spin_s is not None else 50e-6 if (os.cpu_count() or 1) > 1 else 0.0
-        self._roster = Roster(rank, silence_s)
+        self._again_s = again_s
+        self._roster = Roster(rank, silence_s, again_s)
         self._senders: dict[bytes, Peer] = {}
         self._dealers: dict[int, Socket] = {}
         self._monitors: dict[Socket, Peer] = {}
@@ -114,16 +121,9 @@ class TcpTransport:
         peer = self._roster.peer(rank)
         if peer.standing is not Standing.HERE:
             raise PeerLost(rank, peer.fate)
-        if rank in self._dealers:
-            return
-        self._check(address)
-        dealer = self._open_dealer()
-        monitor: Socket = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        dealer.connect(address)
-        self._dealers[rank] = dealer
-        self._monitors[monitor] = peer
-        self._poller.register(monitor, zmq.POLLIN)
-        self._roster.connecting(peer, address, time.monotonic() + self._connect_s)
+        if rank not in self._dealers:
+            self._check(address)
+            self._open_link(peer, address)
 
     def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"", *, urgent: bool = False) -> None:
         """See Transport. `urgent` is ignored: a TCP stream cannot overtake itself.
@@ -137,13 +137,10 @@ class TcpTransport:
         if peer is None or rank not in self._dealers:
             raise ValueError(f"rank {self.rank} has no link to rank {rank}; connect first")
         size = message_size(header, payload, self._max_payload)
-        dealer = self._dealers[rank]
         first = wire.first_frame(self.rank, peer.sent, header, size)
-        if size:
-            dealer.send(first, _NOW_AND_MORE)
-            dealer.send(payload, _NOW)
-        else:
-            dealer.send(first, _NOW)
+        if self._again_s and not peer.bound:
+            peer.unheard.append((first, bytes(payload)))
+        _put(self._dealers[rank], first, payload, size)
         peer.sent += 1
         peer.traffic.sent_messages += 1
         peer.traffic.sent_bytes += len(header) + size
@@ -186,7 +183,7 @@ class TcpTransport:
             rank, number, size = wire.parse_prefix(first, self._max_payload)
             payload = self._take_payload(size)
             if peer is None:
-                peer = self._introduce(identity, frame, rank)
+                peer = self._introduce(identity, frame, rank, number)
             _check_stream(peer, rank, number)
         except wire.BadFrame as offence:
             self._reject(peer, offence)
@@ -206,12 +203,15 @@ class TcpTransport:
             raise wire.BadFrame(f"a payload of {len(payload)} bytes that was announced as {size}")
         return payload
 
-    def _introduce(self, identity: bytes, frame: "zmq.Frame | bytes", rank: int) -> Peer:
+    def _introduce(self, identity: bytes, frame: "zmq.Frame | bytes", rank: int, number: int) -> Peer:
         """Hold the connection to the rank that its first message claims."""
         assert isinstance(frame, zmq.Frame)
+        if number:
+            raise wire.BadFrame("the rest of a stream to an endpoint that was here before")
         self._read_router_monitor()
         peer = self._roster.bind(int(frame.get(zmq.SRCFD)), rank)
         if peer is None:
+            self._router.send_multipart([identity, _REFUSED], _NOW)
             raise wire.BadFrame(f"a claim to be rank {rank}, which is another's")
         self._senders[identity] = peer
         return peer
@@ -253,7 +253,12 @@ class TcpTransport:
                 self._read_router_monitor()
             elif isinstance(ready, zmq.Socket) and ready in self._monitors:
                 self._read_link_monitor(ready, self._monitors[ready])
-        self._roster.expire(time.monotonic())
+            else:
+                self._read_answer(ready)
+        for peer in self._roster.expire(time.monotonic()):
+            self._open_link(peer, peer.address)
+            for first, payload in peer.unheard:
+                _put(self._dealers[peer.rank], first, payload, len(payload))
 
     def _read_router_monitor(self) -> None:
         for event, fd in _events(self._router_monitor):
@@ -272,16 +277,37 @@ class TcpTransport:
                     self._close_link(peer, 0.0)
                     return
 
+    def _read_answer(self, link: object) -> None:
+        """Something came back on our link, unless it was closed just now."""
+        for rank, dealer in self._dealers.items():
+            if dealer is link:
+                if dealer.recv() == _REFUSED:
+                    peer = self._roster.peers[rank]
+                    self._roster.refused(peer, time.monotonic())
+                    self._close_link(peer, 0.0)
+                return
+
     def _lose(self, peer: Peer) -> PeerLost:
         self._roster.lose(peer)
         self._close_link(peer, 0.0)
         return PeerLost(peer.rank, peer.fate)
+
+    def _open_link(self, peer: Peer, address: str) -> None:
+        dealer = self._open_dealer()
+        monitor: Socket = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        dealer.connect(address)
+        self._dealers[peer.rank] = dealer
+        self._monitors[monitor] = peer
+        self._poller.register(monitor, zmq.POLLIN)
+        self._poller.register(dealer, zmq.POLLIN)
+        self._roster.connecting(peer, address, time.monotonic() + self._connect_s)
 
     def _close_link(self, peer: Peer, linger_s: float) -> None:
         dealer = self._dealers.pop(peer.rank, None)
         if dealer is None:
             return
         monitor = dealer.get_monitor_socket()
+        self._poller.unregister(dealer)
         self._poller.unregister(monitor)
         del self._monitors[monitor]
         dealer.disable_monitor()
@@ -322,7 +348,7 @@ class TcpTransport:
         dealer.curve_serverkey = self._keys.public
         dealer.curve_publickey = self._keys.public
         dealer.curve_secretkey = self._keys.secret
-        # Nothing comes back on this socket: keep a peer that sends here anyway from filling memory.
+        # Hardly anything comes back on this socket: keep a peer that sends here anyway from filling memory.
         dealer.setsockopt(zmq.RCVHWM, 1)
         dealer.setsockopt(zmq.MAXMSGSIZE, 4096)
         return dealer
@@ -363,6 +389,14 @@ class _Members:
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether `key` may connect."""
         return domain == _ZAP_DOMAIN and key == self._public
+
+
+def _put(dealer: Socket, first: bytes, payload: bytes | memoryview, size: int) -> None:
+    if size:
+        dealer.send(first, _NOW_AND_MORE)
+        dealer.send(payload, _NOW)
+    else:
+        dealer.send(first, _NOW)
 
 
 def _check_stream(peer: Peer, rank: int, number: int) -> None:

@@ -14,7 +14,6 @@ Run as a script, this file is the head: strategies in turns over the prompts, an
 import os
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,8 +38,6 @@ RANKS = 4
 SHARE = 0.25
 RATE_BPS, RATE = 100e6, "100mbit"
 TOKENS = 48
-LEAVING_S = 2.0
-"""Workers have left the session before by then; one that is leaving would take the next one's head for its own."""
 
 PROMPTS = ("merge-sorted", "line-reader", "lru-table")
 ENGINES: dict[str, dict[str, Any]] = {"numpy": {}, "torch": {}, "llamacpp": {}}
@@ -81,7 +78,6 @@ def measure(job: Job) -> list[Result]:
 
 
 def session(job: Job, prompt: str, drafts: bool) -> Iterator[Result]:
-    time.sleep(LEAVING_S)
     plan = Plan(
         backend=job.engine, backend_options=job.options, target="builtin:target-100m", stages=RANKS - drafts,
         draft="builtin:draft" if drafts else None, cpu_share=SHARE, workers=job.workers, key=job.key, cells=512,

@@ -104,3 +104,54 @@ def test_attempts_that_fail_before_the_first_answer_are_tried_until_the_deadline
     assert [peer.rank for peer in roster.ended] == [1, 2]
     assert "never answered" in silent.fate
     assert "same key file" in hostile.fate
+
+
+@pytest.fixture
+def patient() -> Roster:
+    """Tries a peer again for 5 s."""
+    return Roster(rank=-1, silence_s=2.5, again_s=5.0)
+
+
+def test_who_was_leaving_another_session_is_tried_again(patient: Roster) -> None:
+    peer = linked(patient, 0)
+    patient.link_down(peer, now=1.0)
+    assert peer.standing is Standing.AWAY
+    assert patient.expire(now=1.0) == []
+    assert patient.expire(patient.next_deadline()) == [peer]
+    assert peer.standing is Standing.HERE
+    patient.connecting(peer, peer.address, deadline=11.0)
+    patient.link_up(peer)
+    patient.accepted(20)
+    patient.bind(20, 0)
+    patient.disconnected(20)
+    assert list(patient.ended) == [peer]
+    assert "is gone" in peer.fate
+
+
+def test_trying_again_has_an_end(patient: Roster) -> None:
+    peer = linked(patient, 0)
+    patient.refused(peer, now=1.0)
+    assert patient.expire(now=1.1) == [peer]
+    patient.connecting(peer, peer.address, deadline=11.1)
+    assert patient.expire(now=5.9) == []
+    assert patient.expire(now=6.0) == []
+    assert list(patient.ended) == [peer]
+    assert peer.fate == "rank 0 at tcp://host0:1 is busy with another session: it has a head already"
+
+
+def test_a_first_word_that_was_on_its_way_is_waited_for_before_another_try(patient: Roster) -> None:
+    peer = linked(patient, 0)
+    patient.accepted(20)
+    patient.link_down(peer, now=1.0)
+    assert peer.standing is Standing.LEAVING
+    patient.bind(20, 0)
+    patient.disconnected(20)
+    assert list(patient.ended) == [peer]
+
+
+def test_who_said_a_word_is_not_tried_again(patient: Roster) -> None:
+    peer = linked(patient, 0)
+    patient.accepted(20)
+    patient.bind(20, 0)
+    patient.refused(peer, now=1.0)
+    assert list(patient.ended) == [peer]

@@ -136,6 +136,43 @@ def test_a_second_connection_for_a_rank_is_refused(linked: list[TcpTransport]) -
         chat(a, b)
 
 
+def test_who_is_refused_hears_of_it(linked: list[TcpTransport], make: Make) -> None:
+    a, b = linked
+    second = make(0)
+    second.connect(1, b.address)
+    second.send(1, b"I am rank 0")
+    assert b.receive(0.2) is None
+    with pytest.raises(PeerLost, match=r"rank 1 at tcp://.* is busy with another session: it has a rank 0 already"):
+        second.receive(5)
+    chat(a, b)
+
+
+def test_who_left_before_its_first_word_is_tried_again_and_hears_everything(make: Make) -> None:
+    a = make(-1, again_s=5.0)
+    with closing(TcpTransport(ANY, 0, keys=KEYS)) as leaving:
+        a.connect(0, leaving.address)
+        a.send(0, b"hello", b"payload")
+        a.send(0, b"still there?")
+        assert a.receive(0.2) is None
+    with closing(TcpTransport(leaving.address, 0, keys=KEYS)) as back:
+        assert a.receive(0.3) is None
+        assert expect(back) == (-1, b"hello", b"payload")
+        assert expect(back) == (-1, b"still there?", b"")
+        back.connect(-1, a.address)
+        chat(a, back)
+    assert expect_lost(a) == 0  # for good: it has said a word
+
+
+def test_who_left_before_its_first_word_and_stays_away_is_lost(make: Make) -> None:
+    a = make(-1, again_s=0.2)
+    with closing(TcpTransport(ANY, 0, keys=KEYS)) as leaving:
+        a.connect(0, leaving.address)
+        a.send(0, b"hello")
+        assert a.receive(0.2) is None
+    with pytest.raises(PeerLost, match=r"rank 0 at .* is gone: it closed its end"):
+        a.receive(5)
+
+
 def test_nobody_else_may_be_this_rank(linked: list[TcpTransport]) -> None:
     _, b = linked
     with closing(Dealer(b.address, KEYS.public, KEYS)) as liar:
@@ -187,12 +224,14 @@ def test_a_frame_over_the_payload_limit_is_not_even_read(make: Make) -> None:
         assert expect_lost(b) == 5
 
 
-def test_a_stream_that_begins_in_the_middle_is_broken(make: Make) -> None:
+def test_the_rest_of_a_stream_to_who_listened_here_before_is_nobodys(make: Make) -> None:
     b = make(1)
-    with closing(Dealer(b.address, KEYS.public, KEYS)) as member:
-        member.send(wire.first_frame(5, 3, b"the first three went to another connection", 0))
-        with pytest.raises(PeerLost, match="message 3 where 0 was due"):
-            b.receive(5)
+    with closing(Dealer(b.address, KEYS.public, KEYS)) as before, closing(Dealer(b.address, KEYS.public, KEYS)) as now:
+        before.send(wire.first_frame(5, 3, b"the first three went to another endpoint", 0))
+        assert b.receive(0.2) is None
+        assert b.rejected == 1
+        now.send(wire.first_frame(5, 0, b"hello", 0))
+        assert expect(b) == (5, b"hello", b"")
 
 
 frame_bytes = st.one_of(
