@@ -81,6 +81,16 @@ def check_batch(batch: Batch, hidden: Hidden | None, *, hidden_size: int, vocabu
         raise ValueError(f"expected hidden states of shape [{rows}, {hidden_size}], came {came}")
 
 
+def check_layers(layers: tuple[int, int], count: int, model: str) -> None:
+    """For backends: raises BadModel where `model`, of `count` layers, has no layers [i, j)."""
+    first, stop = layers
+    if not 0 <= first < stop <= count:
+        raise BadModel(
+            f"expected layers [i, j) with 0 <= i < j <= {count}, came [{first}, {stop}): split the layers of {model} "
+            "among the stages"
+        )
+
+
 class ModelStage(Protocol):
     """Layers [i, j) of one model with their KV cells. The first stage embeds tokens, the last gives logits."""
 

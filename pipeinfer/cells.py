@@ -3,12 +3,12 @@
 Semantics are llama.cpp's: copying a sequence only adds tags, and a cell without tags is free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import CellsFull, Hidden
+from pipeinfer.backend import Batch, CellsFull, Hidden
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
 
 Taken = slice | NDArray[np.intp]
@@ -35,7 +35,7 @@ class Cells:
             raise CellsFull(f"expected {rows} free KV cells, came {len(free)} of {len(self._holders)}:"
                             " remove sequences first or load the stage with more cells")
         tags = [sequence for row in sequences for sequence in row]
-        self._check(*tags)
+        check_sequences(tags, len(self._tags))
         cells = free[:rows]
         self._tags[tags, np.repeat(cells, [len(row) for row in sequences])] = True
         self._positions[cells] = positions
@@ -43,6 +43,18 @@ class Cells:
         self.window = max(self.window, int(cells[-1]) + 1)
         neighbours = cells[-1] - cells[0] == rows - 1
         return slice(int(cells[0]), int(cells[-1]) + 1) if neighbours else cells
+
+    def compute(self, batch: Batch, run: Callable[[Taken], Hidden | None]) -> Hidden | None:
+        """What `run` gives with the cells of a batch, which are given back where it gives nothing or fails. Raises as
+        `take` does."""
+        taken = self.take(batch.positions, batch.sequences)
+        result = None
+        try:
+            result = run(taken)
+        finally:
+            if result is None:
+                self.free(taken)
+        return result
 
     def free(self, taken: Taken) -> None:
         """Give the cells of a batch back."""
@@ -67,13 +79,13 @@ class Cells:
         """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""
         match op:
             case KvSeqCp(src, dst, start, stop):
-                self._check(src, dst)
-                self._add(dst, self._tags[src] & self._between(start, stop))
+                check_sequences((src, dst), len(self._tags))
+                self._add(dst, self._tags[src] & between(self._positions, start, stop))
             case KvSeqRm(sequence, start, stop):
-                self._check(sequence)
-                self._drop(sequence, self._between(start, stop))
+                check_sequences((sequence,), len(self._tags))
+                self._drop(sequence, between(self._positions, start, stop))
             case KvSeqKeep(sequence):
-                self._check(sequence)
+                check_sequences((sequence,), len(self._tags))
                 self._keep(sequence)
 
     def clear(self) -> None:
@@ -97,15 +109,20 @@ class Cells:
         self._holders[:] = kept
         self._tighten()
 
-    def _between(self, start: int, stop: int) -> NDArray[np.bool_]:
-        after = self._positions >= start
-        return after if stop == TO_THE_END else after & (self._positions < stop)
-
     def _tighten(self) -> None:
         used = np.flatnonzero(self._holders[: self.window])
         self.window = int(used[-1]) + 1 if len(used) else 0
 
-    def _check(self, *sequences: int) -> None:
-        if min(sequences) < 0 or max(sequences) >= len(self._tags):
-            raise ValueError(f"expected sequence ids 0..{len(self._tags) - 1}, came {sorted(set(sequences))}:"
-                             " load the stage with more sequences")
+
+def between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.bool_]:
+    """Which cells hold a position in [start, stop)."""
+    after = positions >= start
+    return after if stop == TO_THE_END else after & (positions < stop)
+
+
+def check_sequences(sequences: Sequence[int], count: int) -> None:
+    """Raise ValueError for an id that is not one of `count`."""
+    if min(sequences) < 0 or max(sequences) >= count:
+        raise ValueError(
+            f"expected sequence ids 0..{count - 1}, came {sorted(set(sequences))}: load the stage with more sequences"
+        )

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
+from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, check_layers
 from pipeinfer.calibration.profile import Curve
-from pipeinfer.cells import Cells
+from pipeinfer.cells import Cells, Taken
 from pipeinfer.core.messages import KvOp
 from pipeinfer.oracle import RANKS, Oracle, Trace, independent, read_trace
 from pipeinfer_emulated.measured import MeasuredRank, Seconds
@@ -88,9 +88,8 @@ class EmulatedBackend:
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> "EmulatedStage":
         info = self.info(model)
+        check_layers(layers, info.layers, model)
         first, stop = layers
-        if not 0 <= first < stop <= info.layers:
-            raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {info.layers}, came [{first}, {stop})")
         head = _OracleHead(self._oracle, _role(model), self._vocabulary) if stop == info.layers else None
         return EmulatedStage(self._seconds(_role(model), first, stop), info.hidden_size, head, Cells(cells, sequences))
 
@@ -131,12 +130,12 @@ class EmulatedStage:
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
         start = time.monotonic()
         seconds = self._seconds(len(batch.tokens), batch.positions[-1] + 1)
-        taken = self._cells.take(batch.positions, batch.sequences)
-        result = self._result(batch)  # within the time that the wait takes
-        if wait_until(start + seconds, abort):
-            return result
-        self._cells.free(taken)
-        return None
+
+        def wait(_taken: Taken) -> Hidden | None:
+            result = self._result(batch)  # within the time that the wait takes
+            return result if wait_until(start + seconds, abort) else None
+
+        return self._cells.compute(batch, wait)
 
     def _result(self, batch: Batch) -> NDArray[np.float32]:
         rows = len(batch.tokens)

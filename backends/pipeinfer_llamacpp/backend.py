@@ -4,7 +4,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer.backend import BadModel, ModelInfo, check_layers
 from pipeinfer.cache import cache_folder
 from pipeinfer.hf.folder import BUILTIN, builtin_folder
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
@@ -85,10 +85,8 @@ class LlamaCppBackend:
             raise ValueError(f"expected at least 1 cell and 1 to {SEQUENCES} sequences, came {cells} and {sequences}")
         source = self._open(model)
         count = source.count("block_count")
+        check_layers(layers, count, model)
         first, stop = layers
-        if not 0 <= first < stop <= count:
-            raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {count}, came [{first}, {stop}): split the"
-                           f" layers of {model} among the stages")
         whole = layers == (0, count)
         loaded = LoadedModel(source.path if whole else cut_stage(source, layers, self._cache), self._gpu_layers)
         loaded.check_memory()

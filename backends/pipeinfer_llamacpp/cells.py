@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeinfer.backend import CellsFull
-from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.cells import between, check_sequences
+from pipeinfer.core.messages import KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
 
 Tags: TypeAlias = tuple[int, ...]
 NOTES = 64
@@ -36,7 +36,7 @@ class Cells:
 
     def take(self, positions: Sequence[int], sequences: Sequence[Tags]) -> None:
         """A batch of one row per position enters. Raises CellsFull or ValueError, and then changes nothing."""
-        self._check(*(sequence for row in sequences for sequence in row))
+        check_sequences([sequence for row in sequences for sequence in row], len(self._tags))
         rows = len(positions)
         if rows > self._surely_free or len(self._notes) >= NOTES:
             self._catch_up()
@@ -54,7 +54,7 @@ class Cells:
 
     def apply(self, op: KvOp) -> None:
         """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""
-        self._check(*((op.src, op.dst) if isinstance(op, KvSeqCp) else (op.sequence,)))
+        check_sequences((op.src, op.dst) if isinstance(op, KvSeqCp) else (op.sequence,), len(self._tags))
         self._notes.append(op)
 
     def clear(self) -> None:
@@ -66,9 +66,9 @@ class Cells:
         for note in self._notes:
             match note:
                 case KvSeqCp(src, dst, start, stop):
-                    self._tags[dst] |= self._tags[src] & self._between(start, stop)
+                    self._tags[dst] |= self._tags[src] & between(self._positions, start, stop)
                 case KvSeqRm(sequence, start, stop):
-                    self._tags[sequence] &= ~self._between(start, stop)
+                    self._tags[sequence] &= ~between(self._positions, start, stop)
                 case KvSeqKeep(sequence):
                     self._tags[np.arange(len(self._tags)) != sequence] = False
                 case Entered(positions, sequences):
@@ -80,12 +80,3 @@ class Cells:
         cells = np.flatnonzero(~self._tags.any(axis=0))[: len(positions)]
         self._positions[cells] = positions
         self._tags[[tag for row in sequences for tag in row], np.repeat(cells, [len(row) for row in sequences])] = True
-
-    def _between(self, start: int, stop: int) -> NDArray[np.bool_]:
-        after = self._positions >= start
-        return after if stop == TO_THE_END else after & (self._positions < stop)
-
-    def _check(self, *sequences: int) -> None:
-        if min(sequences) < 0 or max(sequences) >= len(self._tags):
-            raise ValueError(f"expected sequence ids 0..{len(self._tags) - 1}, came {sorted(set(sequences))}:"
-                             " load the stage with more sequences")

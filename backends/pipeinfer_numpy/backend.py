@@ -1,6 +1,6 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
-from pipeinfer.backend import BadModel, ModelInfo
+from pipeinfer.backend import ModelInfo, check_layers
 from pipeinfer.hf.checkpoint import Checkpoint
 from pipeinfer.hf.folder import find_folder
 from pipeinfer.hf.tokenizer import HfTokenizer
@@ -40,10 +40,7 @@ class NumpyBackend:
             raise ValueError(f"expected at least 1 cell and 1 sequence, came {cells} and {sequences}")
         folder = find_folder(model)
         config = read_config(folder)
-        first, stop = layers
-        if not 0 <= first < stop <= config.num_hidden_layers:
-            raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {config.num_hidden_layers}, came"
-                           f" [{first}, {stop}): split the layers of {model} among the stages")
+        check_layers(layers, config.num_hidden_layers, model)
         return LlamaStage(config, read_weights(Checkpoint(folder), config, layers), cells=cells, sequences=sequences)
 
     def tokenizer(self, model: str) -> HfTokenizer:

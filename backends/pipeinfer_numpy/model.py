@@ -34,14 +34,7 @@ class LlamaStage:
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
-        taken = self._cells.take(batch.positions, batch.sequences)
-        result = None
-        try:
-            result = self._run(batch, hidden, taken, abort)
-        finally:
-            if result is None:
-                self._cells.free(taken)
-        return result
+        return self._cells.compute(batch, lambda taken: self._run(batch, hidden, taken, abort))
 
     def apply(self, op: KvOp) -> None:
         self._cells.apply(op)

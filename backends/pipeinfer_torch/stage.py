@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, check_batch
+from pipeinfer.backend import AbortCheck, Batch, Hidden, check_batch, check_layers
 from pipeinfer.cells import Taken
 from pipeinfer.core.messages import KvOp
 from pipeinfer_torch.cells import KvCells
@@ -21,10 +21,8 @@ def load_stage(
 ) -> "TorchStage":
     """Raises BadModel."""
     skeleton = Skeleton(find_model(model), device, dtype)
+    check_layers(layers, len(skeleton.layers), model)
     first, stop = layers
-    if not 0 <= first < stop <= len(skeleton.layers):
-        raise BadModel(f"expected layers [i, j) with 0 <= i < j <= {len(skeleton.layers)}, came [{first}, {stop}):"
-                       f" split the layers of {model} among the stages")
     check_room(skeleton.stage_bytes(first, stop), device, f"layers [{first}, {stop}) of {model}")
     with torch.inference_mode():
         skeleton.fill(first, stop, find_weights(model, skeleton.tensors(first, stop)))
@@ -46,14 +44,7 @@ class TorchStage:
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
-        taken = self._cells.tags.take(batch.positions, batch.sequences)
-        result = None
-        try:
-            result = self._run(batch, hidden, taken, abort)
-        finally:
-            if result is None:
-                self._cells.tags.free(taken)
-        return result
+        return self._cells.tags.compute(batch, lambda taken: self._run(batch, hidden, taken, abort))
 
     def apply(self, op: KvOp) -> None:
         self._cells.tags.apply(op)
