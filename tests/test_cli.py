@@ -14,7 +14,7 @@ from processes import EMULATED, PROMPT, emulated_text, generating, start
 
 from pipeinfer.cli import main
 from pipeinfer.testing.models import write_llama
-from pipeinfer.transports.keys import write_keys
+from pipeinfer.transports.keys import read_keys, write_keys
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ["generate", " ".join(PROMPT), *EMULATED, "--transport", "inproc", "--tokens", "24"]
@@ -386,6 +386,14 @@ def test_a_worker_makes_its_key_once(run: Run, tmp_path: Path) -> None:
     refused = run("worker", "--rank", "0", "--listen", "tcp://127.0.0.1:0", "--key", str(key), "--new-key")
     assert_refused(*refused, str(key))
     assert key.read_text() == "{}"
+
+
+def test_a_key_can_be_made_without_a_worker(run: Run, tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    assert run("worker", "--new-key", "--key", str(key))[0] == 0
+    assert read_keys(key).file == key
+    assert_refused(*run("worker", "--key", str(key)), "--rank and --listen")
+    assert_refused(*run("worker", "--rank", "0", "--key", str(key)), "--rank and --listen")
 
 
 # What it costs to start ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import sysconfig
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeinfer.cluster.ranks import ONE_THREAD, Unwatched
@@ -29,14 +30,24 @@ LAUNCHERS = (
 )
 """What MPI launchers tell a process, before MPI is loaded: its number in the world, and the world's size."""
 
+FIRST_SAYS_S = 1.0
+"""How long the others wait where there is no world. Some launchers end all at the first failure: process 0 has a line
+to say."""
+
 STARTED = "PIPEINFER_WORLD"
 """Set in processes that `start_world` started."""
+
+SRUN_MPI = {"MPICH": "pmi2", "Open MPI": "pmix"}
+"""What `srun --mpi=` has to be for a library. Those that are not named here differ from build to build."""
 
 OVERSUBSCRIBE = {
     "OMPI_MCA_rmaps_base_oversubscribe": "true",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 """Open MPI 4 and 5 refuse more processes than cores unless asked."""
+
+HERE = {"HYDRA_LAUNCHER": "fork"}
+"""In a Slurm job MPICH's mpiexec would start its processes by srun, and wait forever where a step has none left."""
 
 
 def place() -> tuple[int, int]:
@@ -72,7 +83,13 @@ def start_world(nodes: int) -> NoReturn:
     load(TRANSPORTS, "mpi")
     mpiexec = find_mpiexec()
     command = [mpiexec, "-n", str(nodes - HEAD), sys.executable, "-m", "pipeinfer", *sys.argv[1:]]
-    os.execve(mpiexec, command, {**ONE_THREAD, **OVERSUBSCRIBE, **os.environ, STARTED: "1"})
+    os.execve(mpiexec, command, world_environment())
+
+
+def world_environment() -> dict[str, str]:
+    """For an `mpiexec` on this machine. A Slurm step's PMIx is not handed on: MPICH refuses to see two."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PMIX_")}
+    return {**ONE_THREAD, **OVERSUBSCRIBE, **HERE, **inherited, STARTED: "1"}
 
 
 def join_world() -> int:
@@ -84,6 +101,7 @@ def join_world() -> int:
         world = _world()
     except (BrokenPlugin, TransportError, LaunchError):
         if place()[0] > 0:
+            time.sleep(FIRST_SAYS_S)
             sys.exit(2)
         raise
     if world.rank > 0:
@@ -137,12 +155,29 @@ def _serve(world: "World") -> None:
 
 def _world() -> "World":
     load(TRANSPORTS, "mpi")  # says what to install where it does not load
-    from pipeinfer.transports.mpi import open_world
+    from pipeinfer.transports.mpi import library, open_world
 
+    mpi, started = library(), place()[1]
+    if started > 1 and _is_foreign(mpi.Get_library_version()):
+        raise LaunchError(_foreign(mpi.get_vendor()[0]))
     world = open_world()
-    if world.size < place()[1]:
-        raise LaunchError(
-            f"{place()[1]} processes were started, but the MPI library that mpi4py loads puts {world.size} in a world: "
-            "the launcher is of another MPI; use that library's own mpirun"
-        )
+    if world.size < started:
+        raise LaunchError(_foreign(mpi.get_vendor()[0]))
     return world
+
+
+def _is_foreign(version: str) -> bool:
+    """Whether this MPICH would abort with an error stack from each process: it was built without the PMIx by which
+    Open MPI's launchers and `srun --mpi=pmix` start processes."""
+    by_pmix = "PMIX_NAMESPACE" in os.environ and "PMI_RANK" not in os.environ
+    return by_pmix and version.startswith("MPICH Version") and "pmix" not in version
+
+
+def _foreign(library: str) -> str:
+    """What to do when the launcher and the MPI library do not know each other."""
+    srun = f"`srun --mpi={SRUN_MPI[library]}`" if library in SRUN_MPI else "another `srun --mpi=` (`srun --mpi=list`)"
+    cure = f"{srun} or " if "SLURM_PROCID" in os.environ else ""
+    return (
+        f"{place()[1]} processes were started, but not in a way that puts them in one world of {library}, the MPI "
+        f"library that mpi4py loads: use {cure}{library}'s own mpirun"
+    )

@@ -7,10 +7,14 @@ import typer
 
 
 def worker(
-    rank: Annotated[int, typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.")],
-    listen: Annotated[str, typer.Option(help="Where the head and the other ranks reach this one.")],
     key: Annotated[Path, typer.Option(help="The cluster's key file, the same on every host.")],
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make the key file first; copy it to every host.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.")
+    ] = None,
+    listen: Annotated[str | None, typer.Option(help="Where the head and the other ranks reach this one.")] = None,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make the key file first; without --rank and --listen, that is all.")
+    ] = False,
     once: Annotated[bool, typer.Option("--once", help="Leave after one session.")] = False,
 ) -> None:
     """Serve as one rank until interrupted; `generate --workers` points a head at it.
@@ -22,4 +26,8 @@ def worker(
 
     if new_key:
         write_keys(key)
+        if rank is None and listen is None:
+            return
+    if rank is None or listen is None:
+        raise ValueError("a worker needs --rank and --listen; without both, --new-key makes the key file and ends")
     raise typer.Exit(serve(listen, rank, key, once=once))

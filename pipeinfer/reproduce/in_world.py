@@ -1,7 +1,6 @@
 """Live cells over MPI. This module is also what `mpiexec` starts: process 0 is the head, which runs the cells it reads
 from a file and writes a line per record; the others are the ranks."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeinfer.cluster.ranks import ONE_THREAD
-from pipeinfer.cluster.world import OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, join_world
+from pipeinfer.cluster.world import find_mpiexec, in_world, join_world, world_environment
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
 from pipeinfer.reproduce.cells import run_live
@@ -40,10 +38,9 @@ def run_in_world(cells: list[LiveCell]) -> Iterator[Record]:
         path, errors = Path(folder) / "cells.json", Path(folder) / "errors.txt"
         path.write_bytes(msgspec.json.encode(cells))
         command = [find_mpiexec(), "-n", str(processes), sys.executable, "-m", __name__, str(path)]
-        environment = {**ONE_THREAD, **OVERSUBSCRIBE, **os.environ, STARTED: "1"}
         count = 0
         with errors.open("wb") as log, subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+            command, env=world_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
         ) as world:  # fmt: skip
             try:
                 assert world.stdout is not None

@@ -16,6 +16,7 @@ import atexit
 import os
 import struct
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from functools import cache
@@ -167,7 +168,7 @@ class World:
     """This process's part in the MPI world, from its first endpoint until it ends. Opening one is collective."""
 
     def __init__(self) -> None:
-        self._mpi = _load()
+        self._mpi = _initialize()
         world = self._mpi.COMM_WORLD
         self.rank: int = world.rank
         self.size: int = world.size
@@ -250,18 +251,32 @@ class _Channel:
         return self._arrival
 
 
-def _load() -> Any:
-    """Initializes MPI. SERIALIZED: a backend may ask whether to abort from a thread of its own, which looks for
-    messages while the main thread computes; never two at once."""
-    mpi4py.rc.thread_level = "serialized"
+def library() -> Any:
+    """mpi4py's module; MPI itself is not initialized yet. Raises TransportError."""
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as problem:
         cure = "load your cluster's MPI module, or run `pip install mpich`"
         raise TransportError(f"mpi4py does not load: {one_line(problem)}; {cure}") from problem
-    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
-        raise TransportError("this MPI library was built or initialized without THREAD_SERIALIZED, which is needed")
     return MPI
+
+
+def _initialize() -> Any:
+    """SERIALIZED: a backend may ask whether to abort from a thread of its own, which looks for messages while the main
+    thread computes; never two at once."""
+    mpi = library()
+    try:
+        with warnings.catch_warnings():
+            # Of a launcher that does not match, in every process; `cluster.world` says it once and with a cure.
+            warnings.filterwarnings("ignore", "suspicious MPI execution environment")
+            if not mpi.Is_initialized():
+                mpi.Init_thread(mpi.THREAD_SERIALIZED)
+    except mpi.Exception as problem:
+        raise TransportError(f"MPI does not start: {one_line(problem)}") from problem
+    if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
+        raise TransportError("this MPI library was built or initialized without THREAD_SERIALIZED, which is needed")
+    return mpi
 
 
 def _rest(waited: float, left: float) -> None:

@@ -7,13 +7,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from pipeinfer.calibration.profile import read_profile
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.cluster.world import LAUNCHERS, OVERSUBSCRIBE, STARTED, find_mpiexec, in_world, place
+from pipeinfer.cluster.world import (
+    LAUNCHERS,
+    OVERSUBSCRIBE,
+    STARTED,
+    find_mpiexec,
+    in_world,
+    join_world,
+    place,
+    world_environment,
+)
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError
@@ -205,7 +215,7 @@ def test_no_mpiexec_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher started this process."""
-    for name in (STARTED, *[name for pair in LAUNCHERS for name in pair]):
+    for name in (STARTED, "PMIX_NAMESPACE", *[name for pair in LAUNCHERS for name in pair]):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -219,3 +229,74 @@ def test_a_process_finds_its_place(monkeypatch: pytest.MonkeyPatch, rank: str, s
     assert (place(), in_world()) == ((2, 5), True)
     monkeypatch.setenv(size, "1")
     assert not in_world()
+
+
+class Library:
+    """An MPI library that is asked about before it starts."""
+
+    def __init__(self, vendor: str, version: str) -> None:
+        self.get_vendor = lambda: (vendor, (5, 0, 0))
+        self.Get_library_version = lambda: version
+
+
+MPICH = Library("MPICH", "MPICH Version: 5.0\nMPICH configure: --with-device=ch4:ofi")
+OPEN_MPI = Library("Open MPI", "Open MPI v5.0.11")
+CRAY = Library("Cray MPI", "CRAY MPICH version 8.1")
+BY_SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "5"}
+BY_OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "5", "PMIX_NAMESPACE": "prterun-1"}
+BY_MPICH = {"PMI_RANK": "0", "PMI_SIZE": "5"}
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("launcher", "library", "cure", "started"),
+    [
+        (BY_SRUN, MPICH, "use `srun --mpi=pmi2` or MPICH's own mpirun", True),
+        ({**BY_SRUN, "PMIX_NAMESPACE": "slurm.1"}, MPICH, "use `srun --mpi=pmi2` or MPICH's own mpirun", False),
+        (BY_SRUN, OPEN_MPI, "use `srun --mpi=pmix` or Open MPI's own mpirun", True),
+        (BY_SRUN, CRAY, "use another `srun --mpi=` (`srun --mpi=list`) or Cray MPI's own mpirun", True),
+        (BY_OPEN_MPI, MPICH, "use MPICH's own mpirun", False),
+        (BY_MPICH, OPEN_MPI, "use Open MPI's own mpirun", True),
+    ],
+)
+def test_a_launcher_of_another_mpi_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, str], library: Library, cure: str, started: bool
+) -> None:
+    mpi = pytest.importorskip("pipeinfer.transports.mpi", reason="mpi4py is not installed")
+    opened: list[bool] = []
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mpi, "library", lambda: library)
+    monkeypatch.setattr(mpi, "open_world", lambda: opened.append(True) or SimpleNamespace(rank=0, size=1))
+    with pytest.raises(LaunchError) as found:
+        join_world()
+    name = library.get_vendor()[0]
+    assert str(found.value) == (
+        f"5 processes were started, but not in a way that puts them in one world of {name}, the MPI library that "
+        f"mpi4py loads: {cure}"
+    )
+    assert bool(opened) == started  # MPICH would abort
+
+
+@pytest.mark.usefixtures("alone")
+def test_only_one_of_them_says_it_and_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    mpi = pytest.importorskip("pipeinfer.transports.mpi", reason="mpi4py is not installed")
+    slept: list[float] = []
+    for name, value in {**BY_SRUN, "SLURM_PROCID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mpi, "library", lambda: MPICH)
+    monkeypatch.setattr(mpi, "open_world", lambda: SimpleNamespace(rank=0, size=1))
+    monkeypatch.setattr("pipeinfer.cluster.world.time.sleep", slept.append)
+    with pytest.raises(SystemExit) as left:
+        join_world()
+    assert left.value.code == 2
+    assert slept
+
+
+def test_a_world_in_a_slurm_step_is_one_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMIX_NAMESPACE", "slurm.1")
+    monkeypatch.delenv("HYDRA_LAUNCHER", raising=False)
+    assert "PMIX_NAMESPACE" not in world_environment()
+    assert world_environment()["HYDRA_LAUNCHER"] == "fork"
+    monkeypatch.setenv("HYDRA_LAUNCHER", "ssh")
+    assert world_environment()["HYDRA_LAUNCHER"] == "ssh"
