@@ -29,12 +29,12 @@ CERTAIN = 1e4
 
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
-    whole forward of the draft, which has `draft_layers` layers. `waits` may instead give a curve
-    (`pipeinfer.calibration.profile.Curve`) for each share of a model that is loaded: under "target 0-10" for layers
-    [0, 10), under "draft 0-1" for the draft. Or all is taken from `profile`, a file of `pipeinfer calibrate`, as it was
-    measured of rank `rank`. The draft is right with probability `acceptance`, independently (seeded by `seed`), or as
-    `trace` says: a file of `pipeinfer record`, or such a trace itself. `vocabulary` makes rows of logits longer than
-    the oracle needs them.
+    whole forward of the draft, which has `draft_layers` layers of width `draft_hidden_size` (0: the target's). `waits`
+    may instead give a curve (`pipeinfer.calibration.profile.Curve`) for each share of a model that is loaded: under
+    "target 0-10" for layers [0, 10), under "draft 0-1" for the draft. Or all is taken from `profile`, a file of
+    `pipeinfer calibrate`, as it was measured of rank `rank`. The draft is right with probability `acceptance`,
+    independently (seeded by `seed`), or as `trace` says: a file of `pipeinfer record`, or such a trace itself.
+    `vocabulary` makes rows of logits longer than the oracle needs them.
 
     `builtin:target` and `builtin:draft` name the same two models, so that the defaults of the command line work.
     """
@@ -56,11 +56,13 @@ class EmulatedBackend:
         profile: str | None = None,
         rank: int = 0,
         draft_layers: int = 1,
+        draft_hidden_size: int = 0,
     ) -> None:
         if min(layers, draft_layers) < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
             raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
         self._layers, self._draft_layers = layers, draft_layers
         self._hidden_size, self._context = hidden_size, context
+        self._draft_hidden_size = draft_hidden_size or hidden_size
         self._target_s, self._target_row_s = layer_s, row_s
         self._draft_s, self._draft_row_s = draft_s, draft_row_s
         self._oracle = _oracle(trace, acceptance, seed)
@@ -69,11 +71,12 @@ class EmulatedBackend:
         self._measured = MeasuredRank(profile, rank) if profile else None
 
     def info(self, model: str) -> ModelInfo:
-        layers = self._layers if _role(model) == "target" else self._draft_layers
+        layers, width = (self._layers, self._hidden_size) if _role(model) == "target" else (
+            self._draft_layers, self._draft_hidden_size)  # fmt: skip
         info = ModelInfo(
             architecture="emulated",
             layers=layers,
-            hidden_size=self._hidden_size,
+            hidden_size=width,
             vocabulary=self._vocabulary,
             vocabulary_digest="emulated",
             context=self._context,

@@ -1,12 +1,13 @@
 """The head's side of ranks that are up: sending, receiving, and a name for whatever goes wrong."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 from pipeinfer.cluster.ranks import Ranks, open_ranks
 from pipeinfer.core import messages
-from pipeinfer.core.messages import Failure, Shutdown
+from pipeinfer.core.messages import Failure, LinkLimit, Shutdown
 from pipeinfer.drivers.awake import cores_awake
 from pipeinfer.drivers.live import shaped
 from pipeinfer.errors import LaunchError, RankLost
@@ -53,9 +54,9 @@ class Contact:
         """Where the ranks are, in rank order."""
         return self._ranks.addresses
 
-    def shape(self, bandwidth_bps: float, latency_s: float) -> None:
+    def shape(self, bandwidth_bps: float, latency_s: float, links: Sequence[LinkLimit] = ()) -> None:
         """From here on every message is stamped, and so has to be the farewell."""
-        self._ranks.transport = shaped(self._ranks.transport, bandwidth_bps, latency_s)
+        self._ranks.transport = shaped(self._ranks.transport, bandwidth_bps, latency_s, links)
 
     def close(self) -> None:
         """End every rank that was started here and let go of the others. Idempotent."""

@@ -16,7 +16,7 @@ from pipeinfer.cluster.questions import inspections
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, Sampling, Setup
+from pipeinfer.core.messages import AskReport, Begin, DraftFrom, LinkLimit, Ready, Report, Sampling, Setup
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
@@ -46,7 +46,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
     are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
-    first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link.
+    first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link
+    that `links` does not.
     `cpu_share` is the share of the time in which each rank computes, so that it is as slow as a node of that much of
     this one's speed.
     """
@@ -64,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     transport: str = "tcp"
     bandwidth_bps: float = float("inf")
     latency_s: float = 0.0
+    links: tuple[LinkLimit, ...] = ()
     cpu_share: float = 1.0
     cells: int = 0
     sequences: int = 64
@@ -125,6 +127,7 @@ class Models:
             model=plan.target, layers=self.split[0], stage=0, stages=1, sequences=plan.sequences,
             cells=self.cells, next_rank=HEAD, next_address=head_address, head_address=head_address,
             latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace, cpu_share=plan.cpu_share,
+            links=plan.links,
         )  # fmt: skip
         setups = _chain(first, self.split, addresses, head)
         if plan.draft is not None:
@@ -227,7 +230,7 @@ class Cluster(Contact):
         for setup, address in zip(self._setups, self.addresses, strict=True):
             self.transport.connect(setup.rank, address)
             self.send(setup.rank, setup)
-        self.shape(self.plan.bandwidth_bps, self.plan.latency_s)
+        self.shape(self.plan.bandwidth_bps, self.plan.latency_s, self.plan.links)
         self.ready: dict[int, Ready] = {}
         deadline = time.monotonic() + LOAD_S
         while len(self.ready) < len(self._setups):

@@ -90,6 +90,8 @@ def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int |
         addresses = tuple(workers.split(","))
         if len(addresses) < 2:
             raise ValueError(f"--workers {workers}: expected two or more, one of them for the draft")
+        if key is None:
+            raise ValueError(f"--workers {workers}: they need their key file, so give --key as well")
         return {"transport": "tcp", "workers": addresses, "stages": len(addresses) - 1}, len(addresses)
     if not in_world():
         return {}, None

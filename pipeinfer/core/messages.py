@@ -138,6 +138,17 @@ class Sampling(Message, frozen=True):
     seed: int = 0
 
 
+class LinkLimit(msgspec.Struct, frozen=True):
+    """One direction between two ranks (-1 is the head): latency in seconds, bandwidth in bit/s. No message takes less
+    than `floor_s`."""
+
+    source: int
+    target: int
+    latency_s: float
+    bandwidth_bps: float
+    floor_s: float = 0.0
+
+
 class Setup(Message, frozen=True):
     """From the head to a fresh rank: what it is, what it loads and whom it talks to.
 
@@ -166,6 +177,7 @@ class Setup(Message, frozen=True):
     trace: bool = False
     cpu_share: float = 1.0
     behind: tuple[str, ...] = ()
+    links: tuple[LinkLimit, ...] = ()
 
 
 class Ready(Message, frozen=True):

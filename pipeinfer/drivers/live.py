@@ -3,12 +3,13 @@
 import os
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from pipeinfer.core import messages
-from pipeinfer.core.messages import Failure, Inspect, Ready, Setup, Shutdown
+from pipeinfer.core.messages import Failure, Inspect, LinkLimit, Ready, Setup, Shutdown
 from pipeinfer.drivers.awake import cores_awake
 from pipeinfer.drivers.draft_rank import DraftWorker
 from pipeinfer.drivers.endpoint import IDLE_S, Endpoint
@@ -77,7 +78,7 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
             else:
                 setup = first
             if setup is not None:
-                transport = shaped(transport, setup.bandwidth_bps, setup.latency_s)
+                transport = shaped(transport, setup.bandwidth_bps, setup.latency_s, setup.links)
                 _session(transport, setup)
     except PeerLost as lost:
         if lost.rank == HEAD:
@@ -129,13 +130,18 @@ def _session(transport: Transport, setup: Setup) -> None:
         model.close()
 
 
-def shaped(transport: Transport, bandwidth_bps: float, latency_s: float) -> Transport:
-    """The transport with its links limited, where there is a limit."""
-    if latency_s <= 0 and bandwidth_bps == float("inf"):
+def shaped(transport: Transport, bandwidth_bps: float, latency_s: float, limits: Sequence[LinkLimit] = ()) -> Transport:
+    """The transport with its links limited, where there is a limit: on all of them, or on any one of the session's."""
+    if latency_s <= 0 and bandwidth_bps == float("inf") and not limits:
         return transport
-    from pipeinfer.transports.shaped import ShapedTransport
+    from pipeinfer.transports.shaped import Link, ShapedTransport
 
-    return ShapedTransport(transport, bandwidth_bps, latency_s)
+    links = {
+        limit.target: Link(limit.bandwidth_bps, limit.latency_s, limit.floor_s)
+        for limit in limits
+        if limit.source == transport.rank
+    }
+    return ShapedTransport(transport, bandwidth_bps, latency_s, links)
 
 
 def _tell(transport: Transport, failure: Failure) -> None:

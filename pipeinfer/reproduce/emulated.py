@@ -9,16 +9,16 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer import workload
 from pipeinfer.calibration.profile import Curve
 from pipeinfer.cluster.launch import Plan
 from pipeinfer.oracle import Trace
+from pipeinfer.placement import LayerRange
 from pipeinfer.reproduce.recipes import EmulatedCell
 from pipeinfer.reproduce.records import Record
 from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import Trial
-from pipeinfer.simulation.simulate import Prepared, completed, prepare
-from pipeinfer.workload import WorkloadError
+from pipeinfer.simulation.ground import ground
+from pipeinfer.simulation.simulate import Prepared, with_ranks
 
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 256, 512)
 """Widths at which waits are written down. Between them they are linear, and so is a roofline but for one bend."""
@@ -33,32 +33,34 @@ def run_emulated(cells: Sequence[EmulatedCell], key: str | None = None) -> Itera
 
 
 def _prepared(cell: EmulatedCell) -> Prepared:
-    if cell.setting.draft_ranks > 1:
-        raise WorkloadError("an emulated sweep has one draft rank: leave draft_ranks at 1")
-    return prepare(workload.cluster(cell.cluster), workload.pair(cell.pair), cell.setting)
+    return ground(cell.cluster, cell.pair).prepare(cell.setting)
 
 
 def plan(cell: EmulatedCell, ready: Prepared, key: str | None = None) -> Plan:
     """The ranks of a cell: as many as in the simulation, with the same layers, links and room."""
-    layers, target = ready.layout.layers, workload.pair(cell.pair).target
+    layers, drafts = ready.layout.layers, ready.draft_layers
     reach = len(ready.request.prompt) + ready.request.max_tokens
-    count = len(layers) + ready.strategy.drafts
+    count = len(layers) + len(drafts) * ready.strategy.drafts
     return Plan(
         backend="emulated",
         backend_options={
             "layers": layers[-1][1],
-            "hidden_size": target.hidden,
+            "hidden_size": ready.widths[0],
+            "draft_layers": drafts[-1][1],
+            "draft_hidden_size": ready.widths[1],
             "context": ready.pipeline.context,
-            "vocabulary": target.vocabulary if cell.setting.logits_on_wire else 0,
+            "vocabulary": ready.vocabulary if cell.setting.logits_on_wire else 0,
             "trace": _trace(ready.oracle, ready.pipeline.cells),
             "waits": waits(ready, reach),
         },
         draft="builtin:draft" if ready.strategy.drafts else None,
         stages=len(layers),
-        layers=",".join(str(stop - start) for start, stop in layers),
+        layers=_counts(layers),
+        draft_layers=_counts(drafts),
         transport=cell.emulation.transport,
         bandwidth_bps=ready.bandwidth_bps,
         latency_s=ready.latency_s,
+        links=ready.links,
         cells=ready.pipeline.cells,
         sequences=ready.pipeline.sequences,
         prompt_chunk=ready.pipeline.prompt_chunk,
@@ -68,6 +70,10 @@ def plan(cell: EmulatedCell, ready: Prepared, key: str | None = None) -> Plan:
     )
 
 
+def _counts(split: Sequence[LayerRange]) -> str:
+    return ",".join(str(stop - start) for start, stop in split)
+
+
 def waits(ready: Prepared, reach: int) -> dict[str, Any]:
     """The cost model of a setting as curves up to `reach` positions, by share, as the emulated backend takes them."""
     found = {
@@ -75,7 +81,10 @@ def waits(ready: Prepared, reach: int) -> dict[str, Any]:
         for stage, (start, stop) in enumerate(ready.layout.layers)
     }
     if ready.strategy.drafts:
-        found["draft 0-1"] = _curve(ready.costs.draft_s, reach)
+        found |= {
+            f"draft {start}-{stop}": _curve(partial(ready.costs.draft_rank_s, rank), reach)
+            for rank, (start, stop) in enumerate(ready.draft_layers)
+        }
     curves: dict[str, Any] = msgspec.to_builtins(found)
     return curves
 
@@ -103,5 +112,5 @@ def _generate(cluster: Any, cell: EmulatedCell) -> Trial:
         stop_ids=(),
         logits_on_wire=cell.setting.logits_on_wire,
     )
-    known = completed(trial, ready, workload.pair(cell.pair), cell.setting)
+    known = with_ranks(trial, ready, cell.setting)
     return msgspec.structs.replace(known, config=msgspec.to_builtins(cell))

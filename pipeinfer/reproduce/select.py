@@ -55,11 +55,6 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
         raise WorkloadError(f'fidelity "{wish.fidelity}": expected one of {", ".join(FIDELITIES)}')
     if wish.cluster is not None:
         ground(wish.cluster)
-        if wish.fidelity == "emulated" and is_calibrated(wish.cluster):
-            raise WorkloadError(
-                f"--cluster {wish.cluster}: its links are each as measured, and emulated ones are all alike: expected "
-                "--fidelity sim, or a name or a TOML file"
-            )
     asked = list(dict.fromkeys(names)) or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
     asked += [ARTIFACT] if wish.artifact is not None and ARTIFACT not in asked else []
     recipes = list(map(read_recipe, asked))
@@ -72,7 +67,22 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
         raise WorkloadError(f"--cluster {wish.cluster}: {', '.join(asked)} would really be run, where this runs")
     if wish.cluster is None and wish.ranks is None:
         return Selected(found, [])
-    return _fitting(found, wish.ranks, [f"recipe {name}: {problem}" for name, problem in refusals.items()])
+    selected = _fitting(found, wish.ranks, [f"recipe {name}: {problem}" for name, problem in refusals.items()])
+    return selected._replace(notes=[*selected.notes, *_apart(selected.recipes, wish.cluster)])
+
+
+def _apart(recipes: list[Recipe], cluster: str | None) -> list[str]:
+    """What emulated ranks do otherwise than those of a calibrated cluster."""
+    if cluster is None or not is_calibrated(cluster) or not any(recipe.emulation for recipe in recipes):
+        return []
+    profile = calibrated_ground(cluster).profile
+    hosts = [rank.host for rank in profile.ranks]
+    if max(profile.contention) == 1 or len(set(hosts)) == len(hosts):
+        return []
+    return [
+        f"{cluster} has ranks that share a host: the simulation slows down those that compute at once, by up to "
+        f"{max(profile.contention):.2f}, and emulated ranks each wait as long as was measured alone"
+    ]
 
 
 def _at(recipe: Recipe, wish: Wish) -> Recipe | None:

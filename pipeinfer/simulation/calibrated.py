@@ -1,12 +1,14 @@
 """A calibrated cluster in the simulator: a profile's curves as costs, its hosts' cores, its links."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from math import inf
 
 from pipeinfer.calibration.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Strategy
+from pipeinfer.core.messages import LinkLimit
 from pipeinfer.drivers.sim import HEADER_BYTES, ROW_BYTES, Hosts, Link, Simulation
 from pipeinfer.oracle import Oracle
 from pipeinfer.placement import LayerRange, even_split
@@ -15,15 +17,15 @@ from pipeinfer.simulation.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
 from pipeinfer.simulation.simulate import (
     Layout,
     Limits,
+    Prepared,
     Setting,
+    completed,
     draft_layout,
     layout,
     limits_of,
     pipeline_of,
     room,
     strategy_of,
-    with_draft_ranks,
-    with_ranks,
 )
 from pipeinfer.spans import Span
 from pipeinfer.transports import HEAD
@@ -35,22 +37,42 @@ def simulate_one(
 ) -> Trial:
     """One generation of the profile's pair on its cluster; links are as measured unless `setting` says otherwise. The
     `oracle` replaces the setting's. Raises WorkloadError when the setting cannot be simulated."""
-    strategy = strategy_of(setting)
-    (layers, draft_rank), held = _placed(profile, strategy, setting)
+    ready = prepare(profile, setting, oracle)
+    layers, draft_rank = ready.layout
     drafting = len(layers) if draft_rank is None else draft_rank
-    costs = Calibrated(profile, layers, setting, drafting)
     simulation = Simulation(
-        pipeline_of(strategy, len(layers), setting),
-        strategy,
-        costs,
-        oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
+        ready.pipeline,
+        ready.strategy,
+        ready.costs,
+        ready.oracle,
         link=links(profile, drafting, len(layers), setting),
         spans=spans,
         hosts=hosts(profile, layers, drafting),
     )
-    trial = simulation.run(Request(tuple(range(setting.prompt)), setting.tokens))
-    trial = with_draft_ranks(trial, costs.draft_shares(setting.prompt + setting.tokens // 2))
-    return with_ranks(trial, [*layers, *draft_split(profile, setting)], held, setting)
+    return completed(simulation.run(ready.request), ready, setting)
+
+
+def prepare(profile: Profile, setting: Setting, oracle: Oracle | None = None) -> Prepared:
+    """The same for every fidelity. Raises WorkloadError as `check` does."""
+    strategy = strategy_of(setting)
+    placed, held = _placed(profile, strategy, setting)
+    stages, split = len(placed.layers), draft_split(profile, setting)
+    drafting = stages if placed.draft_rank is None else placed.draft_rank
+    return Prepared(
+        strategy=strategy,
+        layout=placed,
+        draft_layers=split,
+        widths=(profile.target.hidden_size, profile.draft_model.hidden_size),
+        vocabulary=profile.target.vocabulary,
+        pipeline=pipeline_of(strategy, stages, setting),
+        costs=Calibrated(profile, placed.layers, setting, drafting),
+        oracle=oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
+        memory=held,
+        latency_s=0.0,
+        bandwidth_bps=float("inf"),
+        request=Request(tuple(range(setting.prompt)), setting.tokens),
+        links=tuple(_limits(profile, stages, drafting, len(split), setting)),
+    )
 
 
 def check(profile: Profile, setting: Setting) -> None:
@@ -115,7 +137,8 @@ class Calibrated:
         return seconds + rank.head.at(rows, context) if stage == self._last else seconds
 
     def draft_s(self, rows: int, context: int) -> float:
-        computing = sum(self._draft_seconds(rows, context)) + self._draft_handling
+        forwards = [self.draft_rank_s(rank, rows, context) for rank in range(len(self._draft))]
+        computing = sum(forwards) + self._draft_handling
         if not self._draft_links:
             return computing
         *down, back = self._draft_links
@@ -126,10 +149,11 @@ class Calibrated:
     def draft_shares(self, context: int) -> list[float]:
         """Which part of a forward of one row each of the draft's ranks computes; the hops are nobody's."""
         whole = self.draft_s(1, context)
-        return [seconds / whole for seconds in self._draft_seconds(1, context)]
+        return [self.draft_rank_s(rank, 1, context) / whole for rank in range(len(self._draft))]
 
-    def _draft_seconds(self, rows: int, context: int) -> list[float]:
-        return [self._profile.draft_s(layers, rows, context) for layers in self._draft]
+    def draft_rank_s(self, rank: int, rows: int, context: int) -> float:
+        """Seconds for one forward on one of the draft's ranks, counted from 0; thinking about it is not in it."""
+        return self._profile.draft_s(self._draft[rank], rows, context)
 
     def row_bytes(self, stage: int) -> int:
         return self._row_bytes[stage]
@@ -170,6 +194,18 @@ def _draft_links(profile: Profile, draft_rank: int, count: int, setting: Setting
         return []
     ranks = [*range(draft_rank, draft_rank + count), draft_rank]
     return [_link(profile, source, target, setting) for source, target in pairwise(ranks)]
+
+
+def _limits(profile: Profile, stages: int, draft_rank: int, count: int, setting: Setting) -> Iterator[LinkLimit]:
+    """The links of a session as they are simulated: along the target's ranks and the draft's, with the head at the end
+    of both. The draft's ranks are those after the target's, whichever they stand for."""
+    pairs = [*((HEAD, rank) for rank in range(stages + 1)), *pairwise([*range(stages), HEAD]), (stages, HEAD)]
+    link = links(profile, draft_rank, stages, setting)
+    made = [(pair, link(*pair)) for pair in pairs]
+    behind = [*range(stages, stages + count), stages]
+    made += zip(pairwise(behind), _draft_links(profile, draft_rank, count, setting), strict=False)
+    for (source, target), one in made:
+        yield LinkLimit(source, target, one.latency_s, 8 / one.s_per_byte if one.s_per_byte else inf, one.floor_s)
 
 
 def _link(profile: Profile, source: int, target: int, setting: Setting) -> Link:

@@ -85,16 +85,17 @@ class Roofline:
         return self._stages[stage].seconds(rows, context)
 
     def draft_s(self, rows: int, context: int) -> float:
-        computing = sum(self._draft_seconds(rows, context))
+        computing = sum(self.draft_rank_s(rank, rows, context) for rank in range(len(self._draft)))
         return computing + self._draft_hops + rows * self._draft_hops_row if len(self._draft) > 1 else computing
 
     def draft_shares(self, context: int) -> list[float]:
         """Which part of a forward of one row each of the draft's ranks computes; the hops are nobody's."""
         whole = self.draft_s(1, context)
-        return [seconds / whole for seconds in self._draft_seconds(1, context)]
+        return [self.draft_rank_s(rank, 1, context) / whole for rank in range(len(self._draft))]
 
-    def _draft_seconds(self, rows: int, context: int) -> list[float]:
-        return [rank.seconds(rows, context) * self._draft_cost for rank in self._draft]
+    def draft_rank_s(self, rank: int, rows: int, context: int) -> float:
+        """Seconds of computing on one of the draft's ranks, counted from 0."""
+        return self._draft[rank].seconds(rows, context) * self._draft_cost
 
     def row_bytes(self, stage: int) -> int:
         return self._row_bytes[stage]

@@ -9,7 +9,7 @@ from pipeinfer import workload
 from pipeinfer.calibration.profile import Profile, read_profile
 from pipeinfer.results import Trial
 from pipeinfer.simulation import calibrated, simulate
-from pipeinfer.simulation.simulate import Limits, Setting
+from pipeinfer.simulation.simulate import Limits, Prepared, Setting
 from pipeinfer.spans import Span
 from pipeinfer.workload import Cluster, Pair, WorkloadError
 
@@ -63,6 +63,10 @@ class Modelled(NamedTuple):
         """One generation. Raises WorkloadError as `check` does."""
         return simulate.simulate_one(self.cluster, self.pair, setting, spans)
 
+    def prepare(self, setting: Setting) -> Prepared:
+        """What runs where, to run it in real time. Raises WorkloadError as `check` does."""
+        return simulate.prepare(self.cluster, self.pair, setting)
+
     def limits(self, setting: Setting) -> Limits:
         """What theory allows."""
         return simulate.limits(self.cluster, self.pair, setting)
@@ -111,6 +115,9 @@ class Calibrated(NamedTuple):
 
     def simulate(self, setting: Setting, spans: list[Span] | None = None) -> Trial:
         return calibrated.simulate_one(self.profile, setting, spans)
+
+    def prepare(self, setting: Setting) -> Prepared:
+        return calibrated.prepare(self.profile, setting)
 
     def limits(self, setting: Setting) -> Limits:
         return calibrated.limits(self.profile, setting)

@@ -10,13 +10,14 @@ Node accountings (docs/fairness.md):
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from pipeinfer import metrics, theory
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline, Strategy
+from pipeinfer.core.messages import LinkLimit
 from pipeinfer.drivers.sim import Costs, Link, Simulation
 from pipeinfer.oracle import Difficulty, Oracle
 from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
@@ -93,19 +94,35 @@ class Layout(NamedTuple):
     draft_rank: int | None
 
 
+class RankCosts(Costs, Protocol):
+    """Costs that tell the draft's ranks apart."""
+
+    def draft_shares(self, context: int) -> list[float]:
+        """Which part of a forward of one row each of them computes."""
+
+    def draft_rank_s(self, rank: int, rows: int, context: int) -> float:
+        """Seconds for one forward on one of them, counted from 0."""
+
+
 class Prepared(NamedTuple):
-    """A setting made out: what runs on which ranks, what it takes there, and what it is asked. `memory` is bytes per
-    target rank, then those of the draft. Links: one-way seconds, bit/s."""
+    """A setting made out: what runs on which ranks, what it takes there, and what it is asked. `draft_layers` are those
+    of each of the draft's ranks, `widths` of hidden states the target's and the draft's. `memory` is bytes per
+    target rank, then those of the draft. Links: one-way seconds, bit/s, for all of them but `links`, in which the draft
+    has the ranks after the target's."""
 
     strategy: Strategy
     layout: Layout
+    draft_layers: list[LayerRange]
+    widths: tuple[int, int]
+    vocabulary: int
     pipeline: Pipeline
-    costs: Costs
+    costs: RankCosts
     oracle: Oracle
     memory: list[int]
     latency_s: float
     bandwidth_bps: float
     request: Request
+    links: tuple[LinkLimit, ...] = ()
 
 
 def layout(strategy: Strategy, setting: Setting, target_layers: int, speed: Callable[[int], float]) -> Layout:
@@ -169,7 +186,7 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
         link=lambda _source, _target: Link(ready.latency_s, ready.bandwidth_bps),
         spans=spans,
     )
-    return completed(simulation.run(ready.request), ready, pair, setting)
+    return completed(simulation.run(ready.request), ready, setting)
 
 
 def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
@@ -183,6 +200,9 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
     return Prepared(
         strategy=strategy,
         layout=placed,
+        draft_layers=draft_layout(pair.draft.layers, setting),
+        widths=(pair.target.hidden, pair.draft.hidden),
+        vocabulary=pair.target.vocabulary,
         pipeline=pipeline_of(strategy, len(placed.layers), setting),
         costs=Roofline(
             pair,
@@ -240,15 +260,13 @@ def _memory(cluster: Cluster, pair: Pair, placed: Layout, setting: Setting) -> l
     return [*target, *drafts]
 
 
-def completed(trial: Trial, ready: Prepared, pair: Pair, setting: Setting) -> Trial:
-    """The trial with what is not known where no model is: the ranks' layers and their memory (as modelled)."""
-    split = draft_layout(pair.draft.layers, setting)
-    if isinstance(ready.costs, Roofline):
-        trial = with_draft_ranks(trial, ready.costs.draft_shares(setting.prompt + setting.tokens // 2))
-    return with_ranks(trial, [*ready.layout.layers, *split], ready.memory, setting)
+def completed(trial: Trial, ready: Prepared, setting: Setting) -> Trial:
+    """The simulated trial with what is not known where no model is: the draft's ranks, and layers and memory of all."""
+    found = _with_draft_ranks(trial, ready.costs.draft_shares(setting.prompt + setting.tokens // 2))
+    return with_ranks(found, ready, setting)
 
 
-def with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
+def _with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
     """The trial whose draft, simulated as one rank, lies on several, which were busy for these shares of its time."""
     if len(shares) == 1 or trial.ranks[-1].role != "draft":
         return trial
@@ -259,9 +277,9 @@ def with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
     return msgspec.structs.replace(trial, ranks=(*target, *drafts))
 
 
-def with_ranks(trial: Trial, layers: Sequence[LayerRange], memory: Sequence[int], setting: Setting) -> Trial:
-    """The trial with its setting, and the layers and bytes of each rank, the draft's last."""
-    known = zip(trial.ranks, layers, memory, strict=False)
+def with_ranks(trial: Trial, ready: Prepared, setting: Setting) -> Trial:
+    """The trial with its setting, and the layers and bytes of each rank (as modelled), the draft's last."""
+    known = zip(trial.ranks, [*ready.layout.layers, *ready.draft_layers], ready.memory, strict=False)
     ranks = tuple(msgspec.structs.replace(rank, layers=held, peak_memory=size) for rank, held, size in known)
     return msgspec.structs.replace(trial, ranks=ranks, config=msgspec.to_builtins(setting))
 

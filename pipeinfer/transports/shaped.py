@@ -26,10 +26,11 @@ _SPIN_S = 200e-6
 
 @dataclass(frozen=True)
 class Link:
-    """One direction between two ranks: bandwidth in bit/s, latency in seconds."""
+    """One direction between two ranks: bandwidth in bit/s, latency in seconds. No message takes less than `floor_s`."""
 
     bandwidth_bps: float = math.inf
     latency_s: float = 0.0
+    floor_s: float = 0.0
 
     def serialisation(self, size: int) -> float:
         """Seconds that `size` bytes take to be put on the wire."""
@@ -81,7 +82,8 @@ class ShapedTransport:
         now = self._clock()
         start = now if urgent else max(now, self._free_at.get(rank, now))
         through = start + link.serialisation(size)
-        self._inner.send(rank, _STAMP.pack(through + link.latency_s) + header, payload, urgent=urgent)
+        due = max(through + link.latency_s, now + link.floor_s)
+        self._inner.send(rank, _STAMP.pack(due) + header, payload, urgent=urgent)
         if not urgent:
             self._free_at[rank] = through
 

@@ -145,7 +145,7 @@ def test_what_is_waited_for_is_what_the_simulator_charges(quick: str) -> None:
     for cluster in ("haswell-gigabit", quick):
         ready = prepare(workload.cluster(cluster), pair, Setting("pipeinfer", nodes=5, tokens=32, prompt=64))
         tables = msgspec.convert(waits(ready, 96), dict[str, Any])
-        assert list(tables) == ["target 0-20", "target 20-40", "target 40-60", "target 60-80", "draft 0-1"]
+        assert list(tables) == ["target 0-20", "target 20-40", "target 40-60", "target 60-80", "draft 0-22"]
         for stage in range(4):
             curve = msgspec.convert(tables[f"target {20 * stage}-{20 * stage + 20}"], Curve)
             for rows, context in [(1, 1), (3, 70), (5, 96), (9, 40), (64, 64), (40, 50)]:

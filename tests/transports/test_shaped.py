@@ -138,6 +138,15 @@ def test_a_peer_may_have_a_link_of_its_own() -> None:
     assert arrivals(world, b, 1) == [(b"far", soon_after(0.5))]
 
 
+def test_a_floor_is_what_no_message_takes_less_than() -> None:
+    world = World()
+    floor = Link(bandwidth_bps=8e6, latency_s=0.010, floor_s=0.050)
+    a, b = shaped(world, 0, Link(), links={1: floor}), shaped(world, 1, Link())
+    a.send(1, b"1000", bytes(10_000 - 4))
+    a.send(1, b"2000", bytes(40_000 - 4))
+    assert arrivals(world, b, 2) == [(b"1000", soon_after(0.050)), (b"2000", soon_after(0.060))]
+
+
 def test_an_urgent_message_overtakes_what_is_queued() -> None:
     world, a, b = pair(Link(bandwidth_bps=8e6, latency_s=0.010))
     a.send(1, b"hidden states", bytes(1_000_000))
