@@ -36,6 +36,16 @@ class Traffic:
     received_messages: int = 0
     received_bytes: int = 0
 
+    def sent(self, size: int) -> None:
+        """Count a message of so many bytes."""
+        self.sent_messages += 1
+        self.sent_bytes += size
+
+    def received(self, size: int) -> None:
+        """The same for one that came."""
+        self.received_messages += 1
+        self.received_bytes += size
+
 
 class TransportError(Exception):
     """Something between ranks went wrong; the text is one line for the user."""

@@ -76,9 +76,7 @@ class InprocTransport:
             raise PeerLost(rank, f"rank {rank} is gone: it closed its end")
         size = message_size(header, payload, self._max_payload)
         mailbox.put(Envelope(self.rank, header, payload))
-        traffic = self._traffic_of(rank)
-        traffic.sent_messages += 1
-        traffic.sent_bytes += len(header) + size
+        self._traffic_of(rank).sent(len(header) + size)
 
     def receive(self, timeout: float) -> Envelope | None:
         """See Transport."""
@@ -131,9 +129,8 @@ class InprocTransport:
         return None
 
     def _count(self, envelope: Envelope) -> Envelope:
-        traffic = self._traffic_of(envelope.sender)
-        traffic.received_messages += 1
-        traffic.received_bytes += len(envelope.header) + message_size(envelope.header, envelope.payload)
+        size = len(envelope.header) + message_size(envelope.header, envelope.payload)
+        self._traffic_of(envelope.sender).received(size)
         return envelope
 
     def _traffic_of(self, rank: int) -> Traffic:

@@ -97,9 +97,7 @@ class MpiTransport:
         size = message_size(header, payload, self._max_payload)
         frame = b"".join((payload, header, _HEADER_LENGTH.pack(len(header))))
         self._world.send(frame, rank - HEAD, self._session, urgent=urgent)
-        traffic = self._traffic_of(rank)
-        traffic.sent_messages += 1
-        traffic.sent_bytes += len(header) + size
+        self._traffic_of(rank).sent(len(header) + size)
 
     def receive(self, timeout: float) -> Envelope | None:
         """See Transport. What is urgent comes first."""
@@ -133,9 +131,7 @@ class MpiTransport:
             self._lose(sender, "left the MPI world" if arrival.tag == LEAVING else "closed its end")
             return None
         envelope = self._parse(sender, arrival.frame)
-        traffic = self._traffic_of(sender)
-        traffic.received_messages += 1
-        traffic.received_bytes += len(arrival.frame) - _HEADER_LENGTH.size
+        self._traffic_of(sender).received(len(arrival.frame) - _HEADER_LENGTH.size)
         return envelope
 
     def _parse(self, sender: int, frame: bytearray) -> Envelope:

@@ -142,8 +142,7 @@ class TcpTransport:
             peer.unheard.append((first, bytes(payload)))
         _put(self._dealers[rank], first, payload, size)
         peer.sent += 1
-        peer.traffic.sent_messages += 1
-        peer.traffic.sent_bytes += len(header) + size
+        peer.traffic.sent(len(header) + size)
 
     def receive(self, timeout: float) -> Envelope | None:
         """See Transport. Looks, spins, then sleeps until a message or a monitor's event comes."""
@@ -189,8 +188,7 @@ class TcpTransport:
             self._reject(peer, offence)
             return None
         peer.received += 1
-        peer.traffic.received_messages += 1
-        peer.traffic.received_bytes += len(first) - wire.PREFIX_SIZE + size
+        peer.traffic.received(len(first) - wire.PREFIX_SIZE + size)
         return Envelope(peer.rank, first[wire.PREFIX_SIZE :], payload)
 
     def _take_payload(self, size: int) -> bytes | memoryview:
