@@ -24,8 +24,7 @@ from pipeinfer.hf.folder import builtin_folder
 from pipeinfer.placement import even_split
 from pipeinfer.plugins import BACKENDS, load, open_backend
 from pipeinfer.reproduce.recipes import BUILD, Artifact, ProgramCell, Recipe
-from pipeinfer.reproduce.records import Record
-from pipeinfer.reproduce.session import record_of
+from pipeinfer.reproduce.records import Record, record_of
 from pipeinfer.reproduce.watch import Chunk, Watched, joined, watch
 from pipeinfer.results import Trial
 from pipeinfer.workload import WorkloadError

@@ -15,7 +15,7 @@ import msgspec
 from pipeinfer import workload
 from pipeinfer.core.messages import Sampling
 from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
-from pipeinfer.reproduce.records import Record, config_hash, stamped
+from pipeinfer.reproduce.records import Record, record_of
 from pipeinfer.reproduce.session import on_ranks
 from pipeinfer.results import RunRecord, Trial
 from pipeinfer.simulation.ground import ground
@@ -78,16 +78,7 @@ def simulated(cell: SimCell) -> Record:
     start = time.perf_counter()
     spans: list[Span] | None = [] if cell.spans else None
     trial = ground(cell.cluster, cell.pair).simulate(cell.setting, spans)
-    return Record(
-        config_hash=config_hash(cell),
-        config=msgspec.to_builtins(cell),
-        fidelity="sim",
-        seed=cell.setting.seed,
-        trial=_in_nanoseconds(trial),
-        spans=spans or [],
-        seconds=time.perf_counter() - start,
-        environment=stamped(),
-    )
+    return record_of(cell, _in_nanoseconds(trial), spans or [], "", time.perf_counter() - start)
 
 
 def _in_nanoseconds(trial: Trial) -> Trial:

@@ -14,8 +14,7 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
 from pipeinfer.reproduce.cells import run_live
 from pipeinfer.reproduce.recipes import LiveCell
-from pipeinfer.reproduce.records import Record, decode, encode
-from pipeinfer.reproduce.session import record_of
+from pipeinfer.reproduce.records import Record, decode, encode, record_of
 from pipeinfer.transports import TransportError
 
 

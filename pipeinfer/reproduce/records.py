@@ -19,7 +19,7 @@ import pipeinfer
 from pipeinfer.assets import PACKAGE, asset
 from pipeinfer.calibration.profile import Profile
 from pipeinfer.oracle import Trace
-from pipeinfer.reproduce.recipes import Cell, SimCell
+from pipeinfer.reproduce.recipes import Cell, EmulatedCell, SimCell
 from pipeinfer.results import RunRecord, Trial
 from pipeinfer.simulation.acceptance import recorded
 from pipeinfer.simulation.ground import ground
@@ -55,6 +55,29 @@ class Record(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     environment: dict[str, Any] = {}
     rehearsed: Rehearsed | None = None
+
+
+def record_of(
+    cell: Cell,
+    trial: Trial | None,
+    spans: list[Span],
+    error: str,
+    seconds: float,
+    rehearsed: Rehearsed | None = None,
+) -> Record:
+    """What is kept of a cell that was run, or that failed."""
+    return Record(
+        config_hash=config_hash(cell),
+        config=msgspec.to_builtins(cell),
+        fidelity="emulated" if isinstance(cell, EmulatedCell) else trial.fidelity if trial is not None else "real",
+        seed=cell.setting.seed if isinstance(cell, SimCell) else cell.live.seed,
+        trial=trial,
+        error=error,
+        spans=spans,
+        seconds=seconds,
+        environment=stamped(),
+        rehearsed=rehearsed,
+    )
 
 
 def config_hash(cell: Cell) -> str:

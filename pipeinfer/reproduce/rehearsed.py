@@ -13,7 +13,7 @@ from pipeinfer.oracle import Trace
 from pipeinfer.reproduce.analysis import Analysis, Best
 from pipeinfer.reproduce.cells import live_plan, sampling_of
 from pipeinfer.reproduce.recipes import LiveCell, RehearsalCell, rehearsal_of
-from pipeinfer.reproduce.records import Record, Rehearsed, config_hash, stamped, text_of
+from pipeinfer.reproduce.records import Record, Rehearsed, record_of, text_of
 from pipeinfer.simulation.calibrated import simulate_one
 from pipeinfer.simulation.simulate import Setting
 from pipeinfer.transports import TransportError
@@ -33,17 +33,7 @@ def run_rehearsal(cell: RehearsalCell, key: str | None = None) -> Iterator[Recor
         rehearsed = _rehearse(cell, key)
     except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
         problem = one_line(failed)
-    yield Record(
-        config_hash=config_hash(cell),
-        config=msgspec.to_builtins(cell),
-        fidelity="real",
-        seed=cell.live.seed,
-        trial=None,
-        error=problem,
-        seconds=time.perf_counter() - start,
-        environment=stamped(),
-        rehearsed=rehearsed,
-    )
+    yield record_of(cell, None, [], problem, time.perf_counter() - start, rehearsed)
 
 
 def _rehearse(cell: RehearsalCell, key: str | None) -> Rehearsed:

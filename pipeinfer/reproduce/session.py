@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
-import msgspec
-
 from pipeinfer.errors import LaunchError, RankLost, one_line
-from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell, ProgramCell
-from pipeinfer.reproduce.records import Record, config_hash, stamped
+from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell
+from pipeinfer.reproduce.records import Record, record_of
 from pipeinfer.results import Trial
 from pipeinfer.spans import Span
 from pipeinfer.transports import HEAD, TransportError
@@ -75,20 +73,3 @@ def _counted(name: str, first_run: int) -> str:
     """`speculative 57` as the run's number within its trial."""
     kind, _, run = name.partition(" ")
     return f"{kind} {int(run) - first_run}" if run else kind
-
-
-def record_of(
-    cell: EmulatedCell | LiveCell | ProgramCell, trial: Trial | None, spans: list[Span], error: str, seconds: float
-) -> Record:
-    """What is kept of a cell that was run in real time, or that failed."""
-    return Record(
-        config_hash=config_hash(cell),
-        config=msgspec.to_builtins(cell),
-        fidelity="emulated" if isinstance(cell, EmulatedCell) else trial.fidelity if trial is not None else "real",
-        seed=cell.setting.seed if isinstance(cell, EmulatedCell) else cell.live.seed,
-        trial=trial,
-        error=error,
-        spans=spans,
-        seconds=seconds,
-        environment=stamped(),
-    )
