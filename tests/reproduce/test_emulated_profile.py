@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from processes import start
 
 from pipeinfer.calibration.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.calibration.profile import write_profile as write
@@ -20,7 +21,6 @@ from pipeinfer.reproduce.select import Wish, select
 from pipeinfer.simulation.ground import ground
 from pipeinfer.simulation.simulate import Setting
 from pipeinfer.transports.keys import write_keys
-from tests.processes import start
 
 LAYER_S, DRAFT_S, SLOW_S = 1e-3, 3e-3, 0.02
 
