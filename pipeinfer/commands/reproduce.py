@@ -73,7 +73,9 @@ def reproduce(
         for recipe in [] if replot else recipes:
             run(recipe, store, jobs or _cores(), on_progress, str(key) if key else None)
     with console.status("drawing and writing the report"):
-        claims, tables = conclude(recipes, store, out, notes)
+        claims, tables, problems = conclude(recipes, store, out, notes)
+    for problem in problems:
+        console.print(f"note: {problem}", highlight=False, soft_wrap=True)
     for table in tables:
         _print_table(console, table)
     _print(console, claims, out)

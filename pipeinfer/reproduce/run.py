@@ -100,10 +100,12 @@ def _done(store: Store, cell: str) -> bool:
 
 
 class Conclusion(NamedTuple):
-    """What a person wants to see at once: the verdicts, and the tables of what was run in real time."""
+    """What a person wants to see at once: the verdicts, the tables of what was run in real time, and a line for each
+    recipe in which something went wrong."""
 
     claims: list[Claim]
     tables: list[Table]
+    problems: list[str]
 
 
 def conclude(recipes: list[Recipe], store: Store, folder: Path, notes: Sequence[str] = ()) -> Conclusion:
@@ -121,7 +123,12 @@ def conclude(recipes: list[Recipe], store: Store, folder: Path, notes: Sequence[
     except OSError as problem:
         raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
     tables = [one.table for recipe, one in zip(recipes, sections, strict=True) if recipe.fidelity != "sim"]
-    return Conclusion(claims, [table for table in tables if table is not None])
+    problems = [
+        f"{name}: {len(found.rejected)} trials have no figure, the first because {found.rejected[0].reason}"
+        for name, found in analyses.items()
+        if found.rejected
+    ]
+    return Conclusion(claims, [table for table in tables if table is not None], problems)
 
 
 _ABOUT = (

@@ -333,7 +333,7 @@ def test_one_table_has_ours_and_theirs(tmp_path: Path) -> None:
     )
     recipe = msgspec.structs.replace(recipe, artifact=artifact)
     run(recipe, store, 1, quiet)
-    claims, (table,) = conclude([recipe], store, tmp_path / "results")
+    claims, (table,), _ = conclude([recipe], store, tmp_path / "results")
     assert {claim.verdict for claim in claims} == {"not testable here"}
     rows = {(row[0], row[1].split()[0]): dict(zip(table.head, row, strict=True)) for row in table.rows}
     assert list(rows) == [("ours", "iterative"), ("ours", "speculative"), ("main", "iterative"),

@@ -156,6 +156,15 @@ def test_emulated_ranks_over_workers(uneven: str, workers: tuple[tuple[str, ...]
     assert all(one.same_tokens for one in found.beside)
 
 
+def test_ranks_that_do_not_come_up_are_told_of(uneven: str, tmp_path: Path) -> None:
+    (recipe,), _ = select(["timeline"], Wish("emulated", uneven, {"transport": "pigeon"}))
+    store = Store(tmp_path / "out")
+    run(recipe, store, 1, lambda *_: None)
+    (problem,) = conclude([recipe], store, tmp_path / "out").problems
+    assert problem.startswith("timeline: 3 trials have no figure, the first because the ranks did not come up: ")
+    assert 'no transport "pigeon"' in problem
+
+
 def test_workers_without_their_key_are_refused() -> None:
     with pytest.raises(ValueError, match="--workers tcp://a:1,tcp://b:1: they need their key file"):
         reproduce(fidelity="emulated", workers="tcp://a:1,tcp://b:1", key=None)
