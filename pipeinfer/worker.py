@@ -20,8 +20,8 @@ SPAWNED_PATIENCE_S = 60.0
 def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
     """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
 
-    Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session ends by itself. Each
-    session has an endpoint of its own at the same address: a stream that broke is never taken up again.
+    Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session was not ended by its
+    head. Each session has an endpoint of its own at the same address: a stream that broke is never taken up again.
     """
     if once:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

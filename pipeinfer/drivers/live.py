@@ -67,6 +67,8 @@ def run_rank(transport: Transport, patience_s: float) -> bool:
         return False
     try:
         transport.connect(HEAD, first.head_address)
+    except PeerLost:
+        raise  # It did not wait.
     except TransportError as problem:
         raise Stray(f"a head that cannot be answered: {problem}") from problem
     try:
