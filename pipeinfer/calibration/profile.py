@@ -35,7 +35,8 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"expected seconds for {len(self.contexts)} contexts by {len(self.rows)} rows")
 
     def at(self, rows: int, context: int) -> float:
-        """Linear between what was measured, and beyond it along the last two points; never negative."""
+        """Linear between what was measured, and beyond it along the last two points; never negative, and never less for
+        more rows or context than for the most that were measured: such a fall is noise."""
         lines = [_along(self.rows, line, rows) for line in self.seconds]
         return max(0.0, _along(self.contexts, lines, context))
 
@@ -46,7 +47,8 @@ def _along(points: Sequence[int], values: Sequence[float], at: float) -> float:
     right = min(max(bisect_right(points, at), 1), len(points) - 1)
     left = right - 1
     share = (at - points[left]) / (points[right] - points[left])
-    return values[left] + share * (values[right] - values[left])
+    rise = values[right] - values[left]
+    return values[left] + share * rise if at <= points[right] else values[right] + (share - 1) * max(0.0, rise)
 
 
 class RankProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -272,6 +272,15 @@ def test_a_curve_has_a_time_for_each_point(
         Curve(rows, contexts, seconds)
 
 
+def test_a_curve_goes_on_beyond_what_was_measured_and_never_falls_there() -> None:
+    curve = Curve((1, 3), (32, 128), ((1.0, 2.0), (0.75, 2.5)))
+    assert curve.at(2, 32) == 1.5
+    assert curve.at(1, 80) == pytest.approx(0.875)
+    assert curve.at(3, 224) == pytest.approx(3.0)
+    assert curve.at(1, 512) == pytest.approx(0.75)
+    assert curve.at(5, 32) == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"name": 3}', "\x00\xff", "[1"])
 def test_what_is_no_profile_is_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
