@@ -2,10 +2,11 @@
 
     pytest tests/benchmarks/test_split_speed.py --benchmark-only
 
-Ranks are processes over TCP on this machine, one thread each. The ways generate the same text in turns, and compared is
-the median of each round's ratio. What splitting costs is the hops, and that a rank's core has slept when its turn
-comes: the more, the shorter a stage computes. The floors are for regressions and lie below what was measured on two
-virtual cores with stages of 4 ms: three stages did 81 to 83 % of one, and one did 90 to 94 % of the library's loop.
+Ranks are processes over TCP on this machine, or threads, one compute thread each. The ways generate the same text in
+turns, and compared is the median of each round's ratio. What splitting costs is the hops, and that a core computes more
+slowly at first when it did something else before: the more, the shorter a stage computes. The floors are for
+regressions and lie below what was measured on two virtual cores with stages of 4 ms: three stages did 79 to 88 % of one
+over TCP and 87 to 94 % as threads, and one did 90 to 99 % of the library's loop.
 """
 
 import time
