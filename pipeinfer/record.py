@@ -61,7 +61,8 @@ def record(
             found = candidates(guessed, position, sampling, RANKS)
             order = [candidate for candidate, _ in found]
             ranks.append(order.index(token) if token in order else -1)
-            confidences.append([round(confidence, 4) for _, confidence in found])
+            row = [round(confidence, 4) for _, confidence in found]
+            confidences.append(row + [0.0] * (RANKS - len(row)))  # what the draft's filters leave out
             unread = [token]
         lengths.append(tokens)
         done()

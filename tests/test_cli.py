@@ -394,6 +394,9 @@ def test_a_key_can_be_made_without_a_worker(run: Run, tmp_path: Path) -> None:
     assert read_keys(key).file == key
     assert_refused(*run("worker", "--key", str(key)), "--rank and --listen")
     assert_refused(*run("worker", "--rank", "0", "--key", str(key)), "--rank and --listen")
+    half = tmp_path / "half.json"
+    assert_refused(*run("worker", "--new-key", "--rank", "0", "--key", str(half)), "--rank and --listen")
+    assert not half.exists()
 
 
 # What it costs to start ----------------------------------------------------------------------------------------------

@@ -28,13 +28,13 @@ class Flat:
         return 0
 
 
-def recorded(draft: str, temperature: float) -> Trace:
+def recorded(draft: str, temperature: float, top_p: float = 1.0) -> Trace:
     backend = NumpyBackend()
     models = [
         backend.load(name, (0, backend.info(name).layers), cells=256, sequences=1) for name in ("builtin:target", draft)
     ]
     prompt = backend.tokenizer("builtin:target").encode("def add(first, second):\n")
-    return record(*models, [prompt], 48, Sampling(temperature, 0, 1.0, 5), source="test")
+    return record(*models, [prompt], 48, Sampling(temperature, 0, top_p, 5), source="test")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -49,6 +49,14 @@ def test_the_draft_is_right_sometimes() -> None:
     assert len(trace.ranks) == 48
     assert set(trace.ranks) <= set(range(-1, RANKS))
     assert trace.acceptance < 1
+
+
+def test_what_the_drafts_filter_leaves_out_has_no_confidence(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    path.write_bytes(msgspec.json.encode(recorded("builtin:draft", 0.8, top_p=0.5)))
+    trace = read_trace(path)
+    assert {len(confidences) for confidences in trace.confidences} == {RANKS}
+    assert any(confidences[-1] == 0 < confidences[0] for confidences in trace.confidences)
 
 
 def test_playing_a_trace_back_accepts_what_was_accepted(tmp_path: Path) -> None:

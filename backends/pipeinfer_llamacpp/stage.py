@@ -117,7 +117,7 @@ class LlamaCppStage:
         forget_errors()
         self._watcher.start(abort, rows.n_tokens)
         status = self._decode(self._context, rows)
-        return status, self._watcher.stop()
+        return status, self._watcher.stop(computed=status == DECODED)
 
     def _enter(self, batch: Batch, hidden: Hidden | None) -> Hidden | None:
         """What the rows start from, float32 [R, hidden_size]; None where llama.cpp looks the tokens up itself."""

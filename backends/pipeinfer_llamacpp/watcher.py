@@ -28,7 +28,8 @@ def new_flag() -> Flag:
 class AbortWatcher:
     """`flag`, a C string, becomes non-empty as soon as the current check is true.
 
-    A computation that will be over before the first look, by what a row took in the one before, is not watched.
+    A computation that will be over before the first look, by what the last one took, is not watched: one row may take
+    as long as many, and many as long as so many times one.
     """
 
     def __init__(self, flag: Flag) -> None:
@@ -36,7 +37,7 @@ class AbortWatcher:
         self._check: AbortCheck | None = None
         self._error: BaseException | None = None
         self._closed = False
-        self._rows, self._row_s, self._start = 1, math.inf, 0.0
+        self._rows, self._last_rows, self._last_s, self._start = 1, 1, math.inf, 0.0
         self._lock = threading.Lock()
         self._awake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="abort watcher", daemon=True)
@@ -46,20 +47,22 @@ class AbortWatcher:
         """A computation of `rows` begins: ask `check` until it ends."""
         self._flag[0] = GO_ON
         self._rows, self._start = rows, time.monotonic()
-        if rows * self._row_s < PERIOD_S:
+        if self._last_s * max(1.0, rows / self._last_rows) < PERIOD_S:
             return
         with self._lock:
             self._check = check
         if not self._awake.is_set():
             self._awake.set()
 
-    def stop(self) -> bool:
-        """The computation has ended; true if it was to stop. From here on the check is not called."""
+    def stop(self, *, computed: bool) -> bool:
+        """The computation has ended, `computed` if nothing went wrong; true if it was to stop. From here on the check
+        is not called."""
         with self._lock:
             self._check = None
         if self._flag[0] == ABORT:
             return True
-        self._row_s = (time.monotonic() - self._start) / self._rows
+        self._last_rows = self._rows
+        self._last_s = time.monotonic() - self._start if computed else math.inf
         return False
 
     def raise_error(self) -> None:

@@ -171,8 +171,8 @@ def make_plan(
     if profile is not None and (layers or "").partition("/")[0] != "auto":
         raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
     split, slash, draft_split = (layers or "").partition("/")
-    if profile is not None and not slash:
-        slash, draft_split = "/", calibrated_draft(profile)
+    if profile is not None and not slash and "," in (measured := calibrated_draft(profile)):
+        slash, draft_split = "/", measured
     draft_ranks = (draft_split.count(",") + 1) * drafts
     if drafts and split in ("", "auto") and nodes <= draft_ranks:
         own = "a rank" if draft_ranks == 1 else f"{draft_ranks} ranks"

@@ -24,10 +24,10 @@ def worker(
     from pipeinfer.transports.keys import write_keys
     from pipeinfer.worker import serve
 
+    key_alone = new_key and rank is None and listen is None
+    if not key_alone and (rank is None or listen is None):
+        raise ValueError("a worker needs --rank and --listen; without both, --new-key makes the key file and ends")
     if new_key:
         write_keys(key)
-        if rank is None and listen is None:
-            return
-    if rank is None or listen is None:
-        raise ValueError("a worker needs --rank and --listen; without both, --new-key makes the key file and ends")
-    raise typer.Exit(serve(listen, rank, key, once=once))
+    if rank is not None and listen is not None:
+        raise typer.Exit(serve(listen, rank, key, once=once))

@@ -113,6 +113,8 @@ class Roster:
 
     def link_down(self, peer: Peer, now: float) -> None:
         """Our link closed or fell silent. Before the first answer that is only an attempt that failed."""
+        if peer.standing in (Standing.ENDED, Standing.LOST):
+            return
         if not peer.answered:
             peer.hung_up = True
         elif peer in self._connections.values() or None in self._connections.values():
@@ -126,7 +128,7 @@ class Roster:
         """It has another peer of our rank."""
         us = "head" if self.rank == HEAD else f"rank {self.rank}"
         fate = f"rank {peer.rank} at {peer.address} is busy with another session: it has a {us} already"
-        if not self._again(peer, fate, now):
+        if peer.standing not in (Standing.ENDED, Standing.LOST) and not self._again(peer, fate, now):
             self.end(peer, fate)
 
     def _again(self, peer: Peer, fate: str, now: float) -> bool:

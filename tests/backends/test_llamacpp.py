@@ -39,6 +39,7 @@ from pipeinfer_llamacpp.export import export_gguf
 from pipeinfer_llamacpp.gguf_file import GgufFile
 from pipeinfer_llamacpp.library import llama
 from pipeinfer_llamacpp.rows import needed_tags
+from pipeinfer_llamacpp.watcher import AbortWatcher, new_flag
 from pipeinfer_numpy import NumpyBackend
 
 TOKENS = tuple((7 * step * step + 3) % 300 for step in range(24))
@@ -371,6 +372,26 @@ def test_the_abort_check_is_not_called_outside_of_a_forward(shared, small):
     time.sleep(0.05)
     assert len(calls) == count > 0
     stage.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "computed", "watched"),
+    [
+        (1, 0.0, True, False),  # and so is the next
+        (256, 0.3, True, True),  # one row may take as long
+        (1, 0.001, True, True),  # a hundred may not be as short
+        (1, 0.0, False, True),  # says nothing: it did not work
+    ],
+)
+def test_what_may_take_long_is_watched(rows, seconds, computed, watched):
+    watcher = AbortWatcher(new_flag())
+    watcher.start(never, rows)
+    time.sleep(seconds)
+    assert not watcher.stop(computed=computed)
+    watcher.start(lambda: True, 100 if seconds == 0.001 else 1)
+    time.sleep(0.1)
+    assert watcher.stop(computed=True) == watched
+    watcher.close()
 
 
 def test_closing_ends_the_watcher(shared, small):

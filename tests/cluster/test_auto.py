@@ -176,7 +176,7 @@ def test_auto_splits_the_draft_as_it_was_calibrated(tmp_path: Path) -> None:
     profile(path, (4, 1, 1, 1))
     text = path.read_text().replace('"backend": "numpy"', '"backend": "emulated"')
     path.write_text(text)
-    assert auto_plan(path, "auto").draft_layers == "2"
+    assert auto_plan(path, "auto").draft_layers is None, "one rank holds any draft"
     shares = (DraftShare((0, 1), flat(DRAFT_S)), DraftShare((1, 2), flat(DRAFT_S)))
     write_profile(replace(read_profile(path), draft=shares), path)
     plan = auto_plan(path, "auto")

@@ -45,6 +45,19 @@ def test_the_wait_for_a_stream_to_finish_has_an_end(roster: Roster) -> None:
     assert "is gone" in peer.fate
 
 
+def test_who_has_ended_is_waited_for_no_more(roster: Roster) -> None:
+    peer = linked(roster, 1)
+    roster.accepted(20)
+    roster.bind(20, 1)
+    roster.disconnected(20)
+    roster.accepted(21)  # not introduced yet: no reason to wait for a peer that is known to be gone
+    roster.link_down(peer, now=1.0)
+    roster.refused(peer, now=1.0)
+    assert list(roster.ended) == [peer]
+    roster.lose(peer)
+    assert roster.next_deadline() == float("inf")
+
+
 def test_a_stream_that_ends_ends_its_peer_once(roster: Roster) -> None:
     peer = linked(roster, 1)
     roster.accepted(20)
