@@ -151,7 +151,8 @@ def _edge(scaled: Floats, kept: NDArray[np.bool_], how: Sampling) -> NDArray[np.
     distance[~kept] = scaled[kept].min() - scaled[~kept]
     if how.top_p < 1:
         tokens = _top_k(scaled, how)
-        order = np.argsort(-scaled, kind="stable") if tokens is None else tokens[np.argsort(-scaled[tokens])]
+        tokens = np.arange(len(scaled)) if tokens is None else tokens
+        order = tokens[np.argsort(-scaled[tokens], kind="stable")]
         weights = _weights(scaled[order])
         before = _before(weights) / weights.sum()
         distance[order] = np.minimum(distance[order], np.abs(_log_odds(before) - _log_odds(how.top_p)))

@@ -7,7 +7,7 @@ request is held open. Who may make one is the system's to say; where it refuses,
 
 import os
 import struct
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 REQUESTS = Path("/dev/cpu_dma_latency")
@@ -22,5 +22,6 @@ def cores_awake(requests: Path = REQUESTS) -> AbstractContextManager[object]:
         request = os.fdopen(os.open(requests, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0)
     except OSError:
         return nullcontext()
-    request.write(AT_ONCE)
+    with suppress(OSError):
+        request.write(AT_ONCE)
     return request

@@ -24,6 +24,12 @@ def test_a_request_for_no_latency_is_held_open_meanwhile(tmp_path: Path) -> None
         assert kernel.read(8) == b"", "given back"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that refuses every write")
+def test_a_request_that_is_refused_is_no_error() -> None:
+    with cores_awake(Path("/dev/full")):
+        pass
+
+
 def test_where_nothing_can_be_asked_nothing_happens(tmp_path: Path) -> None:
     with cores_awake(tmp_path / "none"):
         pass
