@@ -19,7 +19,7 @@ from pipeinfer.commands import (
 )
 from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.plugins import BrokenPlugin
-from pipeinfer.transports import TransportError
+from pipeinfer.runtime.transports import TransportError
 
 app = typer.Typer(
     name="pipeinfer",

@@ -55,8 +55,8 @@ def load(group: str, name: str) -> Any:
 
 
 def open_backend(name: str, options: dict[str, Any], *, rank: int | None = None) -> Any:
-    """A compute backend (`pipeinfer.backend.Backend`) with its own options; one that has an option `rank` is told the
-    rank that it is opened on. Raises ValueError on a wrong option."""
+    """A compute backend (`pipeinfer.engine.backend.Backend`) with its own options; one that has an option `rank` is
+    told the rank that it is opened on. Raises ValueError on a wrong option."""
     if rank is not None and "rank" in inspect.signature(load(BACKENDS, name)).parameters:
         options = {"rank": rank, **options}
     return _construct(BACKENDS, name, options)

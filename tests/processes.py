@@ -87,7 +87,7 @@ def ranks_of(pid: int) -> dict[int, int]:
     found = {}
     for child in _children(pid):
         words = _words(child)
-        if "pipeinfer.worker" in words and "--rank" in words:
+        if "pipeinfer.cluster.worker" in words and "--rank" in words:
             found[int(words[words.index("--rank") + 1])] = child
     return found
 

@@ -8,7 +8,6 @@ from statistics import median
 import msgspec
 import pytest
 
-from pipeinfer import metrics
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import (
@@ -23,11 +22,12 @@ from pipeinfer.core.messages import (
     Setup,
     Shutdown,
 )
-from pipeinfer.drivers.live import run_rank
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import Trial
-from pipeinfer.spans import Span
-from pipeinfer.transports import HEAD, Transport, open_transport
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.live import run_rank
+from pipeinfer.runtime.spans import Span
+from pipeinfer.runtime.transports import HEAD, Transport, open_transport
 
 STAGES, STAGE_S = 8, 0.02
 TOKENS = 24

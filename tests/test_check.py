@@ -12,9 +12,9 @@ from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.commands.check import Check, check, single_stage
 from pipeinfer.core.messages import Sampling
-from pipeinfer.divergence import Divergence, divergence
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import Trial
+from pipeinfer.results.divergence import Divergence, divergence
+from pipeinfer.results.trial import Trial
 
 PLAN = Plan(transport="inproc", stages=2)
 TOKENS = 24

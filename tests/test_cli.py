@@ -13,8 +13,8 @@ import pytest
 from processes import EMULATED, PROMPT, emulated_text, generating, start
 
 from pipeinfer.cli import main
+from pipeinfer.runtime.transports.keys import read_keys, write_keys
 from pipeinfer.testing.models import write_llama
-from pipeinfer.transports.keys import read_keys, write_keys
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ["generate", " ".join(PROMPT), *EMULATED, "--transport", "inproc", "--tokens", "24"]

@@ -14,7 +14,7 @@ import pytest
 from pipeinfer.compare import compare
 from pipeinfer.compare.judge import EVERY_CELL, FEWEST_PAIRS
 from pipeinfer.reproduce.records import Record, encode
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
 from pipeinfer.workload import WorkloadError
 
 CELLS = ("iterative", "pipeinfer")

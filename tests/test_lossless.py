@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeinfer.assets import asset
-from pipeinfer.backend import Batch
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.messages import Sampling
-from pipeinfer.core.sampling import sample
+from pipeinfer.engine.backend import Batch
+from pipeinfer.engine.sampling import sample
 from pipeinfer.plugins import open_backend, open_strategy
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
 
 TOKENS = 256
 TARGET, DRAFT = "builtin:target", "builtin:draft"

@@ -18,12 +18,12 @@ import pytest
 
 from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster, Plan
-from pipeinfer.cluster.world import OVERSUBSCRIBE, find_mpiexec, join_world
+from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec, join_world
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
 
 TOKENS = 48
 WORLD_S = 580.0

@@ -7,7 +7,7 @@ import pytest
 
 from pipeinfer import plugins
 from pipeinfer.plugins import BACKENDS, STRATEGIES, TRANSPORTS, BrokenPlugin, UnknownPlugin
-from pipeinfer.transports import TransportError, open_transport
+from pipeinfer.runtime.transports import TransportError, open_transport
 
 Install = Callable[..., None]
 

@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, check_layers
-from pipeinfer.calibration.profile import Curve
-from pipeinfer.cells import Cells, Taken
 from pipeinfer.core.messages import KvOp
-from pipeinfer.oracle import RANKS, Oracle, Trace, independent, read_trace
+from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, check_layers
+from pipeinfer.engine.kv_cells import Cells, Taken
+from pipeinfer.modelling.profile import Curve
+from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent, read_trace
 from pipeinfer_emulated.measured import MeasuredRank, Seconds
 
 NAP_S = 5e-4
@@ -30,7 +30,7 @@ CERTAIN = 1e4
 class EmulatedBackend:
     """`layer_s` seconds per target layer for one row, `row_s` more per further row; `draft_s` and `draft_row_s` for a
     whole forward of the draft, which has `draft_layers` layers of width `draft_hidden_size` (0: the target's). `waits`
-    may instead give a curve (`pipeinfer.calibration.profile.Curve`) for each share of a model that is loaded: under
+    may instead give a curve (`pipeinfer.modelling.profile.Curve`) for each share of a model that is loaded: under
     "target 0-10" for layers [0, 10), under "draft 0-1" for the draft. Or all is taken from `profile`, a file of
     `pipeinfer calibrate`, as it was measured of rank `rank`. The draft is right with probability `acceptance`,
     independently (seeded by `seed`), or as `trace` says: a file of `pipeinfer record`, or such a trace itself.

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pipeinfer.backend import BadModel, ModelInfo
-from pipeinfer.calibration.profile import ModelProfile, Profile, RankProfile, read_profile
+from pipeinfer.engine.backend import BadModel, ModelInfo
+from pipeinfer.modelling.profile import ModelProfile, Profile, RankProfile, read_profile
 
 Seconds = Callable[[int, int], float]
 """What a forward takes, by rows and context (the highest position attended to, plus one)."""

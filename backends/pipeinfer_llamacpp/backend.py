@@ -4,9 +4,9 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeinfer.backend import BadModel, ModelInfo, check_layers
-from pipeinfer.cache import cache_folder
-from pipeinfer.hf.folder import BUILTIN, builtin_folder
+from pipeinfer.engine.backend import BadModel, ModelInfo, check_layers
+from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
+from pipeinfer.engine.model_cache import cache_folder
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported

@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from pipeinfer.backend import CellsFull
-from pipeinfer.cells import between, check_sequences
 from pipeinfer.core.messages import KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.engine.backend import CellsFull
+from pipeinfer.engine.kv_cells import between, check_sequences
 
 Tags: TypeAlias = tuple[int, ...]
 NOTES = 64

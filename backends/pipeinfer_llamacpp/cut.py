@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pipeinfer.backend import BadModel
-from pipeinfer.cache import made_once
+from pipeinfer.engine.backend import BadModel
+from pipeinfer.engine.model_cache import made_once
 from pipeinfer_llamacpp.gguf_file import (
     ARRAY,
     DEFAULT_ALIGNMENT,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeinfer.backend import BadModel, Hidden
+from pipeinfer.engine.backend import BadModel, Hidden
 from pipeinfer_llamacpp.cut import EMBEDDING
 from pipeinfer_llamacpp.gguf_file import GgufFile
 from pipeinfer_llamacpp.library import F32, ggml

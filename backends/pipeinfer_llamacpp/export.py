@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import BadModel, Hidden
-from pipeinfer.cache import made_once
-from pipeinfer.hf.checkpoint import Checkpoint
+from pipeinfer.engine.backend import BadModel, Hidden
+from pipeinfer.engine.huggingface.checkpoint import Checkpoint
+from pipeinfer.engine.model_cache import made_once
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.rope import inverse_frequencies
 from pipeinfer_numpy.weights import rotary_pairs

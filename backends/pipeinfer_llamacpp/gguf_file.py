@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeinfer.backend import BadModel
+from pipeinfer.engine.backend import BadModel
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

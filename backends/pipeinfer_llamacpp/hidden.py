@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeinfer.backend import Hidden
+from pipeinfer.engine.backend import Hidden
 from pipeinfer_llamacpp.library import ggml, llama
 
 UNKNOWN = 0

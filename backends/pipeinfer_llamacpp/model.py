@@ -5,7 +5,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from pipeinfer.backend import BadModel
+from pipeinfer.engine.backend import BadModel
 from pipeinfer_llamacpp.hidden import HiddenOutput
 from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama, native_strlen
 from pipeinfer_llamacpp.watcher import Flag

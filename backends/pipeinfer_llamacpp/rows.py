@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import Batch, Hidden
+from pipeinfer.engine.backend import Batch, Hidden
 from pipeinfer_llamacpp.cells import Tags
 from pipeinfer_llamacpp.library import llama
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeinfer.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.engine.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
 from pipeinfer_llamacpp.cells import Cells, Tags
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.hidden import HiddenOutput
@@ -25,7 +25,7 @@ DECODED, NO_CELLS, ABORTED, BAD_BATCH = 0, 1, 2, -1
 
 
 class LlamaCppStage:
-    """A `pipeinfer.backend.ModelStage` over a model file of its layers.
+    """A `pipeinfer.engine.backend.ModelStage` over a model file of its layers.
 
     The first stage takes tokens, and looks them up in `embedding` where the file has none; all but the last give hidden
     states.

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TypeAlias
 
-from pipeinfer.backend import AbortCheck
+from pipeinfer.engine.backend import AbortCheck
 
 PERIOD_S = 5e-3
 """How often the question is asked: a cancelled run goes on for half of it on average. Where all cores are busy each

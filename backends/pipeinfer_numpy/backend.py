@@ -1,9 +1,9 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
-from pipeinfer.backend import ModelInfo, check_layers
-from pipeinfer.hf.checkpoint import Checkpoint
-from pipeinfer.hf.folder import find_folder
-from pipeinfer.hf.tokenizer import HfTokenizer
+from pipeinfer.engine.backend import ModelInfo, check_layers
+from pipeinfer.engine.huggingface.checkpoint import Checkpoint
+from pipeinfer.engine.huggingface.folder import find_folder
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.model import LlamaStage
 from pipeinfer_numpy.weights import read_weights

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pipeinfer.backend import BadModel
+from pipeinfer.engine.backend import BadModel
 
 ARCHITECTURE = "LlamaForCausalLM"
 Positive = Annotated[int, msgspec.Meta(ge=1)]

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import AbortCheck, Batch, Hidden, check_batch
-from pipeinfer.cells import Cells, Taken
 from pipeinfer.core.messages import KvOp
+from pipeinfer.engine.backend import AbortCheck, Batch, Hidden, check_batch
+from pipeinfer.engine.kv_cells import Cells, Taken
 from pipeinfer_numpy.config import LlamaConfig
 from pipeinfer_numpy.rope import inverse_frequencies, rotations
 from pipeinfer_numpy.weights import Head, LayerWeights, StageWeights
@@ -15,7 +15,7 @@ GEMM_ROWS = 8
 
 
 class LlamaStage:
-    """One stage with its KV cells; `pipeinfer.backend.ModelStage` says what is promised."""
+    """One stage with its KV cells; `pipeinfer.engine.backend.ModelStage` says what is promised."""
 
     def __init__(self, config: LlamaConfig, weights: StageWeights, *, cells: int, sequences: int) -> None:
         self._weights = weights

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeinfer.backend import Hidden
-from pipeinfer.hf.checkpoint import Checkpoint
+from pipeinfer.engine.backend import Hidden
+from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer_numpy.config import LlamaConfig
 
 

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from pipeinfer.backend import BadModel, ModelInfo
-from pipeinfer.hf.tokenizer import HfTokenizer
+from pipeinfer.engine.backend import BadModel, ModelInfo
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer_torch.source import find_model
 
 if TYPE_CHECKING:

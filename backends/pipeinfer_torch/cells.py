@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeinfer.backend import Batch
-from pipeinfer.cells import Cells, Taken
+from pipeinfer.engine.backend import Batch
+from pipeinfer.engine.kv_cells import Cells, Taken
 
 
 class View(NamedTuple):

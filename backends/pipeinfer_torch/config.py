@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from pipeinfer.backend import BadModel
+from pipeinfer.engine.backend import BadModel
 from pipeinfer.errors import one_line
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from pipeinfer.backend import AbortCheck, BadModel
+from pipeinfer.engine.backend import AbortCheck, BadModel
 from pipeinfer_torch.cells import KvCells, View
 from pipeinfer_torch.config import briefly
 from pipeinfer_torch.linear import take

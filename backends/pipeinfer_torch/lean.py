@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeinfer.backend import AbortCheck
+from pipeinfer.engine.backend import AbortCheck
 from pipeinfer_torch.attention import attend
 from pipeinfer_torch.cells import KvCells, View
 from pipeinfer_torch.linear import take

@@ -2,8 +2,8 @@
 
 import torch
 
-from pipeinfer.backend import BadModel
 from pipeinfer.cluster import memory
+from pipeinfer.engine.backend import BadModel
 
 
 def check_room(needed: int, device: torch.device, what: str) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
-from pipeinfer.backend import BadModel
-from pipeinfer.hf.checkpoint import Checkpoint
+from pipeinfer.engine.backend import BadModel
+from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer_torch.attention import NAME
 from pipeinfer_torch.config import briefly, choose_dtype, read_config
 

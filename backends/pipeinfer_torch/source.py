@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeinfer.backend import BadModel
+from pipeinfer.engine.backend import BadModel
+from pipeinfer.engine.huggingface.checkpoint import INDEX, Checkpoint
+from pipeinfer.engine.huggingface.folder import find_folder
 from pipeinfer.errors import one_line
-from pipeinfer.hf.checkpoint import INDEX, Checkpoint
-from pipeinfer.hf.folder import find_folder
 
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 DESCRIPTION = ("*.json",)

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeinfer.backend import AbortCheck, Batch, Hidden, check_batch, check_layers
-from pipeinfer.cells import Taken
 from pipeinfer.core.messages import KvOp
+from pipeinfer.engine.backend import AbortCheck, Batch, Hidden, check_batch, check_layers
+from pipeinfer.engine.kv_cells import Taken
 from pipeinfer_torch.cells import KvCells
 from pipeinfer_torch.config import LEAN
 from pipeinfer_torch.generic import GenericLayers
@@ -30,7 +30,7 @@ def load_stage(
 
 
 class TorchStage:
-    """Layers [first, stop) with their KV cells; `pipeinfer.backend.ModelStage` says what is promised."""
+    """Layers [first, stop) with their KV cells; `pipeinfer.engine.backend.ModelStage` says what is promised."""
 
     def __init__(self, skeleton: Skeleton, first: int, stop: int, *, cells: int, sequences: int) -> None:
         config = skeleton.config

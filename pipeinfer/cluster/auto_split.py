@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeinfer.calibration.profile import check_profile, read_profile
-from pipeinfer.calibration.survey import Grid, Survey
-from pipeinfer.cluster.questions import target_load
+from pipeinfer.cluster.inspection import target_load
+from pipeinfer.cluster.placement import BadSplit, LayerRange, fastest_split
 from pipeinfer.core.messages import Inspected, Sampling
 from pipeinfer.errors import LaunchError
-from pipeinfer.placement import BadSplit, LayerRange, fastest_split
+from pipeinfer.modelling.profile import check_profile, read_profile
+from pipeinfer.modelling.rank_survey import Grid, Survey
 from pipeinfer.units import size
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from pipeinfer.cluster.ranks import Ranks, open_ranks
+from pipeinfer.cluster.processes import Ranks, open_ranks
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, LinkLimit, Shutdown
-from pipeinfer.drivers.awake import cores_awake
-from pipeinfer.drivers.live import shaped
 from pipeinfer.errors import LaunchError, RankLost
-from pipeinfer.transports import HEAD, Envelope, PeerLost, Transport
+from pipeinfer.runtime.cpu_latency import cores_awake
+from pipeinfer.runtime.live import shaped
+from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport
 
 WATCH_S = 0.1
 """How often a waiting head looks at the processes it started."""

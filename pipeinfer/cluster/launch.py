@@ -8,22 +8,22 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.backend import BadModel, ModelInfo, Tokenizer
-from pipeinfer.calibration.survey import Survey
 from pipeinfer.cluster.auto_split import AUTO, auto_split, check_memory
 from pipeinfer.cluster.contact import WATCH_S, Contact
-from pipeinfer.cluster.questions import inspections
+from pipeinfer.cluster.inspection import inspections
+from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, LinkLimit, Ready, Report, Sampling, Setup
 from pipeinfer.core.prompt import PromptChunk
+from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer
 from pipeinfer.errors import LaunchError, RankLost
-from pipeinfer.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_backend
-from pipeinfer.results import RankRecord, Trial, run_record
-from pipeinfer.spans import Span
-from pipeinfer.transports import HEAD
+from pipeinfer.results.trial import RankRecord, Trial, run_record
+from pipeinfer.runtime.spans import Span
+from pipeinfer.runtime.transports import HEAD
 
 LOAD_S = 300.0
 """The longest that ranks may take to load."""

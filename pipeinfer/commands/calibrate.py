@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeinfer.calibration.profile import Profile
+    from pipeinfer.modelling.profile import Profile
 
 SHOWN_ROWS = (1, 4, 16)
 
@@ -38,12 +38,12 @@ def calibrate(
     """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
     from rich.console import Console
 
-    from pipeinfer.calibration.calibrate import calibrate as run
-    from pipeinfer.calibration.profile import write_profile
-    from pipeinfer.cluster.world import settle
+    from pipeinfer.cluster.mpi_world import settle
     from pipeinfer.commands.generate import check_agreement, key_values, make_plan, rank_count
     from pipeinfer.core.messages import Sampling
-    from pipeinfer.plots import layer_times
+    from pipeinfer.modelling.calibrate import calibrate as run
+    from pipeinfer.modelling.profile import write_profile
+    from pipeinfer.report.plots import layer_times
 
     given = nodes
     nodes = nodes or rank_count(layers, drafts=True)

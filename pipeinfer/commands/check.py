@@ -9,8 +9,8 @@ import msgspec
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
-from pipeinfer.divergence import Divergence, divergence
-from pipeinfer.results import Trial
+from pipeinfer.results.divergence import Divergence, divergence
+from pipeinfer.results.trial import Trial
 
 DIFFERENT = 1
 """Exit code for token ids that differ where no tie explains it."""

@@ -15,7 +15,7 @@ def doctor(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeinfer.doctor import examine
+    from pipeinfer.cluster.doctor import examine
 
     findings = examine(nodes)
     if as_json:

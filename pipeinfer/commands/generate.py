@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeinfer.core.head import Head
     from pipeinfer.core.log import EventLog
     from pipeinfer.core.messages import Sampling
-    from pipeinfer.results import Trial
+    from pipeinfer.results.trial import Trial
 
 DEFAULT_PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
 
@@ -57,7 +57,7 @@ def generate(
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
     from pipeinfer.cluster.launch import Cluster
-    from pipeinfer.cluster.world import settle
+    from pipeinfer.cluster.mpi_world import settle
     from pipeinfer.commands.view import starting
     from pipeinfer.core.messages import Sampling
     from pipeinfer.plugins import open_strategy
@@ -191,15 +191,15 @@ def make_plan(
 
 def calibrated_draft(profile: Path) -> str:
     """How the draft was split when this cluster was calibrated, as `--layers` says it. Raises BadProfile."""
-    from pipeinfer.calibration.profile import read_profile
+    from pipeinfer.modelling.profile import read_profile
 
     return ",".join(str(stop - start) for start, stop in (share.layers for share in read_profile(profile).draft_shares))
 
 
 def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> Any:
-    from pipeinfer.cluster.world import in_world
+    from pipeinfer.cluster.mpi_world import in_world
     from pipeinfer.commands.view import LiveView, PlainView, View
-    from pipeinfer.stream import TextStream
+    from pipeinfer.engine.text_stream import TextStream
 
     stream = TextStream(cluster.tokenizer, stops)
     # Open MPI gives the head a terminal, wherever its output goes.
@@ -216,7 +216,7 @@ def _print_layout(cluster: "Cluster") -> None:
 
 
 def _write_trace(cluster: "Cluster", path: Path) -> None:
-    from pipeinfer.spans import chrome_trace
+    from pipeinfer.runtime.spans import chrome_trace
 
     path.write_bytes(chrome_trace(cluster.spans, cluster.rank_names))
 
@@ -232,7 +232,7 @@ def _check(plan: "Plan", prompt: list[int], sampling: "Sampling", trial: "Trial"
 def _print_json(trial: "Trial", text: str, checked: "Check | None") -> None:
     import msgspec
 
-    from pipeinfer.metrics import summary
+    from pipeinfer.results.metrics import summary
 
     checks = {} if checked is None else {"check": checked.summary}
     print(msgspec.json.encode({**summary(trial), **checks, "text": text}).decode())

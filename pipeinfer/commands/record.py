@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeinfer.backend import Backend, ModelStage
+    from pipeinfer.engine.backend import Backend, ModelStage
 
 
 def record(
@@ -26,8 +26,8 @@ def record(
 
     from pipeinfer.cluster.launch import Models, Plan
     from pipeinfer.core.messages import Sampling
+    from pipeinfer.modelling.trace_recording import record as run
     from pipeinfer.plugins import open_backend
-    from pipeinfer.record import record as run
     from pipeinfer.workload import prompts as read_prompts
 
     Models(Plan(backend=backend, target=target, draft=draft, stages=1))  # whether they go together

@@ -50,7 +50,7 @@ def reproduce(
     from pipeinfer.reproduce.recipes import Artifact
     from pipeinfer.reproduce.records import Store
     from pipeinfer.reproduce.run import check, conclude, run
-    from pipeinfer.reproduce.select import Wish, select
+    from pipeinfer.reproduce.selection import Wish, select
 
     live, ranks = _ranks(workers, key)
     theirs = Artifact(artifact, artifact_mpirun, artifact_arguments) if artifact is not None else None
@@ -84,7 +84,7 @@ def reproduce(
 def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int | None]:
     """Fields of a live recipe that say on which ranks it runs, and how many they are: workers, an MPI world, or (None)
     processes that are started here."""
-    from pipeinfer.cluster.world import in_world, settle
+    from pipeinfer.cluster.mpi_world import in_world, settle
 
     if key is not None and workers is None:
         raise ValueError("--key is the key file of running workers: give their addresses with --workers")

@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeinfer.simulation.ground import Calibrated, Modelled
-    from pipeinfer.simulation.simulate import Found, Limits, Setting
+    from pipeinfer.modelling.platform import Calibrated, Modelled
+    from pipeinfer.modelling.simulate import Found, Limits, Setting
 
 
 def simulate(
@@ -43,12 +43,12 @@ def simulate(
     import msgspec
 
     from pipeinfer import workload
-    from pipeinfer.simulation.acceptance import Acceptance, recorded
-    from pipeinfer.simulation.acceptance import acceptance as read_acceptance
-    from pipeinfer.simulation.ground import ground
-    from pipeinfer.simulation.simulate import SWEEPS, Setting, side_by_side
+    from pipeinfer.modelling.acceptance import Acceptance, recorded
+    from pipeinfer.modelling.acceptance import acceptance as read_acceptance
+    from pipeinfer.modelling.platform import platform_of
+    from pipeinfer.modelling.simulate import SWEEPS, Setting, side_by_side
 
-    where = ground(cluster, pair)
+    where = platform_of(cluster, pair)
     drafts = Acceptance(recorded(str(trace)).acceptance, trace=str(trace)) if trace else read_acceptance(acceptance)
     setting = workload.convert(
         {"strategy": "", "nodes": nodes or where.ranks or 8, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
@@ -65,7 +65,7 @@ def simulate(
 
 
 def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dict[str, Any]:
-    from pipeinfer.metrics import summary
+    from pipeinfer.results.metrics import summary
 
     return {
         "setting": setting,
@@ -101,7 +101,7 @@ def _drafts(setting: "Setting") -> str:
 def _table(found: "list[Found]", bound: "Limits") -> "Table":
     from rich.table import Table
 
-    from pipeinfer.metrics import summary
+    from pipeinfer.results.metrics import summary
 
     table = Table("", *[_heading(one) for one in found])
     values = [summary(one.trial) for one in found]

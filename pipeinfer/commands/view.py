@@ -14,9 +14,9 @@ from rich.text import Text
 
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.head import Head
-from pipeinfer.metrics import summary
-from pipeinfer.results import Trial
-from pipeinfer.stream import TextStream
+from pipeinfer.engine.text_stream import TextStream
+from pipeinfer.results.metrics import summary
+from pipeinfer.results.trial import Trial
 
 REFRESH_S = 0.1
 

@@ -21,8 +21,8 @@ def worker(
 
     Example: pipeinfer worker --rank 0 --listen tcp://10.0.0.7:5555 --key cluster.key
     """
-    from pipeinfer.transports.keys import write_keys
-    from pipeinfer.worker import serve
+    from pipeinfer.cluster.worker import serve
+    from pipeinfer.runtime.transports.keys import write_keys
 
     key_alone = new_key and rank is None and listen is None
     if not key_alone and (rank is None or listen is None):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeinfer.compare import Comparison
 from pipeinfer.compare.judge import Row
-from pipeinfer.plots import BLACK, BLUE, GREY, ORANGE, VERMILLION, new_figure
+from pipeinfer.report.plots import BLACK, BLUE, GREY, ORANGE, VERMILLION, new_figure
 
 MOST_CELLS = 60
 TITLE_CHARACTERS = 16

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeinfer import metrics
 from pipeinfer.reproduce.records import Record, decode
-from pipeinfer.results import Trial
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
 from pipeinfer.workload import WorkloadError
 
 NOT_THE_CELL = {"repeat", "repeats", "spans", "prompts", "temperatures"}

@@ -1,7 +1,7 @@
 """What ranks say to one another. Names follow the artifact: decode, kv_seq_cp / rm / keep, cancel_run, logits.
 
 Every message is a frozen, array-like msgspec struct, so that a header is a short MessagePack array. Hidden states and
-logits never lie in a header: they travel beside it as one raw buffer (`pipeinfer.transports.Envelope.payload`).
+logits never lie in a header: they travel beside it as one raw buffer (`pipeinfer.runtime.transports.Envelope.payload`).
 """
 
 from enum import IntEnum
@@ -130,7 +130,7 @@ class Proposal(Message, frozen=True):
 
 
 class Sampling(Message, frozen=True):
-    """How tokens are chosen from logits (`pipeinfer.core.sampling`). `top_k` 0 and `top_p` 1 switch each filter off."""
+    """How tokens are chosen from logits (`pipeinfer.engine.sampling`). `top_k` 0 and `top_p` 1 switch a filter off."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -210,7 +210,7 @@ class AskReport(Message, frozen=True):
 
 class Report(Message, frozen=True):
     """A rank's answer: peak memory (bytes), bytes and messages sent to each rank since it was set up, and since the
-    last report the seconds for which it computed and the spans (`pipeinfer.spans.Span`) of its timeline."""
+    last report the seconds for which it computed and the spans (`pipeinfer.runtime.spans.Span`) of its timeline."""
 
     rank: int
     peak_memory: int

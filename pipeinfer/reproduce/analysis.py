@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeinfer import metrics
-from pipeinfer.divergence import Divergence, divergence
+from pipeinfer.modelling.platform import cluster_name
 from pipeinfer.reproduce.recipes import (
     Cell,
     EmulatedCell,
@@ -23,8 +22,9 @@ from pipeinfer.reproduce.recipes import (
     simulated_twin,
 )
 from pipeinfer.reproduce.records import Record, Rehearsed, config_hash
-from pipeinfer.results import Trial
-from pipeinfer.simulation.ground import cluster_name
+from pipeinfer.results import metrics
+from pipeinfer.results.divergence import Divergence, divergence
+from pipeinfer.results.trial import Trial
 
 Metric = Callable[[Trial], float | None]
 

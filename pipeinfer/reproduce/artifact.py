@@ -16,17 +16,17 @@ from pathlib import Path
 import msgspec
 
 from pipeinfer import workload
-from pipeinfer.backend import BadModel, Tokenizer
-from pipeinfer.cache import cache_folder
-from pipeinfer.cluster.world import in_world
+from pipeinfer.cluster.mpi_world import in_world
+from pipeinfer.cluster.placement import even_split
+from pipeinfer.engine.backend import BadModel, Tokenizer
+from pipeinfer.engine.huggingface.folder import builtin_folder
+from pipeinfer.engine.model_cache import cache_folder
 from pipeinfer.errors import one_line
-from pipeinfer.hf.folder import builtin_folder
-from pipeinfer.placement import even_split
 from pipeinfer.plugins import BACKENDS, load, open_backend
+from pipeinfer.reproduce.external_program import Chunk, Watched, joined, watch
 from pipeinfer.reproduce.recipes import BUILD, Artifact, ProgramCell, Recipe
 from pipeinfer.reproduce.records import Record, record_of
-from pipeinfer.reproduce.watch import Chunk, Watched, joined, watch
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
 from pipeinfer.workload import WorkloadError
 
 FOLDERS = ("", "bin", "build/bin")

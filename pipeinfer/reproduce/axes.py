@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeinfer import metrics
+from pipeinfer.modelling.acceptance import trace_title
+from pipeinfer.modelling.platform import platform_of
 from pipeinfer.reproduce.analysis import Best, Metric, Place
-from pipeinfer.results import Trial
-from pipeinfer.simulation.acceptance import trace_title
-from pipeinfer.simulation.ground import ground
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
 
 
 def mean_gap(trial: Trial) -> float | None:
@@ -100,10 +100,10 @@ def _acceptance(place: Place) -> str:
 
 
 PANEL: dict[str, Callable[[Place], str]] = {
-    "cluster": lambda place: ground(place.cluster, place.pair).link,
+    "cluster": lambda place: platform_of(place.cluster, place.pair).link,
     "nodes": lambda place: f"{place.nodes} nodes",
-    "node": lambda place: " / ".join(ground(place.cluster, place.pair).nodes),
-    "pair": lambda place: ground(place.cluster, place.pair).models,
+    "node": lambda place: " / ".join(platform_of(place.cluster, place.pair).nodes),
+    "pair": lambda place: platform_of(place.cluster, place.pair).models,
     "acceptance": _acceptance,
     "drafts": drafts_title,
     "rate": lambda place: f"mean acceptance {place.acceptance:.2g}",

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from pipeinfer.modelling.platform import platform_of
 from pipeinfer.reproduce.analysis import Analysis, Best
 from pipeinfer.reproduce.axes import OPTIONS, drafts_title
 from pipeinfer.reproduce.recipes import Figure, Live, Recipe, Simulated
-from pipeinfer.simulation.ground import ground
 
 BAND = "band: 95 % bootstrap interval"
 
@@ -18,13 +18,13 @@ def setting(analysis: Analysis) -> str:
     recipe = analysis.recipe
     sweep = recipe.simulated
     assert sweep is not None
-    grounds = [ground(cluster, pair) for cluster in sweep.clusters for pair in sweep.pairs]
-    nodes = " and ".join(dict.fromkeys(node for where in grounds for node in where.nodes))
-    links = ", ".join(dict.fromkeys(where.link for where in grounds))
+    platforms = [platform_of(cluster, pair) for cluster in sweep.clusters for pair in sweep.pairs]
+    nodes = " and ".join(dict.fromkeys(node for where in platforms for node in where.nodes))
+    links = ", ".join(dict.fromkeys(where.link for where in platforms))
     links += ", its bandwidth as stated" * bool(sweep.bandwidth_gbps)
     links += ", its latency as stated" * bool(sweep.latency_us)
     count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
-    pairs = "; ".join(dict.fromkeys(where.models for where in grounds))
+    pairs = "; ".join(dict.fromkeys(where.models for where in platforms))
     assumed = [drafts_title(place) + ", assumed" * (place.drafts in ("", "varied")) for place in analysis.places]
     drafts = "; ".join(dict.fromkeys(assumed))
     return (

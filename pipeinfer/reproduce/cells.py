@@ -14,12 +14,12 @@ import msgspec
 
 from pipeinfer import workload
 from pipeinfer.core.messages import Sampling
+from pipeinfer.modelling.platform import platform_of
 from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, record_of
 from pipeinfer.reproduce.session import on_ranks
-from pipeinfer.results import RunRecord, Trial
-from pipeinfer.simulation.ground import ground
-from pipeinfer.spans import Span
+from pipeinfer.results.trial import RunRecord, Trial
+from pipeinfer.runtime.spans import Span
 from pipeinfer.workload import WorkloadError
 
 CHUNK = 2
@@ -31,7 +31,7 @@ CHUNK = 2
 def check_simulated(cells: Iterable[SimCell]) -> None:
     """Raise WorkloadError if one of them cannot be simulated: better before the sweep than in its middle."""
     for cell in distinct(cells):
-        ground(cell.cluster, cell.pair).check(cell.setting)
+        platform_of(cell.cluster, cell.pair).check(cell.setting)
 
 
 def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
@@ -77,7 +77,7 @@ def simulated(cell: SimCell) -> Record:
     """Simulate one cell."""
     start = time.perf_counter()
     spans: list[Span] | None = [] if cell.spans else None
-    trial = ground(cell.cluster, cell.pair).simulate(cell.setting, spans)
+    trial = platform_of(cell.cluster, cell.pair).simulate(cell.setting, spans)
     return record_of(cell, _in_nanoseconds(trial), spans or [], "", time.perf_counter() - start)
 
 

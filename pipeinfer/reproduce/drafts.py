@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer import plots
-from pipeinfer.metrics import median_band
-from pipeinfer.oracle import Oracle, Trace
+from pipeinfer.modelling.acceptance import acceptance, recorded, trace_title
+from pipeinfer.report import plots
 from pipeinfer.reproduce.analysis import Analysis
-from pipeinfer.simulation.acceptance import acceptance, recorded, trace_title
+from pipeinfer.results.metrics import median_band
+from pipeinfer.runtime.oracle import Oracle, Trace
 
 MODELLED = 20_000
 """Positions drawn from a model."""

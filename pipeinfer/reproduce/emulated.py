@@ -9,16 +9,16 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.calibration.profile import Curve
 from pipeinfer.cluster.launch import Plan
-from pipeinfer.oracle import Trace
-from pipeinfer.placement import LayerRange
+from pipeinfer.cluster.placement import LayerRange
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.modelling.profile import Curve
+from pipeinfer.modelling.simulate import Prepared, with_ranks
 from pipeinfer.reproduce.recipes import EmulatedCell
 from pipeinfer.reproduce.records import Record
 from pipeinfer.reproduce.session import on_ranks
-from pipeinfer.results import Trial
-from pipeinfer.simulation.ground import ground
-from pipeinfer.simulation.simulate import Prepared, with_ranks
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.oracle import Trace
 
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 256, 512)
 """Widths at which waits are written down. Between them they are linear, and so is a roofline but for one bend."""
@@ -33,7 +33,7 @@ def run_emulated(cells: Sequence[EmulatedCell], key: str | None = None) -> Itera
 
 
 def _prepared(cell: EmulatedCell) -> Prepared:
-    return ground(cell.cluster, cell.pair).prepare(cell.setting)
+    return platform_of(cell.cluster, cell.pair).prepare(cell.setting)
 
 
 def plan(cell: EmulatedCell, ready: Prepared, key: str | None = None) -> Plan:

@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeinfer import metrics, plots
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.modelling.simulate import Setting
+from pipeinfer.report import plots
 from pipeinfer.reproduce import captions
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, Place, fastest, quotients
 from pipeinfer.reproduce.axes import OPTIONS, PANEL, X, Y, percentile
 from pipeinfer.reproduce.drafts import calibration, stretches
 from pipeinfer.reproduce.published import published_claims
 from pipeinfer.reproduce.recipes import Figure, Recipe
-from pipeinfer.simulation.ground import ground
-from pipeinfer.simulation.simulate import Setting
+from pipeinfer.results import metrics
 
 
 def figure_name(recipe: Recipe, figure: Figure) -> str:
@@ -41,7 +42,7 @@ def limit(best: Best) -> float | None:
         best.strategy, nodes=place.nodes, acceptance=place.acceptance, prompt=trial.prompt_tokens,
         tokens=len(trial.token_ids), width_cost=place.width_cost, draft_cost=place.draft_cost,
     )  # fmt: skip
-    bound = ground(place.cluster, place.pair).limits(setting)
+    bound = platform_of(place.cluster, place.pair).limits(setting)
     if best.strategy == "pipeinfer":
         return bound.pipelined.get(best.options.get("draft", 3))
     return {REFERENCE: bound.iterative, "speculative": bound.synchronous}.get(best.strategy)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
 from pipeinfer.reproduce.report import Table
-from pipeinfer.results import Trial
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
 
 HEAD = ["program", "strategy", "tokens/s", "of its iterative", "of its speculative", "of ours", "mean gap",
         "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip

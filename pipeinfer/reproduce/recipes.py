@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from pipeinfer.assets import asset
-from pipeinfer.simulation.acceptance import Acceptance, acceptance
-from pipeinfer.simulation.simulate import Accounting, Setting
+from pipeinfer.modelling.acceptance import Acceptance, acceptance
+from pipeinfer.modelling.simulate import Accounting, Setting
 from pipeinfer.workload import Count, Entry, Fraction, Positive, WorkloadError, convert, load, suggest
 
 Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
@@ -32,7 +32,7 @@ BUILD = (
 
 class Simulated(Entry, frozen=True, kw_only=True):
     """A sweep in simulation: every combination of the lists. `acceptance` are words of
-    `pipeinfer.simulation.acceptance`; of a recorded trace, `seeds` pick the texts. Empty lists
+    `pipeinfer.modelling.acceptance`; of a recorded trace, `seeds` pick the texts. Empty lists
     of bandwidths (1e9 bit/s) and latencies: the clusters' own."""
 
     pairs: list[str]

@@ -17,13 +17,13 @@ import msgspec
 
 import pipeinfer
 from pipeinfer.assets import PACKAGE, asset
-from pipeinfer.calibration.profile import Profile
-from pipeinfer.oracle import Trace
+from pipeinfer.modelling.acceptance import recorded
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.modelling.profile import Profile
 from pipeinfer.reproduce.recipes import Cell, EmulatedCell, SimCell
-from pipeinfer.results import RunRecord, Trial
-from pipeinfer.simulation.acceptance import recorded
-from pipeinfer.simulation.ground import ground
-from pipeinfer.spans import Span
+from pipeinfer.results.trial import RunRecord, Trial
+from pipeinfer.runtime.oracle import Trace
+from pipeinfer.runtime.spans import Span
 from pipeinfer.workload import WorkloadError
 
 FILE = "trials.jsonl"
@@ -83,7 +83,7 @@ def record_of(
 def config_hash(cell: Cell) -> str:
     """Of the cell, and of what its names stand for: hardware and models, a profile, or the built-in pair's files."""
     if isinstance(cell, SimCell):
-        name, behind = _ground(cell.cluster, cell.pair, cell.setting.trace)
+        name, behind = _platform(cell.cluster, cell.pair, cell.setting.trace)
         cell = msgspec.structs.replace(cell, cluster=name)  # Where its file lies decides nothing.
     else:
         behind = _json([*_model_files(), *_dates(cell.live.target, cell.live.draft)])
@@ -91,9 +91,9 @@ def config_hash(cell: Cell) -> str:
 
 
 @cache
-def _ground(cluster: str, pair: str, trace: str | None) -> tuple[str, msgspec.Raw]:
+def _platform(cluster: str, pair: str, trace: str | None) -> tuple[str, msgspec.Raw]:
     """What a cluster is called, and all that these names stand for: encoded once, since a recorded trace is long."""
-    where = ground(cluster, pair)
+    where = platform_of(cluster, pair)
     return where.name, _json((*where, trace and recorded(trace)))
 
 

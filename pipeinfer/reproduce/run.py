@@ -12,7 +12,8 @@ from pipeinfer.reproduce.artifact import run_programs
 from pipeinfer.reproduce.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.reproduce.claims import Claim, judge
 from pipeinfer.reproduce.emulated import run_emulated
-from pipeinfer.reproduce.in_world import check_world, needs_world, run_in_world
+from pipeinfer.reproduce.mpi_cells import check_world, needs_world, run_in_world
+from pipeinfer.reproduce.predictions import run_rehearsal
 from pipeinfer.reproduce.recipes import (
     Cell,
     EmulatedCell,
@@ -25,7 +26,6 @@ from pipeinfer.reproduce.recipes import (
     simulated_twin,
 )
 from pipeinfer.reproduce.records import Record, Store, config_hash
-from pipeinfer.reproduce.rehearsed import run_rehearsal
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Table, write
 from pipeinfer.reproduce.sections import section
 from pipeinfer.workload import WorkloadError

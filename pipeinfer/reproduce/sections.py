@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE, Analysis, Best, paired_ratio
 from pipeinfer.reproduce.axes import percentile
-from pipeinfer.reproduce.beside import beside
-from pipeinfer.reproduce.checked import check_blocks, draw_scatter, summary
+from pipeinfer.reproduce.calibration_section import check_blocks, draw_scatter, summary
+from pipeinfer.reproduce.emulated_simulated import beside
 from pipeinfer.reproduce.figures import draw, figure_name, limit
 from pipeinfer.reproduce.head_to_head import NOTES, head_to_head
-from pipeinfer.reproduce.rehearsed import Prediction, predictions
+from pipeinfer.reproduce.predictions import Prediction, predictions
 from pipeinfer.reproduce.report import Block, Heading, Paragraph, Picture, Table
+from pipeinfer.results import metrics
 
 
 class Section(NamedTuple):
@@ -95,8 +95,8 @@ def _errors(analysis: Analysis) -> Iterator[Block]:
     if analysis.diverged:
         yield Paragraph(
             "These texts part from the iterative run's where its best two tokens were closer than the rounding of this "
-            "arithmetic (pipeinfer/divergence.py). The schedule decides which rows are computed together and with it "
-            "which of the two is taken, so they keep their figures:"
+            "arithmetic (pipeinfer/results/divergence.py). The schedule decides which rows are computed together and "
+            "with it which of the two is taken, so they keep their figures:"
         )
         parted = [[one.place.text, one.strategy, str(one.options), one.draw, one.divergence.text]
                   for one in analysis.diverged]  # fmt: skip

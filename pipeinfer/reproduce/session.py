@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.reproduce.recipes import EmulatedCell, LiveCell
 from pipeinfer.reproduce.records import Record, record_of
-from pipeinfer.results import Trial
-from pipeinfer.spans import Span
-from pipeinfer.transports import HEAD, TransportError
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.spans import Span
+from pipeinfer.runtime.transports import HEAD, TransportError
 
 C = TypeVar("C", EmulatedCell, LiveCell)
 

@@ -1,4 +1,4 @@
-"""What `pipeinfer.backend` promises, as pytest tests that a plug-in runs by subclassing `BackendConformance`.
+"""What `pipeinfer.engine.backend` promises, as pytest tests that a plug-in runs by subclassing `BackendConformance`.
 
     class TestMine(BackendConformance):
         def backend(self):
@@ -14,8 +14,8 @@ from typing import TypeAlias, cast
 import numpy as np
 import pytest
 
-from pipeinfer.backend import Backend, BackendFactory, BadModel, Batch, CellsFull, Hidden, ModelStage
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.engine.backend import Backend, BackendFactory, BadModel, Batch, CellsFull, Hidden, ModelStage
 from pipeinfer.testing.models import write_llama
 
 CELLS, SEQUENCES = 64, 8

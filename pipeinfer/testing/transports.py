@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from pipeinfer.transports import MAX_HEADER, MAX_PAYLOAD, Envelope, PeerLost, Transport
+from pipeinfer.runtime.transports import MAX_HEADER, MAX_PAYLOAD, Envelope, PeerLost, Transport
 
 PATIENCE_S = 10.0
 """How long a message may take to arrive before a test gives it up."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeinfer.backend import Backend, BadModel, Batch
 from pipeinfer.core.messages import Sampling
-from pipeinfer.core.sampling import candidates, sample
-from pipeinfer.oracle import RANKS, Trace, independent
+from pipeinfer.engine.backend import Backend, BadModel, Batch
+from pipeinfer.engine.sampling import candidates, sample
+from pipeinfer.runtime.oracle import RANKS, Trace, independent
 from pipeinfer.testing import BackendConformance
 from pipeinfer_emulated import EmulatedBackend
 

@@ -25,11 +25,11 @@ import llama_cpp
 from gguf_models import Type, add_sentencepiece, write_gguf
 
 from pipeinfer.assets import asset
-from pipeinfer.backend import BadModel, Batch, CellsFull
-from pipeinfer.cells import Cells as KeptCells
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.messages import KvSeqCp, KvSeqKeep, KvSeqRm, Sampling
-from pipeinfer.core.sampling import sample
+from pipeinfer.engine.backend import BadModel, Batch, CellsFull
+from pipeinfer.engine.kv_cells import Cells as KeptCells
+from pipeinfer.engine.sampling import sample
 from pipeinfer.plugins import open_strategy
 from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer.testing.backends import chain, never

@@ -9,9 +9,9 @@ import plain_llama
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipeinfer.backend import BadModel, Batch
-from pipeinfer.cells import Cells
 from pipeinfer.core.messages import KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.engine.backend import BadModel, Batch
+from pipeinfer.engine.kv_cells import Cells
 from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer_numpy import NumpyBackend
 

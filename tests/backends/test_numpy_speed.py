@@ -6,8 +6,8 @@
 import numpy as np
 import pytest
 
-from pipeinfer.backend import Batch
 from pipeinfer.core.messages import KvSeqRm
+from pipeinfer.engine.backend import Batch
 from pipeinfer.testing import write_llama
 from pipeinfer_numpy import NumpyBackend
 from pipeinfer_numpy.model import linear

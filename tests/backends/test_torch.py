@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeinfer.backend import BadModel, Batch
+from pipeinfer.engine.backend import BadModel, Batch
 from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer.testing.models import byte_tokenizer
 from pipeinfer_numpy import NumpyBackend

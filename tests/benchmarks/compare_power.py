@@ -14,7 +14,7 @@ from pipeinfer.cluster.launch import Cluster
 from pipeinfer.compare import compare
 from pipeinfer.plugins import open_strategy
 from pipeinfer.reproduce.records import Record, encode, stamped
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
 
 REPETITIONS = 15
 COMPARISONS = 20

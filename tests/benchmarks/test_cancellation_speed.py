@@ -16,14 +16,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeinfer import metrics
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Begin, CancelRun, Decode, RunKind, Sampling, Setup, Shutdown
-from pipeinfer.drivers.live import run_rank
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports import HEAD, open_transport
-from pipeinfer.transports.keys import Keys
+from pipeinfer.results import metrics
+from pipeinfer.runtime.live import run_rank
+from pipeinfer.runtime.transports import HEAD, open_transport
+from pipeinfer.runtime.transports.keys import Keys
 
 STAGES, STAGE_S = 8, 0.02
 ROUNDS = 200

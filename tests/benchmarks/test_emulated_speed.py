@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from pipeinfer import metrics
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline
-from pipeinfer.drivers.sim import Simulation
-from pipeinfer.oracle import independent
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import Trial
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.oracle import independent
+from pipeinfer.runtime.sim import Simulation
 
 STAGES, STAGE_S, DRAFT_S, ACCEPTANCE = 8, 0.005, 0.002, 0.7
 PROMPT, TOKENS, ROUNDS = (1, 2, 3), 128, 3

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeinfer import metrics
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.metrics import median_band
 from pipeinfer.plugins import open_strategy
+from pipeinfer.results import metrics
+from pipeinfer.results.metrics import median_band
 
 STRATEGIES = ("iterative", "pipeinfer")
 TOKENS = 32

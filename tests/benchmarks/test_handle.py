@@ -11,8 +11,8 @@ from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Head, Pipeline
 from pipeinfer.core.messages import Logits, Proposal
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
-from pipeinfer.drivers.sim import Simulation
-from pipeinfer.oracle import independent
+from pipeinfer.runtime.oracle import independent
+from pipeinfer.runtime.sim import Simulation
 
 PIPELINE = Pipeline(stages=32, cells=4096, sequences=260)
 REQUEST = Request(tuple(range(1, 65)), 512)

@@ -24,8 +24,8 @@ from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Decode, RunKind
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports.keys import Keys, read_keys, write_keys
-from pipeinfer.transports.wire import PREFIX_SIZE
+from pipeinfer.runtime.transports.framing import PREFIX_SIZE
+from pipeinfer.runtime.transports.keys import Keys, read_keys, write_keys
 
 HIDDEN = 64
 TOKENS = 1000

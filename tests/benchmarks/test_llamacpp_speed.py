@@ -21,7 +21,7 @@ pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]"
 
 import llama_cpp
 
-from pipeinfer.backend import Batch
+from pipeinfer.engine.backend import Batch
 from pipeinfer.testing import write_llama
 from pipeinfer.testing.backends import chain, never
 from pipeinfer_llamacpp import LlamaCppBackend

@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.cluster.world import OVERSUBSCRIBE, find_mpiexec, join_world
+from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec, join_world
 from pipeinfer.core.head import Strategy
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.errors import LaunchError
-from pipeinfer.metrics import summary
+from pipeinfer.results.metrics import summary
 
 RANKS = 4
 TOKENS = 96

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeinfer.core.messages import Sampling
-from pipeinfer.core.sampling import candidates, sample
+from pipeinfer.engine.sampling import candidates, sample
 
 WAYS = {
     "greedy": Sampling(),

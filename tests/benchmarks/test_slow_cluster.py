@@ -28,11 +28,11 @@ import pytest
 
 from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster, Plan
-from pipeinfer.cluster.ranks import ONE_THREAD
+from pipeinfer.cluster.processes import ONE_THREAD
 from pipeinfer.core.messages import Sampling
-from pipeinfer.metrics import tokens_per_second
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports.keys import write_keys
+from pipeinfer.results.metrics import tokens_per_second
+from pipeinfer.runtime.transports.keys import write_keys
 
 RANKS = 4
 SHARE = 0.25

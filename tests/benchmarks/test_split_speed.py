@@ -22,10 +22,10 @@ pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]"
 
 import llama_cpp
 
-from pipeinfer.cache import cache_folder
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.metrics import tokens_per_second
+from pipeinfer.engine.model_cache import cache_folder
 from pipeinfer.plugins import open_strategy
+from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer_llamacpp import LlamaCppBackend
 from pipeinfer_llamacpp.backend import find_model
 from pipeinfer_llamacpp.export import exported

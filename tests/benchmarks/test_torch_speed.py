@@ -15,8 +15,8 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 import torch
 
-from pipeinfer.backend import Batch
 from pipeinfer.core.messages import TO_THE_END, KvSeqRm
+from pipeinfer.engine.backend import Batch
 from pipeinfer.testing import write_llama
 from pipeinfer_torch import TorchBackend
 from pipeinfer_torch.linear import linear

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import zmq
 
-from pipeinfer.transports import PeerLost
-from pipeinfer.transports.keys import Keys, read_keys, write_keys
-from pipeinfer.transports.tcp import TcpTransport
-from pipeinfer.transports.wire import PREFIX_SIZE
+from pipeinfer.runtime.transports import PeerLost
+from pipeinfer.runtime.transports.framing import PREFIX_SIZE
+from pipeinfer.runtime.transports.keys import Keys, read_keys, write_keys
+from pipeinfer.runtime.transports.tcp import TcpTransport
 
 HEADER = bytes(64)
 FIRST_FRAME = bytes(PREFIX_SIZE + len(HEADER))

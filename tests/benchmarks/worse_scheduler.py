@@ -10,7 +10,7 @@ from pipeinfer.core.effects import HeadEffect, ToStages
 from pipeinfer.core.head import Head
 from pipeinfer.core.messages import Logits
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
-from pipeinfer.drivers.sim import HEADER_BYTES, Simulation
+from pipeinfer.runtime.sim import HEADER_BYTES, Simulation
 
 
 def skipped_cancellation() -> None:

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pipeinfer.calibration.profile import (
+from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.placement import BadSplit
+from pipeinfer.commands.generate import make_plan
+from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.errors import LaunchError
+from pipeinfer.modelling.profile import (
     BadProfile,
     Curve,
     DraftShare,
@@ -16,12 +21,7 @@ from pipeinfer.calibration.profile import (
     read_profile,
     write_profile,
 )
-from pipeinfer.cluster.launch import Cluster, Plan
-from pipeinfer.commands.generate import make_plan
-from pipeinfer.core.strategies.iterative import Iterative
-from pipeinfer.drivers import loading
-from pipeinfer.errors import LaunchError
-from pipeinfer.placement import BadSplit
+from pipeinfer.runtime import loading
 from pipeinfer_emulated import EmulatedBackend
 
 GB = 10**9
@@ -121,7 +121,7 @@ def test_a_real_pair_is_split_by_its_speed() -> None:
 
 
 def test_a_profile_says_it_instead_of_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeinfer.calibration.survey.Survey.layers", None)
+    monkeypatch.setattr("pipeinfer.modelling.rank_survey.Survey.layers", None)
     path = Path(profile(tmp_path / "profile.json", (1, 1, 4, 1)))
     text = path.read_text().replace('"backend": "numpy"', '"backend": "emulated"')
     path.write_text(text)

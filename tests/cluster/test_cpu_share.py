@@ -9,10 +9,10 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core import messages
 from pipeinfer.core.messages import CancelRun, Setup
-from pipeinfer.drivers.endpoint import Endpoint
-from pipeinfer.metrics import summary
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports import HEAD, Transport, open_transport
+from pipeinfer.results.metrics import summary
+from pipeinfer.runtime.rank_links import Endpoint
+from pipeinfer.runtime.transports import HEAD, Transport, open_transport
 
 WORK_S = 0.02
 

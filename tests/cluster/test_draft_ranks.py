@@ -10,7 +10,7 @@ from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
 
 PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
 TOKENS = 64

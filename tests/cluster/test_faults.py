@@ -14,7 +14,7 @@ from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core import messages
 from pipeinfer.errors import RankLost
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports.keys import Keys
+from pipeinfer.runtime.transports.keys import Keys
 
 WITHIN_S = 5.0
 SLACK_S = 3.0

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.cluster.world import LAUNCHERS, SRUN_MPI
+from pipeinfer.cluster.mpi_world import LAUNCHERS, SRUN_MPI
 from pipeinfer.core.strategies.iterative import Iterative
 
 pytestmark = pytest.mark.timeout(120)
@@ -147,7 +147,7 @@ def end_all(mark: str) -> None:
 @pytest.fixture(scope="module")
 def mpich() -> None:
     """mpi4py loads MPICH. The PMIx of Slurm and of Open MPI have to fit each other, of which nothing can be known."""
-    mpi = pytest.importorskip("pipeinfer.transports.mpi", reason="mpi4py is not installed")
+    mpi = pytest.importorskip("pipeinfer.runtime.transports.mpi", reason="mpi4py is not installed")
     if mpi.library().get_vendor()[0] != "MPICH":
         pytest.skip("mpi4py does not load MPICH")
 

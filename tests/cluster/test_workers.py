@@ -18,9 +18,9 @@ from pipeinfer.core import messages
 from pipeinfer.core.messages import AskReport, Begin, Inspect, Sampling
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
-from pipeinfer.transports import HEAD
-from pipeinfer.transports.keys import write_keys
-from pipeinfer.transports.tcp import TcpTransport
+from pipeinfer.runtime.transports import HEAD
+from pipeinfer.runtime.transports.keys import write_keys
+from pipeinfer.runtime.transports.tcp import TcpTransport
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -29,7 +29,7 @@ EMULATED = {"layers": 2, "layer_s": 0.002}
 SLOW_TO_LEAVE = """
 import sys, time
 if "worker" in sys.argv:
-    from pipeinfer.transports import tcp
+    from pipeinfer.runtime.transports import tcp
     close = tcp.TcpTransport.close
     def slowly(self):
         time.sleep(0.6)
@@ -121,7 +121,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 def test_a_busy_worker_refuses_a_second_head(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeinfer.cluster.ranks.AGAIN_S", 0.3)
+    monkeypatch.setattr("pipeinfer.cluster.processes.AGAIN_S", 0.3)
     with Cluster(workers.plan()) as cluster:
         said = generate(cluster)
         with pytest.raises(LaunchError, match=r"rank \d at .* is busy with another session: it has a head already"):

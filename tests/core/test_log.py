@@ -13,8 +13,8 @@ from pipeinfer.core.log import Diverged, EventLog, Header, Options, replay
 from pipeinfer.core.messages import Logits
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
-from pipeinfer.drivers.sim import Simulation
-from pipeinfer.oracle import independent
+from pipeinfer.runtime.oracle import independent
+from pipeinfer.runtime.sim import Simulation
 
 
 def make_strategy(name: str, options: Options) -> Strategy:

@@ -13,19 +13,20 @@ import pytest
 from processes import alive
 from typer.testing import CliRunner
 
-from pipeinfer import metrics, workload
+from pipeinfer import workload
 from pipeinfer.cli import app
+from pipeinfer.cluster.placement import even_split
 from pipeinfer.errors import LaunchError
-from pipeinfer.placement import even_split
 from pipeinfer.plugins import open_backend
-from pipeinfer.reproduce import watch as watch_module
+from pipeinfer.reproduce import external_program as watch_module
 from pipeinfer.reproduce.artifact import LAST, command, find_program, run_programs, trial_of, with_artifact
-from pipeinfer.reproduce.in_world import check_world, needs_world, run_in_world
+from pipeinfer.reproduce.external_program import Chunk, Watched, watch
+from pipeinfer.reproduce.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.reproduce.recipes import Artifact, Contender, Live, LiveCell, ProgramCell, Recipe, read_recipe
 from pipeinfer.reproduce.records import Record, Store
 from pipeinfer.reproduce.run import conclude, run
-from pipeinfer.reproduce.select import Wish, select
-from pipeinfer.reproduce.watch import Chunk, Watched, watch
+from pipeinfer.reproduce.selection import Wish, select
+from pipeinfer.results import metrics
 from pipeinfer.workload import WorkloadError
 
 PROMPT = "merge-sorted"

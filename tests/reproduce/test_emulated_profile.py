@@ -7,20 +7,20 @@ import msgspec
 import pytest
 from processes import start
 
-from pipeinfer.calibration.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile
-from pipeinfer.calibration.profile import write_profile as write
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.commands.reproduce import reproduce
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.modelling.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.modelling.profile import write_profile as write
+from pipeinfer.modelling.simulate import Setting
 from pipeinfer.plugins import open_strategy
 from pipeinfer.reproduce.analysis import analyse
 from pipeinfer.reproduce.emulated import plan
 from pipeinfer.reproduce.recipes import EmulatedCell, Emulation
 from pipeinfer.reproduce.records import Store
 from pipeinfer.reproduce.run import conclude, run
-from pipeinfer.reproduce.select import Wish, select
-from pipeinfer.simulation.ground import ground
-from pipeinfer.simulation.simulate import Setting
-from pipeinfer.transports.keys import write_keys
+from pipeinfer.reproduce.selection import Wish, select
+from pipeinfer.runtime.transports.keys import write_keys
 
 LAYER_S, DRAFT_S, SLOW_S = 1e-3, 3e-3, 0.02
 
@@ -56,11 +56,11 @@ def uneven(tmp_path: Path) -> str:
 
 
 def cell(uneven: str, setting: Setting) -> EmulatedCell:
-    return EmulatedCell(uneven, str(ground(uneven).pair), setting, emulation=Emulation("inproc"))
+    return EmulatedCell(uneven, str(platform_of(uneven).pair), setting, emulation=Emulation("inproc"))
 
 
 def test_every_link_and_wait_is_the_profile_s(uneven: str) -> None:
-    made = plan(cell(uneven, SETTING), ground(uneven).prepare(SETTING))
+    made = plan(cell(uneven, SETTING), platform_of(uneven).prepare(SETTING))
     assert (made.stages, made.layers, made.draft_layers) == (3, "3,3,2", "3,1")
     links = {(link.source, link.target): link.latency_s for link in made.links}
     assert set(links) == {
@@ -76,7 +76,7 @@ def test_every_link_and_wait_is_the_profile_s(uneven: str) -> None:
 
 def test_a_stated_network_is_never_faster_than_the_real_one(uneven: str) -> None:
     shaped = msgspec.structs.replace(SETTING, latency_us=10.0, bandwidth_gbps=0.5)
-    links = {(link.source, link.target): link for link in ground(uneven).prepare(shaped).links}
+    links = {(link.source, link.target): link for link in platform_of(uneven).prepare(shaped).links}
     assert (links[0, 1].latency_s, links[0, 1].floor_s) == (pytest.approx(1e-5), SLOW_S)
     assert (links[0, 1].bandwidth_bps, links[2, -1].bandwidth_bps) == pytest.approx((1e8, 5e8))
 
@@ -84,7 +84,7 @@ def test_a_stated_network_is_never_faster_than_the_real_one(uneven: str) -> None
 def test_each_link_is_as_slow_as_it_is_said_to_be(uneven: str) -> None:
     """An iterative token crosses each of the target's links once and no other."""
     setting = msgspec.structs.replace(SETTING, strategy="iterative", options={}, nodes=3, draft_ranks=1)
-    ready = ground(uneven).prepare(setting)
+    ready = platform_of(uneven).prepare(setting)
     with Cluster(plan(cell(uneven, setting), ready)) as cluster:
         trial = cluster.generate(ready.request.prompt, open_strategy("iterative", {}), max_tokens=6, stop_ids=())
     gap = min(after - before for before, after in zip(trial.emit_s[:-1], trial.emit_s[1:], strict=True))

@@ -13,7 +13,6 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeinfer import metrics
 from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.reproduce import run as run_module
 from pipeinfer.reproduce.analysis import Analysis, Place, analyse
@@ -35,6 +34,7 @@ from pipeinfer.reproduce.recipes import (
 from pipeinfer.reproduce.records import FILE, Record, Store, config_hash, decode, encode
 from pipeinfer.reproduce.run import check, conclude, run
 from pipeinfer.reproduce.sections import section
+from pipeinfer.results import metrics
 from pipeinfer.workload import WorkloadError
 
 STRATEGIES = {

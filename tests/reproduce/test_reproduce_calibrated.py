@@ -5,15 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeinfer import metrics
-from pipeinfer.calibration.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile, write_profile
+from pipeinfer.modelling import profiled_cluster
+from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile, write_profile
 from pipeinfer.reproduce.analysis import analyse, describe
 from pipeinfer.reproduce.figures import limit
 from pipeinfer.reproduce.recipes import Recipe, SimCell, points
 from pipeinfer.reproduce.records import Store, config_hash
 from pipeinfer.reproduce.run import check, conclude, run
-from pipeinfer.reproduce.select import Wish, select
-from pipeinfer.simulation import calibrated
+from pipeinfer.reproduce.selection import Wish, select
+from pipeinfer.results import metrics
 from pipeinfer.workload import WorkloadError
 
 
@@ -73,7 +73,7 @@ def test_what_comes_out_is_the_profile_s_simulation(desk: str, tmp_path: Path) -
     recipe, store = only("timeline", desk), Store(tmp_path / "out")
     run(recipe, store, 1, lambda *_: None)
     cell = simulated(recipe)[0]
-    trial, expected = store.records[config_hash(cell)].trial, calibrated.simulate_one(PROFILE, cell.setting)
+    trial, expected = store.records[config_hash(cell)].trial, profiled_cluster.simulate_one(PROFILE, cell.setting)
     assert trial is not None
     assert trial.token_ids == expected.token_ids
     assert metrics.tokens_per_second(trial) == pytest.approx(metrics.tokens_per_second(expected), rel=1e-6)

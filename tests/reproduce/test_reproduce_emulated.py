@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.calibration.profile import Curve
+from pipeinfer.modelling.profile import Curve
+from pipeinfer.modelling.simulate import Setting, prepare
 from pipeinfer.reproduce.analysis import Analysis, analyse
 from pipeinfer.reproduce.emulated import plan, waits
 from pipeinfer.reproduce.recipes import (
@@ -27,7 +28,6 @@ from pipeinfer.reproduce.recipes import (
 )
 from pipeinfer.reproduce.records import Store, config_hash
 from pipeinfer.reproduce.run import conclude, run
-from pipeinfer.simulation.simulate import Setting, prepare
 from pipeinfer.workload import WorkloadError
 
 CLUSTER = """

@@ -506,7 +506,7 @@ def train_draft(options: argparse.Namespace) -> None:
 
 
 def gumbel(seed: int, position: int) -> np.ndarray:
-    """The noise of one position, as `pipeinfer.core.sampling` draws it."""
+    """The noise of one position, as `pipeinfer.engine.sampling` draws it."""
     key = np.array([seed, position], dtype=np.uint64)
     uniform = np.random.Generator(np.random.Philox(key=key)).random(VOCAB, dtype=np.float64)
     return (-np.log(-np.log(np.clip(uniform, 1e-300, None)))).astype(np.float32)

@@ -5,9 +5,9 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import Analysis, Best, Metric, Place, paired_ratio
 from pipeinfer.reproduce.published import Published
+from pipeinfer.results import metrics
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not testable here"]
 

@@ -1,6 +1,5 @@
 """C2, inter-token latency, and C3, utilisation."""
 
-from pipeinfer import metrics
 from pipeinfer.reproduce.analysis import REFERENCE
 from pipeinfer.reproduce.axes import mean_gap, tail_gap
 from pipeinfer.reproduce.claims.finding import (
@@ -17,6 +16,7 @@ from pipeinfer.reproduce.claims.finding import (
     ratios,
     span,
 )
+from pipeinfer.results import metrics
 
 SHALLOWEST = 4
 """The fewest nodes that the authors' scripts are for; with less there is hardly a pipeline."""

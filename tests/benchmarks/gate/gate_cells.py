@@ -11,10 +11,10 @@ import msgspec
 
 from pipeinfer.core.effects import Request, ToFirstStage
 from pipeinfer.core.head import Pipeline
-from pipeinfer.drivers.sim import Link, Simulation
-from pipeinfer.oracle import Trace, independent
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import Trial
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.oracle import Trace, independent
+from pipeinfer.runtime.sim import Link, Simulation
 
 TOKENS = 48
 PROMPT = 64

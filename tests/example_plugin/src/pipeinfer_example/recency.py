@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
-from pipeinfer.cells import Cells
 from pipeinfer.core.messages import KvOp
+from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
+from pipeinfer.engine.kv_cells import Cells
 
 LAYERS, HIDDEN, VOCABULARY = 4, 48, 260
 

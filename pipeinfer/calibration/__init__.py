@@ -1,1 +1,0 @@
-"""What a cluster's ranks, links and head take, measured by themselves: the profile that all fidelities share."""

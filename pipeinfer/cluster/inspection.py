@@ -1,0 +1,43 @@
+"""What the head asks of ranks that have no model yet, in terms of a plan and its models."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pipeinfer.cluster.placement import LayerRange
+from pipeinfer.core.messages import Inspect, Load, Sampling
+
+if TYPE_CHECKING:
+    from pipeinfer.cluster.launch import Models
+
+
+def inspections(models: "Models", count: int, head_address: str, *, limited: bool) -> dict[int, Inspect]:
+    """What the head asks `count` ranks first, of which those behind the target's draft. `limited`: over links that are
+    shaped as planned, to measure them."""
+    plan = models.plan
+    limits = (plan.latency_s, plan.bandwidth_bps) if limited else ()
+    asked = {}
+    for rank in range(count):
+        drafts = rank >= len(models.split)
+        backend, options = (models.draft_backend, models.draft_options) if drafts else (
+            plan.backend, plan.backend_options)  # fmt: skip
+        asked[rank] = Inspect(rank, backend, msgspec.json.encode(options), head_address, *limits)
+    return asked
+
+
+def target_load(models: "Models", cells: int, sampling: Sampling) -> Load:
+    """All of the target but which layers."""
+    plan = models.plan
+    options = msgspec.json.encode(plan.backend_options)
+    return Load(plan.backend, options, plan.target, (0, 0), cells, models.target.hidden_size, models.target.vocabulary,
+                False, sampling, 0, plan.cpu_share)  # fmt: skip
+
+
+def draft_load(models: "Models", cells: int, sampling: Sampling, layers: LayerRange) -> Load:
+    """Layers [i, j) of the draft; after the last, with choosing the best candidate."""
+    plan, draft = models.plan, models.draft
+    assert draft is not None
+    assert plan.draft is not None
+    options = msgspec.json.encode(models.draft_options)
+    return Load(models.draft_backend, options, plan.draft, layers, cells, draft.hidden_size,
+                draft.vocabulary, layers[1] == draft.layers, sampling, 1, plan.cpu_share)  # fmt: skip

@@ -1,0 +1,83 @@
+"""The process of one rank: `python -m pipeinfer.cluster.worker` and `pipeinfer worker`."""
+
+import argparse
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.live import Stray, run_rank
+from pipeinfer.runtime.transports import HEAD, PeerLost, TransportError, open_transport
+
+SPAWNED_PATIENCE_S = 60.0
+"""A rank that the launcher started leaves when no head sets it up in this time."""
+
+
+def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
+    """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
+
+    Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session was not ended by its
+    head. Each session has an endpoint of its own at the same address: a stream that broke is never taken up again.
+    """
+    if once:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # It is run between trials, where it is not measured.
+    came = False
+    while not (once and came):
+        transport = open_transport(listen, rank, keys=key)
+        listen = transport.address
+        print(f"listening {listen}", flush=True)
+        try:
+            came = run_rank(transport, SPAWNED_PATIENCE_S if once else float("inf"))
+            if once and not came:
+                return 1
+        except Stray as stray:
+            _say(f"ignored: {stray}")
+        except (PeerLost, LaunchError) as problem:
+            came = True
+            if not once:
+                gone = isinstance(problem, PeerLost) and problem.rank == HEAD
+                _say(f"session ended: {'the head is gone' if gone else problem}")
+        except Exception:
+            if once:
+                raise
+            came = True
+            traceback.print_exc()  # The head was told; the next one may ask for something that works.
+        finally:
+            transport.close()
+        gc.collect()
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """The launcher's way in; light on imports, as every rank pays for them."""
+    parser = argparse.ArgumentParser(prog="python -m pipeinfer.cluster.worker", description=__doc__)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--key", type=Path, required=True)
+    arguments = parser.parse_args()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    try:
+        return serve(arguments.listen, arguments.rank, arguments.key, once=True)
+    except TransportError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+
+
+def _end_with_launcher() -> None:
+    """The launcher holds the other end of standard input: when that closes it is gone, however it went."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

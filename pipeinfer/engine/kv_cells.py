@@ -1,0 +1,128 @@
+"""Which KV cell holds what: a position and the sequence ids that may see it. The tensors themselves are the backend's.
+
+Semantics are llama.cpp's: copying a sequence only adds tags, and a cell without tags is free.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.engine.backend import Batch, CellsFull, Hidden
+
+Taken = slice | NDArray[np.intp]
+"""Cells of a batch, in row order: a slice where they are neighbours, which NumPy indexes faster, else their numbers."""
+
+SEEN, HIDDEN = np.float32(0), np.float32(-np.inf)
+
+
+class Cells:
+    """Tags and positions of `cells` cells for sequence ids 0..sequences-1."""
+
+    def __init__(self, cells: int, sequences: int) -> None:
+        self.window = 0
+        """One past the highest cell in use: attention looks no further."""
+        self._tags = np.zeros((sequences, cells), bool)
+        self._positions = np.zeros(cells, np.int64)
+        self._holders = np.zeros(cells, np.int32)  # how many sequences tag each cell; 0 is free
+
+    def take(self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> Taken:
+        """Tag the lowest free cells, one per row. Raises CellsFull or ValueError, and then changes nothing."""
+        rows = len(positions)
+        free = np.flatnonzero(self._holders == 0)
+        if len(free) < rows:
+            raise CellsFull(f"expected {rows} free KV cells, came {len(free)} of {len(self._holders)}:"
+                            " remove sequences first or load the stage with more cells")
+        tags = [sequence for row in sequences for sequence in row]
+        check_sequences(tags, len(self._tags))
+        cells = free[:rows]
+        self._tags[tags, np.repeat(cells, [len(row) for row in sequences])] = True
+        self._positions[cells] = positions
+        self._holders[cells] = self._tags[:, cells].sum(axis=0)
+        self.window = max(self.window, int(cells[-1]) + 1)
+        neighbours = cells[-1] - cells[0] == rows - 1
+        return slice(int(cells[0]), int(cells[-1]) + 1) if neighbours else cells
+
+    def compute(self, batch: Batch, run: Callable[[Taken], Hidden | None]) -> Hidden | None:
+        """What `run` gives with the cells of a batch, which are given back where it gives nothing or fails. Raises as
+        `take` does."""
+        taken = self.take(batch.positions, batch.sequences)
+        result = None
+        try:
+            result = run(taken)
+        finally:
+            if result is None:
+                self.free(taken)
+        return result
+
+    def free(self, taken: Taken) -> None:
+        """Give the cells of a batch back."""
+        self._tags[:, taken] = False
+        self._holders[taken] = 0
+        self._tighten()
+
+    def mask(
+        self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]], reach: int | None = None
+    ) -> Hidden:
+        """What each row may attend to, to be added to its scores: float32 [rows, window] of 0 and minus infinity.
+
+        A row sees the cells that carry its first sequence id, up to its own position; with a sliding window only the
+        last `reach` positions, its own among them.
+        """
+        tagged = self._tags[[row[0] for row in sequences], : self.window]
+        ages = np.asarray(positions)[:, None] - self._positions[: self.window]
+        seen = tagged & (ages >= 0) if reach is None else tagged & (ages >= 0) & (ages < reach)
+        return np.where(seen, SEEN, HIDDEN)
+
+    def apply(self, op: KvOp) -> None:
+        """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""
+        match op:
+            case KvSeqCp(src, dst, start, stop):
+                check_sequences((src, dst), len(self._tags))
+                self._add(dst, self._tags[src] & between(self._positions, start, stop))
+            case KvSeqRm(sequence, start, stop):
+                check_sequences((sequence,), len(self._tags))
+                self._drop(sequence, between(self._positions, start, stop))
+            case KvSeqKeep(sequence):
+                check_sequences((sequence,), len(self._tags))
+                self._keep(sequence)
+
+    def clear(self) -> None:
+        self._tags[:] = False
+        self._holders[:] = 0
+        self.window = 0
+
+    def _add(self, sequence: int, cells: NDArray[np.bool_]) -> None:
+        self._holders += cells & ~self._tags[sequence]
+        self._tags[sequence] |= cells
+
+    def _drop(self, sequence: int, cells: NDArray[np.bool_]) -> None:
+        self._holders -= cells & self._tags[sequence]
+        self._tags[sequence] &= ~cells
+        self._tighten()
+
+    def _keep(self, sequence: int) -> None:
+        kept = self._tags[sequence].copy()
+        self._tags[:] = False
+        self._tags[sequence] = kept
+        self._holders[:] = kept
+        self._tighten()
+
+    def _tighten(self) -> None:
+        used = np.flatnonzero(self._holders[: self.window])
+        self.window = int(used[-1]) + 1 if len(used) else 0
+
+
+def between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.bool_]:
+    """Which cells hold a position in [start, stop)."""
+    after = positions >= start
+    return after if stop == TO_THE_END else after & (positions < stop)
+
+
+def check_sequences(sequences: Sequence[int], count: int) -> None:
+    """Raise ValueError for an id that is not one of `count`."""
+    if min(sequences) < 0 or max(sequences) >= count:
+        raise ValueError(
+            f"expected sequence ids 0..{count - 1}, came {sorted(set(sequences))}: load the stage with more sequences"
+        )

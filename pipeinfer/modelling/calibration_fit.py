@@ -1,0 +1,224 @@
+"""A rehearsal: a few real generations that a profile is held against, and fitted to.
+
+`pipeinfer calibrate` times every part by itself: layers one after another on a busy core, links on idle ones. In a
+generation a stage starts after a pause, when its weights have left the caches; a message has to wake its rank; and work
+that another core could have taken waits for a while on the one where it woke. How much that is depends on the machine
+and is measured here, on two stages and the draft, with links as they are and with slow ones:
+
+1. `cold`, how much longer a computation takes after a longer pause, and how much longer after any;
+2. what a message costs a rank, from links so slow that their own latency does not show;
+3. the latency of the links in a generation;
+4. how much more ranks of a host are in one another's way.
+
+Each is seen best where the later ones do not matter, so they are fitted in this order.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from msgspec.structs import replace
+
+from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.backend import Backend, ModelStage
+from pipeinfer.modelling.profile import Curve, Profile
+from pipeinfer.modelling.profiled_cluster import simulate_one
+from pipeinfer.modelling.simulate import Setting
+from pipeinfer.modelling.trace_recording import record
+from pipeinfer.plugins import open_backend, open_strategy
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.oracle import Trace
+from pipeinfer.runtime.spans import Span
+
+STAGES = 2
+TOKENS = 48
+ROUNDS = 4
+STRATEGIES = ("iterative", "speculative", "pipeinfer")
+
+MOST_COLD, MOST_MESSAGE_S, MOST_HOP_S, MOST_CROWDING = 20.0, 3e-4, 1e-3, 2.0
+ROUNDS_OF_FITTING = 3
+"""How long a pause is depends on what is fitted after it."""
+
+HALVINGS = 10
+"""How far, and in how many halvings, each is looked for."""
+
+NOISE = 0.02
+"""A share of time that may be chance: where pauses hardly differ, it could stand for any coldness."""
+
+SLOW_S = 2e-3
+"""Latency of the slow links."""
+
+SLOW = "iterative, slow links"
+
+
+class Rehearsal(NamedTuple):
+    """Real trials by what was rehearsed (a strategy, or SLOW), and the setting of each and the draft's trace, to
+    simulate them."""
+
+    trials: dict[str, list[Trial]]
+    settings: dict[str, Setting]
+    trace: Trace
+
+
+def rehearsed(profile: Profile, plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Profile:
+    """The profile, fitted to a rehearsal. Raises what `pipeinfer.cluster.launch.Cluster` does."""
+    return fitted(profile, rehearse(plan, prompt, sampling))
+
+
+def rehearse(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Rehearsal:
+    """Generate after `prompt` by every strategy in turn, on `plan` with STAGES stages."""
+    plan = replace(plan, stages=STAGES, layers=None, bandwidth_bps=float("inf"), latency_s=0.0)
+    what = {name: name for name in STRATEGIES} | {SLOW: "iterative"}
+    trials: dict[str, list[Trial]] = {name: [] for name in what}
+    with Cluster(plan) as cluster, Cluster(replace(plan, latency_s=SLOW_S)) as slow:
+        for turn, (name, strategy) in product(range(ROUNDS + 1), what.items()):
+            trial = (slow if name == SLOW else cluster).generate(
+                prompt, open_strategy(strategy, {}), max_tokens=TOKENS, sampling=sampling, stop_ids=()
+            )
+            if turn > 0:  # The first meets memory and code that nobody has touched.
+                trials[name].append(trial)
+    settings = {
+        name: Setting(
+            name, nodes=nodes(name, STAGES), tokens=TOKENS, prompt=len(prompt), prompt_chunk=plan.prompt_chunk
+        )
+        for name in STRATEGIES
+    }
+    settings[SLOW] = replace(settings["iterative"], latency_us=SLOW_S * 1e6)
+    return Rehearsal(trials, settings, next(traces(plan, [prompt], TOKENS, sampling)))
+
+
+def nodes(strategy: str, stages: int) -> int:
+    """Ranks of a strategy over that many stages of the target."""
+    return stages + bool(open_strategy(strategy, {}).drafts)
+
+
+def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: Sampling) -> Iterator[Trace]:
+    """What the draft is worth after each prompt, in a text of that many tokens."""
+    assert plan.draft is not None
+    target = _whole(open_backend(plan.backend, plan.backend_options), plan.target)
+    draft = _whole(open_backend(plan.draft_backend or plan.backend, plan.backend_options), plan.draft)
+    for prompt in prompts:
+        yield record(target, draft, [prompt], tokens, sampling, source="rehearsal").text(0, len(prompt))
+
+
+def _whole(engine: Backend, model: str) -> ModelStage:
+    info = engine.info(model)
+    return engine.load(model, (0, info.layers), cells=info.context, sequences=1)
+
+
+def fitted(profile: Profile, rehearsal: Rehearsal) -> Profile:
+    """The profile with what was rehearsed."""
+    for _ in range(ROUNDS_OF_FITTING):
+        for step in (_with_cold, _with_computing, _with_messages, _with_hops):
+            profile = step(profile, rehearsal)
+    return _with_crowding(profile, rehearsal)
+
+
+def _with_cold(profile: Profile, rehearsal: Rehearsal) -> Profile:
+    """Pauses are longer where links are slow: so much longer does computing take there."""
+    real = _over_trials(rehearsal, SLOW, _stages_s) / _over_trials(rehearsal, "iterative", _stages_s)
+    if real < 1 + NOISE:
+        return replace(profile, cold=0.0)
+
+    def too_warm(cold: float) -> bool:
+        changed = replace(profile, cold=cold)
+        slow, fast = (_stages_s(_simulated(changed, rehearsal, name)) for name in (SLOW, "iterative"))
+        return slow / fast < real
+
+    return replace(profile, cold=_bisect(too_warm, 0.0, MOST_COLD))
+
+
+def _with_computing(profile: Profile, rehearsal: Rehearsal) -> Profile:
+    """Where nothing overlaps, ranks are busy for as long as their computations take."""
+    stages = _over_trials(rehearsal, "iterative", _stages_s) / _stages_s(_simulated(profile, rehearsal, "iterative"))
+    spans: list[Span] = []
+    _simulated(profile, rehearsal, "speculative", spans)
+    forwards = [span.end - span.start - profile.message_s for span in spans if span.rank == STAGES]
+    draft = _over_trials(rehearsal, "speculative", lambda trial: trial.ranks[-1].busy_s) / sum(forwards)
+    ranks = [
+        replace(rank, run=_scaled(rank.run, stages), layer=_scaled(rank.layer, stages), head=_scaled(rank.head, stages))
+        for rank in profile.ranks
+    ]
+    assert isinstance(profile.draft, Curve), "what is rehearsed has one draft rank"
+    return replace(profile, ranks=tuple(ranks), draft=_scaled(profile.draft, draft))
+
+
+def _stages_s(trial: Trial) -> float:
+    """Seconds that the stages computed after the prompt."""
+    return sum(sum(run.compute_s) for run in trial.runs if run.kind != "prompt")
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return replace(curve, seconds=tuple([tuple([factor * value for value in line]) for line in curve.seconds]))
+
+
+def _with_messages(profile: Profile, rehearsal: Rehearsal) -> Profile:
+    """Where links are slow, what is neither computing nor links is messages."""
+
+    def busier(more_s: float) -> Profile:
+        return replace(
+            profile, message_s=max(0.0, profile.message_s + more_s), head_s=max(0.0, profile.head_s + more_s)
+        )
+
+    return _fit(busier, -MOST_MESSAGE_S, MOST_MESSAGE_S, rehearsal, [SLOW])
+
+
+def _with_hops(profile: Profile, rehearsal: Rehearsal) -> Profile:
+    """Where nothing overlaps, what is left is links."""
+
+    def slower(hop_s: float) -> Profile:
+        links = [replace(link, latency_s=max(0.0, link.latency_s + hop_s)) for link in profile.links]
+        return replace(profile, links=tuple(links))
+
+    return _fit(slower, -MOST_HOP_S, MOST_HOP_S, rehearsal, ["iterative", "speculative"])
+
+
+def _with_crowding(profile: Profile, rehearsal: Rehearsal) -> Profile:
+    """Where everything overlaps, the rest is how much ranks are in one another's way, beyond the share of the cores
+    that is left to each: which no measurement of seconds tells better than their number."""
+    cores = min(profile.environment.get("cores", {}).values(), default=1)
+    shared = [min(factor, max(1.0, k / cores)) for k, factor in enumerate(profile.contention, start=1)]
+
+    def fuller(crowding: float) -> Profile:
+        slowdown = [factor * (1 + crowding * (1 - 1 / k)) for k, factor in enumerate(shared, start=1)]
+        return replace(profile, contention=tuple(slowdown))
+
+    return _fit(fuller, 0.0, MOST_CROWDING, rehearsal, ["pipeinfer"])
+
+
+def _fit(
+    changed: Callable[[float], Profile], low: float, high: float, rehearsal: Rehearsal, strategies: Sequence[str]
+) -> Profile:
+    """The change with which these are simulated as fast as they were; it slows them down."""
+
+    def too_fast(change: float) -> bool:
+        return bool(sum(np.log(_speed_ratio(changed(change), rehearsal, name)) for name in strategies) > 0)
+
+    return changed(_bisect(too_fast, low, high))
+
+
+def _bisect(too_small: Callable[[float], bool], low: float, high: float) -> float:
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_small(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _speed_ratio(profile: Profile, rehearsal: Rehearsal, strategy: str) -> float:
+    """Simulated over real tokens per second."""
+    return _speed(_simulated(profile, rehearsal, strategy)) / _over_trials(rehearsal, strategy, _speed)
+
+
+def _speed(trial: Trial) -> float:
+    return metrics.tokens_per_second(trial) or 0.0
+
+
+def _over_trials(rehearsal: Rehearsal, strategy: str, measure: Callable[[Trial], float]) -> float:
+    return float(np.median([measure(trial) for trial in rehearsal.trials[strategy]]))
+
+
+def _simulated(profile: Profile, rehearsal: Rehearsal, strategy: str, spans: list[Span] | None = None) -> Trial:
+    return simulate_one(profile, rehearsal.settings[strategy], spans, oracle=rehearsal.trace)

@@ -1,0 +1,356 @@
+"""Simulated generations: strategies on a cluster with a model pair, same ranks for all of them.
+
+Node accountings (docs/fairness.md):
+
+- `same-ranks`: every strategy gets N ranks. `iterative` runs the target on all N; strategies that draft run it on N - 1
+  and the draft on the last.
+- `as-published`: the layouts of the authors' scripts. `iterative` and the synchronous `speculative` run the target on
+  all N, the draft of the latter living on the head's rank beside the first stage; `pipeinfer` runs the target on N - 1
+  with a light first stage (0.1 of the layers; 0.1, 0.4, 0.5 at N = 4) and the draft on the last.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.core.effects import Request
+from pipeinfer.core.head import Pipeline, Strategy
+from pipeinfer.core.messages import LinkLimit
+from pipeinfer.modelling import theory
+from pipeinfer.modelling.acceptance import Acceptance
+from pipeinfer.modelling.costs import Roofline, check_memory, memory_bytes
+from pipeinfer.plugins import open_strategy
+from pipeinfer.results import metrics
+from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.oracle import Difficulty, Oracle
+from pipeinfer.runtime.sim import Costs, Link, Simulation
+from pipeinfer.runtime.spans import Span
+from pipeinfer.workload import Cluster, Pair, WorkloadError
+
+Accounting = Literal["same-ranks", "as-published"]
+
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "iterative": [{}],
+    "speculative": [{"k": k} for k in (1, 2, 3, 4, 6, 8)],
+    "pipeinfer": [{"draft": draft} for draft in (1, 2, 3, 4)],
+}
+"""What is tried for each strategy, so that each is shown at its best: the baseline's K, the micro-batch of PipeInfer.
+A strategy that is not listed runs with its defaults."""
+
+CUTOFFS = (0.0, 0.2, 0.4, 0.6)
+"""Confidence below which drafting stops, tried with each of the above where confidence means something."""
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One generation to simulate. `acceptance`, `difficulty` and `trace` are those of
+    `pipeinfer.modelling.acceptance`: i.i.d., by position, or recorded. `seed` draws which tokens are accepted,
+    or picks the trace's text.
+    `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
+    `draft_cost` scales the draft's time.
+    `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` is how many tokens of the
+    prompt are sent at a time (`pipeinfer.core.prompt`). `split`: layers evenly over the ranks, or in proportion to
+    their memory bandwidth. `draft_ranks`: the draft's layers evenly over so many of the nodes."""
+
+    strategy: str
+    options: dict[str, Any] = {}
+    nodes: int = 4
+    acceptance: float = 0.79
+    seed: int = 0
+    tokens: int = 128
+    prompt: int = 64
+    accounting: Accounting = "same-ranks"
+    logits_on_wire: bool = False
+    width_cost: float = 1.0
+    draft_cost: float = 1.0
+    bandwidth_gbps: float | None = None
+    latency_us: float | None = None
+    prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
+    split: Literal["even", "speed"] = "even"
+    difficulty: Difficulty | None = None
+    trace: str | None = None
+    draft_ranks: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    def oracle(self, length: int) -> Oracle:
+        """What decides which drafts are accepted. Raises ValueError when the trace cannot be read."""
+        drafts = Acceptance(self.acceptance, self.difficulty, self.trace)
+        return drafts.oracle(seed=self.seed, start=self.prompt, length=length)
+
+
+def variants(strategy: str, setting: Setting) -> list[dict[str, Any]]:
+    """The options that are tried for a strategy under `setting`."""
+    sizes = SWEEPS.get(strategy, [{}])
+    if setting.difficulty is None and setting.trace is None:
+        return sizes
+    # With PipeInfer's decay an idle pipeline gets doubtful drafts too, and a cutoff would do little.
+    still = {"decay": 0.0} if strategy == "pipeinfer" else {}
+    return [{**size, "cutoff": cutoff, **still} for size in sizes for cutoff in CUTOFFS] if any(sizes) else sizes
+
+
+class Layout(NamedTuple):
+    """Which layers of the target lie on ranks 0, 1, ..., and which rank has the draft (None: nobody drafts)."""
+
+    layers: tuple[LayerRange, ...]
+    draft_rank: int | None
+
+
+class RankCosts(Costs, Protocol):
+    """Costs that tell the draft's ranks apart."""
+
+    def draft_shares(self, context: int) -> list[float]:
+        """Which part of a forward of one row each of them computes."""
+
+    def draft_rank_s(self, rank: int, rows: int, context: int) -> float:
+        """Seconds for one forward on one of them, counted from 0."""
+
+
+class Prepared(NamedTuple):
+    """A setting made out: what runs on which ranks, what it takes there, and what it is asked. `draft_layers` are those
+    of each of the draft's ranks, `widths` of hidden states the target's and the draft's. `memory` is bytes per
+    target rank, then those of the draft. Links: one-way seconds, bit/s, for all of them but `links`, in which the draft
+    has the ranks after the target's."""
+
+    strategy: Strategy
+    layout: Layout
+    draft_layers: list[LayerRange]
+    widths: tuple[int, int]
+    vocabulary: int
+    pipeline: Pipeline
+    costs: RankCosts
+    oracle: Oracle
+    memory: list[int]
+    latency_s: float
+    bandwidth_bps: float
+    request: Request
+    links: tuple[LinkLimit, ...] = ()
+
+
+def layout(strategy: Strategy, setting: Setting, target_layers: int, speed: Callable[[int], float]) -> Layout:
+    """Where a strategy's models lie on the ranks; how fast each computes is asked where the split goes by `speed`.
+    Raises WorkloadError when the layers cannot be split so."""
+    name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
+    together = not strategy.drafts or (published and name == "speculative")
+    if published and setting.draft_ranks > 1:
+        raise WorkloadError("the layouts as published have one draft rank")
+    stages = nodes if together else nodes - setting.draft_ranks
+    draft_rank = None if not strategy.drafts else 0 if together else stages
+    try:
+        if published and name == "pipeinfer" and stages > 1:
+            layers = parse_split(_published_split(stages), target_layers)
+        elif setting.split == "speed":
+            layers = parse_split(_proportional_split([speed(rank) for rank in range(stages)]), target_layers)
+        else:
+            layers = even_split(target_layers, stages)
+    except BadSplit as problem:
+        raise WorkloadError(f"{nodes} nodes for {name}: {problem}") from None
+    return Layout(tuple(layers), draft_rank)
+
+
+def draft_layout(draft_layers: int, setting: Setting) -> list[LayerRange]:
+    """Which layers of the draft lie on its ranks. Raises WorkloadError."""
+    try:
+        return even_split(draft_layers, setting.draft_ranks)
+    except BadSplit as problem:
+        raise WorkloadError(f"the draft: {problem}") from None
+
+
+def _proportional_split(speeds: Sequence[float]) -> str:
+    return ",".join(repr(speed / sum(speeds)) for speed in speeds)
+
+
+def _published_split(stages: int) -> str:
+    """0.1 of the layers on the head, the rest even, which is what the 8-node script has; the 4-node one of the README
+    is 0.1, 0.4, 0.5."""
+    shares = [0.1, 0.4, 0.5] if stages == 3 else [0.1, *[0.9 / (stages - 1)] * (stages - 1)]
+    return ",".join(map(repr, shares))
+
+
+def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
+    """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
+    _memory(cluster, pair, _placed(cluster, pair, strategy_of(setting), setting), setting)
+
+
+def _placed(cluster: Cluster, pair: Pair, strategy: Strategy, setting: Setting) -> Layout:
+    """The split by speed goes by memory bandwidth, which bounds a narrow run."""
+    return layout(strategy, setting, pair.target.layers, lambda rank: cluster.node(rank).memory_bandwidth_gbs)
+
+
+def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
+    """One generation. Raises WorkloadError as `check` does."""
+    ready = prepare(cluster, pair, setting)
+    simulation = Simulation(
+        ready.pipeline,
+        ready.strategy,
+        ready.costs,
+        ready.oracle,
+        link=lambda _source, _target: Link(ready.latency_s, ready.bandwidth_bps),
+        spans=spans,
+    )
+    return completed(simulation.run(ready.request), ready, setting)
+
+
+def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
+    """The same for every fidelity. Raises WorkloadError as `check` does."""
+    strategy = strategy_of(setting)
+    placed = _placed(cluster, pair, strategy, setting)
+    length = setting.prompt + setting.tokens
+    memory = _memory(cluster, pair, placed, setting)
+    latency_us = cluster.link.latency_us if setting.latency_us is None else setting.latency_us
+    latency_s, bandwidth_bps = latency_us * 1e-6, (setting.bandwidth_gbps or cluster.link.bandwidth_gbps) * 1e9
+    return Prepared(
+        strategy=strategy,
+        layout=placed,
+        draft_layers=draft_layout(pair.draft.layers, setting),
+        widths=(pair.target.hidden, pair.draft.hidden),
+        vocabulary=pair.target.vocabulary,
+        pipeline=pipeline_of(strategy, len(placed.layers), setting),
+        costs=Roofline(
+            pair,
+            cluster,
+            placed.layers,
+            placed.draft_rank or 0,
+            logits_on_wire=setting.logits_on_wire,
+            width_cost=setting.width_cost,
+            draft_cost=setting.draft_cost,
+            draft_layers=draft_layout(pair.draft.layers, setting),
+            latency_s=latency_s,
+            bandwidth_bps=bandwidth_bps,
+        ),
+        oracle=setting.oracle(length + room(setting)),
+        memory=memory,
+        latency_s=latency_s,
+        bandwidth_bps=bandwidth_bps,
+        request=Request(tuple(range(setting.prompt)), setting.tokens),
+    )
+
+
+def room(setting: Setting) -> int:
+    """Tokens beside the text: for everything in flight."""
+    return 16 * setting.nodes + 64
+
+
+def pipeline_of(strategy: Strategy, stages: int, setting: Setting) -> Pipeline:
+    """Of that many stages, with room for everything in flight, and sequence ids to match."""
+    length, spare = setting.prompt + setting.tokens, room(setting)
+    return Pipeline(
+        stages, cells=length + 4 * spare, sequences=spare * strategy.width, prompt_chunk=setting.prompt_chunk
+    )  # fmt: skip
+
+
+def strategy_of(setting: Setting) -> Strategy:
+    """Raises WorkloadError."""
+    try:
+        strategy: Strategy = open_strategy(setting.strategy, setting.options)
+    except ValueError as problem:
+        raise WorkloadError(str(problem)) from None
+    return strategy
+
+
+def _memory(cluster: Cluster, pair: Pair, placed: Layout, setting: Setting) -> list[int]:
+    """Bytes per target rank, then those of the draft's; checked against the nodes."""
+    length = setting.prompt + setting.tokens
+    target = [memory_bytes(pair.target, layers, length) for layers in placed.layers]
+    drafts = [memory_bytes(pair.draft, layers, length) for layers in draft_layout(pair.draft.layers, setting)]
+    for rank, needed in enumerate(target):
+        shared = rank == placed.draft_rank
+        check_memory(cluster, rank, needed + drafts[0] * shared, pair.target.title + " and the draft" * shared)
+    if placed.draft_rank is not None and placed.draft_rank >= len(target):
+        for rank, needed in enumerate(drafts, start=placed.draft_rank):
+            check_memory(cluster, rank, needed, pair.draft.title)
+    return [*target, *drafts]
+
+
+def completed(trial: Trial, ready: Prepared, setting: Setting) -> Trial:
+    """The simulated trial with what is not known where no model is: the draft's ranks, and layers and memory of all."""
+    found = _with_draft_ranks(trial, ready.costs.draft_shares(setting.prompt + setting.tokens // 2))
+    return with_ranks(found, ready, setting)
+
+
+def _with_draft_ranks(trial: Trial, shares: Sequence[float]) -> Trial:
+    """The trial whose draft, simulated as one rank, lies on several, which were busy for these shares of its time."""
+    if len(shares) == 1 or trial.ranks[-1].role != "draft":
+        return trial
+    *target, draft = trial.ranks
+    drafts = [msgspec.structs.replace(draft, rank=rank, busy_s=draft.busy_s * share, bytes_sent={}, messages_sent={})
+              for rank, share in enumerate(shares, start=draft.rank)]  # fmt: skip
+    drafts[0] = msgspec.structs.replace(drafts[0], bytes_sent=draft.bytes_sent, messages_sent=draft.messages_sent)
+    return msgspec.structs.replace(trial, ranks=(*target, *drafts))
+
+
+def with_ranks(trial: Trial, ready: Prepared, setting: Setting) -> Trial:
+    """The trial with its setting, and the layers and bytes of each rank (as modelled), the draft's last."""
+    known = zip(trial.ranks, [*ready.layout.layers, *ready.draft_layers], ready.memory, strict=False)
+    ranks = tuple(msgspec.structs.replace(rank, layers=held, peak_memory=size) for rank, held, size in known)
+    return msgspec.structs.replace(trial, ranks=ranks, config=msgspec.to_builtins(setting))
+
+
+# Strategies side by side
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A strategy at its best: over the options tried, the one with the highest decoding speed."""
+
+    strategy: str
+    options: dict[str, Any]
+    trial: Trial
+    tried: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return metrics.tokens_per_second(self.trial) or 0.0
+
+
+def side_by_side(
+    run: Callable[[Setting], Trial], strategies: Iterable[str], setting: Setting, sweep: bool
+) -> list[Found]:
+    """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`); `run` runs
+    a setting."""
+    found = []
+    for name in strategies:
+        options = variants(name, setting) if sweep else [{}]
+        settings = [msgspec.structs.replace(setting, strategy=name, options=choice) for choice in options]
+        trials = [run(one) for one in settings]
+        found.append(best(name, options, trials))
+    return found
+
+
+def best(strategy: str, options: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Found:
+    """The fastest of a strategy's trials; the first of equals."""
+    speeds = [metrics.tokens_per_second(trial) or 0.0 for trial in trials]
+    at = speeds.index(max(speeds))
+    return Found(strategy, dict(options[at]), trials[at], len(trials))
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Closed-form tokens/s for a setting (`pipeinfer.modelling.theory`), from the traversal T and the draft time d."""
+
+    iterative: float
+    synchronous: float
+    synchronous_k: int
+    pipelined: dict[int, float]
+    ceiling: float
+
+
+def limits(cluster: Cluster, pair: Pair, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+    """What theory allows where width, links and cancellation are free: T is the traversal of one row halfway through
+    the generation, links left out, d one forward of the draft."""
+    stages = tuple(even_split(pair.target.layers, setting.nodes))
+    costs = Roofline(pair, cluster, stages, setting.nodes - 1, draft_cost=setting.draft_cost)
+    return limits_of(costs, setting, drafts)
+
+
+def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+    """The same, from costs with a stage on every node."""
+    a, nodes = setting.acceptance, setting.nodes
+    context = setting.prompt + setting.tokens // 2
+    traversal = sum(costs.stage_s(stage, 1, context) for stage in range(nodes))
+    stages = nodes - setting.draft_ranks
+    k, speedup = theory.best_synchronous(a, costs.draft_s(1, context) / traversal)
+    return Limits(
+        iterative=1 / traversal,
+        synchronous=speedup / traversal,
+        synchronous_k=k,
+        pipelined={draft: theory.pipelined_chain(a, stages, draft) / traversal for draft in drafts},
+        ceiling=theory.chain_ceiling(a) / traversal,
+    )

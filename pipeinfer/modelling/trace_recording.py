@@ -1,0 +1,69 @@
+"""Record how a draft does on a target's own text: the traces that the simulator and the emulated backend play back."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from pipeinfer.core.ledger import CANONICAL
+from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.backend import Batch, ModelStage
+from pipeinfer.engine.sampling import Floats, candidates, sample
+from pipeinfer.runtime.oracle import RANKS, Trace
+
+
+class Reader:
+    """A whole model that reads one text, token by token."""
+
+    def __init__(self, model: ModelStage) -> None:
+        self._model = model
+        self._length = 0
+
+    def restart(self) -> None:
+        """Forget the text."""
+        self._model.clear()
+        self._length = 0
+
+    def read(self, tokens: Sequence[int]) -> Floats:
+        """The logits after `tokens`, float32 [vocabulary]."""
+        positions = range(self._length, self._length + len(tokens))
+        logits = self._model.forward(Batch(tokens, positions, [(CANONICAL,)] * len(tokens), 1), None, lambda: False)
+        assert logits is not None
+        self._length += len(tokens)
+        row: Floats = np.array(logits[-1])
+        return row
+
+
+def record(
+    target: ModelStage,
+    draft: ModelStage,
+    prompts: Iterable[Sequence[int]],
+    tokens: int,
+    sampling: Sampling,
+    *,
+    source: str,
+    done: Callable[[], None] = lambda: None,
+) -> Trace:
+    """The target generates `tokens` tokens after each prompt; the draft is asked for its candidates before each one.
+
+    Both choose with the noise of the position, as in a generation. `done` is called after each prompt.
+    """
+    ranks: list[int] = []
+    confidences: list[list[float]] = []
+    lengths: list[int] = []
+    readers = Reader(target), Reader(draft)
+    for prompt in prompts:
+        for reader in readers:
+            reader.restart()
+        unread: Sequence[int] = prompt
+        for position in range(len(prompt), len(prompt) + tokens):
+            chosen, guessed = (reader.read(unread) for reader in readers)
+            token = sample(chosen, position, sampling)
+            found = candidates(guessed, position, sampling, RANKS)
+            order = [candidate for candidate, _ in found]
+            ranks.append(order.index(token) if token in order else -1)
+            row = [round(confidence, 4) for _, confidence in found]
+            confidences.append(row + [0.0] * (RANKS - len(row)))  # what the draft's filters leave out
+            unread = [token]
+        lengths.append(tokens)
+        done()
+    return Trace(ranks, confidences, source=source, lengths=lengths)

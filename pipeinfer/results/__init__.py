@@ -1,0 +1,1 @@
+"""What a trial leaves behind, and every metric that is derived from it."""

@@ -1,0 +1,140 @@
+"""The rank that drafts, and what it knows of the draft's other ranks where the draft is a pipeline of its own."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipeinfer.core.drafter import Drafter, DraftOptions
+from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
+from pipeinfer.core.messages import Begin, CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling
+from pipeinfer.engine.backend import Batch, ModelStage
+from pipeinfer.engine.sampling import Floats, best_candidates
+from pipeinfer.runtime.rank_links import Endpoint, unexpected
+from pipeinfer.runtime.stage_rank import apply, as_bytes
+from pipeinfer.runtime.transports import HEAD
+
+
+class DraftWorker:
+    """Performs a Drafter's effects with the draft model: its layers here, and the ranks behind for the others."""
+
+    def __init__(self, endpoint: Endpoint, model: ModelStage) -> None:
+        self.busy = False
+        self._endpoint = endpoint
+        self._model = model
+        self._behind = RanksBehind(endpoint) if endpoint.setup.behind else None
+        self._sampling = Sampling()
+        self._drafter: Drafter | None = None
+        self._work: ComputeDraft | None = None
+        self._wake_at = float("inf")
+
+    def take(self, message: Any, payload: bytes | memoryview) -> None:
+        """A DraftFrom, a Begin, or a Logits of the draft's last rank."""
+        if isinstance(message, DraftFrom):
+            self._handle(message)
+        elif isinstance(message, Begin):
+            setup = self._endpoint.setup
+            options = DraftOptions(**message.draft)  # type: ignore[arg-type]
+            self._sampling = message.sampling
+            self._drafter = Drafter(setup.cells, setup.sequences, message.context, options)
+            self._work, self._wake_at = None, float("inf")
+            self._model.clear()
+            if self._behind is not None:
+                self._behind.begin(message)
+        elif isinstance(message, Logits) and self._behind is not None:
+            self._behind.take(message)
+        else:
+            unexpected(message, "the draft rank")
+
+    def next_wake(self) -> float:
+        return self._wake_at
+
+    def wake(self) -> None:
+        self._wake_at = float("inf")
+        self._handle(Woken())
+
+    def _handle(self, event: Any) -> None:
+        assert self._drafter is not None
+        self._perform(self._drafter.handle(event))
+        while self._work is not None and not self.busy and not self._endpoint.over:
+            done = self._compute(self._work)
+            self._perform(self._drafter.handle(done))
+
+    def _perform(self, effects: list[Any]) -> None:
+        for effect in effects:
+            if isinstance(effect, ComputeDraft):
+                self._work = effect
+            elif isinstance(effect, Apply):
+                apply(self._model, effect.ops)
+                if self._behind is not None:
+                    self._behind.apply(effect.ops)
+            elif isinstance(effect, Forward):
+                self._endpoint.send_to(HEAD, effect.message)
+            elif isinstance(effect, Abort):
+                self._endpoint.abort_requested = True
+            elif isinstance(effect, Wake):
+                self._wake_at = time.monotonic() + effect.delay
+
+    def _compute(self, work: ComputeDraft) -> Drafted:
+        self._work, self.busy = None, True
+        start = self._endpoint.start()
+        batch = Batch(work.tokens, work.positions, work.sequences, work.outputs)
+        output = self._model.forward(batch, None, self._endpoint.poll)
+        found: Candidates | None = None
+        if output is not None and self._behind is None:
+            found = best_candidates(output, work.positions, self._sampling, work.count)
+        seconds, aborted = self._endpoint.finish("draft", start, aborted=output is None)
+        if aborted:
+            found = None
+        elif output is not None and self._behind is not None:
+            found = self._behind.forward(work, output, seconds)
+        self.busy = False
+        return Drafted(found or (), found is None)
+
+
+class RanksBehind:
+    """The draft's layers that lie on further ranks, which are stages with this rank for a head.
+
+    KV operations travel with the next forward. One that is not wanted any more is cancelled and never waited for: what
+    comes back in its place is dropped, and what is sent after it stands in order behind it.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._ranks = range(endpoint.setup.rank + 1, endpoint.setup.rank + 1 + len(endpoint.setup.behind))
+        self._run = -1
+        self._pending: list[KvOp] = []
+        self._answer: Logits | None = None
+
+    def begin(self, message: Begin) -> None:
+        """A new trial."""
+        self._pending.clear()
+        self._endpoint.send(message)
+
+    def apply(self, ops: Sequence[KvOp]) -> None:
+        """Apply KV operations, in order, before the next forward."""
+        self._pending += ops
+
+    def forward(self, work: ComputeDraft, hidden: Floats, seconds: float) -> Candidates | None:
+        """The candidates for hidden states float32 [R, hidden size] that took `seconds` here; None if it was aborted.
+        Rows that ask for none, like those of a prompt, are not waited for."""
+        self._run += 1
+        kv, self._pending = tuple(self._pending), []
+        self._answer = None
+        self._endpoint.send(
+            Decode(self._run, RunKind.SPECULATIVE, work.tokens, work.positions, work.sequences, work.outputs, kv,
+                   compute_s=(seconds,)),
+            as_bytes(hidden),
+        )  # fmt: skip
+        if not work.outputs:
+            return ()
+        if not self._endpoint.wait(lambda: self._answer is not None):
+            for rank in self._ranks:
+                self._endpoint.send_to(rank, CancelRun((self._run,)), urgent=True)
+            return None
+        assert self._answer is not None
+        return self._answer.candidates or None  # None: that rank was told of the end before this one
+
+    def take(self, message: Logits) -> None:
+        """The end of a forward; of an older one it is of no interest."""
+        if message.run == self._run:
+            self._answer = message

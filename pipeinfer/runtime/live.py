@@ -1,0 +1,150 @@
+"""Ranks in real time: a stage or a drafter over a transport and a compute backend, in one thread that polls."""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from pipeinfer.core import messages
+from pipeinfer.core.messages import Failure, Inspect, LinkLimit, Ready, Setup, Shutdown
+from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.cpu_latency import cores_awake
+from pipeinfer.runtime.draft_rank import DraftWorker
+from pipeinfer.runtime.loading import explained, load_stage
+from pipeinfer.runtime.probe import probe
+from pipeinfer.runtime.rank_links import IDLE_S, Endpoint
+from pipeinfer.runtime.stage_rank import StageWorker
+from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport, TransportError
+
+GRACE_S = 0.25
+"""How long a rank that has lost a neighbour waits for the head to end the session, as then the neighbour just left
+first, before it reports the loss."""
+
+
+class Stray(Exception):  # noqa: N818 - reads as what came
+    """Something came to a rank without a session that begins none; the text is one line."""
+
+
+def wait_for_head(transport: Transport, patience_s: float) -> Setup | Inspect | None:
+    """The head's first message, or None when none comes in time or the head has thought better of it. Raises Stray:
+    the endpoint then holds its sender to be of this session, so the next session needs another."""
+    deadline = time.monotonic() + patience_s
+    while (left := deadline - time.monotonic()) > 0:
+        envelope = transport.receive(min(IDLE_S, left))
+        if envelope is not None:
+            message = _decoded(envelope)
+            if envelope.sender == HEAD and isinstance(message, Setup | Inspect):
+                return message
+            if envelope.sender == HEAD and isinstance(message, Shutdown):
+                return None
+            raise Stray(f"{_name(envelope.sender)} sent {type(message).__name__}, which begins no session")
+    return None
+
+
+def _decoded(envelope: Envelope) -> Any:
+    try:
+        return messages.decode(envelope.header)
+    except msgspec.DecodeError as problem:
+        raise Stray(f"{_name(envelope.sender)} sent something that is no message: {problem}") from problem
+
+
+def _name(rank: int) -> str:
+    return "the head" if rank == HEAD else f"rank {rank}"
+
+
+def run_rank(transport: Transport, patience_s: float) -> bool:
+    """Be one rank for one session: inspected and measured if the head wants it, then set up; load, serve, leave. False
+    if nobody came in time.
+
+    What goes wrong is told to the head as a Failure, and raised: LaunchError for what the user can put right, PeerLost
+    when the head or a neighbour is gone, Stray when nothing has begun.
+    """
+    first = wait_for_head(transport, patience_s)
+    if first is None:
+        return False
+    try:
+        transport.connect(HEAD, first.head_address)
+    except PeerLost:
+        raise  # It did not wait.
+    except TransportError as problem:
+        raise Stray(f"a head that cannot be answered: {problem}") from problem
+    try:
+        setup: Setup | None
+        with cores_awake():
+            if isinstance(first, Inspect):
+                transport = shaped(transport, first.bandwidth_bps, first.latency_s)
+                setup = probe(transport, first)
+            else:
+                setup = first
+            if setup is not None:
+                transport = shaped(transport, setup.bandwidth_bps, setup.latency_s, setup.links)
+                _session(transport, setup)
+    except PeerLost as lost:
+        if lost.rank == HEAD:
+            raise
+        if not _dismissed(transport):
+            _tell(transport, Failure(lost.rank, str(lost)))
+            raise
+    except Exception as problem:
+        _tell(transport, Failure(transport.rank, explained(problem), isinstance(problem, LaunchError)))
+        raise
+    return True
+
+
+def _dismissed(transport: Transport) -> bool:
+    """Whether the head ends the session now. Raises PeerLost when it is gone."""
+    deadline = time.monotonic() + GRACE_S
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            envelope = transport.receive(left)
+        except PeerLost as lost:
+            if lost.rank == HEAD:
+                raise
+        else:
+            if envelope is not None and isinstance(messages.decode(envelope.header), Shutdown):
+                return True
+    return False
+
+
+def _session(transport: Transport, setup: Setup) -> None:
+    start = time.monotonic()
+    if setup.rank != transport.rank:
+        raise LaunchError(f"the head takes this worker for rank {setup.rank}, but it was started as {transport.rank}")
+    transport.connect(setup.next_rank, setup.next_address)
+    for rank, address in enumerate(setup.behind, start=setup.rank + 1):
+        transport.connect(rank, address)
+    model = load_stage(setup.rank, setup.backend, setup.options, setup.model, setup.layers,
+                       cells=setup.cells, sequences=setup.sequences)  # fmt: skip
+    endpoint = Endpoint(transport, setup)
+    drafts = setup.role == "draft" and setup.stage == 0
+    endpoint.worker = (DraftWorker if drafts else StageWorker)(endpoint, model)
+    now = time.monotonic()
+    transport.send(HEAD, messages.encode(Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now)))
+    try:
+        endpoint.serve()
+    except PeerLost:
+        if not endpoint.leaving:
+            raise
+    finally:
+        model.close()
+
+
+def shaped(transport: Transport, bandwidth_bps: float, latency_s: float, limits: Sequence[LinkLimit] = ()) -> Transport:
+    """The transport with its links limited, where there is a limit: on all of them, or on any one of the session's."""
+    if latency_s <= 0 and bandwidth_bps == float("inf") and not limits:
+        return transport
+    from pipeinfer.runtime.transports.shaped import Link, ShapedTransport
+
+    links = {
+        limit.target: Link(limit.bandwidth_bps, limit.latency_s, limit.floor_s)
+        for limit in limits
+        if limit.source == transport.rank
+    }
+    return ShapedTransport(transport, bandwidth_bps, latency_s, links)
+
+
+def _tell(transport: Transport, failure: Failure) -> None:
+    transport.send(HEAD, messages.encode(failure))

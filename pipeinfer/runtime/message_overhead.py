@@ -1,0 +1,67 @@
+"""What a run costs a rank beside its computation and beside the link: measured without either."""
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeinfer.core import messages
+from pipeinfer.core.messages import Begin, Decode, KvOp, KvSeqCp, KvSeqRm, RunKind, Sampling, Setup
+from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
+from pipeinfer.runtime.rank_links import Endpoint
+from pipeinfer.runtime.stage_rank import StageWorker
+from pipeinfer.runtime.transports import Envelope, Traffic
+
+RUNS = 400
+ROWS = 2
+HIDDEN = 256
+
+
+class _Nowhere:
+    """A transport that leads nowhere and has nothing to give."""
+
+    rank = 0
+    address = ""
+
+    def __init__(self) -> None:
+        self.traffic: dict[int, Traffic] = {}
+
+    def connect(self, rank: int, address: str) -> None: ...
+
+    def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"", *, urgent: bool = False) -> None: ...
+
+    def receive(self, timeout: float) -> Envelope | None:
+        return None
+
+    def close(self) -> None: ...
+
+
+class _Nothing:
+    """A stage in the middle whose layers take no time."""
+
+    def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
+        return hidden
+
+    def apply(self, op: KvOp) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run_handling_s() -> float:
+    """Median seconds in which a rank's driver takes a run off the wire and sends it on."""
+    setup = Setup(0, "target", "", b"", "", (1, 2), 1, 3, 64, 1024, 1, "", "")
+    endpoint = Endpoint(_Nowhere(), setup)
+    endpoint.worker = worker = StageWorker(endpoint, _Nothing())
+    worker.take(Begin(Sampling()), b"")
+    payload = bytes(4 * ROWS * HIDDEN)
+    times = []
+    for run in range(RUNS):
+        kv = (KvSeqCp(0, 1, 0, run), KvSeqRm(1, run, -1))
+        sent = Decode(run, RunKind.SPECULATIVE, (1, 2), (run, run + 1), ((1,), (1,)), ROWS, kv, compute_s=(1e-3,))
+        header = messages.encode(sent)
+        start = time.perf_counter()
+        worker.take(messages.decode(header), payload)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

@@ -1,0 +1,168 @@
+"""A rank's side of its links, and what a role is.
+
+Compute runs where it can be interrupted: the backend asks between layers whether to abort, and asking is what empties
+the inbox, so a cancellation acts in the middle of a forward. MPI has no file descriptor to wait on, hence polling; how
+to wait without burning a core is the transport's business.
+"""
+
+import gc
+import resource
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+from pipeinfer.core import messages
+from pipeinfer.core.messages import AskReport, Begin, Report, Setup, Shutdown
+from pipeinfer.runtime.spans import Span
+from pipeinfer.runtime.transports import HEAD, Envelope, Transport
+
+IDLE_S = 0.5
+"""A rank with nothing to do wakes this often, which costs nothing and keeps it open to signals."""
+
+BLOCK_S = 2e-3
+NAP_S = 5e-4
+"""Transports block by the millisecond: the last BLOCK_S of a wait are naps of NAP_S with a look at what has come."""
+
+
+class Clock(NamedTuple):
+    """When a computation began: on the monotonic clock, and in seconds of a processor that this thread had used."""
+
+    monotonic: float
+    processor: float
+
+
+class Worker(Protocol):
+    """One role: takes messages, computes, sends."""
+
+    busy: bool
+
+    def take(self, message: Any, payload: bytes | memoryview) -> None:
+        """Act on one message. Called again from inside a computation, while `busy`."""
+
+    def next_wake(self) -> float:
+        """When `wake` wants to be called, on the monotonic clock."""
+
+    def wake(self) -> None:
+        """The time asked for has come."""
+
+
+class Endpoint:
+    """A rank's side of its links: where its output goes, what it measured, and the flag that stops a computation."""
+
+    def __init__(self, transport: Transport, setup: Setup) -> None:
+        self.transport = transport
+        self.setup = setup
+        self.spans: list[Span] = []
+        self.leaving = False
+        self.over = False
+        """The trial has ended, and the next has not begun: what is still to be computed is not wanted."""
+        self.abort_requested = False
+        self.worker: Worker
+        self._busy_s = 0.0
+        self._later: deque[Envelope] = deque()
+
+    def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
+        """Send to the next rank."""
+        self.send_to(self.setup.next_rank, message, payload)
+
+    def send_to(
+        self, rank: int, message: Any, payload: bytes | memoryview = b"", *, urgent: bool = False
+    ) -> None:  # fmt: skip
+        """Send to a rank that is linked."""
+        self.transport.send(rank, messages.encode(message), payload, urgent=urgent)
+
+    def serve(self) -> None:
+        """Take messages until told to leave. Raises PeerLost."""
+        while not self.leaving:
+            now = time.monotonic()
+            wake = float("inf") if self.over else self.worker.next_wake()
+            if wake <= now:
+                self.worker.wake()
+                continue
+            envelope = self._next(min(IDLE_S, wake - now))
+            if envelope is not None:
+                self._dispatch(envelope)
+
+    def poll(self) -> bool:
+        """For the backend, between layers: act on what has come meanwhile; true if the computation is to stop."""
+        while (envelope := self._next(0)) is not None:
+            self._dispatch(envelope)
+        return self.abort_requested
+
+    def wait(self, done: Callable[[], bool]) -> bool:
+        """Act on what comes until it is `done`; false if what is waited for is not wanted any more."""
+        while not done() and not self.abort_requested:
+            envelope = self._next(IDLE_S)
+            if envelope is not None:
+                self._dispatch(envelope)
+        self.abort_requested = False
+        return done()
+
+    def start(self) -> Clock:
+        """A computation begins."""
+        return Clock(time.monotonic(), time.thread_time())
+
+    def finish(self, name: str, start: Clock, *, aborted: bool) -> tuple[float, bool]:
+        """Note a computation that began at `start` and ends now, or once it has waited as long as a slower node would
+        have computed: its seconds, and whether it was aborted, also in that wait."""
+        if self.setup.cpu_share < 1 and not aborted:
+            # By processor time: what else this machine does is no part of the node that is emulated.
+            used = time.thread_time() - start.processor
+            aborted = not self._wait(start.monotonic + used / self.setup.cpu_share)
+        end = time.monotonic()
+        if self.setup.trace:
+            self.spans.append(Span(self.setup.rank, name, start.monotonic, end, aborted))
+        self.abort_requested = False
+        self._busy_s += end - start.monotonic
+        return end - start.monotonic, aborted
+
+    def _wait(self, until: float) -> bool:
+        """Act on what comes until then; false as soon as the computation is to stop."""
+        while not self.poll():
+            left = until - time.monotonic()
+            if left <= 0:
+                return True
+            if left <= BLOCK_S:
+                time.sleep(min(left, NAP_S))
+            elif (envelope := self._next(left - BLOCK_S)) is not None:
+                self._dispatch(envelope)
+        return False
+
+    def _next(self, timeout: float) -> Envelope | None:
+        """The next message: what was put off first, once the computation that it ends has ended."""
+        if self._later and not (self.worker.busy and self.over):
+            return self._later.popleft()
+        return self.transport.receive(timeout)
+
+    def _dispatch(self, envelope: Envelope) -> None:
+        message = messages.decode(envelope.header)
+        between = isinstance(message, AskReport | Begin)
+        if isinstance(message, Shutdown):
+            self.leaving = self.over = self.abort_requested = True
+        elif self.worker.busy and (self.over or between):
+            # It comes between trials, but a draft rank may still be at work on the trial that has ended.
+            self.abort_requested |= between
+            self.over = True
+            self._later.append(envelope)
+        elif isinstance(message, AskReport):
+            self.over = True
+            self._report()
+        else:
+            self.over &= not between
+            self.worker.take(message, envelope.payload)
+
+    def _report(self) -> None:
+        gc.collect()
+        traffic = self.transport.traffic.items()
+        sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in traffic if t.sent_messages}
+        spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
+        self.spans.clear()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.transport.send(HEAD, messages.encode(Report(self.setup.rank, peak, sent, self._busy_s, spans)))
+        self._busy_s = 0.0
+
+
+def unexpected(message: Any, who: str) -> NoReturn:
+    """Refuse a message that is not for this role."""
+    raise ValueError(f"a {type(message).__name__} came to {who}")

@@ -1,0 +1,181 @@
+"""A rehearsal puts back what was taken out of a profile; the recipe that checks the simulator runs and resumes."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from pipeinfer.modelling.calibration_fit import SLOW, STAGES, STRATEGIES, Rehearsal, fitted, nodes
+from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
+from pipeinfer.modelling.profiled_cluster import simulate_one
+from pipeinfer.modelling.simulate import Setting
+from pipeinfer.reproduce.analysis import analyse
+from pipeinfer.reproduce.calibration_section import summary
+from pipeinfer.reproduce.predictions import predictions
+from pipeinfer.reproduce.recipes import Checked, Contender, Figure, LiveCell, Recipe, RehearsalCell, Shape, cells
+from pipeinfer.reproduce.records import FILE, Store, config_hash
+from pipeinfer.reproduce.run import conclude, run
+from pipeinfer.reproduce.selection import Wish, select
+from pipeinfer.results import metrics
+from pipeinfer.runtime.oracle import independent
+
+
+def flat(seconds: float) -> Curve:
+    return Curve((1, 16), (1,), ((seconds, 2 * seconds),))
+
+
+def rank(layer_s: float) -> RankProfile:
+    return RankProfile("here", 10**9, flat(1e-4), flat(layer_s), flat(3e-4))
+
+
+MEASURED = Profile(
+    name="desk",
+    backend="numpy",
+    target=ModelProfile("target", 8, 256, 2048, 10**6, 10**6),
+    draft_model=ModelProfile("draft", 2, 160, 2048, 10**5, 10**5),
+    ranks=(rank(3e-4),) * 3,
+    draft=flat(3e-4),
+    links=(LinkProfile(0, 1, 1e-4, 1e10),),
+    contention=(1.0, 1.0, 1.5),
+    message_s=5e-6,
+    head_s=5e-6,
+    environment={"cores": {"here": 2}},
+)
+TRUE = replace(
+    MEASURED, ranks=(replace(rank(4.5e-4), run=flat(1.5e-4), head=flat(4.5e-4)),) * 3, draft=flat(4e-4),
+    links=(LinkProfile(0, 1, 1.8e-4, 1e10),), contention=(1.0, 1.25, 2.0), message_s=4e-5, head_s=4e-5, cold=8.0,
+)  # fmt: skip
+"""What the machine is like in a generation."""
+
+TRACE = independent(0.75, length=256)
+
+
+def rehearsal(profile: Profile) -> Rehearsal:
+    """As if it had been run on a machine that is just like the simulation of `profile`."""
+    settings = {name: Setting(name, nodes=nodes(name, STAGES), tokens=48, prompt=32) for name in STRATEGIES}
+    settings[SLOW] = replace(settings["iterative"], latency_us=2000.0)
+    trials = {name: [simulate_one(profile, one, oracle=TRACE)] for name, one in settings.items()}
+    return Rehearsal(trials, settings, TRACE)
+
+
+@pytest.fixture(scope="module")
+def found() -> Profile:
+    return fitted(MEASURED, rehearsal(TRUE))
+
+
+def test_what_was_not_measured_by_itself_is_found(found: Profile) -> None:
+    assert found.cold == pytest.approx(TRUE.cold, rel=0.15)
+    assert found.message_s == pytest.approx(TRUE.message_s, rel=0.1)
+    assert found.ranks[0].layer.at(1, 1) == pytest.approx(4.5e-4, rel=0.02)
+    assert found.links[0].latency_s == pytest.approx(1.8e-4, rel=0.15)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("stages", [2, 4])
+@pytest.mark.parametrize("latency_us", [100.0, 1000.0])
+def test_other_depths_and_links_are_then_predicted(
+    found: Profile, strategy: str, stages: int, latency_us: float
+) -> None:
+    setting = Setting(strategy, nodes=nodes(strategy, stages), tokens=48, prompt=32, latency_us=latency_us)
+
+    def speed(profile: Profile) -> float:
+        return metrics.tokens_per_second(simulate_one(profile, setting, oracle=TRACE)) or 0.0
+
+    assert speed(found) == pytest.approx(speed(TRUE), rel=0.05)
+    assert speed(MEASURED) > 1.1 * speed(TRUE), "without the rehearsal it would be too fast"
+
+
+def test_nothing_is_found_where_nothing_is_missing() -> None:
+    found = fitted(MEASURED, rehearsal(MEASURED))
+    assert found.cold < 0.1
+    assert found.ranks[0].layer.at(1, 1) == pytest.approx(3e-4, rel=5e-3)
+    assert np.allclose(found.contention, MEASURED.contention, rtol=0.04)
+
+
+def test_a_chance_difference_is_no_coldness() -> None:
+    held = rehearsal(MEASURED)
+    (slow,) = held.trials[SLOW]
+    runs = tuple(replace(run, compute_s=tuple(1.01 * seconds for seconds in run.compute_s)) for run in slow.runs)
+    held.trials[SLOW] = [replace(slow, runs=runs)]
+    assert fitted(MEASURED, held).cold == 0.0
+
+
+# The recipe
+
+EMULATED = {"layers": 4, "layer_s": 0.5e-3, "draft_s": 0.5e-3, "acceptance": 0.8}
+CHECKED = Recipe(
+    title="Checked", about="A small check.", claims=[], expected="-", minutes=0.1, hardware="any", name="checked",
+    strategies={"iterative": Contender(), "pipeinfer": Contender(options={"draft": [2]})},
+    figures=(Figure("scatter"),),
+    checked=Checked(
+        backends={"emulated": EMULATED}, target="builtin:target", draft="builtin:draft", transport="inproc",
+        stages=[3], links=[Shape(1.0, 100.0), Shape(0.1, 300.0)], prompt="merge-sorted", seed=1, tokens=12, repeats=1,
+    ),
+)  # fmt: skip
+
+
+def silent(_recipe: Recipe, _done: int, _total: int, _left: float | None) -> None:
+    """No progress display."""
+
+
+def test_a_backend_is_rehearsed_once_before_its_cells() -> None:
+    kinds = [type(cell) for cell in cells(CHECKED)]
+    assert kinds == [RehearsalCell, *[LiveCell] * 4]
+    assert len({config_hash(cell) for cell in cells(CHECKED)}) == 5
+
+
+def test_another_backend_can_be_asked_for() -> None:
+    (recipe,) = select(["calibration"], Wish(live={"backend": "torch", "backend_options": {"threads": 1}})).recipes
+    assert recipe.checked is not None
+    assert recipe.checked.backends == {"torch": {"threads": 1}}
+    assert "calibration-engines" not in [one.name for one in select([], Wish()).recipes]
+    assert [one.name for one in select(["calibration-engines"], Wish()).recipes] == ["calibration-engines"]
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements too short to be exact."""
+    monkeypatch.setattr("pipeinfer.reproduce.predictions.PART_S", 0.01)
+    monkeypatch.setattr("pipeinfer.reproduce.predictions.BEYOND", 8)
+    monkeypatch.setattr("pipeinfer.modelling.calibrate.CONTENTION_S", 0.01)
+    monkeypatch.setattr("pipeinfer.modelling.calibration_fit.TOKENS", 16)
+    monkeypatch.setattr("pipeinfer.modelling.calibration_fit.ROUNDS", 1)
+    monkeypatch.setattr("pipeinfer.modelling.calibration_fit.HALVINGS", 4)
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_check_runs_resumes_and_draws(tmp_path: Path) -> None:
+    counted: list[tuple[int, int]] = []
+
+    def count(_recipe: Recipe, done: int, total: int, _left: float | None) -> None:
+        counted.append((done, total))
+
+    run(CHECKED, Store(tmp_path), 1, count)
+    assert counted[-1] == (5, 5)
+    store = Store(tmp_path)
+    found = predictions(analyse(CHECKED, store.records))
+    assert len(found) == 4
+    # How good they are is not for a loaded machine to say.
+    assert all(one.predicted > 0 for one in found)
+    before = (tmp_path / FILE).read_bytes()
+    run(CHECKED, store, 1, silent)
+    assert (tmp_path / FILE).read_bytes() == before, "nothing is run again"
+    conclude([CHECKED], store, tmp_path)
+    assert (tmp_path / "figures" / "checked.svg").exists()
+    report = (tmp_path / "report.md").read_text()
+    assert "emulated, 3 stages, 0.1 Gbit/s, 300 us" in report
+    assert summary(found).rows[0][:4] == ["emulated", "emulated", "all", "4"]
+    first = json.loads(before.splitlines()[0])
+    assert msgspec.convert(first["rehearsed"]["profile"], Profile).backend == "emulated"
+
+
+def test_an_engine_that_is_not_there_is_an_error_in_the_report(tmp_path: Path) -> None:
+    assert CHECKED.checked is not None
+    absent = replace(CHECKED, checked=replace(CHECKED.checked, backends={"nothing": {}}))
+    store = Store(tmp_path)
+    run(absent, store, 1, silent)
+    conclude([absent], store, tmp_path)
+    assert "Nothing to show" in (tmp_path / "report.md").read_text()
