@@ -5,6 +5,7 @@ the arriving hidden states in place of what stands there, a hook behind its last
 does before and after its layers (scaled embeddings, capped logits) so is done once, by the model itself.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class GenericLayers:
         self._is_first = first == 0
         self._reaches = [skeleton.reach(layer) for layer in range(first, stop)]
         self._cache = CellCache(cells, first)
+        self._cache_argument = name_of_cache(skeleton.model)
         self._entering: Tensor
         self._abort: AbortCheck
         is_last = stop == len(skeleton.layers)
@@ -57,13 +59,13 @@ class GenericLayers:
         None when aborted."""
         self._cache.view, self._entering, self._abort = view, entering[None], abort
         rows = len(entering)
-        came = {"input_ids": self._entering} if self._is_first else {"inputs_embeds": self._entering}
+        came: dict[str, Any] = {"input_ids": self._entering} if self._is_first else {"inputs_embeds": self._entering}
+        came[self._cache_argument] = self._cache
         try:
             result = self._model(
                 **came,
                 position_ids=positions[None],
                 attention_mask=next(iter(view.masks.values()))[None, None],
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=torch.arange(rows - outputs, rows, device=entering.device),
             )
@@ -129,6 +131,11 @@ class CellCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
+
+
+def name_of_cache(model: nn.Module) -> str:
+    """What the model's forward calls its cache: `past_key_values` until transformers 5.23, `cache` from 5.24 on."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def quicken(module: nn.Module) -> None:
