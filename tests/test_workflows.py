@@ -34,7 +34,7 @@ SCRIPTS = dict(scripts())
 
 
 def test_there_is_a_workflow_for_each_purpose() -> None:
-    assert {path.stem for path in FILES} == {"tests", "gate", "wallclock", "nightly"}
+    assert {path.stem for path in FILES} == {"tests", "gate", "wallclock", "nightly", "newest"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -55,8 +55,8 @@ def test_a_script_is_bash_and_runs_what_exists(name: str) -> None:
     assert set(re.findall(r"bin/pipeinfer (\w+)", script)) <= commands
     for path in re.findall(r"(?<![\w/])(?:tests/[\w/.]+|\.ci/\w+)", script):
         assert (ROOT / path).exists(), path
-    if ".ci/run" in script:
-        assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    for path in re.findall(r"\.ci/\w+", script):
+        assert os.access(ROOT / path, os.X_OK), path
 
 
 def test_every_python_that_the_project_names_is_tested() -> None:
