@@ -1,5 +1,8 @@
 """What can go wrong with a session, each one line for the user. Bad models, splits and plug-ins have their own."""
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))}
+"""How control characters are shown, which a terminal would obey."""
+
 
 class LaunchError(Exception):
     """The ranks cannot be brought up as planned: the user can put it right."""
@@ -14,5 +17,5 @@ class RankLost(Exception):  # noqa: N818 - reads as what happened
 
 
 def one_line(said: object) -> str:
-    """What a problem says, without line breaks."""
-    return " ".join(str(said).split())
+    """What a problem says, without line breaks and without anything that a terminal would obey."""
+    return " ".join(str(said).split()).translate(CONTROLS)

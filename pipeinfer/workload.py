@@ -5,6 +5,7 @@ Every problem is one `WorkloadError` that names the file, the place in it, and w
 
 import difflib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -232,7 +233,7 @@ def _keys(kind: Any, steps: list[str]) -> list[str]:
 @cache
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.toml.decode(path.read_bytes().removeprefix(BOM_UTF8), type=dict[str, Any])
     except OSError as problem:
         raise WorkloadError(f"{path}: cannot be read: {problem.strerror}") from None
     except ValueError as problem:  # tomllib's and msgspec's errors alike

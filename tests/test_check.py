@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import typer
 
 from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster, Plan
@@ -46,8 +47,9 @@ def test_a_wrong_token_is_named_and_ends_with_an_exit_code(
     assert checked.divergence is not None
     assert (checked.divergence.at, checked.divergence.precision, checked.passed) == (7, "float32", False)
     assert checked.divergence.margin is not None
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(typer.Exit) as left:
         checked.conclude()
+    assert left.value.exit_code == 1
     assert capsys.readouterr().err.startswith("check: the token ids differ from those one by one on a single")
 
 

@@ -294,7 +294,7 @@ def test_an_empty_prompt(run: Run) -> None:
 
 def test_a_prompt_longer_than_the_context(run: Run) -> None:
     refused = run("generate", "word " * 40, *QUICK[2:], "--backend-option", "context=32")
-    assert_refused(*refused, "prompt has 40 tokens", "context of 32")
+    assert_refused(*refused, "prompt has 40 tokens", "context of 32 tokens: shorten it")
 
 
 def numpy(target: Path | str, draft: Path | str = "builtin:draft") -> list[str]:

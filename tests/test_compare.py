@@ -13,7 +13,7 @@ import pytest
 
 from pipeinfer.compare import compare
 from pipeinfer.compare.judge import EVERY_CELL, FEWEST_PAIRS
-from pipeinfer.reproduce.records import Record, encode
+from pipeinfer.reproduce.records import Record, Store, encode
 from pipeinfer.results.trial import Trial
 from pipeinfer.workload import WorkloadError
 
@@ -158,6 +158,20 @@ def test_half_a_line_at_the_end_is_left_out_and_one_in_the_middle_refused(tmp_pa
     cut.write_bytes(b"{}\n" + base.read_bytes())
     with pytest.raises(WorkloadError, match=r"cut\.jsonl: line 1 is not the record of a trial"):
         compare(base, cut)
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_records(tmp_path: Path) -> None:
+    """For `compare`, and for `reproduce` when it resumes."""
+    base = write(tmp_path / "base" / "trials.jsonl", noisy())
+    edited = tmp_path / "edited" / "trials.jsonl"
+    edited.parent.mkdir()
+    edited.write_bytes(b"\xef\xbb\xbf" + base.read_bytes().replace(b"\n", b"\r\n \n\n"))
+    assert compare(base, edited).worse == []
+    assert Store(edited.parent).records == Store(base.parent).records
+    edited.write_bytes(b"\n\n[3]\n" + base.read_bytes())
+    for read in (lambda: compare(base, edited), lambda: Store(edited.parent)):
+        with pytest.raises(WorkloadError, match=r"trials\.jsonl: line 3 is not "):
+            read()
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"benchmarks": 3}'])

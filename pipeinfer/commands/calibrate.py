@@ -36,10 +36,11 @@ def calibrate(
     key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
 ) -> None:
     """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
-    from rich.console import Console
+    from rich.text import Text
 
     from pipeinfer.cluster.mpi_world import settle
     from pipeinfer.commands.generate import check_agreement, key_values, make_plan, rank_count
+    from pipeinfer.commands.output import console
     from pipeinfer.core.messages import Sampling
     from pipeinfer.modelling.calibrate import calibrate as run
     from pipeinfer.modelling.profile import write_profile
@@ -56,13 +57,12 @@ def calibrate(
         workers=workers, key=key, trace=False, cpu_share=cpu_share,
     )  # fmt: skip
     out.touch()  # An unwritable path is better known now than after the measurements.
-    console = Console(stderr=True)
-    with console.status("starting the ranks") as status:
-        profile = run(plan, Sampling(temperature, top_k, top_p), lambda what: status.update(f"measuring {what}"))
+    with console(errors=True).status("starting the ranks") as status:
+        profile = run(plan, Sampling(temperature, top_k, top_p), lambda what: status.update(Text(f"measuring {what}")))
     write_profile(profile, out)
     if figure is not None:
         layer_times(profile, figure)
-    Console().print(ranks_table(profile), links_table(profile), _summary(profile))
+    console().print(ranks_table(profile), links_table(profile), _summary(profile))
     print(out)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import typer
 
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.messages import Sampling
@@ -42,7 +43,7 @@ class Check(msgspec.Struct, frozen=True):
         """Say it on standard error, and end with an exit code of its own where the tokens are wrong."""
         print(self.text, file=sys.stderr)
         if not self.passed:
-            sys.exit(DIFFERENT)
+            raise typer.Exit(DIFFERENT)
 
 
 def check(plan: Plan, prompt: Sequence[int], sampling: Sampling, trial: Trial) -> Check:

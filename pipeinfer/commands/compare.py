@@ -28,6 +28,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare two results cell by cell: ratio head / base, interval, verdict."""
+    from pipeinfer.commands.output import print_json
     from pipeinfer.compare import compare as compare_results
 
     comparison = compare_results(base, head, common=common, threshold=threshold, confidence=confidence)
@@ -36,9 +37,7 @@ def compare(
 
         draw(comparison, plot)
     if as_json:
-        import msgspec
-
-        print(msgspec.json.encode(comparison).decode())
+        print_json(comparison)
     else:
         _show(comparison)
     if fail and comparison.worse:
@@ -46,25 +45,27 @@ def compare(
 
 
 def _show(comparison: "Comparison") -> None:
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console()
+    from pipeinfer.commands.output import console
+
+    terminal = console()
     rows = comparison.rows
     if len(rows) > MOST_ROWS:
         rows = [row for row in rows if row.verdict != "no change"]
-        console.print(f"{len(comparison.rows) - len(rows)} rows without a change are not shown.", style="dim")
+        terminal.print(f"{len(comparison.rows) - len(rows)} rows without a change are not shown.", style="dim")
     for metric in dict.fromkeys(row.metric for row in rows):
-        console.print(_table(metric, [row for row in rows if row.metric == metric], comparison.confidence))
+        terminal.print(_table(metric, [row for row in rows if row.metric == metric], comparison.confidence))
     for note in comparison.notes:
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
+        terminal.print(Text("note:", "yellow"), note, soft_wrap=True)
     worse = len(comparison.worse)
-    console.print(f"{worse} of {len(comparison.rows)} rows speak against {comparison.head}", highlight=False)
+    terminal.print(f"{worse} of {len(comparison.rows)} rows speak against {comparison.head}", soft_wrap=True)
 
 
 def _table(metric: str, rows: "list[Row]", confidence: float) -> "Table":
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=metric, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("cell", overflow="fold")
@@ -74,8 +75,8 @@ def _table(metric: str, rows: "list[Row]", confidence: float) -> "Table":
     for row in rows:
         interval = "-" if row.low is None else f"{row.low:.3f} to {row.high:.3f}"
         numbers = [_number(row.base, ".3g"), _number(row.head, ".3g"), _number(row.ratio, ".3f"), interval]
-        verdict = f"[{COLOURS.get(row.verdict, 'yellow')}]{row.verdict}[/]"
-        table.add_row(escape(row.cell), *numbers, str(row.pairs or "-"), verdict)
+        verdict = Text(row.verdict, COLOURS.get(row.verdict, "yellow"))
+        table.add_row(row.cell, *numbers, str(row.pairs or "-"), verdict)
     return table
 
 

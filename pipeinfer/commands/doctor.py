@@ -12,18 +12,17 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
     """Look for what would disturb a measurement on this machine, and name the cure. Changes nothing."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from pipeinfer.cluster.doctor import examine
+    from pipeinfer.commands.output import console, print_json
 
     findings = examine(nodes)
     if as_json:
-        import msgspec
-
-        print(msgspec.json.encode([finding._asdict() for finding in findings]).decode())
+        print_json([finding._asdict() for finding in findings])
         return
     table = Table("", "state", "found", "cure")
     for finding in findings:
-        table.add_row(finding.what, f"[{COLOURS[finding.state]}]{finding.state}[/]", finding.found, finding.cure)
-    Console().print(table)
+        table.add_row(finding.what, Text(finding.state, COLOURS[finding.state]), finding.found, finding.cure)
+    console().print(table)

@@ -8,6 +8,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeinfer.commands.streams import checked_argument, read_text
+
 if TYPE_CHECKING:
     from pipeinfer.cluster.launch import Cluster, Plan
     from pipeinfer.commands.check import Check
@@ -109,17 +111,12 @@ def log_opener(file: IO[bytes], strategy: str, options: dict[str, Any]) -> "Call
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt given as text, or in a file. Raises ValueError when both are."""
+    """The prompt given as text, or in a file. Raises ValueError when both are, or it is no text."""
     if prompt is not None and file is not None:
         raise ValueError("give the prompt as text or with --file, not both")
-    if file is None:
-        return DEFAULT_PROMPT if prompt is None else prompt
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
-    except OSError as problem:
-        raise ValueError(f"cannot read the prompt from {file}: {problem.strerror}") from problem
-    except UnicodeDecodeError as problem:
-        raise ValueError(f"cannot read the prompt from {file}: byte {problem.start} is no UTF-8 text") from problem
+    if file is not None:
+        return read_text(file)
+    return DEFAULT_PROMPT if prompt is None else checked_argument(prompt, "the prompt")
 
 
 def key_values(pairs: list[str] | None) -> dict[str, Any]:
@@ -230,9 +227,8 @@ def _check(plan: "Plan", prompt: list[int], sampling: "Sampling", trial: "Trial"
 
 
 def _print_json(trial: "Trial", text: str, checked: "Check | None") -> None:
-    import msgspec
-
+    from pipeinfer.commands.output import print_json
     from pipeinfer.results.metrics import summary
 
     checks = {} if checked is None else {"check": checked.summary}
-    print(msgspec.json.encode({**summary(trial), **checks, "text": text}).decode())
+    print_json({**summary(trial), **checks, "text": text})

@@ -7,20 +7,19 @@ import typer
 
 def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
     """List backends, transports and strategies, each with its state."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from pipeinfer.commands.output import console, print_json
     from pipeinfer.plugins import installed
 
     found = installed()
     if as_json:
-        import msgspec
-
-        print(msgspec.json.encode([plugin._asdict() for plugin in found]).decode())
+        print_json([plugin._asdict() for plugin in found])
         return
     table = Table("kind", "name", "from", "state")
     for plugin in found:
         style = "green" if plugin.state == "ok" else "yellow"
         kind = plugin.group.removeprefix("pipeinfer.").removesuffix("s").replace("strategie", "strategy")
-        table.add_row(kind, plugin.name, f"{plugin.distribution} {plugin.version}", f"[{style}]{plugin.state}[/]")
-    Console().print(table)
+        table.add_row(kind, plugin.name, f"{plugin.distribution} {plugin.version}", Text(plugin.state, style))
+    console().print(table)

@@ -45,8 +45,7 @@ def reproduce(
     artifact_arguments: Annotated[str, typer.Option(help="Added to their command lines; the last word counts.")] = "",
 ) -> None:
     """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim."""
-    from rich.console import Console
-
+    from pipeinfer.commands.output import console
     from pipeinfer.reproduce.recipes import Artifact
     from pipeinfer.reproduce.records import Store
     from pipeinfer.reproduce.run import check, conclude, run
@@ -58,10 +57,10 @@ def reproduce(
     recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks, theirs))
     check(recipes)
     store = Store(out)
-    console = Console()
+    terminal = console()
     for note in notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    with _progress(console) as progress:
+        terminal.print(f"note: {note}", soft_wrap=True)
+    with _progress(terminal) as progress:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
         def on_progress(recipe: "Recipe", done: int, total: int, left_s: float | None) -> None:
@@ -72,13 +71,13 @@ def reproduce(
 
         for recipe in [] if replot else recipes:
             run(recipe, store, jobs or _cores(), on_progress, str(key) if key else None)
-    with console.status("drawing and writing the report"):
+    with terminal.status("drawing and writing the report"):
         claims, tables, problems = conclude(recipes, store, out, notes)
     for problem in problems:
-        console.print(f"note: {problem}", highlight=False, soft_wrap=True)
+        terminal.print(f"note: {problem}", soft_wrap=True)
     for table in tables:
-        _print_table(console, table)
-    _print(console, claims, out)
+        _print_table(terminal, table)
+    _print(terminal, claims, out)
 
 
 def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int | None]:
@@ -132,8 +131,8 @@ def _progress(console: "Console") -> "Progress":
 
     # Redrawn when a cell ends and never beside one: what is being timed has the cores to itself.
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), Left(), console=console, auto_refresh=False,
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left", markup=False), Left(), console=console, auto_refresh=False,
     )  # fmt: skip
 
 
@@ -150,14 +149,15 @@ def _print_table(console: "Console", table: "ReportTable") -> None:
 
 def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     colours = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
     table = Table("claim", "", "published", "found here", "verdict", show_lines=True)
     for claim in claims:
-        colour = colours.get(claim.verdict, "dim")
-        table.add_row(claim.id, claim.claim, claim.published, claim.reproduced, f"[{colour}]{claim.verdict}[/]")
+        verdict = Text(claim.verdict, colours.get(claim.verdict, "dim"))
+        table.add_row(claim.id, claim.claim, claim.published, claim.reproduced, verdict)
     console.print(table)
-    console.print(f"Evidence: {out / 'report.html'}   Records: {out / 'trials.jsonl'}", highlight=False, soft_wrap=True)
+    console.print(f"Evidence: {out / 'report.html'}   Records: {out / 'trials.jsonl'}", soft_wrap=True)
 
 
 def _cores() -> int:

@@ -40,9 +40,8 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Simulate strategies on a cluster profile and print their metrics side by side."""
-    import msgspec
-
     from pipeinfer import workload
+    from pipeinfer.commands.output import print_json
     from pipeinfer.modelling.acceptance import Acceptance, recorded
     from pipeinfer.modelling.acceptance import acceptance as read_acceptance
     from pipeinfer.modelling.platform import platform_of
@@ -59,7 +58,7 @@ def simulate(
     found = side_by_side(where.simulate, strategy or list(SWEEPS), setting, sweep)
     bound = where.limits(setting)
     if as_json:
-        print(msgspec.json.encode(_as_object(found, bound, setting)).decode())
+        print_json(_as_object(found, bound, setting))
         return
     _show(found, bound, setting, where)
 
@@ -75,17 +74,17 @@ def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dic
 
 
 def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Modelled | Calibrated") -> None:
-    from rich.console import Console
+    from pipeinfer.commands.output import console
 
-    console = Console()
-    console.print(f"[bold]{where.models}[/]")
-    console.print(f"{setting.nodes} {where.title}")
-    console.print(
+    terminal = console()
+    terminal.print(where.models, style="bold")
+    terminal.print(f"{setting.nodes} {where.title}")
+    terminal.print(
         f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:.3g} per drafted token "
         f"({_drafts(setting)}), ranks: {setting.accounting}"
     )
-    console.print(_table(found, bound))
-    console.print(
+    terminal.print(_table(found, bound))
+    terminal.print(
         f"limit: closed form for i.i.d. acceptance where width, links and cancellation cost nothing (speculative: its "
         f"best K, {bound.synchronous_k}); no chain of drafts passes {bound.ceiling:.2f} tokens/s.",
         style="dim",

@@ -7,28 +7,33 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pipeinfer.commands.output import console
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.head import Head
 from pipeinfer.engine.text_stream import TextStream
+from pipeinfer.errors import CONTROLS
 from pipeinfer.results.metrics import summary
 from pipeinfer.results.trial import Trial
 
 REFRESH_S = 0.1
 
+SHOWN = {code: shown for code, shown in CONTROLS.items() if chr(code) not in "\n\t"}
+"""A model may write what a terminal would obey."""
+
 
 @contextmanager
 def starting() -> Iterator[None]:
     """Say so on a terminal while the ranks come up, which takes seconds."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    terminal = console(errors=True)
+    if not terminal.is_terminal:
         yield
         return
-    with console.status("starting the ranks"):
+    with terminal.status("starting the ranks"):
         yield
 
 
@@ -64,7 +69,7 @@ class View:
 
     def print_summary(self, trial: Trial) -> None:
         """A short table on standard error, so that standard output holds the text alone."""
-        Console(stderr=True).print(summary_table(summary(trial)))
+        console(errors=True).print(summary_table(summary(trial)))
 
 
 class PlainView(View):
@@ -94,7 +99,7 @@ class LiveView(View):
     def __init__(self, stream: TextStream, prompt: str, head: Callable[[], Head | None]) -> None:
         super().__init__(stream, prompt)
         self._head = head
-        self._console = Console(highlight=False)
+        self._console = console()
         self._live = Live(console=self._console, transient=True, auto_refresh=False, vertical_overflow="visible")
         self._drawn = 0.0
 
@@ -119,8 +124,8 @@ class LiveView(View):
         self._console.print(self._text())
 
     def _text(self) -> Text:
-        text = Text(self.prompt, style="bold")
-        text.append(self.stream.text, style="not bold")
+        text = Text(self.prompt.translate(SHOWN), style="bold")
+        text.append(self.stream.text.translate(SHOWN), style="not bold")
         return text
 
     def _acceptance(self) -> str:

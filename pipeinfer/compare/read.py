@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeinfer.reproduce.records import Record, decode
+from pipeinfer.reproduce.records import Record, decode, numbered
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
 from pipeinfer.workload import WorkloadError
@@ -105,13 +105,13 @@ def _add_trials(results: Results, file: Path) -> None:
 
 def _records(file: Path) -> Iterator[Record]:
     """The records of a file; half a line at its end, left by a process that was killed, is no error."""
-    lines = file.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    content = file.read_bytes()
+    last = content.count(b"\n") + 1
+    for number, line in numbered(content):
         try:
-            if line:
-                yield decode(line)
+            yield decode(line)
         except (ValueError, TypeError) as problem:
-            if number == len(lines) > 1:
+            if number == last > 1:
                 return
             raise WorkloadError(f"{file}: line {number} is not the record of a trial: {problem}") from None
 

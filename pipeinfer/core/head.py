@@ -52,6 +52,13 @@ class Pipeline(msgspec.Struct, frozen=True):
         """The longest text, in tokens, that this pipeline can hold."""
         return min(self.context, self.cells)
 
+    @property
+    def short_of(self) -> str:
+        """What limits the text, and what helps: more cells, unless it is the model that holds no more."""
+        if self.cells < self.context:
+            return f"{self.cells} KV cells: shorten it or raise --cells"
+        return f"the model's context of {self.context} tokens: shorten it"
+
 
 class Strategy(Protocol):
     """When to send which run. Sees tokens, positions, runs and partitions; decides by calling the head back."""
@@ -197,10 +204,7 @@ class Head:
         if not prompt:
             raise ValueError("the prompt is empty: expected at least one token")
         if len(prompt) >= self.pipeline.limit:
-            raise ValueError(
-                f"the prompt has {len(prompt)} tokens and leaves no room in a context of {self.pipeline.limit}: "
-                "shorten it or raise --cells"
-            )
+            raise ValueError(f"the prompt has {len(prompt)} tokens and leaves no room in {self.pipeline.short_of}")
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens = {request.max_tokens}: expected at least 1")
         self._request = request

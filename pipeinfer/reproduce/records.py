@@ -4,11 +4,13 @@ A cell that has a record is not run again; what makes it the same cell is the ha
 result. A last line cut short by a kill or a full disk is dropped, and its cell run again.
 """
 
+import codecs
 import hashlib
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,13 @@ def encode(record: Record) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
+def numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file of records, each with its number in the file. Blank lines and a byte order mark at the
+    beginning, as editors leave them, are no records."""
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
 def decode(line: bytes) -> Record:
     """The record of a line. Raises ValueError."""
     found = msgspec.json.decode(line)
@@ -167,10 +176,10 @@ class Store:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(self.path, whole)
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        for number, line in numbered(content[:whole]):
             try:
                 record = decode(line)
-            except ValueError as problem:
+            except (ValueError, TypeError) as problem:
                 raise WorkloadError(
                     f"{self.path}: line {number} is not a record ({problem}): remove it, or choose another --out"
                 ) from None

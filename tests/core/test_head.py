@@ -307,12 +307,19 @@ def test_an_event_for_somebody_else() -> None:
 
 @pytest.mark.parametrize(
     ("request_", "complaint"),
-    [(Request((), 5), "the prompt is empty"), (Request((1,) * 8, 5), "leaves no room in a context of 8"),
+    [(Request((), 5), "the prompt is empty"),
+     (Request((1,) * 8, 5), "8 tokens and leaves no room in 8 KV cells: shorten it or raise --cells$"),
      (Request((1,), 0), "max_tokens = 0")],
 )  # fmt: skip
 def test_a_bad_request(request_: Request, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Head(Pipeline(1, cells=8), Iterative()).handle(0.0, Start(request_))
+
+
+def test_more_cells_are_no_cure_for_a_short_context() -> None:
+    for cells in (8, 16):
+        with pytest.raises(ValueError, match=r"no room in the model's context of 8 tokens: shorten it$"):
+            Head(Pipeline(1, cells=cells, context=8), Iterative()).handle(0.0, Start(Request((1,) * 9, 5)))
 
 
 def test_too_few_sequence_ids_for_one_partition() -> None:

@@ -32,12 +32,12 @@ def scatter(
 ) -> None:
     """Log-log, with the line of equality and a band around it; `engines` has the text of each engine's marker. Writes
     path.svg and .png."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
     values = [value for spot in spots for value in (spot.measured, spot.predicted)]
     low, high = min(values) / 1.25, max(values) * 1.25
     with new_figure(path, caption, height=4.2) as figure:
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
         axis = figure.subplots()
         axis.fill_between([low, high], [low * (1 - band), high * (1 - band)], [low * (1 + band), high * (1 + band)],
                           color=GREY, alpha=0.2, linewidth=0)  # fmt: skip

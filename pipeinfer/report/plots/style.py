@@ -1,12 +1,14 @@
 """The house style: colours that the colour-blind can tell apart, markers and line styles that do without colour, and a
 caption that says fidelity, cluster and workload.
 
-matplotlib is loaded when the first figure is drawn. The same data gives the same SVG, byte for byte.
+matplotlib is loaded when the first figure is drawn. The same data gives the same SVG, byte for byte, whatever display
+the user has and whatever their matplotlibrc says.
 """
 
+import os
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,13 @@ def style(strategy: str) -> tuple[str, str]:
 @contextmanager
 def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
     """A figure in the house style; on leaving, the caption is set below it and both files are written."""
-    import matplotlib
+    matplotlib = load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     lines_of_caption = textwrap.wrap(caption, CAPTION_CHARACTERS)
     below = 0.15 + 0.145 * len(lines_of_caption)
-    with matplotlib.rc_context(_rc()):
+    with matplotlib.style.context(_rc(), after_reset=True):
         share = height / (height + below)
         above_caption = ConstrainedLayoutEngine(rect=(0.006, 1 - share, 0.988, share))
         figure = Figure(figsize=(WIDTH_IN, height + below), layout=above_caption, dpi=200)
@@ -53,6 +55,7 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
         figure.text(
             0.01, 0.05 / (height + below), "\n".join(lines_of_caption), fontsize=7.5, va="bottom", color="#333333"
         )
+        _take_literally(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The place of everything is found once: text is a little wider as pixels than as outlines. With a layout
         # engine of any kind each file would be drawn twice.
@@ -63,6 +66,33 @@ def new_figure(path: Path, caption: str, height: float) -> Iterator[Any]:
         for axis in figure.axes:
             axis.set_position(tuple(round(share, 5) for share in axis.get_position(original=True).bounds))
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def load_matplotlib() -> Any:
+    """matplotlib, imported without the display backend that $MPLBACKEND names.
+
+    A notebook names its own there, for the commands that it starts too, and the import fails where that backend is not
+    installed. Figures here go to files alone. Code that shares this process still gets the backend where it exists.
+    """
+    wanted = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+        import matplotlib.style
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+    if wanted is not None:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = wanted
+    return matplotlib
+
+
+def _take_literally(figure: Any) -> None:
+    """Captions and labels name files and strategies: a $ in one begins no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and "$" in artist.get_text()):
+        text.set_parse_math(False)
 
 
 def _rc() -> dict[Any, Any]:
