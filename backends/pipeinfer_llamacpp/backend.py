@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeinfer.engine.backend import BadModel, ModelInfo, check_layers
 from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
-from pipeinfer.engine.model_cache import cache_folder
+from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
@@ -133,7 +133,7 @@ def find_model(model: str) -> Path:
     """The GGUF file or Hugging Face folder that `model` names. Raises BadModel."""
     if model.startswith("builtin:"):
         return builtin_folder(model)
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.exists():
         raise BadModel(f"expected a GGUF file, a model folder or one of {', '.join(BUILTIN)}, came {model!r}, which is"
                        " none of them: give the path of a .gguf file")

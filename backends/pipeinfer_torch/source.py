@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.engine.huggingface.checkpoint import INDEX, Checkpoint
 from pipeinfer.engine.huggingface.folder import find_folder
+from pipeinfer.engine.model_cache import expanded
 from pipeinfer.errors import one_line
 
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -25,7 +26,7 @@ def find_model(model: str, files: Iterable[str] = DESCRIPTION) -> Path:
     Raises BadModel.
     """
     name, _, revision = model.partition("@")
-    if Path(model).expanduser().is_dir() or not HUB_NAME.fullmatch(name):
+    if expanded(model).is_dir() or not HUB_NAME.fullmatch(name):
         return find_folder(model)
     if not revision:
         raise BadModel(f"expected a model folder or a pinned hub model, came {model!r}, which is no folder: name the"

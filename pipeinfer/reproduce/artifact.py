@@ -20,7 +20,7 @@ from pipeinfer.cluster.mpi_world import in_world
 from pipeinfer.cluster.placement import even_split
 from pipeinfer.engine.backend import BadModel, Tokenizer
 from pipeinfer.engine.huggingface.folder import builtin_folder
-from pipeinfer.engine.model_cache import cache_folder
+from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer.errors import one_line
 from pipeinfer.plugins import BACKENDS, load, open_backend
 from pipeinfer.reproduce.external_program import Chunk, Watched, joined, watch
@@ -69,7 +69,7 @@ def with_artifact(recipe: Recipe, artifact: Artifact) -> Recipe:
 def _gguf(model: str) -> str:
     """The file of a model: given as one, or exported from the built-in pair."""
     if not model.startswith("builtin:"):
-        path = Path(model).expanduser()
+        path = expanded(model)
         if not path.is_file():
             raise WorkloadError(f"{model}: no such file; the authors' programs read GGUF files")
         return str(path.resolve())
@@ -82,7 +82,7 @@ def _gguf(model: str) -> str:
 def find_program(folder: str, name: str) -> Path:
     """The program of that name in a folder where the artifact was built. Raises WorkloadError."""
     for place in FOLDERS:
-        path = Path(folder).expanduser() / place / name
+        path = expanded(folder) / place / name
         if path.is_file() and os.access(path, os.X_OK):
             return path.resolve()
     raise WorkloadError(f'{folder}: no program "{name}" there, nor in bin or build/bin; {BUILD}')

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeinfer.assets import asset
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.engine.huggingface.checkpoint import SINGLE
-from pipeinfer.engine.model_cache import cache_folder, made_once
+from pipeinfer.engine.model_cache import cache_folder, expanded, made_once
 
 GROWN = "builtin:target-100m"
 """The built-in target grown to 107 million parameters: the same tokens for the compute of that size."""
@@ -20,7 +20,7 @@ def find_folder(model: str) -> Path:
     """The folder that `model` names. Raises BadModel."""
     if model.startswith("builtin:"):
         return builtin_folder(model)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         raise BadModel(f"expected a model folder or one of {', '.join(BUILTIN)}, came {model!r}, which is no folder:"
                        " give the path of a downloaded Hugging Face model")
