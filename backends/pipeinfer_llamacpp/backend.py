@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeinfer.engine.backend import BadModel, ModelInfo, check_layers
+from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
 from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
@@ -101,6 +102,11 @@ class LlamaCppBackend:
             threads=self._threads,
             kv_type=self._kv_type,
         )
+
+    def weight_files(self, model: str) -> list[Path]:
+        """Of a folder those that it is exported from: what a host made of them lies in its own cache."""
+        path = find_model(model)
+        return Checkpoint(path).present() if path.is_dir() else [path]
 
     def tokenizer(self, model: str) -> GgufTokenizer:
         return GgufTokenizer(self._open(model))

@@ -1,5 +1,7 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
+from pathlib import Path
+
 from pipeinfer.engine.backend import ModelInfo, check_layers
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer.engine.huggingface.folder import find_folder
@@ -42,6 +44,9 @@ class NumpyBackend:
         config = read_config(folder)
         check_layers(layers, config.num_hidden_layers, model)
         return LlamaStage(config, read_weights(Checkpoint(folder), config, layers), cells=cells, sequences=sequences)
+
+    def weight_files(self, model: str) -> list[Path]:
+        return Checkpoint(find_folder(model)).present()
 
     def tokenizer(self, model: str) -> HfTokenizer:
         return HfTokenizer(find_folder(model))

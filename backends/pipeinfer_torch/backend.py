@@ -5,10 +5,12 @@ torch and transformers take seconds to import, so nothing here does before a bac
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from pipeinfer.engine.backend import BadModel, ModelInfo
+from pipeinfer.engine.huggingface.checkpoint import INDEX, Checkpoint
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer_torch.source import find_model
 
@@ -90,6 +92,9 @@ class TorchBackend:
         except torch.OutOfMemoryError:
             raise BadModel(f"expected room for layers [{layers[0]}, {layers[1]}) of {model} and {cells} KV cells on"
                            f" {self._device}, came out of memory: give this rank fewer layers or cells") from None
+
+    def weight_files(self, model: str) -> list[Path]:
+        return Checkpoint(find_model(model, [INDEX])).present()
 
     def tokenizer(self, model: str) -> HfTokenizer:
         return HfTokenizer(find_model(model))

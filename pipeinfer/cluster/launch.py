@@ -12,12 +12,14 @@ from pipeinfer.cluster.auto_split import AUTO, auto_split, check_memory
 from pipeinfer.cluster.contact import WATCH_S, Contact
 from pipeinfer.cluster.inspection import inspections
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, LinkLimit, Ready, Report, Sampling, Setup
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer
+from pipeinfer.engine.fingerprint import fingerprints
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_backend
@@ -118,6 +120,14 @@ class Models:
             return parse_split(self.plan.draft_layers, draft.layers)
         except BadSplit as problem:
             raise BadSplit(f"draft: {problem}") from None
+
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """Model to the digests of its files, where they are here too."""
+        found = {self.plan.target: fingerprints(self.backend, self.plan.target)}
+        if self.plan.draft is not None:
+            draft = open_backend(self.draft_backend, self.draft_options)
+            found |= {self.plan.draft: fingerprints(draft, self.plan.draft)}
+        return found
 
     def setups(self, addresses: Sequence[str], head_address: str) -> list[Setup]:
         """One Setup per rank: the target's stages in order, then the draft's."""
@@ -241,6 +251,7 @@ class Cluster(Contact):
             elif time.monotonic() > deadline:
                 missing = sorted({setup.rank for setup in self._setups} - set(self.ready))
                 raise LaunchError(f"ranks {missing} were not ready after {LOAD_S:g} s")
+        check_weights([(setup, self.ready[setup.rank]) for setup in self._setups], self.models.fingerprints())
         self.collect()
 
     def _place(self) -> None:

@@ -181,13 +181,15 @@ class Setup(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """A rank has loaded its share and waits. `clock_s` is its monotonic clock, to align timelines across hosts."""
+    """A rank has loaded its share and waits. `clock_s` is its monotonic clock, to align timelines across hosts;
+    `weights` are digests of its model's files by their names (`pipeinfer.engine.fingerprint`)."""
 
     rank: int
     host: str
     pid: int
     load_s: float
     clock_s: float
+    weights: dict[str, str] = {}
 
 
 class Begin(Message, frozen=True):

@@ -132,7 +132,8 @@ class Backend(Protocol):
     rank that it is opened on.
 
     A backend whose models do not lie in the host's memory also has `device_bytes() -> int | None`: what is free where
-    they lie, None where that is the host's memory after all.
+    they lie, None where that is the host's memory after all. One whose models are files also has
+    `weight_files(model) -> list[Path]`: those that hold its weights and are here; ranks that have others are refused.
     """
 
     def info(self, model: str) -> ModelInfo:

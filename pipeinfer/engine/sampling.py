@@ -3,9 +3,10 @@
 Position n is sampled as argmax over v of logits[v] / T + gumbel(seed, n, v). By the Gumbel-max trick that is an exact
 sample of softmax(logits / T); since the noise depends on seed and position alone, verification of a drafted token is
 plain equality, and a draft that uses the same noise agrees as often as its distribution allows. Top-k and top-p filter
-before the noise is added. T = 0 is greedy decoding.
+before the noise is added. T = 0 is greedy decoding. A logit of -inf is a token that cannot be chosen.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,11 +19,31 @@ Floats: TypeAlias = NDArray[np.float32]
 Tokens: TypeAlias = NDArray[np.intp]
 
 
+GREEDY_BELOW = 1e-20
+"""A temperature below this is taken for 0: no noise would change a choice, and logits / T would leave float32."""
+
+
+class NotFinite(ValueError):  # noqa: N818 - reads as what came
+    """Logits hold NaN or +inf, or -inf alone: there is no distribution to choose from. One line that says what to do.
+
+    `position` is that of the token that was to be chosen.
+    """
+
+    def __init__(self, position: int, value: float) -> None:
+        super().__init__(
+            f"the logits for position {position} are not finite (the best is {value:g}): the model's arithmetic "
+            "overflows in this data type, or its weights are damaged; choose a data type of wider range, like bfloat16 "
+            "or float32, or fetch the model again"
+        )
+        self.position = position
+
+
 class Choice(NamedTuple):
-    """The tokens that may be chosen, ascending (None: all of the vocabulary), and what the argmax is taken of."""
+    """The tokens that may be chosen, ascending (None: all of the vocabulary), what the argmax is taken of, and it."""
 
     tokens: Tokens | None
     values: Floats
+    best: int
 
     def token(self, index: int) -> int:
         """The id of the value at `index`."""
@@ -42,32 +63,56 @@ def gumbel(seed: int, position: int, vocabulary: int, tokens: Tokens | None = No
 def scores(logits: Floats, position: int, how: Sampling) -> Choice:
     """Of the logits [vocabulary] those that the filters keep, over T, plus noise; all of them as they are when T = 0.
 
-    `position` is that of the token to be chosen, one after the row that gave the logits.
+    `position` is that of the token to be chosen, one after the row that gave the logits. Raises NotFinite.
     """
-    if how.temperature <= 0:
-        return Choice(None, logits)
-    scaled = logits / np.float32(how.temperature)
+    if how.temperature < GREEDY_BELOW:
+        return _choice(None, logits, position)
+    scaled = _scaled(logits, how)
+    if _filters(how, len(logits)):  # which may keep the finite ones alone; a maximum is NaN where anything is
+        _check_finite(scaled.max(), position)
     tokens = _kept(scaled, how)
     noise = gumbel(how.seed, position, len(logits), tokens)
-    return Choice(tokens, (scaled if tokens is None else scaled[tokens]) + noise)
+    return _choice(tokens, (scaled if tokens is None else scaled[tokens]) + noise, position)
+
+
+def _choice(tokens: Tokens | None, values: Floats, position: int) -> Choice:
+    """Looks at what the argmax finds, which is NaN or +inf where anything is: no second pass over the vocabulary."""
+    best = int(np.argmax(values))
+    _check_finite(values[best], position)
+    return Choice(tokens, values, best)
+
+
+def _check_finite(value: np.float32, position: int) -> None:
+    if not math.isfinite(value):
+        raise NotFinite(position, float(value))
+
+
+def _scaled(logits: Floats, how: Sampling) -> Floats:
+    """Logits over T. Models mask tokens by the lowest float32 too, which may become -inf here."""
+    with np.errstate(over="ignore"):
+        return logits / np.float32(how.temperature)
+
+
+def _filters(how: Sampling, vocabulary: int) -> bool:
+    return how.top_p < 1 or 0 < how.top_k < vocabulary
 
 
 def sample(logits: Floats, position: int, how: Sampling) -> int:
-    """The token at `position`; the lowest id wins a tie."""
+    """The token at `position`; the lowest id wins a tie. Raises NotFinite."""
     choice = scores(logits, position, how)
-    return choice.token(int(np.argmax(choice.values)))
+    return choice.token(choice.best)
 
 
 def margin(logits: Floats, position: int, how: Sampling) -> float:
     """How far this choice was from being another one: how much nearer two logits have to come, moving both, for that.
 
     Mostly that is the distance of the best two scores, times T. Where logits are filtered, the choice is also another
-    one when the token leaves what is kept, or one that would beat it comes in.
+    one when the token leaves what is kept, or one that would beat it comes in. Of logits that `sample` accepts.
     """
-    if how.temperature <= 0:
+    if how.temperature < GREEDY_BELOW:
         top = np.partition(logits, -2)[-2:]
         return float(top[1] - top[0])
-    scaled = logits / np.float32(how.temperature)
+    scaled = _scaled(logits, how)
     tokens = _kept(scaled, how)
     kept = np.zeros(len(scaled), bool)
     kept[slice(None) if tokens is None else tokens] = True
@@ -84,12 +129,15 @@ def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list
     """The draft's best `count` tokens for `position` with their confidence, best first; fewer if no more are kept.
 
     Confidence is softmax over the scores: at T = 0 the model's own probability p(k-th) as in the artifact, at T > 0 the
-    same with this position's noise known.
+    same with this position's noise known. A draft whose logits are not finite has no idea: token 0, confidence 0.
     """
-    choice = scores(logits, position, how)
+    try:
+        choice = scores(logits, position, how)
+    except NotFinite:
+        return [(0, 0.0)]
     values = choice.values
     count = min(count, len(values))
-    best = [int(np.argmax(values))] if count == 1 else _largest(values, count)
+    best = [choice.best] if count == 1 else _largest(values, count)
     top = values[best[0]]
     total = float(np.exp(values - top).sum())
     return [(choice.token(index), float(np.exp(values[index] - top)) / total) for index in best]
@@ -125,7 +173,8 @@ def _kept(scaled: Floats, how: Sampling) -> Tokens | None:
 def _top_k(scaled: Floats, how: Sampling) -> Tokens | None:
     if not 0 < how.top_k < len(scaled):
         return None
-    return np.sort(np.argpartition(-scaled, how.top_k - 1)[: how.top_k])
+    tokens = np.sort(np.argpartition(-scaled, how.top_k - 1)[: how.top_k])
+    return tokens[scaled[tokens] > -np.inf]
 
 
 def _weights(scaled: Floats) -> NDArray[np.float64]:

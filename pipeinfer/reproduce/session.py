@@ -47,7 +47,7 @@ def on_ranks(
                 continue
             try:
                 trial = generate(cluster, cell)
-            except (RankLost, TransportError, ValueError) as failed:
+            except (LaunchError, RankLost, TransportError, ValueError) as failed:
                 stack.close()
                 cluster = None
                 yield record_of(cell, None, [], one_line(failed), time.perf_counter() - start)

@@ -13,7 +13,7 @@ from pipeinfer.core.messages import Failure, Inspect, LinkLimit, Ready, Setup, S
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.cpu_latency import cores_awake
 from pipeinfer.runtime.draft_rank import DraftWorker
-from pipeinfer.runtime.loading import explained, load_stage
+from pipeinfer.runtime.loading import explained, load_stage, weights_here
 from pipeinfer.runtime.probe import probe
 from pipeinfer.runtime.rank_links import IDLE_S, Endpoint
 from pipeinfer.runtime.stage_rank import StageWorker
@@ -121,8 +121,10 @@ def _session(transport: Transport, setup: Setup) -> None:
     endpoint = Endpoint(transport, setup)
     drafts = setup.role == "draft" and setup.stage == 0
     endpoint.worker = (DraftWorker if drafts else StageWorker)(endpoint, model)
+    weights = weights_here(setup.rank, setup.backend, setup.options, setup.model)
     now = time.monotonic()
-    transport.send(HEAD, messages.encode(Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now)))
+    ready = Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now, weights)
+    transport.send(HEAD, messages.encode(ready))
     try:
         endpoint.serve()
     except PeerLost:

@@ -4,6 +4,7 @@ import msgspec
 
 from pipeinfer.cluster.memory import free_bytes
 from pipeinfer.engine.backend import ModelStage
+from pipeinfer.engine.fingerprint import fingerprints
 from pipeinfer.errors import LaunchError, one_line
 from pipeinfer.plugins import open_backend
 
@@ -18,6 +19,14 @@ def load_stage(
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as problem:
         raise LaunchError(f"rank {rank} cannot load {model}: {explained(problem)}") from problem
     return stage
+
+
+def weights_here(rank: int, backend: str, options: bytes, model: str) -> dict[str, str]:
+    """Digests of the files of `model` that are here, by their names. Raises LaunchError."""
+    try:
+        return fingerprints(open_backend(backend, msgspec.json.decode(options), rank=rank), model)
+    except (ValueError, OSError) as problem:
+        raise LaunchError(f"rank {rank} cannot read {model}: {explained(problem)}") from problem
 
 
 def free_here(rank: int, backend: str, options: bytes) -> tuple[int, bool]:

@@ -11,7 +11,8 @@ from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.messages import Begin, CancelRun, Decode, KvOp, Sampling
 from pipeinfer.core.stage import Stage
 from pipeinfer.engine.backend import Batch, ModelStage
-from pipeinfer.engine.sampling import best_candidates, margin, sample
+from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
+from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
 
 
@@ -90,7 +91,11 @@ class StageWorker:
             return Computed(decode.run, 0.0, candidates=found)
         positions = decode.positions[len(decode.positions) - decode.outputs :]
         rows = list(zip(output, positions, strict=True))
-        ids = tuple([sample(row, position + 1, how) for row, position in rows])
+        try:
+            ids = tuple([sample(row, position + 1, how) for row, position in rows])
+        except NotFinite as problem:
+            setup = self._endpoint.setup
+            raise LaunchError(f"{setup.model} on rank {setup.rank} ({setup.backend}): {problem}") from problem
         margins = tuple([margin(row, position + 1, how) for row, position in rows]) if self._begin.margins else ()
         payload = as_bytes(output) if self._begin.logits_on_wire else None
         return Computed(decode.run, 0.0, False, payload, ids, margins)

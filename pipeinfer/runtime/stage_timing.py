@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
 from pipeinfer.core.messages import TO_THE_END, KvSeqRm, Load, Measure
 from pipeinfer.engine.backend import Batch, ModelStage
-from pipeinfer.engine.sampling import best_candidates, sample
+from pipeinfer.engine.sampling import NotFinite, best_candidates, sample
 
 FILL_ROWS = 64
 """Context that is only there to be attended to is read this many rows at a time."""
@@ -95,7 +96,8 @@ class Bench:
             best_candidates(output, positions, load.sampling, load.candidates)
         elif load.outputs:
             for row, position in zip(output, positions[count - outputs :], strict=True):
-                sample(row, position + 1, load.sampling)
+                with suppress(NotFinite):  # the hidden states are made up
+                    sample(row, position + 1, load.sampling)
 
 
 class Interrupted(Exception):  # noqa: N818 - reads as what happened

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeinfer.core.messages import Sampling
-from pipeinfer.engine.sampling import Floats, candidates, gumbel, margin, sample, scores
+from pipeinfer.engine.sampling import Floats, NotFinite, candidates, gumbel, margin, sample, scores
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5, 0.0, -4.0, 1.5], np.float32)
 DRAWS = 20_000
@@ -173,3 +173,49 @@ def test_greedy_confidence_is_the_models_own_probability() -> None:
 def test_confidence_without_all_candidates_is_the_same() -> None:
     how = Sampling(0.7, seed=5)
     assert candidates(LOGITS, 2, how, 2) == candidates(LOGITS, 2, how, 8)[:2]
+
+
+BROKEN = {
+    "a NaN": [1.0, np.nan, 3.0, 2.0],
+    "+inf": [1.0, np.inf, 3.0, 2.0],
+    "nothing that can be chosen": [-np.inf] * 4,
+}
+WAYS = {
+    "greedy": Sampling(),
+    "warm": Sampling(0.7, seed=5),
+    "top-k": Sampling(0.7, top_k=2, seed=5),
+    "top-p": Sampling(0.7, top_p=0.9, seed=5),
+    "both": Sampling(0.7, 2, 0.9, 5),
+}
+
+
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("row", BROKEN.values(), ids=BROKEN)
+def test_logits_that_are_not_finite_have_no_sample(row: list[float], how: Sampling) -> None:
+    logits = np.array(row, np.float32)
+    with pytest.raises(NotFinite, match="the logits for position 7 are not finite") as problem:
+        sample(logits, 7, how)
+    assert problem.value.position == 7
+    assert candidates(logits, 7, how, 2) == [(0, 0.0)]
+
+
+@pytest.mark.parametrize("mask", [-np.inf, np.finfo(np.float32).min], ids=["-inf", "the lowest float32"])
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+def test_a_masked_token_is_never_chosen(how: Sampling, mask: float) -> None:
+    logits = np.array([mask, 1.0, mask, mask, mask], np.float32)
+    for position in range(20):
+        assert sample(logits, position, how) == 1
+        assert margin(logits, position, how) > 1e30
+    two = np.array([mask, 1.0, mask, 0.9, mask], np.float32)
+    assert {sample(two, position, Sampling(1.0, top_k=4, seed=5)) for position in range(40)} == {1, 3}
+    assert np.isfinite(margin(two, 0, Sampling(1.0, top_k=4, seed=5)))
+
+
+@pytest.mark.parametrize("temperature", [1e-19, 1e-21, 1e-38, 1e-45, 1e-300])
+@pytest.mark.parametrize("row", [[0, 5, 2, 5], [-9, -5, -7, -5], [-80, 900, 900, 30]], ids=str)
+def test_a_temperature_near_zero_is_greedy(row: list[float], temperature: float) -> None:
+    logits = np.array(row, np.float32)
+    for position in range(20):
+        for filtered in (Sampling(temperature, seed=3), Sampling(temperature, 3, 0.9, 3)):
+            assert sample(logits, position, filtered) == 1
+            assert candidates(logits, position, filtered, 1)[0][0] == 1

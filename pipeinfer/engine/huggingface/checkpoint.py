@@ -51,6 +51,11 @@ class Checkpoint:
             self._files[file_name] = SafetensorsFile(self._folder / file_name)
         return self._files[file_name].tensor(name, shape)
 
+    def present(self) -> list[Path]:
+        """The files with tensors that are here."""
+        names = sorted(set(self._weight_map.values())) or [SINGLE]
+        return [path for name in names if (path := self._folder / name).is_file()]
+
     def files(self, names: Iterable[str]) -> set[str]:
         """Names of the files that hold the tensors `names`."""
         return {self._weight_map.get(name, SINGLE) for name in names}

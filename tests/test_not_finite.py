@@ -1,0 +1,102 @@
+"""A target whose logits are not finite ends in one line that says where and what to do: never in a text or a speed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.core.messages import Sampling
+from pipeinfer.errors import LaunchError
+from pipeinfer.plugins import open_strategy
+from pipeinfer.reproduce.cells import run_live
+from pipeinfer.reproduce.recipes import Live, LiveCell
+from pipeinfer.testing.models import write_llama
+
+PROMPT = [40, 41, 42, 43]
+LINE = r"rank 1 \(\w+\): the logits for position 4 are not finite \(the best is nan\): .*choose a data type"
+GREEDY, WARM, FILTERED = Sampling(), Sampling(0.8, seed=1), Sampling(0.8, 40, 0.9, 1)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A sound model, and the same with one weight of a layer in the first stage, or in the last, that is no number."""
+    folder = tmp_path_factory.mktemp("models")
+    sound = write_llama(folder / "sound", layers=2)
+    return {
+        "sound": str(sound),
+        "first": str(damaged(sound, folder / "first", 0)),
+        "last": str(damaged(sound, folder / "last", 1)),
+    }
+
+
+def damaged(sound: Path, folder: Path, layer: int) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((sound / name).read_bytes())
+    tensors = load_file(sound / "model.safetensors")
+    tensors[f"model.layers.{layer}.mlp.down_proj.weight"][5, 7] = np.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def text(target: str, draft: str | None, strategy: str, sampling: Sampling, backend: str = "numpy") -> tuple[int, ...]:
+    plan = Plan(backend=backend, target=target, draft=draft, stages=2, transport="inproc", cells=256)
+    with Cluster(plan) as cluster:
+        chosen = open_strategy(strategy, {})
+        return cluster.generate(PROMPT, chosen, max_tokens=6, sampling=sampling, stop_ids=()).token_ids
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, FILTERED], ids=["greedy", "warm", "filtered"])
+@pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])
+def test_the_last_stage_says_that_logits_are_not_finite(
+    models: dict[str, str], strategy: str, sampling: Sampling
+) -> None:
+    with pytest.raises(LaunchError, match=LINE):
+        text(models["last"], None if strategy == "iterative" else models["sound"], strategy, sampling)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "llamacpp"])
+def test_hidden_states_that_are_not_finite_lead_there_too(models: dict[str, str], backend: str) -> None:
+    pytest.importorskip({"torch": "torch", "llamacpp": "llama_cpp", "numpy": "numpy"}[backend])
+    with pytest.raises(LaunchError, match=LINE):
+        text(models["first"], models["sound"], "pipeinfer", WARM, backend)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FILTERED], ids=["greedy", "filtered"])
+@pytest.mark.parametrize("strategy", ["speculative", "pipeinfer"])
+def test_a_draft_that_is_not_finite_costs_its_guesses_alone(
+    models: dict[str, str], strategy: str, sampling: Sampling
+) -> None:
+    expected = text(models["sound"], None, "iterative", sampling)
+    assert text(models["sound"], models["last"], strategy, sampling) == expected
+
+
+@pytest.mark.parametrize("command", ["generate", "record"])
+def test_on_the_command_line_it_is_one_line(models: dict[str, str], command: str, tmp_path: Path) -> None:
+    arguments = ["--target", models["first"], "--draft", models["sound"], "--tokens", "4"]
+    arguments += {
+        "generate": ["x", "--nodes", "3", "--check", "--json"],
+        "record": ["--prompts", "1", "--out", str(tmp_path / "trace.json")],
+    }[command]
+    done = subprocess.run([sys.executable, "-m", "pipeinfer", command, *arguments], capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout.strip() == ""
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "are not finite (the best is nan)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_in_a_recipe_its_trials_are_errors_without_a_speed(models: dict[str, str]) -> None:
+    live = Live(
+        backend="numpy", target=models["first"], draft=models["sound"], transport="inproc", stages=2,
+        prompts=["path-join"], temperatures=[0.0], top_p=1.0, seed=0, tokens=4, repeats=1,
+    )  # fmt: skip
+    cells = [LiveCell(strategy, {}, "path-join", 0.0, 0, live) for strategy in ("iterative", "pipeinfer")]
+    for record in run_live(cells):
+        assert record.trial is None
+        assert "are not finite" in record.error
