@@ -21,7 +21,11 @@ _kept_alive: list[Any] = []
 
 @cache
 def llama() -> ModuleType:
-    """llama.cpp's C functions, initialised, its log silenced but for `first_error`."""
+    """llama.cpp's C functions, initialised, its log silenced but for `first_error`.
+
+    When it aborts, its own words shall be the last: it would let a debugger write pages behind them.
+    """
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     api = import_module("llama_cpp.llama_cpp")
     listener = api.llama_log_callback(listen)
     _kept_alive.append(listener)

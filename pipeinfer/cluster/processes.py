@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from pipeinfer.cluster.process_end import how_it_ended
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, TransportError, open_transport
@@ -158,8 +159,7 @@ class Processes:
             time.sleep(NOTICE_S / 10)
 
     def _last_words(self, rank: int) -> str:
-        code = self._processes[rank].returncode
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = how_it_ended(self._processes[rank].returncode)
         said = self._logs[rank].read_text(errors="replace").strip().splitlines()
         return f"{how}: {said[-1]}" if said else how
 
