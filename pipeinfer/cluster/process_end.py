@@ -3,10 +3,10 @@
 import signal
 
 USUALLY = {
-    "SIGILL": "an instruction that this processor does not have: an engine was built for another one, `pipeinfer doctor`"
-              " names the cure",
-    "SIGSEGV": "a fault in native code, of an engine or a model file that it cannot read: `pipeinfer doctor` tries each"
-               " engine",
+    "SIGILL": "an instruction that this processor does not have: an engine was built for another one,"
+              " `pipeinfer doctor` names the cure",
+    "SIGSEGV": "a fault in native code, of an engine or a model file that it cannot read:"
+               " `pipeinfer doctor` tries each engine",
     "SIGBUS": "memory that is not there: /dev/shm is full, or a mapped model file was cut short",
     "SIGABRT": "an engine found a fault of its own and stopped",
     "SIGFPE": "a division by zero in native code",
