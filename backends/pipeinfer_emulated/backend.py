@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core.messages import KvOp
-from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, check_layers
+from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, Token, check_layers
 from pipeinfer.engine.kv_cells import Cells, Taken
 from pipeinfer.modelling.profile import Curve
 from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent, read_trace
@@ -185,11 +185,14 @@ class NumberTokenizer:
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         return [sum(word.encode()) % self._vocabulary for word in text.split()]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f" {token}" for token in ids)
+
+    def tokens(self) -> Mapping[int, Token]:
+        return {token: Token(str(token), special=False) for token in range(self._vocabulary)}
 
 
 def wait_until(deadline: float, abort: AbortCheck) -> bool:

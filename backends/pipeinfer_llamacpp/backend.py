@@ -3,19 +3,23 @@
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
-from pipeinfer.engine.backend import BadModel, ModelInfo, check_layers
+from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer, check_layers
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
+from pipeinfer.engine.huggingface.generation_config import end_tokens
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
 from pipeinfer_llamacpp.embedding import Embedding
-from pipeinfer_llamacpp.export import ENDS, QUANTISATIONS, exported
+from pipeinfer_llamacpp.export import ALL_ENDS, ENDS, QUANTISATIONS, exported
 from pipeinfer_llamacpp.gguf_file import GgufFile, type_name
 from pipeinfer_llamacpp.library import F16, F32
 from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
 from pipeinfer_llamacpp.stage import LlamaCppStage
-from pipeinfer_llamacpp.tokenizer import GgufTokenizer, vocabulary_digest
+from pipeinfer_llamacpp.tokenizer import GgufTokenizer, tokenizer_of, vocabulary_digest
+from pipeinfer_numpy.config import read_config
 
 # The libraries themselves are loaded with the first model; without them the plug-in says at once what is missing.
 for library in ("llama_cpp", "gguf"):
@@ -62,7 +66,9 @@ class LlamaCppBackend:
         self._cache = cache_folder("llamacpp", cache)
 
     def info(self, model: str) -> ModelInfo:
-        source = self._open(model)
+        path = find_model(model)
+        source = self._open(path)
+        conventions = of_folder(path) if path.is_dir() else of_file(source)
         blocks = bytes_by_block(source)
         others = {name: tensor for name, tensor in source.tensors.items() if not name.startswith("blk.")}
         if OUTPUT in others:
@@ -72,19 +78,20 @@ class LlamaCppBackend:
             layers=len(blocks),
             hidden_size=source.count("embedding_length"),
             vocabulary=len(source.required("tokenizer.ggml.tokens")),
-            vocabulary_digest=vocabulary_digest(source),
+            vocabulary_digest=conventions.digest,
             context=source.count("context_length"),
             layer_bytes=max(blocks),
             head_bytes=sum(tensor.stop - tensor.start for tensor in others.values()),
-            eos=ends_of(source),
+            eos=conventions.ends,
             precision=self._precision(source),
             kv_bytes=self._kv_bytes(source),
+            notes=conventions.notes,
         )
 
     def load(self, model: str, layers: tuple[int, int], *, cells: int, sequences: int) -> LlamaCppStage:
         if cells < 1 or not 1 <= sequences <= SEQUENCES:
             raise ValueError(f"expected at least 1 cell and 1 to {SEQUENCES} sequences, came {cells} and {sequences}")
-        source = self._open(model)
+        source = self._open(find_model(model))
         count = source.count("block_count")
         check_layers(layers, count, model)
         first, stop = layers
@@ -108,8 +115,9 @@ class LlamaCppBackend:
         path = find_model(model)
         return Checkpoint(path).present() if path.is_dir() else [path]
 
-    def tokenizer(self, model: str) -> GgufTokenizer:
-        return GgufTokenizer(self._open(model))
+    def tokenizer(self, model: str) -> Tokenizer:
+        path = find_model(model)
+        return HfTokenizer(path) if path.is_dir() else tokenizer_of(GgufFile(path))
 
     def _precision(self, source: GgufFile) -> str:
         stored = precision_of_weights(source)
@@ -130,8 +138,7 @@ class LlamaCppBackend:
         width = source.value(f"{prefix}key_length", width) + source.value(f"{prefix}value_length", width)
         return kv_heads * int(width) * KV_SIZES[self._kv_type]
 
-    def _open(self, model: str) -> GgufFile:
-        path = find_model(model)
+    def _open(self, path: Path) -> GgufFile:
         return GgufFile(exported(path, self._quantisation, self._cache) if path.is_dir() else path)
 
 
@@ -166,7 +173,28 @@ def precision_of_weights(source: GgufFile) -> str:
     return {F32: "float32", F16: "float16"}.get(coarsest) or type_name(coarsest)
 
 
-def ends_of(source: GgufFile) -> tuple[int, ...]:
-    """The tokens that end a generation."""
-    ends = (source.value(f"tokenizer.ggml.{name}_token_id") for name in ENDS)
-    return tuple(dict.fromkeys(end for end in ends if end is not None))
+class Conventions(NamedTuple):
+    """Of a model's vocabulary: its digest, the tokens that end a generation, what is wrong with it."""
+
+    digest: str
+    ends: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def of_folder(folder: Path) -> Conventions:
+    """What every backend takes from the folder. Raises BadModel."""
+    ends = end_tokens(folder, read_config(folder).eos_token_id)
+    return Conventions(HfTokenizer(folder).digest(), ends, ())
+
+
+def of_file(source: GgufFile) -> Conventions:
+    """What llama.cpp itself makes of the file. Raises BadModel."""
+    tokenizer = tokenizer_of(source)
+    return Conventions(vocabulary_digest(source), ends_of(source, tokenizer), tokenizer.warnings)
+
+
+def ends_of(source: GgufFile, tokenizer: GgufTokenizer) -> tuple[int, ...]:
+    """The tokens that end a generation: those that the file names, and what llama.cpp takes for such by their text."""
+    named = [source.value(f"tokenizer.ggml.{name}_token_id") for name in ENDS]
+    known = [end for end in named if end is not None]
+    return tuple(dict.fromkeys((*known, *source.value(ALL_ENDS, []), *tokenizer.ends())))

@@ -1,7 +1,7 @@
 """A Llama model in a Hugging Face folder as a GGUF file, for the built-in pair and models like it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken
 
 from pipeinfer.engine.backend import BadModel, Hidden
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
+from pipeinfer.engine.huggingface.generation_config import end_tokens
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.engine.model_cache import made_once
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.rope import inverse_frequencies
@@ -21,7 +24,7 @@ from pipeinfer_numpy.weights import rotary_pairs
 QUANTISATIONS = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}
 """How matrices can be stored; norms are float32 always."""
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when what is written changes, so that files of an older version are not taken for new ones."""
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -30,15 +33,10 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 ENDS = ("eos", "eot", "eom")
 """GGUF's names for tokens that end a text, a turn and a message: all of them end a generation."""
 
+ALL_ENDS = "pipeinfer.end_token_ids"
+"""Our own field: every token that ends a generation, of which a model may have more than GGUF has names."""
+
 SAMPLE_BYTES = 1 << 20
-
-
-class AddedToken(msgspec.Struct):
-    """A token that is found in the text before BPE sees it."""
-
-    id: int
-    content: str
-    special: bool
 
 
 class BpeModel(msgspec.Struct):
@@ -55,15 +53,16 @@ class TokenizerJson(msgspec.Struct):
     model: BpeModel
     pre_tokenizer: dict[str, Any] | None = None
     normalizer: dict[str, Any] | None = None
-    added_tokens: list[AddedToken] = []
 
 
 class Vocabulary(NamedTuple):
-    """Tokens by id, their types, and merges as "left right"."""
+    """Tokens by id, their types, merges as "left right", and what is put before and after a text."""
 
     tokens: list[str]
     types: list[int]
     merges: list[str]
+    before: list[int]
+    after: list[int]
 
 
 def exported(folder: Path, quantisation: str, cache: Path, *, untied: bool = False) -> Path:
@@ -95,7 +94,7 @@ def export_gguf(folder: Path, path: Path, quantisation: str = "f16", *, untied: 
     vocabulary = read_vocabulary(folder, config)
     writer = import_module("gguf").GGUFWriter(path, "llama", use_temp_file=True)
     add_metadata(writer, config)
-    add_tokenizer(writer, config, vocabulary)
+    add_tokenizer(writer, end_tokens(folder, config.eos_token_id), vocabulary)
     for name, tensor in tensors_of(Checkpoint(folder), config, untied=untied):
         stored, kind = quantise(tensor, QUANTISATIONS[quantisation])
         writer.add_tensor(name, stored, raw_dtype=kind)
@@ -120,17 +119,20 @@ def add_metadata(writer: Any, config: LlamaConfig) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def add_tokenizer(writer: Any, config: LlamaConfig, vocabulary: Vocabulary) -> None:
+def add_tokenizer(writer: Any, ends: tuple[int, ...], vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
-    writer.add_add_bos_token(False)
-    for name, token in zip(ENDS, config.eos, strict=False):
+    writer.add_add_bos_token(bool(vocabulary.before))
+    writer.add_add_eos_token(bool(vocabulary.after))
+    for name, token in zip(ENDS, ends, strict=False):
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
-    if config.eos:
-        writer.add_bos_token_id(config.eos[0])  # llama.cpp takes token 11 where there is none
+    if ends:
+        writer.add_array(ALL_ENDS, list(ends))
+    if first := [*vocabulary.before, *ends]:
+        writer.add_bos_token_id(first[0])  # llama.cpp takes token 11 where there is none
 
 
 def read_vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
@@ -143,7 +145,18 @@ def read_vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     except msgspec.DecodeError as error:
         raise BadModel(f"expected a BPE tokenizer in {path}, came {error}: fetch the file again") from None
     check_byte_level(path, tokenizer)
-    return Vocabulary(*tokens_by_id(path, tokenizer, config.vocab_size), merges_of(tokenizer))
+    ours = HfTokenizer(folder)
+    before, _, after = ours.around()
+    check_around(path, before, after, end_tokens(folder, config.eos_token_id))
+    tokens, types = tokens_by_id(path, tokenizer, ours.added(), config.vocab_size)
+    return Vocabulary(tokens, types, merges_of(tokenizer), before, after)
+
+
+def check_around(path: Path, before: list[int], after: list[int], ends: tuple[int, ...]) -> None:
+    """GGUF has one token for the beginning, and for the end the one that ends a text."""
+    if len(before) > 1 or after not in ([], list(ends[:1])):
+        raise BadModel(f"expected at most one token before a text in {path}, and after it at most the one that ends a"
+                       f" text, came {before} and {after}: choose the backend numpy or torch")
 
 
 def check_byte_level(path: Path, tokenizer: TokenizerJson) -> None:
@@ -160,10 +173,13 @@ def check_byte_level(path: Path, tokenizer: TokenizerJson) -> None:
                        f" {kind.get('type', 'nothing')}: convert the model with llama.cpp's convert_hf_to_gguf.py")
 
 
-def tokens_by_id(path: Path, tokenizer: TokenizerJson, size: int) -> tuple[list[str], list[int]]:
+def tokens_by_id(
+    path: Path, tokenizer: TokenizerJson, found: Mapping[int, AddedToken], size: int
+) -> tuple[list[str], list[int]]:
+    """Tokens and their types; `found` are those that are found in the text before BPE sees it."""
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
-    added = {token.id: (token.content, CONTROL if token.special else USER_DEFINED) for token in tokenizer.added_tokens}
+    added = {number: (token.content, CONTROL if token.special else USER_DEFINED) for number, token in found.items()}
     known = {number: (token, NORMAL) for token, number in tokenizer.model.vocab.items()} | added
     if max(known) >= size:
         raise BadModel(f"expected token ids 0..{size - 1} in {path}, came {max(known)}: config.json and tokenizer.json"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Any
 
 from pipeinfer.errors import one_line
 
-ERROR_LEVEL = 4
+WARNING_LEVEL, ERROR_LEVEL = 3, 4
+MOST_WARNINGS = 64
 F32, F16 = 0, 1
 """ggml's numbers of the plain types."""
 
 _errors: list[str] = []
+_warnings: list[str] = []
 _kept_alive: list[Any] = []
 """Callbacks that the native library holds pointers to."""
 
 
 @cache
 def llama() -> ModuleType:
-    """llama.cpp's C functions, initialised, its log silenced but for `first_error`.
+    """llama.cpp's C functions, initialised, its log silenced but for `first_error` and `warnings`.
 
     When it aborts, its own words shall be the last: it would let a debugger write pages behind them.
     """
@@ -35,19 +38,28 @@ def llama() -> ModuleType:
 
 
 def listen(level: int, text: bytes, _: object) -> None:
-    """Keep error lines; llama.cpp logs a page for every model."""
+    """Keep errors and warnings, a line each; llama.cpp logs a page for every model."""
+    if level == WARNING_LEVEL and len(_warnings) < MOST_WARNINGS:
+        _warnings.append(one_line(text.decode(errors="replace")))
     if level >= ERROR_LEVEL and text.strip(b".\n "):
         _errors.append(one_line(text.decode(errors="replace")))
 
 
 def forget_errors() -> None:
-    """To be called before what `first_error` is asked about."""
+    """To be called before what `first_error` or `warnings` is asked about."""
     _errors.clear()
+    _warnings.clear()
 
 
 def first_error() -> str:
     """The first error that llama.cpp has logged, in one line: those that follow say where it was noticed."""
     return _errors[0] if _errors else "nothing more"
+
+
+def warnings() -> list[str]:
+    """What llama.cpp has warned of, without the name of its function, frames of asterisks and repetitions."""
+    said = [re.sub(r"^\w+:\s*", "", line) for line in _warnings]
+    return list(dict.fromkeys(line for line in said if re.search(r"\w", line)))
 
 
 @cache

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeinfer.engine.backend import ModelInfo, check_layers
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer.engine.huggingface.folder import find_folder
+from pipeinfer.engine.huggingface.generation_config import end_tokens
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.model import LlamaStage
@@ -32,7 +33,7 @@ class NumpyBackend:
             context=config.max_position_embeddings,
             layer_bytes=FLOAT_BYTES * layer_parameters(config),
             head_bytes=FLOAT_BYTES * config.hidden_size * (config.vocab_size + 1),
-            eos=config.eos,
+            eos=end_tokens(folder, config.eos_token_id),
             embedding_bytes=FLOAT_BYTES * config.hidden_size * config.vocab_size,
             kv_bytes=2 * FLOAT_BYTES * config.kv_heads * config.head_size,
         )

@@ -52,11 +52,6 @@ class LlamaConfig(msgspec.Struct, frozen=True):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
-    def eos(self) -> tuple[int, ...]:
-        ids = self.eos_token_id
-        return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
-
-    @property
     def rope(self) -> dict[str, Any]:
         """How positions are encoded; transformers 5 writes `rope_parameters`, before it was `rope_scaling`."""
         return self.rope_parameters or self.rope_scaling or {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.huggingface.checkpoint import INDEX, Checkpoint
+from pipeinfer.engine.huggingface.generation_config import end_tokens
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer_torch.source import find_model
 
@@ -66,7 +67,7 @@ class TorchBackend:
             context=config.max_position_embeddings,
             layer_bytes=skeleton.layer_bytes(),
             head_bytes=skeleton.head_bytes(),
-            eos=skeleton.eos,
+            eos=end_tokens(folder, config.eos_token_id),
             precision=str(skeleton.dtype).removeprefix("torch."),
             embedding_bytes=skeleton.embedding_bytes(),
             kv_bytes=skeleton.kv_bytes(),

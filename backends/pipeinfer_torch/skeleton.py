@@ -38,11 +38,6 @@ class Skeleton:
     def architecture(self) -> str:
         return type(self.model).__name__
 
-    @property
-    def eos(self) -> tuple[int, ...]:
-        ids = self.config.eos_token_id
-        return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
-
     def reach(self, layer: int) -> int | None:
         """How many positions back layer `layer` sees, its own counted; None is all."""
         kinds = getattr(self.config, "layer_types", None)

@@ -94,6 +94,14 @@ class Models:
         self.cells = plan.cells or self.target.context + SPARE_CELLS
 
     @property
+    def notes(self) -> list[str]:
+        """What a user should know of the models, a line each."""
+        found = [f"{self.plan.target}: {note}" for note in self.target.notes]
+        if self.draft is not None:
+            found += [f"{self.plan.draft}: {note}" for note in self.draft.notes]
+        return list(dict.fromkeys(found))
+
+    @property
     def count(self) -> int:
         """How many ranks there are."""
         return len(self.split) + len(self.draft_split)

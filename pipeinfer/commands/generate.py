@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeinfer.core.head import Head
     from pipeinfer.core.log import EventLog
     from pipeinfer.core.messages import Sampling
+    from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.results.trial import Trial
 
 DEFAULT_PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
@@ -54,6 +55,8 @@ def generate(
     key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
     log: Annotated[Path | None, typer.Option(help="Write the head's event log; `pipeinfer replay` reads it.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The prompt without the model's special tokens.")] = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after tokens that end a text.")] = False,
     check: Annotated[bool, typer.Option(help="Then decode one by one on a single stage and compare.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -62,6 +65,7 @@ def generate(
     from pipeinfer.cluster.mpi_world import settle
     from pipeinfer.commands.view import starting
     from pipeinfer.core.messages import Sampling
+    from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.plugins import open_strategy
 
     given = nodes
@@ -85,18 +89,21 @@ def generate(
             cluster = stack.enter_context(Cluster(plan))
         if transport == "mpi" or cluster.plan.layers == "auto":
             _print_layout(cluster)
-        prompt_ids = cluster.tokenizer.encode(text)
-        view = _view(cluster, text, stop or [], quiet=as_json)
-        with view:
+        for note in cluster.models.notes:
+            print(f"note: {note}", file=sys.stderr)
+        prompt_ids = cluster.tokenizer.encode(text, add_special=not raw)
+        ends = () if ignore_eos else cluster.models.target.eos
+        stream = TextStream(cluster.tokenizer, stop or [], prompt=prompt_ids, ends=ends)
+        with _view(cluster, stream, text, quiet=as_json) as view:
             trial = cluster.generate(
-                prompt_ids, chosen, max_tokens=tokens, sampling=sampling, on_tokens=view.on_tokens,
+                prompt_ids, chosen, max_tokens=tokens, sampling=sampling, stop_ids=ends, on_tokens=view.on_tokens,
                 open_log=log_opener(log_file, strategy, key_values(option)) if log_file else None,
             )  # fmt: skip
         if trace is not None:
             _write_trace(cluster, trace)
     checked = _check(plan, prompt_ids, sampling, trial) if check else None
     if as_json:
-        _print_json(trial, view.stream.text, checked)
+        _print_json(trial, prompt_ids, stream.text, checked)
     else:
         view.print_summary(trial)
     if checked is not None:
@@ -193,12 +200,10 @@ def calibrated_draft(profile: Path) -> str:
     return ",".join(str(stop - start) for start, stop in (share.layers for share in read_profile(profile).draft_shares))
 
 
-def _view(cluster: "Cluster", prompt: str, stops: list[str], *, quiet: bool) -> Any:
+def _view(cluster: "Cluster", stream: "TextStream", prompt: str, *, quiet: bool) -> Any:
     from pipeinfer.cluster.mpi_world import in_world
     from pipeinfer.commands.view import LiveView, PlainView, View
-    from pipeinfer.engine.text_stream import TextStream
 
-    stream = TextStream(cluster.tokenizer, stops)
     # Open MPI gives the head a terminal, wherever its output goes.
     terminal = sys.stdout.isatty() and not in_world()
     if quiet:
@@ -226,9 +231,9 @@ def _check(plan: "Plan", prompt: list[int], sampling: "Sampling", trial: "Trial"
         return check(plan, prompt, sampling, trial)
 
 
-def _print_json(trial: "Trial", text: str, checked: "Check | None") -> None:
+def _print_json(trial: "Trial", prompt_ids: list[int], text: str, checked: "Check | None") -> None:
     from pipeinfer.commands.output import print_json
     from pipeinfer.results.metrics import summary
 
     checks = {} if checked is None else {"check": checked.summary}
-    print_json({**summary(trial), **checks, "text": text})
+    print_json({**summary(trial), **checks, "prompt_ids": prompt_ids, "text": text})

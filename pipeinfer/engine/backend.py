@@ -4,8 +4,8 @@ A backend plug-in is an entry point in the group `pipeinfer.backends` naming a c
 `pipeinfer.testing.BackendConformance` checks all that is promised here; `backends/README.md` is the guide.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     "float32" never as much as another token; "bfloat16", "float16", "tf32" or a quantisation like "q8_0" may turn a tie
     (`pipeinfer.results.divergence`). Bytes are of the weights of the largest layer, of the output head (behind the last
     layer) and of the embedding (before the first), and of one layer's keys and values for one cell; 0 where not known.
+    `eos` are all the tokens that end a text; `notes` what a user should know of the model, a line each.
     """
 
     architecture: str
@@ -43,7 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     precision: str = "float32"
     embedding_bytes: int = 0
     kv_bytes: int = 0
-
+    notes: tuple[str, ...] = ()
 
     def stage_bytes(self, layers: tuple[int, int], cells: int) -> int:
         """What a stage holds: its layers' weights and KV cells, the embedding on the first, the head on the last."""
@@ -118,12 +119,26 @@ class CellsFull(RuntimeError):  # noqa: N818
     """More rows than free KV cells: the head's ledger should have prevented it."""
 
 
+class Token(NamedTuple):
+    """An entry of a vocabulary as its file writes it. `special`: it was added to the pieces that texts are cut into."""
+
+    text: str
+    special: bool
+
+
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Text to ids and back, as the model's own engine does it."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """The ids of `text` with what the model's own engine puts around it, such as a token that begins every text:
+        once, also where the text has it already. `add_special` False: the text alone. A special token that is written
+        in the text is that token either way."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text, special tokens among it."""
+
+    def tokens(self) -> Mapping[int, Token]:
+        """Every entry by its id."""
 
 
 class Backend(Protocol):

@@ -21,6 +21,7 @@ from pipeinfer.cluster.placement import even_split
 from pipeinfer.engine.backend import BadModel, Tokenizer
 from pipeinfer.engine.huggingface.folder import builtin_folder
 from pipeinfer.engine.model_cache import cache_folder, expanded
+from pipeinfer.engine.text_stream import continuation
 from pipeinfer.errors import one_line
 from pipeinfer.plugins import BACKENDS, load, open_backend
 from pipeinfer.reproduce.external_program import Chunk, Watched, joined, watch
@@ -152,17 +153,19 @@ def trial_of(found: Watched, cell: ProgramCell, prompt: str, tokenizer: Tokenize
     if len(ids) < 2:
         raise _Failed(f"it wrote {len(ids)} tokens: {_complaint(said)}")
     start = prompt_at or 0.0
+    prompt_ids = tokenizer.encode(prompt)
     return Trial(
         strategy=cell.program,
         fidelity="real",
-        prompt_tokens=len(tokenizer.encode(prompt)),
+        prompt_tokens=len(prompt_ids),
         token_ids=tuple(ids),
         emit_s=tuple(at - start for at in emit_s),
         reason="length",
         runs=(),
         ranks=(),
         config={
-            **msgspec.to_builtins(cell), "text": tokenizer.decode(ids), "loaded_s": prompt_at, "whole_s": found.seconds,
+            **msgspec.to_builtins(cell), "text": continuation(tokenizer, prompt_ids, ids),
+            "loaded_s": prompt_at, "whole_s": found.seconds,
             "own_tokens_per_second": _own_speed(said), "exit_code": found.code,
         },
     )  # fmt: skip
@@ -196,8 +199,8 @@ def _tokens(
     """At most that many tokens of a text, counted by our tokenizer, and when each had come."""
     emit_s: list[float] = []
     for at, length in arrivals:
-        emit_s += [at] * (len(tokenizer.encode(text[:length])) - len(emit_s))
-    ids = tokenizer.encode(text)[:most]
+        emit_s += [at] * (len(tokenizer.encode(text[:length], add_special=False)) - len(emit_s))
+    ids = tokenizer.encode(text, add_special=False)[:most]
     return ids, emit_s[: len(ids)]
 
 

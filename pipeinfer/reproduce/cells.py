@@ -14,6 +14,8 @@ import msgspec
 
 from pipeinfer import workload
 from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.special_tokens import framed
+from pipeinfer.engine.text_stream import continuation
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.reproduce.recipes import Live, LiveCell, SimCell
 from pipeinfer.reproduce.records import Record, record_of
@@ -154,16 +156,19 @@ def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
     wanted = cell.live.prompt_tokens
     if len(ids) < wanted:
         others = [other for other in workload.prompts() if other != text]
-        ids = cluster.tokenizer.encode("\n\n".join([*others, text]))[-wanted:]
+        long = "\n\n".join([*others, text])
+        whole = framed(cluster.tokenizer.encode(long, add_special=False), cluster.tokenizer.encode(long))
+        kept = wanted - len(whole.before) - len(whole.after)
+        ids = [*whole.before, *whole.text[-kept:], *whole.after]
     return ids
 
 
 def _generate(cluster: Any, cell: LiveCell) -> Trial:
     from pipeinfer.plugins import open_strategy
 
-    live = cell.live
+    live, prompt = cell.live, _prompt(cluster, cell)
     trial: Trial = cluster.generate(
-        _prompt(cluster, cell),
+        prompt,
         open_strategy(cell.strategy, cell.options),
         max_tokens=live.tokens,
         sampling=sampling_of(live, cell.temperature),
@@ -171,5 +176,5 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
         margins=True,
         prompt_chunk=cell.prompt_chunk,
     )
-    text = cluster.tokenizer.decode(trial.token_ids)
+    text = continuation(cluster.tokenizer, prompt, trial.token_ids)
     return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), "text": text})

@@ -130,10 +130,12 @@ class BackendConformance:
     def test_the_tokenizer_gives_the_text_back(self, name: str) -> None:
         tokenizer = self.backend().tokenizer(name)
         text = "def double(x):\n    return 2 * x  # naïve"
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, add_special=False)
+        assert set(ids) <= set(tokenizer.encode(text))
         assert all(0 <= token < self.backend().info(name).vocabulary for token in ids)
         assert tokenizer.decode(ids).strip() == text
-        assert tokenizer.encode("") == []
+        assert tokenizer.encode("", add_special=False) == []
+        assert set(ids) <= set(tokenizer.tokens())
 
     def test_a_stage_holds_its_share_of_the_memory(self, name: str) -> None:
         layers = self.backend().info(name).layers

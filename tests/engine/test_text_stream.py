@@ -1,6 +1,6 @@
 """Text from tokens as they are committed: whole characters, and nothing after a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import pytest
@@ -8,17 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeinfer.core.effects import Stop
+from pipeinfer.engine.backend import Token
 from pipeinfer.engine.text_stream import TextStream
 
 
 class Bytes:
     """A tokenizer of one token per byte, so that a character may take four of them."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def tokens(self) -> Mapping[int, Token]:
+        return {byte: Token(chr(byte), special=False) for byte in range(256)}
 
 
 def groups(text: str, cuts: Sequence[int]) -> list[list[int]]:
@@ -99,3 +103,11 @@ def test_no_stop_string_stops_nothing(stops: list[str]) -> None:
     stream = TextStream(Bytes(), stops)
     assert stream.feed(b"anything") is None
     assert stream.text == "anything"
+
+
+def test_the_token_that_ends_a_text_is_no_part_of_it() -> None:
+    stream = TextStream(Bytes(), ends=[0])
+    stream.feed(b"the end\0")
+    stream.finish()
+    assert stream.text == "the end"
+    assert stream.tokens == list(b"the end\0")

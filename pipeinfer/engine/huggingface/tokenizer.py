@@ -1,18 +1,29 @@
-"""A Hugging Face tokenizer without special tokens, and the digest that tells vocabularies apart."""
+"""The tokenizer of a Hugging Face folder, as transformers reads it.
+
+tokenizer.json is the truth about how a text is cut and what its post-processor puts around it. tokenizer_config.json
+names further tokens (`added_tokens_decoder`, `bos_token` and the like) that are found in texts as well; its
+`add_bos_token` and `add_eos_token` say nothing where there is a tokenizer.json, as in transformers 5.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+import msgspec
+from tokenizers import AddedToken, Tokenizer
 
-from pipeinfer.engine.backend import BadModel
+from pipeinfer.engine.backend import BadModel, Token
+from pipeinfer.engine.special_tokens import Framed, framed
 from pipeinfer.errors import one_line
+
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 class HfTokenizer:
-    """tokenizer.json of a model folder. Raises BadModel when it is missing or malformed."""
+    """Raises BadModel when a file is missing or malformed, or for a kind of tokenizer that loses spaces."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
@@ -22,14 +33,97 @@ class HfTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BadModel(f"expected a tokenizer in {path}, came {one_line(error)}: fetch the file again") from None
+        kind = type(self._tokenizer.model).__name__
+        if kind == "WordPiece":
+            raise BadModel(f"expected BPE or Unigram in {path}, came {kind}, which cannot give a text's spaces back: it"
+                           " is of an encoder, choose a model that generates")
+        self._config = read_settings(folder)
+        forget_training(self._tokenizer)
+        add_named_tokens(self._tokenizer, self._config)
+        self._tokenizer.encode_special_tokens = bool(self._config.get("split_special_tokens"))
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        return self._framed(text).ids if add_special else self._ids(text, add_special=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def around(self) -> Framed:
+        """What is put around a text, one that is short."""
+        return self._framed("a")
+
+    def added(self) -> Mapping[int, AddedToken]:
+        """The tokens that are found in a text before it is cut, by id."""
+        found: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
+        return found
+
+    def _framed(self, text: str) -> Framed:
+        return framed(self._ids(text, add_special=False), self._ids(text, add_special=True))
+
+    def _ids(self, text: str, *, add_special: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def tokens(self) -> Mapping[int, Token]:
+        added = self.added()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {number: Token(text, number in added) for text, number in vocabulary.items()}
 
     def digest(self) -> str:
         """Short SHA-256 over the sorted (token, id) pairs: equal exactly when ids mean the same tokens."""
         entries = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items())
         return hashlib.sha256(json.dumps(entries, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json, each of which may be absent. Raises BadModel."""
+    settings: dict[str, Any] = {}
+    for name in (MAP, CONFIG):
+        path = folder / name
+        try:
+            settings |= msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        except FileNotFoundError:
+            continue
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadModel(f"expected a tokenizer's settings in {path}, came {error}: fetch the file again") from None
+    return settings
+
+
+def forget_training(tokenizer: Tokenizer) -> None:
+    """Settings that were left active when the file was saved: they would cut texts, fill them up or vary them."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+
+
+def add_named_tokens(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+    """Have the tokenizer find the tokens that the settings name; what they say of one goes before tokenizer.json."""
+    listed = settings.get("added_tokens_decoder") or {}
+    described = [as_added(token) for _, token in sorted(listed.items(), key=lambda item: int(item[0]))]
+    tokenizer.add_tokens([token for token in described if token is not None])
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_special_tokens([token for token in named_tokens(settings) if token.content not in known])
+
+
+def named_tokens(settings: Mapping[str, Any]) -> Iterator[AddedToken]:
+    """`bos_token`, `eos_token` and the like, and the further special ones."""
+    values = [value for name, value in settings.items() if name.endswith("_token")]
+    for name in LISTS:
+        further = settings.get(name) or []
+        values += further.values() if isinstance(further, dict) else further
+    for value in values:
+        token = as_added(value)
+        if token is not None:
+            yield token
+
+
+def as_added(value: object) -> AddedToken | None:
+    """A token as the settings write it, as a text or with its properties; None for what is none, like a flag."""
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        return None
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(value["content"], **{name: bool(value[name]) for name in names if name in value})

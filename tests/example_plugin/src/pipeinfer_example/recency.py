@@ -3,13 +3,13 @@
 It has no weights to load, yet everything a real one has: stages, KV cells with sequence tags, cancellation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core.messages import KvOp
-from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo
+from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, Token
 from pipeinfer.engine.kv_cells import Cells
 
 LAYERS, HIDDEN, VOCABULARY = 4, 48, 260
@@ -92,11 +92,14 @@ class RecencyStage:
 class ByteTokenizer:
     """One token per byte."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+    def tokens(self) -> Mapping[int, Token]:
+        return {byte: Token(f"<0x{byte:02X}>", special=False) for byte in range(256)}
 
 
 def _depth(model: str) -> int:

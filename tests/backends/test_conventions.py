@@ -1,0 +1,175 @@
+"""A model's own conventions, end to end: what it is fed, where its text begins and where it ends, for every backend."""
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, processors
+
+from pipeinfer.cli import main
+from pipeinfer.engine.backend import BadModel
+from pipeinfer.plugins import open_backend
+from pipeinfer.testing import write_llama
+from pipeinfer.testing.backends import chain, never
+
+BACKENDS = {"numpy": "numpy", "torch": "transformers", "llamacpp": "llama_cpp"}
+Generate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if find_spec(BACKENDS[name]) is None:
+        pytest.skip(f"{name} is not installed: pip install 'pipeinfer[{name}]'")
+    return name
+
+
+@pytest.fixture
+def generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """`pipeinfer generate --json` on one stage, in this process: what it prints."""
+
+    def generate(backend: str, model: Path, prompt: str, *options: str) -> dict[str, Any]:
+        cache = ["--backend-option", f"cache={tmp_path}"] if backend == "llamacpp" else []
+        chosen = ["--backend", backend, *cache, "--target", str(model), "--strategy", "iterative", "--nodes", "1"]
+        sizes = ["--transport", "inproc", "--cells", "256", "--tokens", "12", "--json"]
+        monkeypatch.setattr(sys, "argv", ["pipeinfer", "generate", prompt, *chosen, *sizes, *options])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return generate
+
+
+def edit(folder: Path, file: str, **fields: object) -> Path:
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
+    return folder
+
+
+def with_beginning(folder: Path) -> Path:
+    """Its tokenizer puts token 0 before each text."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    beginning = tokenizer.id_to_token(0)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{beginning} $A", special_tokens=[(beginning, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """What the model writes after `def f(` where nothing ends it; no id twice before the sixth."""
+    return said(write_llama(tmp_path_factory.mktemp("plain") / "model"))
+
+
+def said(folder: Path) -> list[int]:
+    stage = open_backend("numpy", {}).load(str(folder), (0, 4), cells=64, sequences=1)
+    ids = open_backend("numpy", {}).tokenizer(str(folder)).encode("def f(")
+    start = len(ids)
+    while len(ids) < start + 12:
+        stage.clear()
+        ids.append(int(np.argmax(stage.forward(chain(ids, outputs=1), None, never)[0])))
+    return ids[start:]
+
+
+def test_what_was_fed_is_said(tmp_path: Path, backend: str, generate: Generate) -> None:
+    folder = with_beginning(write_llama(tmp_path / "model"))
+    plain = generate(backend, folder, "def f(", "--raw")
+    fed = generate(backend, folder, "def f(")
+    assert fed["prompt_ids"] == [0, *plain["prompt_ids"]]
+    assert (fed["prompt_tokens"], plain["prompt_tokens"]) == (7, 6)
+    beginning = Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(0)
+    assert generate(backend, folder, f"{beginning}def f(")["prompt_ids"] == fed["prompt_ids"]
+    assert generate(backend, folder, f"{beginning}def f(", "--raw")["prompt_ids"] == fed["prompt_ids"]
+
+
+def test_every_backend_is_fed_the_same(tmp_path: Path, backend: str, generate: Generate) -> None:
+    folder = with_beginning(write_llama(tmp_path / "model"))
+    edit(folder, "tokenizer_config.json", additional_special_tokens=["<|unused 7|>"])
+    text = "naïve <|unused 7|>  x"
+    assert generate(backend, folder, text)["prompt_ids"] == generate("numpy", folder, text)["prompt_ids"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_ends_of_both_files_end_a_text(
+    tmp_path: Path, backend: str, generate: Generate, file: str, written: list[int]
+) -> None:
+    """A fourth end is one as well, and the end is no part of the text."""
+    end = written[5]
+    assert end not in written[:5]
+    folder = edit(write_llama(tmp_path / "model"), file, eos_token_id=[0, 297, 298, end])
+    came = generate(backend, folder, "def f(")
+    assert (came["reason"], came["token_ids"]) == ("eos", written[:6])
+    tokenizer = open_backend("numpy", {}).tokenizer(str(folder))
+    assert came["text"] == tokenizer.decode(written[:5]).rstrip("\ufffd")
+    onward = generate(backend, folder, "def f(", "--ignore-eos")
+    assert (onward["reason"], onward["token_ids"]) == ("length", written)
+
+
+def test_a_file_without_ends_leaves_those_of_the_other(tmp_path: Path, backend: str) -> None:
+    folder = edit(write_llama(tmp_path / "model"), "generation_config.json", do_sample=True)
+    options = {"cache": str(tmp_path)} if backend == "llamacpp" else {}
+    assert open_backend(backend, options).info(str(folder)).eos == (0,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(BadModel, match=r"^expected the settings of a generation in .*json, came .*: fetch"):
+        open_backend(backend, options).info(str(folder))
+
+
+# GGUF files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[[Path], Path]:
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
+    from pipeinfer_llamacpp.export import export_gguf
+
+    def export(folder: Path) -> Path:
+        export_gguf(folder, tmp_path / "model.gguf", "f32")
+        return tmp_path / "model.gguf"
+
+    return export
+
+
+def test_an_export_keeps_every_end_and_what_is_put_before_a_text(
+    tmp_path: Path, export: Any, generate: Generate
+) -> None:
+    folder = with_beginning(edit(write_llama(tmp_path / "model"), "config.json", eos_token_id=[0, 290, 291, 292, 293]))
+    file = export(folder)
+    info = open_backend("llamacpp", {}).info(str(file))
+    assert info.eos == (0, 290, 291, 292, 293)
+    assert info.vocabulary_digest == open_backend("numpy", {}).info(str(folder)).vocabulary_digest
+    fed = [generate("llamacpp", model, "def f(")["prompt_ids"] for model in (folder, file)]
+    assert fed[0] == fed[1] == open_backend("numpy", {}).tokenizer(str(folder)).encode("def f(")
+    assert fed[0][0] == 0
+
+
+def test_what_gguf_has_no_words_for_is_refused(tmp_path: Path, export: Any) -> None:
+    folder = write_llama(tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    beginning = tokenizer.id_to_token(0)
+    twice = [beginning, beginning, "$A"]
+    tokenizer.post_processor = processors.TemplateProcessing(single=twice, special_tokens=[(beginning, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(BadModel, match=r"expected at most one token before a text in .*backend numpy or torch$"):
+        export(folder)
+
+
+def test_what_llama_cpp_takes_for_an_end_ends_a_text(
+    tmp_path: Path, export: Any, generate: Generate, written: list[int]
+) -> None:
+    """By its name, where the file says nothing of it."""
+    folder = write_llama(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    end = written[5]
+    names = {number: token for token, number in tokenizer["model"]["vocab"].items()}
+    vocabulary = {"<|im_end|>" if number == end else name: number for number, name in names.items()}
+    added = [*tokenizer["added_tokens"], {**tokenizer["added_tokens"][0], "id": end, "content": "<|im_end|>"}]
+    edit(folder, "tokenizer.json", model=tokenizer["model"] | {"vocab": vocabulary}, added_tokens=added)
+    came = generate("llamacpp", export(folder), "def f(", "--backend-option", "kv_type=f32")
+    assert (came["reason"], came["token_ids"][-1]) == ("eos", end)
+    assert "<|im_end|>" not in came["text"]
