@@ -11,12 +11,12 @@ from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
 from pipeinfer.engine.huggingface.generation_config import end_tokens
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.engine.model_cache import cache_folder, expanded
-from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, cut_stage
-from pipeinfer_llamacpp.embedding import Embedding
+from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, count_layers
 from pipeinfer_llamacpp.export import ALL_ENDS, ENDS, QUANTISATIONS, exported
 from pipeinfer_llamacpp.gguf_file import GgufFile, type_name
 from pipeinfer_llamacpp.library import F16, F32
 from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
+from pipeinfer_llamacpp.probe import WHOLE, cut_stage, ports_of
 from pipeinfer_llamacpp.stage import LlamaCppStage
 from pipeinfer_llamacpp.tokenizer import GgufTokenizer, tokenizer_of, vocabulary_digest
 from pipeinfer_numpy.config import read_config
@@ -31,6 +31,9 @@ KV_SIZES = {"f16": 2, "f32": 4}
 
 SMOOTH = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
 """Architectures that are float32 throughout. Falcon and others have GELU, which ggml looks up in a table of float16."""
+
+LONG_FACTORS = "rope_factors_long.weight"
+"""Models that have it turn RoPE by one set of factors or another, as the context has few or many cells."""
 
 SEQUENCES = 256
 """How many sequence ids llama.cpp has at most."""
@@ -92,28 +95,30 @@ class LlamaCppBackend:
         if cells < 1 or not 1 <= sequences <= SEQUENCES:
             raise ValueError(f"expected at least 1 cell and 1 to {SEQUENCES} sequences, came {cells} and {sequences}")
         source = self._open(find_model(model))
-        count = source.count("block_count")
+        count = count_layers(source)
         check_layers(layers, count, model)
-        first, stop = layers
-        whole = layers == (0, count)
-        loaded = LoadedModel(source.path if whole else cut_stage(source, layers, self._cache), self._gpu_layers)
+        if layers == (0, count):
+            path, ports = source.path, WHOLE
+        else:
+            path, entry = cut_stage(source, layers, self._cache, threads=self._threads)
+            ports = ports_of(source, layers, entry)
+        loaded = LoadedModel(path, self._gpu_layers)
         loaded.check_memory()
         return LlamaCppStage(
             loaded,
-            embedding=Embedding(source) if first == 0 and not whole else None,
+            **ports,
             vocabulary=source.tensors[EMBEDDING].shape[1],
-            takes_tokens=first == 0,
-            gives_hidden=stop < count,
             cells=cells,
             sequences=sequences,
             threads=self._threads,
             kv_type=self._kv_type,
+            fixed_cells=LONG_FACTORS in source.tensors,
         )
 
     def weight_files(self, model: str) -> list[Path]:
         """Of a folder those that it is exported from: what a host made of them lies in its own cache."""
         path = find_model(model)
-        return Checkpoint(path).present() if path.is_dir() else [path]
+        return Checkpoint(path).present() if path.is_dir() else [shard.path for shard in GgufFile(path).shards]
 
     def tokenizer(self, model: str) -> Tokenizer:
         path = find_model(model)
@@ -155,7 +160,7 @@ def find_model(model: str) -> Path:
 
 def bytes_by_block(source: GgufFile) -> list[int]:
     """Bytes of each layer's tensors."""
-    count = source.count("block_count")
+    count = count_layers(source)
     return [
         sum(tensor.stop - tensor.start for name, tensor in source.tensors.items() if name.startswith(f"blk.{block}."))
         for block in range(count)

@@ -34,6 +34,18 @@ class Cells:
         self._surely_free = cells
         self._notes: list[KvOp | Entered] = []
 
+    @property
+    def count(self) -> int:
+        return len(self._positions)
+
+    def grow(self, cells: int) -> None:
+        """More of them, the new ones free."""
+        self._catch_up()
+        more = cells - self.count
+        self._tags = np.pad(self._tags, ((0, 0), (0, more)))
+        self._positions = np.pad(self._positions, (0, more))
+        self._surely_free += more
+
     def take(self, positions: Sequence[int], sequences: Sequence[Tags]) -> None:
         """A batch of one row per position enters. Raises CellsFull or ValueError, and then changes nothing."""
         check_sequences([sequence for row in sequences for sequence in row], len(self._tags))

@@ -1,22 +1,26 @@
 """Stage files: layers [i, j) of a GGUF model as a GGUF model of their own, tensors copied byte for byte.
 
 llama.cpp has no way to run some of a model's layers, but runs any model of j - i layers whole. A stage file therefore
-holds the blocks i..j-1 under the numbers 0..j-i-1. Every graph ends in the output matrix: only the last stage keeps it,
-the others have a stub of 8 tokens in its place. No stage file has an embedding or a tokenizer.
+holds the blocks i..j-1 under the numbers 0..j-i-1, and says of each by name what llama.cpp would tell by its number.
+Every graph begins at an embedding and ends in an output matrix: where a stage needs neither, the file has a stub of 8
+tokens, or a hole, in their place. No stage file has a tokenizer.
 """
 
 import hashlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from pipeinfer.engine.backend import BadModel
-from pipeinfer.engine.model_cache import made_once
+import numpy as np
+
 from pipeinfer_llamacpp.gguf_file import (
     ARRAY,
+    BOOL,
     DEFAULT_ALIGNMENT,
+    FLOAT32,
     MAGIC,
     STRING,
     UINT32,
@@ -27,12 +31,9 @@ from pipeinfer_llamacpp.gguf_file import (
     code_of,
     row_bytes,
 )
+from pipeinfer_llamacpp.library import F32
 
-ARCHITECTURES = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "falcon")
-"""What can be split. All of a layer's behaviour is in its own tensors and metadata, none in its number; hidden states
-enter the first layer as they come (Gemma scales them); llama.cpp names what leaves layer n `l_out-n`."""
-
-FORMAT = 1
+FORMAT = 2
 """Counts up when what is written changes, so that files of an older version are not taken for new ones."""
 
 STUB_TOKENS = 8
@@ -41,44 +42,18 @@ OUTPUT = "output.weight"
 BY_TOKEN = (EMBEDDING, OUTPUT, "output.bias")
 """Tensors with one row, or one value, per token."""
 
-NEVER_TIED = ("qwen2moe",)
-"""Architectures whose output matrix llama.cpp wants under its own name."""
-
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 SAMPLE_BYTES = 4096
 CHUNK_BYTES = 1 << 20
 
-
-def cut_stage(source: GgufFile, layers: tuple[int, int], folder: Path) -> Path:
-    """The stage file of `layers`, cut now or before. Raises BadModel."""
-    check_splittable(source)
-    first, stop = layers
-    name = f"{source.path.stem}-{fingerprint(source)}-{first}-{stop}.gguf"
-    return made_once(folder / name, lambda path: write_stage(source, layers, path))
+COUNTED_FROM_THE_START = ("leading_dense_block_count", "dense_layer_count")
+COUNTED_FROM_THE_END = "nextn_predict_layers"
+WINDOWS = "attention.sliding_window_pattern"
 
 
-def check_splittable(source: GgufFile) -> None:
-    if source.architecture not in ARCHITECTURES:
-        raise BadModel(f"expected an architecture that can be split ({', '.join(ARCHITECTURES)}), came"
-                       f" {source.architecture} in {source.path}: run the whole model as one stage")
-    if EMBEDDING not in source.tensors:
-        raise BadModel(f"expected a tensor {EMBEDDING} in {source.path}, came none: download it again")
-    blocks = tensors_by_block(source)
-    everything = set().union(*blocks)
-    for number, block in enumerate(blocks):
-        for missing in sorted(everything - block):
-            raise BadModel(f"expected a tensor blk.{number}.{missing} in {source.path}, as in other blocks, came none:"
-                           " download it again")
-
-
-def tensors_by_block(source: GgufFile) -> list[set[str]]:
-    """The names of each block's tensors, without the block's own prefix."""
-    blocks: list[set[str]] = [set() for _ in range(source.count("block_count"))]
-    for name in source.tensors:
-        match = BLOCK.fullmatch(name)
-        if match and int(match[1]) < len(blocks):
-            blocks[int(match[1])].add(match[2])
-    return blocks
+def count_layers(source: GgufFile) -> int:
+    """Blocks that a text goes through; those behind them, which predict further tokens, are left out."""
+    return int(source.count("block_count")) - int(source.value(f"{source.architecture}.{COUNTED_FROM_THE_END}", 0))
 
 
 def fingerprint(source: GgufFile) -> str:
@@ -88,40 +63,46 @@ def fingerprint(source: GgufFile) -> str:
     size or most of their tensors; the date is for the one that was edited in place, the samples are for archives that
     give every file the same date.
     """
-    status = source.path.stat()
-    digest = hashlib.sha256(f"{FORMAT} {status.st_size} {status.st_mtime_ns}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {version('llama-cpp-python')}".encode())
+    for shard in source.shards:
+        status = shard.path.stat()
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     digest.update(source.header)
     for tensor in source.tensors.values():
-        digest.update(source.data[tensor.start : min(tensor.stop, tensor.start + SAMPLE_BYTES)])
+        digest.update(source.bytes_of(tensor)[:SAMPLE_BYTES])
     return digest.hexdigest()[:16]
 
 
 class Piece(NamedTuple):
-    """A tensor of the stage file: its name there, its dimensions, and its bytes [start, stop) of the source."""
+    """A tensor of the stage file: its name and dimensions there, and its bytes [start, stop) in a file of the source.
+
+    A hole has as many bytes that nobody reads: they are zeros, and take no room on a disk.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: int
     start: int
     stop: int
+    shard: int
+    hole: bool = False
 
 
-def write_stage(source: GgufFile, layers: tuple[int, int], path: Path) -> None:
-    """Write the stage file of `layers`. Memory use does not grow with the model."""
-    is_last = layers[1] == source.count("block_count")
-    pieces = list(pieces_of(source, layers, is_last=is_last))
-    if is_last and OUTPUT in source.tensors and source.architecture not in NEVER_TIED:
-        pieces = tied(pieces)
-    fields = dict(fields_of(source, layers, vocabulary=source.tensors[EMBEDDING].shape[1] if is_last else STUB_TOKENS))
-    with path.open("wb") as file, source.path.open("rb") as tensors:
+def write_stage(source: GgufFile, layers: tuple[int, int], path: Path, windowed: Sequence[bool] = ()) -> None:
+    """Write the stage file of `layers`; `windowed` says of each of the model's layers whether it sees a window only,
+    and is empty where none does. Memory use does not grow with the model."""
+    pieces = list(pieces_of(source, layers, is_last=layers[1] == count_layers(source)))
+    fields = dict(fields_of(source, layers, windowed))
+    with path.open("wb") as file:
         file.write(MAGIC + struct.pack("<IQQ", 3, len(pieces), len(fields)))
         for key, value in fields.items():
             file.write(encoded(key) + value)
         write_infos(file, pieces)
         for piece in pieces:
             pad(file)
-            copy(tensors, file, piece)
+            copy(source, file, piece)
         pad(file)
+        file.truncate()
 
 
 def pieces_of(source: GgufFile, layers: tuple[int, int], *, is_last: bool) -> Iterator[Piece]:
@@ -133,45 +114,65 @@ def pieces_of(source: GgufFile, layers: tuple[int, int], *, is_last: bool) -> It
                 yield Piece(f"blk.{int(match[1]) - first}.{match[2]}", *tensor)
         elif name in BY_TOKEN and not is_last:
             yield stub_of(source, name, tensor)
+        elif name == EMBEDDING and OUTPUT in source.tensors:
+            # The last stage looks nothing up. As float32 it is left in the file, where other types may be rearranged.
+            yield Piece(name, tensor.shape, F32, 0, 4 * tensor.shape[0] * tensor.shape[1], 0, hole=True)
         else:
             yield Piece(name, *tensor)
-
-
-def tied(pieces: list[Piece]) -> list[Piece]:
-    """The output matrix under the name of the embedding, which llama.cpp takes for both.
-
-    The last of several stages looks no token up, so that it need not hold two matrices of the vocabulary's size.
-    """
-    kept = [piece for piece in pieces if piece.name != EMBEDDING]
-    return [piece._replace(name=EMBEDDING) if piece.name == OUTPUT else piece for piece in kept]
 
 
 def stub_of(source: GgufFile, name: str, tensor: Tensor) -> Piece:
     """The rows of the first 8 tokens."""
     row = tensor.shape[:-1]
     per_token = row_bytes(source.path, name, row[0] if row else 1, tensor.type)
-    return Piece(name, (*row, STUB_TOKENS), tensor.type, tensor.start, tensor.start + STUB_TOKENS * per_token)
+    stop = tensor.start + STUB_TOKENS * per_token
+    return Piece(name, (*row, STUB_TOKENS), tensor.type, tensor.start, stop, tensor.shard)
 
 
-def fields_of(source: GgufFile, layers: tuple[int, int], *, vocabulary: int) -> Iterator[tuple[str, bytes]]:
+def fields_of(source: GgufFile, layers: tuple[int, int], windowed: Sequence[bool]) -> Iterator[tuple[str, bytes]]:
     """Keys with types and values: the source's, for fewer layers, and a vocabulary without words."""
     prefix = f"{source.architecture}."
-    changed = {f"{prefix}block_count", f"{prefix}vocab_size", "general.alignment"}
+    changed = {f"{prefix}{key}" for key in ("block_count", "vocab_size", COUNTED_FROM_THE_END)} | {"general.alignment"}
     for key, field in source.fields.items():
         if key in changed or key.startswith(("tokenizer.", "split.")):
             continue
         yield key, sliced(source, field, layers) if is_per_layer(source, key) else source.raw(field)
-    yield f"{prefix}block_count", struct.pack("<II", UINT32, layers[1] - layers[0])
-    yield f"{prefix}vocab_size", struct.pack("<II", UINT32, vocabulary)
+    first, stop = layers
+    is_last = stop == count_layers(source)
+    yield f"{prefix}block_count", number(stop - first)
+    yield f"{prefix}vocab_size", number(source.tensors[EMBEDDING].shape[1] if is_last else STUB_TOKENS)
     yield "tokenizer.ggml.model", struct.pack("<I", STRING) + encoded("no_vocab")
+    for key in COUNTED_FROM_THE_START:
+        if f"{prefix}{key}" in source.fields:
+            yield f"{prefix}{key}", number(min(max(source.value(f"{prefix}{key}") - first, 0), stop - first))
+    if windowed:
+        flags = [int(flag) for flag in windowed[first:stop]]
+        yield f"{prefix}{WINDOWS}", struct.pack(f"<IIQ{len(flags)}?", ARRAY, BOOL, len(flags), *flags)
+    for key, value in head_sizes(source).items():
+        yield f"{prefix}{key}", number(value)
+    if source.architecture == "minicpm" and f"{prefix}residual_scale" not in source.fields:
+        scale = np.float32(1.4) / np.sqrt(np.float32(count_layers(source)))  # what llama.cpp takes by default
+        yield f"{prefix}residual_scale", struct.pack("<If", FLOAT32, scale)
+
+
+def head_sizes(source: GgufFile) -> dict[str, int]:
+    """What llama.cpp would conclude from the number of heads in the first layer, where layers differ in it."""
+    prefix = f"{source.architecture}."
+    heads = source.value(f"{prefix}attention.head_count")
+    if not isinstance(heads, list) or not heads[0]:
+        return {}
+    size = source.count("embedding_length") // heads[0]
+    key = source.value(f"{prefix}attention.key_length", size)
+    sizes = {"attention.key_length": key, "attention.value_length": size, "rope.dimension_count": key}
+    return {name: value for name, value in sizes.items() if f"{prefix}{name}" not in source.fields}
 
 
 def is_per_layer(source: GgufFile, key: str) -> bool:
-    """An array of the architecture with one value per layer; those of RoPE go by head dimensions."""
+    """An array with one value per layer. Those of RoPE go by head dimensions."""
     prefix = f"{source.architecture}."
-    if source.fields[key].kind != ARRAY or not key.startswith(prefix) or key.startswith(f"{prefix}rope."):
+    if source.fields[key].kind != ARRAY or not key.startswith((prefix, "xielu.")) or key.startswith(f"{prefix}rope."):
         return False
-    return len(source.value(key)) == source.count("block_count")
+    return len(source.value(key)) in (source.count("block_count"), count_layers(source))
 
 
 def sliced(source: GgufFile, field: Field, layers: tuple[int, int]) -> bytes:
@@ -182,6 +183,11 @@ def sliced(source: GgufFile, field: Field, layers: tuple[int, int]) -> bytes:
     return struct.pack(f"<IIQ{len(values)}{code_of(element)}", ARRAY, element, len(values), *values)
 
 
+def number(value: int) -> bytes:
+    """Type and value of a field."""
+    return struct.pack("<II", UINT32, value)
+
+
 def write_infos(file: BinaryIO, pieces: list[Piece]) -> None:
     offset = 0
     for piece in pieces:
@@ -190,11 +196,14 @@ def write_infos(file: BinaryIO, pieces: list[Piece]) -> None:
         offset = aligned(offset + piece.stop - piece.start)
 
 
-def copy(source: BinaryIO, target: BinaryIO, piece: Piece) -> None:
-    source.seek(piece.start)
-    left = piece.stop - piece.start
-    while left:
-        left -= target.write(source.read(min(left, CHUNK_BYTES)))
+def copy(source: GgufFile, target: BinaryIO, piece: Piece) -> None:
+    size = piece.stop - piece.start
+    if piece.hole:
+        target.seek(size, 1)
+        return
+    stored = memoryview(source.shards[piece.shard].data)[piece.start : piece.stop]
+    for start in range(0, size, CHUNK_BYTES):
+        target.write(stored[start : start + CHUNK_BYTES])
 
 
 def pad(file: BinaryIO) -> None:

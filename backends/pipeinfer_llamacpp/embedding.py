@@ -22,8 +22,7 @@ class Embedding:
         tensor = source.tensors[EMBEDDING]
         self._hidden_size, vocabulary = tensor.shape
         self._type = tensor.type
-        count = tensor.stop - tensor.start
-        self._rows = np.frombuffer(source.data, np.uint8, count, tensor.start).reshape(vocabulary, -1)
+        self._rows = np.frombuffer(source.bytes_of(tensor), np.uint8).reshape(vocabulary, -1)
         self._widen = ggml().ggml_get_type_traits(tensor.type).contents.to_float
         if tensor.type != F32 and not self._widen:
             raise BadModel(f"expected {EMBEDDING} of a type that can be widened in {source.path}, came type"

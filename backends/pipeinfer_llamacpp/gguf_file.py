@@ -8,6 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import mmap
+import re
 import struct
 from functools import cached_property
 from importlib import import_module
@@ -19,9 +20,12 @@ from pipeinfer.engine.backend import BadModel
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
-UINT32, STRING, ARRAY = 4, 8, 9
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", UINT32: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+UINT32, FLOAT32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", UINT32: "I", 5: "i", FLOAT32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 """struct codes of the value types that are numbers or booleans."""
+
+SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+"""How the files of a model in several are called: what they have in common, a number from 1 on, how many they are."""
 
 
 class Field(NamedTuple):
@@ -33,16 +37,17 @@ class Field(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """Dimensions with the row length first, ggml's type number, and bytes [start, stop) of the file."""
+    """Dimensions with the row length first, ggml's type number, and bytes [start, stop) of the file number `shard`."""
 
     shape: tuple[int, ...]
     type: int
     start: int
     stop: int
+    shard: int = 0
 
 
-class GgufFile:
-    """An opened GGUF file. Raises BadModel when it is missing, no GGUF file, cut off or one of several shards."""
+class OneFile:
+    """The header of one file. Raises BadModel when it is missing, no GGUF file or cut off."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,18 +56,62 @@ class GgufFile:
         self.tensors: dict[str, Tensor] = {}
         try:
             self._read_header()
-        except (struct.error, UnicodeDecodeError, OverflowError) as error:
+        except (struct.error, OverflowError) as error:
             raise BadModel(f"expected a GGUF header in {path}, came {error}: the file is cut off or damaged, download"
                            " it again") from None
-
-    @cached_property
-    def architecture(self) -> str:
-        return str(self.required("general.architecture"))
 
     def value(self, key: str, default: Any = None) -> Any:
         """The decoded value of a field: a number, a string or a list."""
         field = self.fields.get(key)
         return default if field is None else Walk(self.data, field.start).value(field.kind)
+
+    def _read_header(self) -> None:
+        if self.data[:4] != MAGIC:
+            raise BadModel(f"expected a GGUF file at {self.path}, came one that starts with {self.data[:4]!r}: give the"
+                           " .gguf file of a model")
+        walk = Walk(self.data, 4)
+        version = walk.number("I")
+        if version not in VERSIONS:
+            raise BadModel(f"expected GGUF version 2 or 3 (little-endian) in {self.path}, came {version}: convert the"
+                           " model again")
+        tensors, fields = walk.number("Q"), walk.number("Q")
+        for _ in range(fields):
+            key, kind = walk.string(), walk.number("I")
+            start = walk.at
+            walk.skip(kind)
+            self.fields[key] = Field(kind, start, walk.at)
+        self._read_tensors(walk, tensors)
+
+    def _read_tensors(self, walk: "Walk", count: int) -> None:
+        infos = [walk.tensor() for _ in range(count)]
+        alignment = self.value("general.alignment", DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise BadModel(f"expected general.alignment of 1 or more in {self.path}, came {alignment!r}: the file is"
+                           " damaged, download it again")
+        self._data_start = -(-walk.at // alignment) * alignment
+        if self._data_start > len(self.data) or not (infos or self.value("split.count", 1) != 1):
+            raise BadModel(f"expected tensors in {self.path}, came none: the file is cut off or holds only a"
+                           " vocabulary")
+        for name, shape, kind, offset in infos:
+            start = self._data_start + offset
+            self.tensors[name] = Tensor(shape, kind, start, start + tensor_bytes(self.path, name, shape, kind))
+        end = max((tensor.stop for tensor in self.tensors.values()), default=0)
+        if len(self.data) < end:
+            raise BadModel(f"expected {end} bytes in {self.path}, came {len(self.data)}: the file is cut off, download"
+                           " it again")
+
+
+class GgufFile(OneFile):
+    """An opened model, with its other files where it has several. Raises BadModel."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.shards: list[OneFile] = [self]
+        self._open_shards()
+
+    @cached_property
+    def architecture(self) -> str:
+        return str(self.required("general.architecture"))
 
     def required(self, key: str) -> Any:
         """Like `value`. Raises BadModel when there is no such field."""
@@ -91,47 +140,24 @@ class GgufFile:
         """A field's type and value as they are in the file."""
         return struct.pack("<I", field.kind) + self.data[field.start : field.stop]
 
-    def _read_header(self) -> None:
-        if self.data[:4] != MAGIC:
-            raise BadModel(f"expected a GGUF file at {self.path}, came one that starts with {self.data[:4]!r}: give the"
-                           " .gguf file of a model")
-        walk = Walk(self.data, 4)
-        version = walk.number("I")
-        if version not in VERSIONS:
-            raise BadModel(f"expected GGUF version 2 or 3 (little-endian) in {self.path}, came {version}: convert the"
-                           " model again")
-        tensors, fields = walk.number("Q"), walk.number("Q")
-        for _ in range(fields):
-            key, kind = walk.string(), walk.number("I")
-            start = walk.at
-            walk.skip(kind)
-            self.fields[key] = Field(kind, start, walk.at)
-        self._check_shards()
-        self._read_tensors(walk, tensors)
+    def bytes_of(self, tensor: Tensor) -> memoryview:
+        """A tensor as it is stored."""
+        return memoryview(self.shards[tensor.shard].data)[tensor.start : tensor.stop]
 
-    def _check_shards(self) -> None:
-        shards = self.value("split.count", 1)
-        if shards != 1:
-            raise BadModel(f"expected a model in one file, came one of {shards} shards in {self.path}: merge them with"
-                           " llama-gguf-split --merge")
-
-    def _read_tensors(self, walk: "Walk", count: int) -> None:
-        infos = [walk.tensor() for _ in range(count)]
-        alignment = self.value("general.alignment", DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise BadModel(f"expected general.alignment of 1 or more in {self.path}, came {alignment!r}: the file is"
-                           " damaged, download it again")
-        self._data_start = -(-walk.at // alignment) * alignment
-        if self._data_start > len(self.data) or not infos:
-            raise BadModel(f"expected tensors in {self.path}, came none: the file is cut off or holds only a"
-                           " vocabulary")
-        for name, shape, kind, offset in infos:
-            start = self._data_start + offset
-            self.tensors[name] = Tensor(shape, kind, start, start + tensor_bytes(self.path, name, shape, kind))
-        end = max(tensor.stop for tensor in self.tensors.values())
-        if len(self.data) < end:
-            raise BadModel(f"expected {end} bytes in {self.path}, came {len(self.data)}: the file is cut off, download"
-                           " it again")
+    def _open_shards(self) -> None:
+        """The tensors of the other files, each of which has a header of its own."""
+        count = self.value("split.count", 1)
+        if not isinstance(count, int) or count <= 1:
+            return
+        named = SHARD_NAME.fullmatch(self.path.name)
+        if named is None or self.value("split.no", 0) != 0 or (int(named[2]), int(named[3])) != (1, count):
+            raise BadModel(f"expected the first of {count} files of a model, named ...-00001-of-{count:05}.gguf, came"
+                           f" {self.path}: give that one, under its own name")
+        for number in range(1, count):
+            path = self.path.with_name(f"{named[1]}-{number + 1:05}-of-{count:05}.gguf")
+            shard = OneFile(path)
+            self.shards.append(shard)
+            self.tensors |= {name: tensor._replace(shard=number) for name, tensor in shard.tensors.items()}
 
 
 class Walk:
@@ -147,10 +173,11 @@ class Walk:
         return value
 
     def string(self) -> str:
+        """Text; bytes that are no UTF-8, as some tokens are, stand for themselves: \\xff."""
         length = self.number("Q")
         start = self.at
         self._move(length)
-        return self._data[start : self.at].decode()
+        return self._data[start : self.at].decode(errors="backslashreplace")
 
     def value(self, kind: int) -> Any:
         if kind == STRING:

@@ -1,66 +1,138 @@
-"""Hidden states out of llama.cpp: the output of the last layer, copied when the graph has computed it."""
+"""Hidden states into and out of a llama.cpp graph, by the callback that its scheduler has for looking at nodes.
 
+The callback is asked about every node, some 30 a layer. It is compiled from hidden.c when first needed, if there is a C
+compiler as for building llama-cpp-python, and is a function in Python otherwise, which is the same and slower.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeinfer.engine.backend import Hidden
+from pipeinfer.engine.backend import BadModel, Hidden
+from pipeinfer.engine.model_cache import cache_folder, made_once
 from pipeinfer_llamacpp.library import ggml, llama
 
-UNKNOWN = 0
+SOURCE = Path(__file__).with_name("hidden.c")
+COMPILE_S = 60.0
+NOWHERE = "\n"
+"""What no node is called."""
+
+FUNCTIONS = ("ggml_get_name", "ggml_nbytes", "ggml_backend_tensor_get", "ggml_backend_tensor_set")
 
 
-class HiddenOutput:
-    """Collects the tensor `name` of each part of a batch; `callback` goes into a context as its `cb_eval`.
+class Fields(ctypes.Structure):
+    """struct hidden of hidden.c."""
 
-    The callback is asked about every node, some 30 per layer, so it compares addresses: that of the tensor is the same
-    in every graph as long as llama.cpp builds all of them alike. Should it ever not be, the tensor found there has
-    another name, or nothing was found at its end; then the name is looked for again.
-    """
+    _fields_ = (
+        ("entry", ctypes.c_char_p),
+        ("exit", ctypes.c_char_p),
+        ("entry_rows", ctypes.c_void_p),
+        ("exit_rows", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("entered", ctypes.c_size_t),
+        ("left", ctypes.c_size_t),
+        *((function, ctypes.c_void_p) for function in FUNCTIONS),
+    )
 
-    def __init__(self, name: str) -> None:
-        self._name = name.encode()
-        self._tensor = UNKNOWN
-        self._rows = np.empty((0, 0), np.float32)
-        self._address = self._filled = 0
-        self.callback = llama().ggml_backend_sched_eval_callback(self._on_node)
 
-    def expect(self, rows: int, hidden_size: int) -> None:
-        """A batch of `rows` comes next."""
-        self._rows = np.empty((rows, hidden_size), np.float32)
-        self._address = self._rows.ctypes.data
-        self._filled = 0
+class HiddenStates:
+    """Writes rows over the node `entry` and copies those of the node `exit`, behind which the graph stops; either may
+    be None. `callback` and `address` go into a context as its `cb_eval` and the data that belongs to it."""
 
-    def missed(self) -> bool:
-        """The batch is computed but its hidden states were not found at the known address, which is forgotten now."""
-        if self._filled == self._rows.nbytes or self._tensor == UNKNOWN:
-            return False
-        self._tensor = UNKNOWN
-        return True
+    def __init__(self, entry: str | None, exit: str | None, *, native: bool = True) -> None:
+        self._fields = Fields(entry=(entry or NOWHERE).encode(), exit=(exit or NOWHERE).encode())
+        for function in FUNCTIONS:
+            setattr(self._fields, function, ctypes.cast(getattr(ggml(), function), ctypes.c_void_p))
+        self.address = ctypes.addressof(self._fields)
+        compiled = compiled_callback() if native else None
+        self.callback = compiled or callback(self._on_node)
 
-    def result(self) -> Hidden:
-        """float32 [rows, hidden_size] of the batch. Raises RuntimeError when llama.cpp computed no such tensor."""
-        if self._filled != self._rows.nbytes:
-            raise RuntimeError(f"expected {self._rows.nbytes} bytes of {self._name.decode()} from llama.cpp, came"
-                               f" {self._filled}: this version of llama-cpp-python names its tensors in another way")
-        return self._rows
+    def expect(self, entering: Hidden | None, leaving: Hidden | None) -> None:
+        """A batch comes next whose rows, float32 [R, hidden_size], enter and leave. They live until it is computed."""
+        fields = self._fields
+        fields.entered = fields.left = 0
+        if entering is not None:
+            fields.entry_rows, fields.bytes = entering.ctypes.data, entering.nbytes
+        if leaving is not None:
+            fields.exit_rows, fields.bytes = leaving.ctypes.data, leaving.nbytes
+
+    def check(self) -> None:
+        """Raises RuntimeError when the batch was computed without the nodes being met."""
+        fields = self._fields
+        for name, met in ((fields.entry, fields.entered), (fields.exit, fields.left)):
+            if name != NOWHERE.encode() and not met:
+                raise RuntimeError(f"expected {fields.bytes} bytes of {name.decode()} from llama.cpp, came none: this"
+                                   " version of llama-cpp-python names its tensors in another way")
 
     def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
-        """Asked before each node: is it wanted; and again when a wanted one is computed: shall the graph go on."""
+        fields, name = self._fields, ggml().ggml_get_name(tensor)
+        is_exit = name == fields.exit
+        is_entry = name == fields.entry and not fields.entered
         if ask:
-            return tensor == self._tensor if self._tensor else self._is_named(tensor)
-        if not self._is_named(tensor):
-            self._tensor = UNKNOWN
+            return is_exit or is_entry
+        if ggml().ggml_nbytes(tensor) != fields.bytes:
             return True
-        self._tensor = tensor
-        self._copy(tensor)
-        return False  # what follows is the norm and the output matrix, which are another stage's
+        if is_entry:
+            ggml().ggml_backend_tensor_set(tensor, fields.entry_rows, 0, fields.bytes)
+            fields.entered = fields.bytes
+        if is_exit:
+            ggml().ggml_backend_tensor_get(tensor, fields.exit_rows, 0, fields.bytes)
+            fields.left = fields.bytes
+        return not is_exit
 
-    def _is_named(self, tensor: int) -> bool:
-        return bool(ggml().ggml_get_name(tensor) == self._name)
 
-    def _copy(self, tensor: int) -> None:
-        size = ggml().ggml_nbytes(tensor)
-        if self._filled + size <= self._rows.nbytes:
-            ggml().ggml_backend_tensor_get(tensor, self._address + self._filled, 0, size)
-        self._filled += size
+class NodeNames:
+    """In the place of HiddenStates: notes the names of nodes that have as many bytes as the rows, none twice."""
+
+    address = None
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._bytes = 0
+        self.callback = callback(self._on_node)
+
+    def expect(self, entering: Hidden | None, leaving: Hidden | None) -> None:
+        self._bytes = 0 if entering is None else entering.nbytes
+
+    def check(self) -> None:
+        pass
+
+    def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
+        name = ggml().ggml_get_name(tensor).decode(errors="replace")
+        if ask and name and ggml().ggml_nbytes(tensor) == self._bytes and name not in self.names:
+            self.names.append(name)
+        return False
+
+
+def callback(function: Callable[[int, bool, Any], bool]) -> Any:
+    return llama().ggml_backend_sched_eval_callback(function)
+
+
+@cache
+def compiled_callback() -> Any:
+    """The function of hidden.c, compiled now or before; None where that is not to be had."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None or os.name == "nt":
+        return None
+    source = SOURCE.read_bytes()
+    digest = hashlib.sha256(source + platform.platform().encode()).hexdigest()[:16]
+
+    def compile_it(path: Path) -> None:
+        command = [compiler, "-O2", "-shared", "-fPIC", "-x", "c", "-o", str(path), str(SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_S)
+
+    try:
+        path = made_once(cache_folder("native") / f"hidden-{digest}.so", compile_it)
+        function = ctypes.CDLL(str(path)).on_node
+    except (OSError, subprocess.SubprocessError, BadModel):
+        return None
+    return ctypes.cast(function, llama().ggml_backend_sched_eval_callback)
+
+

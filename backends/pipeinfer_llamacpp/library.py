@@ -3,6 +3,8 @@
 import ctypes
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,8 @@ F32, F16 = 0, 1
 
 _errors: list[str] = []
 _warnings: list[str] = []
+_all_lines: list[list[str]] = []
+"""Lists that take every line at present, of whatever level."""
 _kept_alive: list[Any] = []
 """Callbacks that the native library holds pointers to."""
 
@@ -39,6 +43,8 @@ def llama() -> ModuleType:
 
 def listen(level: int, text: bytes, _: object) -> None:
     """Keep errors and warnings, a line each; llama.cpp logs a page for every model."""
+    for lines in _all_lines:
+        lines.append(text.decode(errors="replace"))
     if level == WARNING_LEVEL and len(_warnings) < MOST_WARNINGS:
         _warnings.append(one_line(text.decode(errors="replace")))
     if level >= ERROR_LEVEL and text.strip(b".\n "):
@@ -62,6 +68,17 @@ def warnings() -> list[str]:
     return list(dict.fromkeys(line for line in said if re.search(r"\w", line)))
 
 
+@contextmanager
+def everything_said() -> Iterator[list[str]]:
+    """The lines that llama.cpp logs meanwhile, of all levels."""
+    lines: list[str] = []
+    _all_lines.append(lines)
+    try:
+        yield lines
+    finally:
+        _all_lines.remove(lines)
+
+
 @cache
 def ggml() -> ctypes.PyDLL:
     """Functions on tensors. They return at once, so the interpreter lock is kept while they run."""
@@ -72,6 +89,8 @@ def ggml() -> ctypes.PyDLL:
     library.ggml_nbytes.argtypes = [ctypes.c_void_p]
     library.ggml_backend_tensor_get.restype = None
     library.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    library.ggml_backend_tensor_set.restype = None
+    library.ggml_backend_tensor_set.argtypes = library.ggml_backend_tensor_get.argtypes
     library.ggml_get_type_traits.restype = ctypes.POINTER(TypeTraits)
     library.ggml_get_type_traits.argtypes = [ctypes.c_int]
     return library

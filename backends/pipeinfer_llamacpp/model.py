@@ -6,26 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer.engine.backend import BadModel
-from pipeinfer_llamacpp.hidden import HiddenOutput
+from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
 from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama, native_strlen
 from pipeinfer_llamacpp.watcher import Flag
 
 FLASH_ATTENTION_OFF = 0
+"""For float32 cells. Flash attention adds up in an order of its own for many rows, so that a row's logits depend more
+on the rows it is computed with; with float16 cells it is on wherever llama.cpp itself would have it."""
+
 KV_TYPES = {"f16": F16, "f32": F32}
 """How keys and values are stored: ggml's type numbers."""
 
 MICRO_BATCH = 512
 """Rows that llama.cpp computes at a time: more than that gain nothing and cost buffers."""
 
+WINDOW = "attention.sliding_window"
+
 
 class LoadedModel:
     """A GGUF file opened by llama.cpp. Raises BadModel with the library's own reason when it does not load."""
 
-    def __init__(self, path: Path, gpu_layers: int = 0, *, vocabulary_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        gpu_layers: int = 0,
+        *,
+        vocabulary_only: bool = False,
+        as_stored: bool = False,
+        settings: dict[str, int] | None = None,
+    ) -> None:
+        """`as_stored`: weights are not rearranged for faster kernels, and so are read from the file where they are
+        needed. `settings` are metadata to be taken instead of the file's."""
         api = llama()
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
         parameters.vocab_only = vocabulary_only
+        parameters.use_extra_bufts = not as_stored
+        overrides = overrides_of(settings or {})
+        parameters.kv_overrides = overrides
         forget_errors()
         self._path = path
         self.handle = api.llama_model_load_from_file(str(path).encode(), parameters)
@@ -55,33 +73,42 @@ class LoadedModel:
     def open_context(
         self,
         cells: int,
-        sequences: int,
         *,
+        sequences: int,
         threads: int,
         kv_type: str,
         flag: Flag,
-        hidden: HiddenOutput | None,
+        hidden: HiddenStates | NodeNames | None,
     ) -> Any:
         """A context with KV cells that stops when `flag` is not empty and gives `hidden` what it asks for."""
         api = llama()
         parameters = api.llama_context_default_params()
-        parameters.n_ctx = parameters.n_batch = cells
-        parameters.n_ubatch = min(cells, MICRO_BATCH)
+        parameters.n_ctx = cells
+        parameters.n_batch = parameters.n_ubatch = min(cells, MICRO_BATCH)
         parameters.n_seq_max = sequences
         parameters.kv_unified = True
-        # Flash attention adds up in float16 and in an order of its own for many rows: a row's logits would depend more
-        # on the rows it is computed with. On a CPU it is no faster.
-        parameters.flash_attn_type = FLASH_ATTENTION_OFF
+        if KV_TYPES[kv_type] == F32:
+            parameters.flash_attn_type = FLASH_ATTENTION_OFF
         parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
         parameters.n_threads = parameters.n_threads_batch = threads
         # C's strlen over the flag is a native callback of the right shape: no Python runs while the graph does.
         parameters.abort_callback = ctypes.cast(native_strlen(), type(parameters.abort_callback))
         parameters.abort_callback_data = ctypes.cast(flag, ctypes.c_void_p)
         if hidden is not None:
-            parameters.cb_eval = hidden.callback
+            parameters.cb_eval, parameters.cb_eval_user_data = hidden.callback, hidden.address
         forget_errors()
         context = api.llama_init_from_model(self.handle, parameters)
         if not context:
             raise BadModel(f"expected room for {cells} KV cells of {self._path}, came: {first_error()}; use fewer cells"
                            " or more stages")
         return context
+
+
+def overrides_of(settings: dict[str, int]) -> Any:
+    """llama.cpp's form of metadata that is not the file's: an array with an empty key at its end."""
+    api = llama()
+    overrides = (api.llama_model_kv_override * (len(settings) + 1))()
+    for override, (key, value) in zip(overrides, settings.items(), strict=False):
+        override.key, override.tag = key.encode(), api.LLAMA_KV_OVERRIDE_TYPE_INT
+        override.value.val_i64 = value
+    return overrides

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.engine.backend import Batch, Hidden
+from pipeinfer.engine.backend import Batch
 from pipeinfer_llamacpp.cells import Tags
 from pipeinfer_llamacpp.library import llama
 
@@ -29,29 +29,21 @@ class Rows:
         self._tags = tags.data
         self._array("seq_id", tags.ctypes.data + tags.strides[0] * np.arange(capacity, dtype=np.uintp))
 
-    def fill(self, batch: Batch, tags: Sequence[Tags], embedded: Hidden | None, *, all_out: bool) -> Any:
-        """A `llama_batch` of the rows under these `tags`, good until the next call.
+    def fill(self, batch: Batch, rows: range, tags: Sequence[Tags], *, silent: int, no_tokens: bool) -> Any:
+        """A `llama_batch` of the batch's `rows` under these `tags`, good until the next call.
 
-        They start from `embedded` float32 [R, hidden_size], or from their tokens where it is None. `all_out`: every row
-        is wanted at the end; llama.cpp drops the others before the last layer's feed-forward network.
+        Rows before `silent` are not wanted at the end: llama.cpp drops them before the last feed-forward network.
+        `no_tokens`: what the rows start from enters by another way, and the model has no vocabulary.
         """
-        count = self._batch.n_tokens = len(batch.tokens)
-        silent = 0 if all_out else count - batch.outputs
-        if embedded is not None:
-            self._embed(embedded)
-        for row in range(count):
-            self._tokens[row] = batch.tokens[row]
-            self._positions[row] = batch.positions[row]
-            self._outputs[row] = row >= silent
-            self._tag_counts[row] = len(tags[row])
+        self._batch.n_tokens = len(rows)
+        for place, row in enumerate(rows):
+            self._tokens[place] = 0 if no_tokens else batch.tokens[row]
+            self._positions[place] = batch.positions[row]
+            self._outputs[place] = row >= silent
+            self._tag_counts[place] = len(tags[row])
             for number, tag in enumerate(tags[row]):
-                self._tags[row, number] = tag
+                self._tags[place, number] = tag
         return self._batch
-
-    def _embed(self, embedded: Hidden) -> None:
-        self._embedded = np.ascontiguousarray(embedded, np.float32)  # kept alive until the next batch
-        self._point("embd", self._embedded)
-        self._batch.token = None
 
     def _array(self, field: str, array: NDArray[Any]) -> memoryview:
         self._arrays.append(array)
