@@ -234,6 +234,16 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "option without a value": (["-o", "draft"], ["draft", "name=value"]),
     "unknown backend option": (["--backend-option", "layers_s=3"], ["emulated", 'did you mean "layer_s"?']),
     "backend option out of range": (["--backend-option", "acceptance=3"], ["acceptance"]),
+    "a temperature that is none": (["--temperature", "nan"], ["temperature"]),
+    "a temperature without an end": (["--temperature", "inf"], ["temperature = inf"]),
+    "a seed of more than 64 bits": (["--seed", str(2**64)], [f"seed = {2**64}", f"0 to {2**64 - 1}"]),
+    "a negative seed": (["--seed", "-1"], ["seed"]),
+    "a share that is none": (["--cpu-share", "nan"], ["cpu-share"]),
+    "cells beyond any machine": (["--cells", "9" * 30], ["cells = 999", "0 to 2147483647"]),
+    "sequences beyond any machine": (["--sequences", "9" * 30], ["sequences = 999"]),
+    "a latency without an end": (["--latency", "1e400s"], ["latency", "3600"]),
+    "layers beyond any machine": (["--backend-option", "layers=99999999999"], ["layers = 99999999999: expected 1 to"]),
+    "a context of nothing": (["--backend-option", "context=0"], ["context = 0: expected 1 to"]),
     "too few nodes": (["--nodes", "1"], ["--nodes 2"]),
     "more stages than layers": (["--nodes", "6"], ["4 layers", "5 stages"]),
     "split that is no split": (["--layers", "a,b"], ["a,b", "0.5,0.5"]),
@@ -276,6 +286,30 @@ def assert_refused(code: int, output: str, errors: str, *said: str) -> None:
     assert len(errors.splitlines()) == 1, errors
     for words in said:
         assert words in errors
+
+
+def test_the_largest_seed_and_more_tokens_than_fit_are_right(run: Run, tmp_path: Path) -> None:
+    options = ["--seed", str(2**64 - 1), "--temperature", "0.8", "--tokens", "9" * 30, "--log", str(tmp_path / "log")]
+    code, output, _ = run(*QUICK, *options, "--backend-option", "context=20", "--json")
+    result = json.loads(output)
+    assert (code, result["reason"], len(result["token_ids"])) == (0, "context", 18)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate", "--seed", str(2**64)],
+        ["simulate", "--width-cost", "inf"],
+        ["reproduce", "timeline", "--jobs", "9" * 20],
+        ["worker", "--new-key", "--key", "key", "--listen", "tcp://127.0.0.1:0", "--rank", "9" * 20],
+        ["compare", "a", "b", "--threshold", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_other_numbers_out_of_range(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(*run(*arguments))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_prompt_file_that_is_not_there(run: Run) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core.messages import KvOp
+from pipeinfer.core.strategies.options import require
 from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, Token, check_layers
 from pipeinfer.engine.kv_cells import Cells, Taken
 from pipeinfer.modelling.profile import Curve
@@ -25,6 +26,18 @@ SPIN_S = 1.5e-4
 
 CERTAIN = 1e4
 """A logit above all others by so much that no temperature changes the choice."""
+
+RANGES: list[tuple[tuple[str, ...], float, float]] = [
+    (("layers", "draft_layers"), 1, 10_000),
+    (("layer_s", "row_s", "draft_s", "draft_row_s"), 0, 86_400),
+    (("acceptance",), 0, 1),
+    (("seed",), 0, 2**63 - 1),
+    (("hidden_size",), 1, 2**20),
+    (("draft_hidden_size",), 0, 2**20),
+    (("context",), 1, 2**31 - 1),
+    (("vocabulary",), 0, 2**24),
+]
+"""Options, and the least and the most that each may be."""
 
 
 class EmulatedBackend:
@@ -58,8 +71,10 @@ class EmulatedBackend:
         draft_layers: int = 1,
         draft_hidden_size: int = 0,
     ) -> None:
-        if min(layers, draft_layers) < 1 or min(layer_s, row_s, draft_s, draft_row_s) < 0 or not 0 <= acceptance <= 1:
-            raise ValueError("expected layers >= 1, times >= 0 and acceptance from 0 to 1")
+        given = locals()
+        for names, low, high in RANGES:
+            for name in names:
+                require(name, given[name], low, high)
         self._layers, self._draft_layers = layers, draft_layers
         self._hidden_size, self._context = hidden_size, context
         self._draft_hidden_size = draft_hidden_size or hidden_size

@@ -18,6 +18,7 @@ from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, LinkLimit, Ready, Report, Sampling, Setup
 from pipeinfer.core.prompt import PromptChunk
+from pipeinfer.core.strategies.options import require
 from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer
 from pipeinfer.engine.fingerprint import fingerprints
 from pipeinfer.errors import LaunchError, RankLost
@@ -75,6 +76,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[str, ...] = ()
     key: str | None = None
     trace: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on what is out of range."""
+        require("cells", self.cells, 0, 2**31 - 1)
+        require("sequences", self.sequences, 1, 2**16)
+        require("cpu_share", self.cpu_share, 0.01, 1)
+        require("latency in seconds", self.latency_s, 0, 3600)
 
 
 class Models:

@@ -42,6 +42,7 @@ def calibrate(
     from pipeinfer.commands.generate import check_agreement, key_values, make_plan, rank_count
     from pipeinfer.commands.output import console
     from pipeinfer.core.messages import Sampling
+    from pipeinfer.files import check_writable
     from pipeinfer.modelling.calibrate import calibrate as run
     from pipeinfer.modelling.profile import write_profile
     from pipeinfer.report.plots import layer_times
@@ -56,7 +57,7 @@ def calibrate(
         bandwidth=bandwidth, latency=latency, cells=0, sequences=64,
         workers=workers, key=key, trace=False, cpu_share=cpu_share,
     )  # fmt: skip
-    out.touch()  # An unwritable path is better known now than after the measurements.
+    check_writable(out)
     with console(errors=True).status("starting the ranks") as status:
         profile = run(plan, Sampling(temperature, top_k, top_p), lambda what: status.update(Text(f"measuring {what}")))
     write_profile(profile, out)

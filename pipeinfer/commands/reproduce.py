@@ -36,7 +36,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="Folder for records, figures and reports. Run again to resume.")] = Path(
         "results"
     ),
-    jobs: Annotated[int, typer.Option(help="Processes for simulations; 0: one per core.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes for simulations; 0: one per core.", min=0, max=1024)] = 0,
     replot: Annotated[bool, typer.Option("--replot", help="Run nothing: draw and report what is recorded.")] = False,
     artifact: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where you built the authors' programs, to run them too.")

@@ -9,7 +9,8 @@ import typer
 def worker(
     key: Annotated[Path, typer.Option(help="The cluster's key file, the same on every host.")],
     rank: Annotated[
-        int | None, typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.")
+        int | None,
+        typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.", min=0, max=65535),
     ] = None,
     listen: Annotated[str | None, typer.Option(help="Where the head and the other ranks reach this one.")] = None,
     new_key: Annotated[

@@ -22,11 +22,10 @@ from msgspec.structs import replace
 
 from pipeinfer.cluster.launch import Cluster, Plan
 from pipeinfer.core.messages import Sampling
-from pipeinfer.engine.backend import Backend, ModelStage
 from pipeinfer.modelling.profile import Curve, Profile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
-from pipeinfer.modelling.trace_recording import record
+from pipeinfer.modelling.trace_recording import load_whole, record
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
@@ -98,15 +97,16 @@ def nodes(strategy: str, stages: int) -> int:
 def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: Sampling) -> Iterator[Trace]:
     """What the draft is worth after each prompt, in a text of that many tokens."""
     assert plan.draft is not None
-    target = _whole(open_backend(plan.backend, plan.backend_options), plan.target)
-    draft = _whole(open_backend(plan.draft_backend or plan.backend, plan.backend_options), plan.draft)
+    prompts = list(prompts)
+    target = open_backend(plan.backend, plan.backend_options)
+    draft = target
+    if plan.draft_backend is not None:
+        draft = open_backend(plan.draft_backend, plan.draft_backend_options)
+    context = min(target.info(plan.target).context, draft.info(plan.draft).context)
+    limit = min(context, max(map(len, prompts), default=0) + tokens)
+    models = load_whole(target, plan.target, limit), load_whole(draft, plan.draft, limit)
     for prompt in prompts:
-        yield record(target, draft, [prompt], tokens, sampling, source="rehearsal").text(0, len(prompt))
-
-
-def _whole(engine: Backend, model: str) -> ModelStage:
-    info = engine.info(model)
-    return engine.load(model, (0, info.layers), cells=info.context, sequences=1)
+        yield record(*models, [prompt], tokens, sampling, limit=limit, source="rehearsal").text(0, len(prompt))
 
 
 def fitted(profile: Profile, rehearsal: Rehearsal) -> Profile:

@@ -14,6 +14,7 @@ import msgspec
 
 from pipeinfer.cluster.placement import LayerRange
 from pipeinfer.engine.backend import ModelInfo
+from pipeinfer.files import write_whole
 
 
 class BadProfile(ValueError):  # noqa: N818 - reads as what happened
@@ -168,4 +169,4 @@ def check_profile(profile: Profile, path: Path, backend: str, target: ModelInfo,
 
 def write_profile(profile: Profile, path: Path) -> None:
     """Raises OSError."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+    write_whole(path, msgspec.json.format(msgspec.json.encode(profile)) + b"\n")

@@ -57,12 +57,12 @@ class Setting(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     nodes: int = 4
     acceptance: float = 0.79
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     tokens: int = 128
     prompt: int = 64
     accounting: Accounting = "same-ranks"
     logits_on_wire: bool = False
-    width_cost: float = 1.0
+    width_cost: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 1.0
     draft_cost: float = 1.0
     bandwidth_gbps: float | None = None
     latency_us: float | None = None

@@ -6,9 +6,14 @@ import numpy as np
 
 from pipeinfer.core.ledger import CANONICAL
 from pipeinfer.core.messages import Sampling
-from pipeinfer.engine.backend import Batch, ModelStage
+from pipeinfer.engine.backend import Backend, Batch, ModelStage
 from pipeinfer.engine.sampling import Floats, candidates, sample
 from pipeinfer.runtime.oracle import RANKS, Trace
+
+
+def load_whole(engine: Backend, model: str, cells: int) -> ModelStage:
+    """All layers of a model in one stage, for one text of at most `cells` tokens."""
+    return engine.load(model, (0, engine.info(model).layers), cells=cells, sequences=1)
 
 
 class Reader:
@@ -40,13 +45,19 @@ def record(
     tokens: int,
     sampling: Sampling,
     *,
+    limit: int,
     source: str,
     done: Callable[[], None] = lambda: None,
 ) -> Trace:
     """The target generates `tokens` tokens after each prompt; the draft is asked for its candidates before each one.
 
-    Both choose with the noise of the position, as in a generation. `done` is called after each prompt.
+    Both choose with the noise of the position, as in a generation. A text ends where it has `limit` tokens with its
+    prompt, the most that both models hold. `done` is called after each prompt. Raises ValueError when a prompt leaves
+    no room.
     """
+    prompts = list(prompts)
+    if (longest := max(map(len, prompts), default=0)) >= limit:
+        raise ValueError(f"a prompt has {longest} tokens, and the models hold {limit} with the text that follows")
     ranks: list[int] = []
     confidences: list[list[float]] = []
     lengths: list[int] = []
@@ -55,7 +66,8 @@ def record(
         for reader in readers:
             reader.restart()
         unread: Sequence[int] = prompt
-        for position in range(len(prompt), len(prompt) + tokens):
+        length = min(tokens, limit - len(prompt))
+        for position in range(len(prompt), len(prompt) + length):
             chosen, guessed = (reader.read(unread) for reader in readers)
             token = sample(chosen, position, sampling)
             found = candidates(guessed, position, sampling, RANKS)
@@ -64,6 +76,6 @@ def record(
             row = [round(confidence, 4) for _, confidence in found]
             confidences.append(row + [0.0] * (RANKS - len(row)))  # what the draft's filters leave out
             unread = [token]
-        lengths.append(tokens)
+        lengths.append(length)
         done()
     return Trace(ranks, confidences, source=source, lengths=lengths)

@@ -131,7 +131,8 @@ def test_it_looks_often() -> None:
 
 @pytest.mark.parametrize("options", [{"layers": 0}, {"layer_s": -1.0}, {"acceptance": 1.5}, {"draft_s": -0.1}])
 def test_options_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected layers >= 1"):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} = {value}: expected "):
         EmulatedBackend(**options)  # type: ignore[arg-type]
 
 

@@ -95,7 +95,7 @@ def test_what_is_left_out_early_would_have_been_left_out(
     assert sample(logits, 3, how) == int(np.argmax(expected))
 
 
-@given(st.integers(-(2**63), 2**64 - 1), st.integers(0, 2**40))
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40))
 @settings(max_examples=50, derandomize=True, database=None)
 def test_same_seed_and_position_same_token(seed: int, position: int) -> None:
     how = Sampling(0.8, top_p=0.9, seed=seed)

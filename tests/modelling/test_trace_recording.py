@@ -34,7 +34,7 @@ def recorded(draft: str, temperature: float, top_p: float = 1.0) -> Trace:
         backend.load(name, (0, backend.info(name).layers), cells=256, sequences=1) for name in ("builtin:target", draft)
     ]
     prompt = backend.tokenizer("builtin:target").encode("def add(first, second):\n")
-    return record(*models, [prompt], 48, Sampling(temperature, 0, top_p, 5), source="test")
+    return record(*models, [prompt], 48, Sampling(temperature, 0, top_p, 5), limit=256, source="test")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

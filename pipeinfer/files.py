@@ -1,0 +1,35 @@
+"""Files that a command writes at its end: known to be writable before the work, and never half written."""
+
+import errno
+import os
+from pathlib import Path
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError where `path` cannot be written. Makes no file and changes none."""
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        return  # a pipe or a device: opening it may already mean something
+    existed = path.exists()
+    with path.open("ab"):
+        pass
+    if not existed:
+        path.unlink()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to `path`; until all of it is on the disk, what was there before stays. Raises OSError with the
+    file's name, as when the disk is full."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    path = path.resolve()  # A link stays one.
+    partial = path.with_name(f".{os.getpid()}-{path.name}"[:200])
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+        partial.replace(path)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise OSError(problem.errno, problem.strerror, str(path)) from problem
