@@ -8,7 +8,8 @@ from statistics import median
 import msgspec
 import pytest
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import (
     AskReport,

@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from pipeinfer import workload
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.commands.check import Check, check, single_stage
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy

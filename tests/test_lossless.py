@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeinfer.assets import asset
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import Batch

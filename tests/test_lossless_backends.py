@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec, join_world
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError

@@ -2,20 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeinfer.cluster.inspection import target_load
+from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import BadSplit, LayerRange, fastest_split
 from pipeinfer.core.messages import Inspected, Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.profile import check_profile, read_profile
 from pipeinfer.modelling.rank_survey import Grid, Survey
 from pipeinfer.units import size
-
-if TYPE_CHECKING:
-    from pipeinfer.cluster.launch import Models
-
-AUTO = "auto"
 
 ROWS, CONTEXT = 3, 128
 """What stages are weighed by: a micro-batch of PipeInfer, in the middle of a short text."""
@@ -24,7 +19,7 @@ PART_S = 0.2
 """How long each part of the model is timed on a rank."""
 
 
-def check_memory(models: "Models", ranks: Mapping[int, Inspected]) -> None:
+def check_memory(models: Models, ranks: Mapping[int, Inspected]) -> None:
     """Raise LaunchError where a rank, or all ranks of a host together, have too little memory for their layers."""
     plan = models.plan
     needs = {rank: (models.target.stage_bytes(layers, models.cells), f"{_span(layers)} of {plan.target}")
@@ -45,7 +40,7 @@ def check_memory(models: "Models", ranks: Mapping[int, Inspected]) -> None:
                               f" their layers {cure}")  # fmt: skip
 
 
-def auto_split(models: "Models", survey: Survey) -> list[LayerRange]:
+def auto_split(models: Models, survey: Survey) -> list[LayerRange]:
     """The target's layers so that the slowest stage is as fast as can be under each rank's memory.
 
     Raises BadSplit where they do not fit, BadProfile when the plan's profile is of something else.
@@ -61,7 +56,7 @@ def auto_split(models: "Models", survey: Survey) -> list[LayerRange]:
     return fastest_split(models.target.layers, seconds, most)
 
 
-def _measured(models: "Models", survey: Survey) -> list[tuple[float, ...]]:
+def _measured(models: Models, survey: Survey) -> list[tuple[float, ...]]:
     """Per rank the seconds of the rest of a run, a layer and the output head, measured now."""
     info = models.target
     context = min(CONTEXT, info.context, models.cells)
@@ -71,7 +66,7 @@ def _measured(models: "Models", survey: Survey) -> list[tuple[float, ...]]:
     return [tuple(float(part[0][0]) for part in found[rank]) for rank in sorted(found)]
 
 
-def _profiled(models: "Models") -> list[tuple[float, ...]]:
+def _profiled(models: Models) -> list[tuple[float, ...]]:
     """The same as `calibrate` found it."""
     plan = models.plan
     assert plan.profile is not None
@@ -81,7 +76,7 @@ def _profiled(models: "Models") -> list[tuple[float, ...]]:
     return [tuple(curve.at(ROWS, CONTEXT) for curve in (rank.run, rank.layer, rank.head)) for rank in profile.ranks]
 
 
-def _room(models: "Models", ranks: Mapping[int, Inspected]) -> list[int]:
+def _room(models: Models, ranks: Mapping[int, Inspected]) -> list[int]:
     """How many layers each of the target's ranks can hold; ranks that share a host's memory get equal parts of what the
     draft leaves there. Raises BadSplit where that is not enough."""
     info, stages = models.target, len(models.split)
@@ -121,7 +116,7 @@ def _sharing(ranks: Mapping[int, Inspected]) -> dict[str, list[int]]:
     return hosts
 
 
-def _draft_bytes(models: "Models") -> dict[int, int]:
+def _draft_bytes(models: Models) -> dict[int, int]:
     """What each of the draft's ranks holds."""
     draft = models.draft
     if draft is None:

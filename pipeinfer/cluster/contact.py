@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from pipeinfer.cluster.processes import Ranks, open_ranks
+from pipeinfer.cluster.open_ranks import open_ranks
+from pipeinfer.cluster.ranks import Ranks
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, LinkLimit, Shutdown
 from pipeinfer.errors import LaunchError, RankLost

@@ -1,17 +1,14 @@
 """What the head asks of ranks that have no model yet, in terms of a plan and its models."""
 
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import LayerRange
 from pipeinfer.core.messages import Inspect, Load, Sampling
 
-if TYPE_CHECKING:
-    from pipeinfer.cluster.launch import Models
 
-
-def inspections(models: "Models", count: int, head_address: str, *, limited: bool) -> dict[int, Inspect]:
+def inspections(models: Models, count: int, head_address: str, *, limited: bool) -> dict[int, Inspect]:
     """What the head asks `count` ranks first, of which those behind the target's draft. `limited`: over links that are
     shaped as planned, to measure them."""
     plan = models.plan
@@ -25,7 +22,7 @@ def inspections(models: "Models", count: int, head_address: str, *, limited: boo
     return asked
 
 
-def target_load(models: "Models", cells: int, sampling: Sampling) -> Load:
+def target_load(models: Models, cells: int, sampling: Sampling) -> Load:
     """All of the target but which layers."""
     plan = models.plan
     options = msgspec.json.encode(plan.backend_options)
@@ -33,7 +30,7 @@ def target_load(models: "Models", cells: int, sampling: Sampling) -> Load:
                 False, sampling, 0, plan.cpu_share)  # fmt: skip
 
 
-def draft_load(models: "Models", cells: int, sampling: Sampling, layers: LayerRange) -> Load:
+def draft_load(models: Models, cells: int, sampling: Sampling, layers: LayerRange) -> Load:
     """Layers [i, j) of the draft; after the last, with choosing the best candidate."""
     plan, draft = models.plan, models.draft
     assert draft is not None

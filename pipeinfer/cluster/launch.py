@@ -1,29 +1,26 @@
 """From a plan to ranks that generate: opens the models, starts or reaches the ranks, runs heads over them."""
 
-import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from pipeinfer.cluster.auto_split import AUTO, auto_split, check_memory
+from pipeinfer.cluster.auto_split import auto_split, check_memory
 from pipeinfer.cluster.contact import WATCH_S, Contact
+from pipeinfer.cluster.garbage import uncollected
 from pipeinfer.cluster.inspection import inspections
-from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.cluster.models import Models
+from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.head import Head, Pipeline, Strategy
 from pipeinfer.core.log import EventLog
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, LinkLimit, Ready, Report, Sampling, Setup
+from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, Sampling, Setup
 from pipeinfer.core.prompt import PromptChunk
-from pipeinfer.core.strategies.options import require
-from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer
-from pipeinfer.engine.fingerprint import fingerprints
+from pipeinfer.engine.backend import Tokenizer
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
-from pipeinfer.plugins import open_backend
 from pipeinfer.results.trial import RankRecord, Trial, run_record
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
@@ -34,150 +31,7 @@ LOAD_S = 300.0
 STALL_S = 120.0
 """A generation in which nothing arrives for this long is given up."""
 
-SPARE_CELLS = 256
-"""KV cells beyond the model's context, for speculation, unless the plan says how many cells there are."""
-
-DRAFT_SEQUENCES = 16
-"""Sequence ids of the draft rank: one per branch, and the canonical one."""
-
 OnTokens = Callable[[tuple[int, ...]], Stop | None]
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`), and `draft_layers` is the same for
-    the draft (None: all on one rank); `cells` 0: the context and some.
-
-    `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
-    are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
-    first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link
-    that `links` does not.
-    `cpu_share` is the share of the time in which each rank computes, so that it is as slow as a node of that much of
-    this one's speed.
-    """
-
-    backend: str = "numpy"
-    backend_options: dict[str, Any] = {}
-    draft_backend: str | None = None
-    draft_backend_options: dict[str, Any] = {}
-    target: str = "builtin:target"
-    draft: str | None = "builtin:draft"
-    stages: int = 3
-    layers: str | None = None
-    draft_layers: str | None = None
-    profile: str | None = None
-    transport: str = "tcp"
-    bandwidth_bps: float = float("inf")
-    latency_s: float = 0.0
-    links: tuple[LinkLimit, ...] = ()
-    cpu_share: float = 1.0
-    cells: int = 0
-    sequences: int = 64
-    prompt_chunk: PromptChunk = "auto"
-    workers: tuple[str, ...] = ()
-    key: str | None = None
-    trace: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ValueError on what is out of range."""
-        require("cells", self.cells, 0, 2**31 - 1)
-        require("sequences", self.sequences, 1, 2**16)
-        require("cpu_share", self.cpu_share, 0.01, 1)
-        require("latency in seconds", self.latency_s, 0, 3600)
-
-
-class Models:
-    """The plan's models as their backends describe them, and the layer ranges. Raises BadModel, BadSplit."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.draft_backend = plan.draft_backend or plan.backend
-        self.draft_options = plan.draft_backend_options if plan.draft_backend else plan.backend_options
-        self.backend = open_backend(plan.backend, plan.backend_options)
-        self.target = self.backend.info(plan.target)
-        self.split = even_split(self.target.layers, plan.stages) if plan.layers in (None, AUTO) else (
-            parse_split(plan.layers, self.target.layers))  # fmt: skip
-        """With `auto`: until the ranks are known."""
-        self.draft = self._draft() if plan.draft else None
-        self.draft_split = self._split_draft(self.draft) if self.draft else []
-        self.cells = plan.cells or self.target.context + SPARE_CELLS
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know of the models, a line each."""
-        found = [f"{self.plan.target}: {note}" for note in self.target.notes]
-        if self.draft is not None:
-            found += [f"{self.plan.draft}: {note}" for note in self.draft.notes]
-        return list(dict.fromkeys(found))
-
-    @property
-    def count(self) -> int:
-        """How many ranks there are."""
-        return len(self.split) + len(self.draft_split)
-
-    @property
-    def drafter(self) -> int:
-        """The rank that drafts, where there is a draft: the first of its ranks."""
-        return len(self.split)
-
-    def _draft(self) -> ModelInfo:
-        assert self.plan.draft is not None
-        draft: ModelInfo = open_backend(self.draft_backend, self.draft_options).info(self.plan.draft)
-        if draft.vocabulary_digest != self.target.vocabulary_digest:
-            raise BadModel(
-                f"{self.plan.draft} and {self.plan.target} have different vocabularies ({draft.vocabulary} and "
-                f"{self.target.vocabulary} entries): the draft's token ids must mean what the target's mean"
-            )
-        return draft
-
-    def _split_draft(self, draft: ModelInfo) -> list[LayerRange]:
-        if self.plan.draft_layers is None:
-            return [(0, draft.layers)]
-        try:
-            return parse_split(self.plan.draft_layers, draft.layers)
-        except BadSplit as problem:
-            raise BadSplit(f"draft: {problem}") from None
-
-    def fingerprints(self) -> dict[str, dict[str, str]]:
-        """Model to the digests of its files, where they are here too."""
-        found = {self.plan.target: fingerprints(self.backend, self.plan.target)}
-        if self.plan.draft is not None:
-            draft = open_backend(self.draft_backend, self.draft_options)
-            found |= {self.plan.draft: fingerprints(draft, self.plan.draft)}
-        return found
-
-    def setups(self, addresses: Sequence[str], head_address: str) -> list[Setup]:
-        """One Setup per rank: the target's stages in order, then the draft's."""
-        plan, head = self.plan, (HEAD, head_address)
-        first = Setup(
-            rank=0, role="target", backend=plan.backend, options=msgspec.json.encode(plan.backend_options),
-            model=plan.target, layers=self.split[0], stage=0, stages=1, sequences=plan.sequences,
-            cells=self.cells, next_rank=HEAD, next_address=head_address, head_address=head_address,
-            latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace, cpu_share=plan.cpu_share,
-            links=plan.links,
-        )  # fmt: skip
-        setups = _chain(first, self.split, addresses, head)
-        if plan.draft is not None:
-            drafter = msgspec.structs.replace(
-                first, rank=self.drafter, role="draft", backend=self.draft_backend,
-                options=msgspec.json.encode(self.draft_options), model=plan.draft, sequences=DRAFT_SEQUENCES,
-            )  # fmt: skip
-            back = (self.drafter, addresses[self.drafter]) if len(self.draft_split) > 1 else head
-            first_draft, *others = _chain(drafter, self.draft_split, addresses, back)
-            behind = tuple(addresses[self.drafter + 1 : self.count])
-            setups += [msgspec.structs.replace(first_draft, behind=behind), *others]
-        return setups
-
-
-def _chain(first: Setup, split: Sequence[LayerRange], addresses: Sequence[str], back: tuple[int, str]) -> list[Setup]:
-    """A model's ranks from that of `first` on, each with the next to send to; the last sends to the rank `back`."""
-    nexts = [(rank, addresses[rank]) for rank in range(first.rank + 1, first.rank + len(split))]
-    return [
-        msgspec.structs.replace(
-            first, rank=first.rank + stage, layers=layers, stage=stage, stages=len(split), next_rank=rank,
-            next_address=address,
-        )
-        for stage, (layers, (rank, address)) in enumerate(zip(split, [*nexts, back], strict=True))
-    ]  # fmt: skip
 
 
 class Cluster(Contact):
@@ -329,19 +183,6 @@ class Cluster(Contact):
         return RankRecord(setup.rank, setup.role, setup.layers, report.busy_s, report.peak_memory, host,
                           {rank: size for rank, (size, _) in sent.items()},
                           {rank: count for rank, (_, count) in sent.items()}, setup.cpu_share)  # fmt: skip
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection meanwhile: a full one takes longer than many tokens, and would be measured with them."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Generation:

@@ -11,7 +11,8 @@ import sysconfig
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeinfer.cluster.processes import ONE_THREAD, Unwatched
+from pipeinfer.cluster.python_process import python_command, python_environment
+from pipeinfer.cluster.ranks import Unwatched
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
 from pipeinfer.runtime.live import run_rank
@@ -82,14 +83,14 @@ def start_world(nodes: int) -> NoReturn:
     """Become `mpiexec` with this command line once more for the head and for each of `nodes` ranks on this machine."""
     load(TRANSPORTS, "mpi")
     mpiexec = find_mpiexec()
-    command = [mpiexec, "-n", str(nodes - HEAD), sys.executable, "-m", "pipeinfer", *sys.argv[1:]]
+    command = [mpiexec, "-n", str(nodes - HEAD), *python_command("pipeinfer", *sys.argv[1:])]
     os.execve(mpiexec, command, world_environment())
 
 
 def world_environment() -> dict[str, str]:
     """For an `mpiexec` on this machine. A Slurm step's PMIx is not handed on: MPICH refuses to see two."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PMIX_")}
-    return {**ONE_THREAD, **OVERSUBSCRIBE, **HERE, **inherited, STARTED: "1"}
+    inherited = {name: value for name, value in python_environment().items() if not name.startswith("PMIX_")}
+    return {**OVERSUBSCRIBE, **HERE, **inherited, STARTED: "1"}
 
 
 def join_world() -> int:

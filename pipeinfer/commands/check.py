@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import typer
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.results.divergence import Divergence, divergence

@@ -11,7 +11,8 @@ import typer
 from pipeinfer.commands.streams import checked_argument, read_text
 
 if TYPE_CHECKING:
-    from pipeinfer.cluster.launch import Cluster, Plan
+    from pipeinfer.cluster.launch import Cluster
+    from pipeinfer.cluster.plan import Plan
     from pipeinfer.commands.check import Check
     from pipeinfer.core.head import Head
     from pipeinfer.core.log import EventLog
@@ -166,7 +167,7 @@ def make_plan(
     workers: str | None, key: Path | None, trace: bool, cpu_share: float, prompt_chunk: str = "auto",
 ) -> "Plan":  # fmt: skip
     """The plan that the options describe: of `nodes` ranks the last are the draft's, where the strategy drafts."""
-    from pipeinfer.cluster.launch import Plan
+    from pipeinfer.cluster.plan import Plan
     from pipeinfer.core.prompt import parse_chunk
     from pipeinfer.units import bandwidth_bps, seconds
 

@@ -29,7 +29,8 @@ def record(
     """Let the target write, and note where its tokens stand among the draft's candidates."""
     import msgspec
 
-    from pipeinfer.cluster.launch import Models, Plan
+    from pipeinfer.cluster.models import Models
+    from pipeinfer.cluster.plan import Plan
     from pipeinfer.commands.generate import key_values
     from pipeinfer.core.messages import Sampling
     from pipeinfer.files import check_writable, write_whole

@@ -9,8 +9,10 @@ import msgspec
 
 from pipeinfer import __version__
 from pipeinfer.cluster.contact import Contact
+from pipeinfer.cluster.garbage import uncollected
 from pipeinfer.cluster.inspection import draft_load, inspections, target_load
-from pipeinfer.cluster.launch import Models, Plan, uncollected
+from pipeinfer.cluster.models import Models
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import ModelInfo
 from pipeinfer.errors import LaunchError, RankLost

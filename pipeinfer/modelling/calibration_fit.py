@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.modelling.profile import Curve, Profile
 from pipeinfer.modelling.profiled_cluster import simulate_one

@@ -58,8 +58,10 @@ def run_simulated(cells: list[SimCell], jobs: int) -> Iterator[Record]:
 def _pool(jobs: int) -> ProcessPoolExecutor:
     """One for all recipes of a command: starting processes takes longer than many a sweep. It ends with this process.
 
-    Not forked: the parent has threads (the progress display), and a fork copies their locks.
+    Not forked: the parent has threads (the progress display), and a fork copies their locks. The processes start with
+    an import, and files in the working directory must not be taken for what is imported.
     """
+    os.environ["PYTHONSAFEPATH"] = "1"
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent)
 
 
@@ -125,7 +127,7 @@ def run_live(cells: list[LiveCell], key: str | None = None) -> Iterator[Record]:
 
 def live_plan(live: Live, key: str | None) -> Any:
     """The ranks of a live recipe."""
-    from pipeinfer.cluster.launch import Plan
+    from pipeinfer.cluster.plan import Plan
 
     return Plan(
         backend=live.backend, backend_options=live.backend_options, target=live.target, draft=live.draft,

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.cluster.launch import Plan
 from pipeinfer.cluster.placement import LayerRange
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.profile import Curve
 from pipeinfer.modelling.simulate import Prepared, with_ranks

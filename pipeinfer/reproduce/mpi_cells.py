@@ -10,12 +10,15 @@ from pathlib import Path
 import msgspec
 
 from pipeinfer.cluster.mpi_world import find_mpiexec, in_world, join_world, world_environment
+from pipeinfer.cluster.python_process import python_command
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
 from pipeinfer.reproduce.cells import run_live
 from pipeinfer.reproduce.recipes import LiveCell
 from pipeinfer.reproduce.records import Record, decode, encode, record_of
 from pipeinfer.runtime.transports import TransportError
+
+MODULE = "pipeinfer.reproduce.mpi_cells"
 
 
 def needs_world(cells: Iterable[LiveCell]) -> bool:
@@ -36,7 +39,7 @@ def run_in_world(cells: list[LiveCell]) -> Iterator[Record]:
     with tempfile.TemporaryDirectory(prefix="pipeinfer-world-") as folder:
         path, errors = Path(folder) / "cells.json", Path(folder) / "errors.txt"
         path.write_bytes(msgspec.json.encode(cells))
-        command = [find_mpiexec(), "-n", str(processes), sys.executable, "-m", __name__, str(path)]
+        command = [find_mpiexec(), "-n", str(processes), *python_command(MODULE, str(path))]
         count = 0
         with errors.open("wb") as log, subprocess.Popen(
             command, env=world_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log

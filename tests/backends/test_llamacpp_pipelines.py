@@ -6,7 +6,8 @@ import pytest
 from llamacpp_stages import backend, chain, never, open_stages
 
 from pipeinfer.assets import asset
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.sampling import sample
 from pipeinfer.plugins import open_strategy

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Begin, CancelRun, Decode, RunKind, Sampling, Setup, Shutdown
 from pipeinfer.plugins import open_strategy

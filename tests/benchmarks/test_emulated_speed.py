@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.effects import Request
 from pipeinfer.core.head import Pipeline
 from pipeinfer.plugins import open_strategy

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import zmq
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Decode, RunKind
 from pipeinfer.plugins import open_strategy

@@ -27,8 +27,9 @@ import namespaces
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.cluster.launch import Cluster, Plan
-from pipeinfer.cluster.processes import ONE_THREAD
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
+from pipeinfer.cluster.python_process import ONE_THREAD
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.metrics import tokens_per_second

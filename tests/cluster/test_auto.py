@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.placement import BadSplit
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.commands.generate import make_plan
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.effects import Stop
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.messages import Ready, Setup
 from pipeinfer.engine.fingerprint import BLOCK_BYTES, fingerprint, fingerprints

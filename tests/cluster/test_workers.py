@@ -13,7 +13,8 @@ import pytest
 from processes import EMULATED as SLOW
 from processes import PROMPT, start
 
-from pipeinfer.cluster.launch import Cluster, Plan
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import messages
 from pipeinfer.core.messages import AskReport, Begin, Inspect, Sampling
 from pipeinfer.errors import LaunchError, RankLost
@@ -121,7 +122,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 def test_a_busy_worker_refuses_a_second_head(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeinfer.cluster.processes.AGAIN_S", 0.3)
+    monkeypatch.setattr("pipeinfer.cluster.reached_workers.AGAIN_S", 0.3)
     with Cluster(workers.plan()) as cluster:
         said = generate(cluster)
         with pytest.raises(LaunchError, match=r"rank \d at .* is busy with another session: it has a head already"):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeinfer.cli import main
-from pipeinfer.cluster.launch import Plan
 from pipeinfer.cluster.placement import LayerRange
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.calibrate import calibrate
@@ -241,7 +241,7 @@ def test_a_worker_that_cannot_be_reached(
 ) -> None:
     key = tmp_path / "key.json"
     write_keys(key)
-    monkeypatch.setattr("pipeinfer.cluster.processes.open_transport", partial(open_transport, connect_s=0.2))
+    monkeypatch.setattr("pipeinfer.cluster.reached_workers.open_transport", partial(open_transport, connect_s=0.2))
     addresses = "tcp://127.0.0.1:9,tcp://127.0.0.1:9"
     run("calibrate", "--out", str(tmp_path / "p.json"), "--workers", addresses, "--key", str(key), code=2)
     errors = capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""What to bring up, before any model is opened or rank started."""
+
+from typing import Any
+
+import msgspec
+
+from pipeinfer.core.messages import LinkLimit
+from pipeinfer.core.prompt import PromptChunk
+from pipeinfer.core.strategies.options import require
+
+AUTO = "auto"
+"""The `layers` of a plan whose target is split by the speed and memory of the ranks."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`), and `draft_layers` is the same for
+    the draft (None: all on one rank); `cells` 0: the context and some.
+
+    `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
+    are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
+    first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link
+    that `links` does not.
+    `cpu_share` is the share of the time in which each rank computes, so that it is as slow as a node of that much of
+    this one's speed.
+    """
+
+    backend: str = "numpy"
+    backend_options: dict[str, Any] = {}
+    draft_backend: str | None = None
+    draft_backend_options: dict[str, Any] = {}
+    target: str = "builtin:target"
+    draft: str | None = "builtin:draft"
+    stages: int = 3
+    layers: str | None = None
+    draft_layers: str | None = None
+    profile: str | None = None
+    transport: str = "tcp"
+    bandwidth_bps: float = float("inf")
+    latency_s: float = 0.0
+    links: tuple[LinkLimit, ...] = ()
+    cpu_share: float = 1.0
+    cells: int = 0
+    sequences: int = 64
+    prompt_chunk: PromptChunk = "auto"
+    workers: tuple[str, ...] = ()
+    key: str | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on what is out of range."""
+        require("cells", self.cells, 0, 2**31 - 1)
+        require("sequences", self.sequences, 1, 2**16)
+        require("cpu_share", self.cpu_share, 0.01, 1)
+        require("latency in seconds", self.latency_s, 0, 3600)

@@ -1,0 +1,48 @@
+"""What all ranks of a session have in common, wherever they run."""
+
+from typing import Protocol
+
+from pipeinfer.runtime.transports import PeerLost, Transport
+
+
+class Ranks(Protocol):
+    """Where the ranks are, and the head's own endpoint."""
+
+    transport: Transport
+    addresses: list[str]
+
+    def dead(self) -> tuple[int, str] | None:
+        """A rank that has ended by itself, and how."""
+
+    def culprit(self, rank: int) -> tuple[int, str] | None:
+        """Who ended and how, when `rank` was found to be gone: one that broke takes its neighbours with it. None when
+        that is not known here."""
+
+    def close(self, farewell: bytes) -> None:
+        """Send every rank the farewell, and end those that were started here. Idempotent."""
+
+
+class Unwatched:
+    """Ranks of whose end only the transport tells."""
+
+    transport: Transport
+    addresses: list[str]
+
+    def dead(self) -> tuple[int, str] | None:
+        return None
+
+    def culprit(self, rank: int) -> tuple[int, str] | None:
+        return None
+
+    def close(self, farewell: bytes) -> None:
+        say_farewell(self.transport, farewell, len(self.addresses))
+        self.transport.close()
+
+
+def say_farewell(transport: Transport, farewell: bytes, count: int) -> None:
+    """Send it to every rank that is still there."""
+    for rank in range(count):
+        try:
+            transport.send(rank, farewell)
+        except (PeerLost, ValueError):
+            continue  # It is gone already, or was never reached.

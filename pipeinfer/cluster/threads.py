@@ -1,0 +1,36 @@
+"""Ranks as threads of the head's process."""
+
+import threading
+
+from pipeinfer.cluster.ranks import Unwatched
+from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.live import run_rank
+from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, open_transport
+
+START_S = 30.0
+
+
+class Threads(Unwatched):
+    """Ranks as threads of this process."""
+
+    def __init__(self, count: int) -> None:
+        self.transport = open_transport("inproc://", HEAD)
+        endpoints = [open_transport("inproc://", rank) for rank in range(count)]
+        self.addresses = [endpoint.address for endpoint in endpoints]
+        self._threads = [threading.Thread(target=_be_a_thread, args=(e,), name=f"rank {e.rank}") for e in endpoints]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, farewell: bytes) -> None:
+        super().close(farewell)
+        for thread in self._threads:
+            thread.join()
+
+
+def _be_a_thread(transport: Transport) -> None:
+    try:
+        run_rank(transport, START_S)
+    except (PeerLost, LaunchError):
+        pass  # Which the head knows, or it is gone: so is this session.
+    finally:
+        transport.close()
