@@ -13,8 +13,8 @@ from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_strategy
-from pipeinfer.reproduce.cells import run_live
-from pipeinfer.reproduce.recipes import Live, LiveCell
+from pipeinfer.study.cells import run_live
+from pipeinfer.study.recipes import Live, LiveCell
 from pipeinfer.testing.models import write_llama
 
 PROMPT = [40, 41, 42, 43]

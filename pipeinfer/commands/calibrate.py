@@ -45,7 +45,7 @@ def calibrate(
     from pipeinfer.files import check_writable
     from pipeinfer.modelling.calibrate import calibrate as run
     from pipeinfer.modelling.profile import write_profile
-    from pipeinfer.report.plots import layer_times
+    from pipeinfer.report.layer_times import layer_times
 
     given = nodes
     nodes = nodes or rank_count(layers, drafts=True)

@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeinfer.compare import Comparison
-    from pipeinfer.compare.judge import Row
+    from pipeinfer.results.compare import Comparison
+    from pipeinfer.results.compare.judge import Row
 
 MOST_ROWS = 60
 """A longer table leaves out the cells in which nothing changed."""
@@ -29,11 +29,11 @@ def compare(
 ) -> None:
     """Compare two results cell by cell: ratio head / base, interval, verdict."""
     from pipeinfer.commands.output import print_json
-    from pipeinfer.compare import compare as compare_results
+    from pipeinfer.results.compare import compare as compare_results
 
     comparison = compare_results(base, head, common=common, threshold=threshold, confidence=confidence)
     if plot is not None:
-        from pipeinfer.compare.picture import draw
+        from pipeinfer.report.comparison import draw
 
         draw(comparison, plot)
     if as_json:

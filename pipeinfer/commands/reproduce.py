@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from pipeinfer.reproduce.claims import Claim
-    from pipeinfer.reproduce.recipes import Recipe
-    from pipeinfer.reproduce.report import Table as ReportTable
+    from pipeinfer.report.claims import Claim
+    from pipeinfer.report.page import Table as ReportTable
+    from pipeinfer.study.recipes import Recipe
 
 SHOWN_COLUMNS = 6
 """How much of a report's table a terminal is shown: where, strategy, speed, its simulation or the mean gap, ratios."""
@@ -46,10 +46,10 @@ def reproduce(
 ) -> None:
     """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim."""
     from pipeinfer.commands.output import console
-    from pipeinfer.reproduce.recipes import Artifact
-    from pipeinfer.reproduce.records import Store
-    from pipeinfer.reproduce.run import check, conclude, run
-    from pipeinfer.reproduce.selection import Wish, select
+    from pipeinfer.results.records import Store
+    from pipeinfer.study.recipes import Artifact
+    from pipeinfer.study.run import check, run
+    from pipeinfer.study.selection import Wish, select
 
     live, ranks = _ranks(workers, key)
     theirs = Artifact(artifact, artifact_mpirun, artifact_arguments) if artifact is not None else None
@@ -71,6 +71,8 @@ def reproduce(
 
         for recipe in [] if replot else recipes:
             run(recipe, store, jobs or _cores(), on_progress, str(key) if key else None)
+    from pipeinfer.report.write import conclude  # pandas and seaborn, which nothing that runs needs
+
     with terminal.status("drawing and writing the report"):
         claims, tables, problems = conclude(recipes, store, out, notes)
     for problem in problems:
@@ -147,17 +149,23 @@ def _print_table(console: "Console", table: "ReportTable") -> None:
     console.print(shown)
 
 
+COLOURS = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
+
+
 def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:
+    """The last screen: a line per claim, and where to look; 80 columns are enough."""
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
-    table = Table("claim", "", "published", "found here", "verdict", show_lines=True)
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    for width, share in ((3, None), (17, None), (20, 2), (20, 3)):
+        table.add_column(no_wrap=True, overflow="ellipsis", min_width=width, ratio=share)
     for claim in claims:
-        verdict = Text(claim.verdict, colours.get(claim.verdict, "dim"))
-        table.add_row(claim.id, claim.claim, claim.published, claim.reproduced, verdict)
+        verdict = Text(claim.verdict, COLOURS.get(claim.verdict, "dim"))
+        table.add_row(claim.id, verdict, Text(claim.claim), Text(claim.reproduced))
     console.print(table)
-    console.print(f"Evidence: {out / 'report.html'}   Records: {out / 'trials.jsonl'}", soft_wrap=True)
+    for what, where in {"report": "report.html", "tables": "trials.parquet", "records": "trials.jsonl"}.items():
+        console.print(f"{what}: {out / where}", soft_wrap=True)
 
 
 def _cores() -> int:

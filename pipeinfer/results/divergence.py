@@ -6,9 +6,9 @@ arithmetic the best two now and then are, and what follows is another text. Such
 schedule; anywhere else it is one.
 """
 
-import msgspec
+from typing import Protocol
 
-from pipeinfer.results.trial import Trial
+import msgspec
 
 EXACT = "float32"
 """Arithmetic in which no two texts may differ."""
@@ -21,6 +21,17 @@ which are 2^-11 where 10 bits follow the leading one. Measured with the built-in
 NEAR_COARSE = 2.0**-1
 """The same in 8 bits (unit of roundoff 2^-8): bfloat16 0.38, llama.cpp's q8_0 0.36. Other quantised weights meet
 activations of 8 bits too."""
+
+
+class HasText(Protocol):
+    """A trial, or as much of one as decides whether its text is another's."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...
+    @property
+    def margins(self) -> tuple[float, ...]: ...
+    @property
+    def precision(self) -> str: ...
 
 
 class Divergence(msgspec.Struct, frozen=True):
@@ -45,7 +56,7 @@ class Divergence(msgspec.Struct, frozen=True):
         return f"token {self.at}{apart}, {self.precision}"
 
 
-def divergence(trial: Trial, reference: Trial) -> Divergence | None:
+def divergence(trial: HasText, reference: HasText) -> Divergence | None:
     """Where the token ids of `trial` first differ from those of `reference`; None when they do not."""
     own, expected = trial.token_ids, reference.token_ids
     if own == expected:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.compare import compare
 from pipeinfer.plugins import open_strategy
-from pipeinfer.reproduce.records import Record, encode, stamped
+from pipeinfer.results.compare import compare
+from pipeinfer.results.records import Record, encode, stamped
 from pipeinfer.results.trial import Trial
 
 REPETITIONS = 15

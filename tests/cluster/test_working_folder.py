@@ -37,7 +37,7 @@ def copied(tmp_path: Path) -> Path:
 GENERATE = ["generate", "1 2", "--backend", "emulated", "--backend-option", "layer_s=0.0001", "--tokens", "4", "--json"]
 
 POOL = """
-from pipeinfer.reproduce.cells import _pool
+from pipeinfer.study.cells import _pool
 from pipeinfer.units import size
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.calibrate import calibrate
 from pipeinfer.modelling.profile import BadProfile, Curve, Profile, read_profile, write_profile
 from pipeinfer.modelling.rank_survey import parts_of, separate
-from pipeinfer.report.plots import layer_times
+from pipeinfer.report.layer_times import layer_times
 from pipeinfer.runtime.transports import open_transport
 from pipeinfer.runtime.transports.keys import write_keys
 

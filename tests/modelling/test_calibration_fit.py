@@ -6,21 +6,22 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from experiments import analyse
 from msgspec.structs import replace
 
 from pipeinfer.modelling.calibration_fit import SLOW, STAGES, STRATEGIES, Rehearsal, fitted, nodes
 from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
-from pipeinfer.reproduce.analysis import analyse
-from pipeinfer.reproduce.calibration_section import summary
-from pipeinfer.reproduce.predictions import predictions
-from pipeinfer.reproduce.recipes import Checked, Contender, Figure, LiveCell, Recipe, RehearsalCell, Shape, cells
-from pipeinfer.reproduce.records import FILE, Store, config_hash
-from pipeinfer.reproduce.run import conclude, run
-from pipeinfer.reproduce.selection import Wish, select
+from pipeinfer.report.prediction import error_summary, predictions
+from pipeinfer.report.write import conclude
 from pipeinfer.results import metrics
+from pipeinfer.results.records import FILE, Store
 from pipeinfer.runtime.oracle import independent
+from pipeinfer.study.identity import config_hash
+from pipeinfer.study.recipes import Checked, Contender, Figure, LiveCell, Recipe, RehearsalCell, Shape, cells
+from pipeinfer.study.run import run
+from pipeinfer.study.selection import Wish, select
 
 
 def flat(seconds: float) -> Curve:
@@ -138,8 +139,8 @@ def test_another_backend_can_be_asked_for() -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements too short to be exact."""
-    monkeypatch.setattr("pipeinfer.reproduce.predictions.PART_S", 0.01)
-    monkeypatch.setattr("pipeinfer.reproduce.predictions.BEYOND", 8)
+    monkeypatch.setattr("pipeinfer.study.rehearsal.PART_S", 0.01)
+    monkeypatch.setattr("pipeinfer.study.rehearsal.BEYOND", 8)
     monkeypatch.setattr("pipeinfer.modelling.calibrate.CONTENTION_S", 0.01)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.TOKENS", 16)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.ROUNDS", 1)
@@ -159,15 +160,15 @@ def test_the_check_runs_resumes_and_draws(tmp_path: Path) -> None:
     found = predictions(analyse(CHECKED, store.records))
     assert len(found) == 4
     # How good they are is not for a loaded machine to say.
-    assert all(one.predicted > 0 for one in found)
+    assert (found.predicted > 0).all()
     before = (tmp_path / FILE).read_bytes()
     run(CHECKED, store, 1, silent)
     assert (tmp_path / FILE).read_bytes() == before, "nothing is run again"
     conclude([CHECKED], store, tmp_path)
-    assert (tmp_path / "figures" / "checked.svg").exists()
+    assert (tmp_path / "figures" / "checked-simulated-over-measured.svg").exists()
     report = (tmp_path / "report.md").read_text()
     assert "emulated, 3 stages, 0.1 Gbit/s, 300 us" in report
-    assert summary(found).rows[0][:4] == ["emulated", "emulated", "all", "4"]
+    assert error_summary(found).rows[0][:4] == ["emulated", "emulated", "all", "4"]
     first = json.loads(before.splitlines()[0])
     assert msgspec.convert(first["rehearsed"]["profile"], Profile).backend == "emulated"
 

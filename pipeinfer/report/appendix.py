@@ -1,0 +1,77 @@
+"""The report's last part, in the terms of an artifact-evaluation appendix: claims and experiments, what each needs and
+how it is run, what was found to take how long, where, and from which command."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.page import Table
+from pipeinfer.results.records import FILE, environment
+from pipeinfer.study.recipes import RehearsalCell, cells
+
+HOW_TO = """\
+pipeinfer reproduce                                   # every experiment: simulated, and the live table on this machine
+pipeinfer reproduce NAME ...                          # some of them
+pipeinfer reproduce --fidelity emulated               # a part of each sweep in real time, beside its simulation
+pipeinfer reproduce --cluster FILE.toml               # the sweeps on a cluster of your own
+pipeinfer reproduce --cluster FILE.json               # the sweeps on a cluster that `pipeinfer calibrate` measured
+mpirun -n 5 pipeinfer reproduce live                  # the live table over the ranks of an MPI world
+pipeinfer reproduce live --workers ADDRESSES --key FILE --backend torch --target MODEL --draft MODEL
+pipeinfer reproduce --replot                          # figures and report anew from the records; nothing is run"""
+
+
+class Appendix(msgspec.Struct, frozen=True):
+    """Experiments, commands, environment and data."""
+
+    experiments: Table
+    command: str
+    ways: str
+    environment: Table
+    data: str
+
+
+def appendix(experiments: Sequence[Experiment]) -> Appendix:
+    """Of what this report is about."""
+    hosts = sorted(
+        {host for one in experiments for text in one.trials.hosts.dropna() for host in text.split(", ") if host}
+    )
+    found = environment() | ({"hosts of the ranks": ", ".join(hosts)} if hosts else {})
+    once = {row.config_hash: row.seconds for one in experiments for row in one.trials.itertuples()}
+    return Appendix(
+        Table(
+            ["experiment", "claims", "fidelity", "expected", "hardware", "minutes", "here, s", "cells", "done"],
+            list(map(_row, experiments)), range(5, 9),
+        ),
+        shlex.join(["pipeinfer", *sys.argv[1:]]),
+        HOW_TO,
+        Table(["", ""], [[name, str(value)] for name, value in found.items()]),
+        f"{len(once)} trials in {FILE} took {sum(once.values()):.0f} s of computing. Each line is one trial: its "
+        "configuration and the hash of it, environment, seed, token ids, the time of each token, its runs and its "
+        "ranks. Everything above is derived from that file: the tables trials.parquet, gaps.parquet, ranks.parquet and "
+        "spans.parquet, and from these every figure and number, drawn anew by the same command.",
+    )  # fmt: skip
+
+
+def _row(experiment: Experiment) -> list[str]:
+    recipe, done = experiment.recipe, experiment.trials[experiment.trials.status != "failed"]
+    return [
+        recipe.name,
+        ", ".join(recipe.claims) or "-",
+        recipe.fidelity,
+        recipe.expected,
+        recipe.hardware,
+        f"{_minutes(experiment):.2g}",
+        f"{experiment.trials.seconds.sum():.0f}",
+        str(sum(not isinstance(cell, RehearsalCell) for cell in cells(recipe))),
+        str(len(done) + len(experiment.simulated)),
+    ]
+
+
+def _minutes(experiment: Experiment) -> float:
+    """What the recipe says; an emulated one takes as long as the generations of its simulation."""
+    if experiment.recipe.emulation is None:
+        return experiment.recipe.minutes
+    return float(experiment.simulated.duration_s.sum()) / 60

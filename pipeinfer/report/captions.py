@@ -1,0 +1,105 @@
+"""Captions: fidelity, models, cluster, workload, what was swept, and what band and dots are."""
+
+import pandas as pd
+
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.report.axes import OPTIONS, drafts_title
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.study.recipes import Figure, Live, Recipe, Simulated
+
+BAND = "band: 95 % bootstrap interval"
+
+_SWEPT = {"k": "K", "draft": "micro-batch", "cutoff": "cutoff"}
+_ALONG = {"size": ("k", "draft"), "cutoff": ("cutoff",)}
+
+
+def setting(experiment: Experiment) -> str:
+    """The first half of a caption, of a simulated recipe."""
+    recipe = experiment.recipe
+    sweep = recipe.simulated
+    assert sweep is not None
+    platforms = [platform_of(cluster, pair) for cluster in sweep.clusters for pair in sweep.pairs]
+    nodes = " and ".join(dict.fromkeys(node for where in platforms for node in where.nodes))
+    links = ", ".join(dict.fromkeys(where.link for where in platforms))
+    links += ", its bandwidth as stated" * bool(sweep.bandwidth_gbps)
+    links += ", its latency as stated" * bool(sweep.latency_us)
+    count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
+    pairs = "; ".join(dict.fromkeys(where.models for where in platforms))
+    assumed = [
+        drafts_title(place) + ", assumed" * (place.drafts in ("", "varied")) for place in experiment.places.values()
+    ]
+    drafts = "; ".join(dict.fromkeys(assumed))
+    return (
+        f"Fidelity: {recipe.fidelity}. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
+        f"{_prompts(sweep)} + {sweep.tokens} tokens; acceptance: {drafts}."
+    )
+
+
+def _prompts(sweep: Simulated) -> str:
+    """Lengths, like `64, 256`."""
+    return ", ".join(map(str, sweep.prompt_lengths))
+
+
+def real(live: Live | None, best: pd.DataFrame) -> str:
+    """The same of what was really run."""
+    assert live is not None
+    models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
+    long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
+    times = "once each" if live.repeats == 1 else f"{live.repeats} repetitions"
+    return (
+        f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
+        f"{live.transport}, {_where(best)}{slowness(live)}. "
+        f"{len(live.prompts)} prompt{'s' * (len(live.prompts) > 1)}{long}, {times} with the strategies in turn, "
+        f"{live.tokens} tokens. All token ids equal the iterative run's."
+    )
+
+
+def slowness(live: Live) -> str:
+    """What the ranks and links were limited to."""
+    parts = [f"each rank at {live.cpu_share:g} of its speed"] * (live.cpu_share < 1)
+    parts += [] if live.bandwidth_gbps is None else [f"links of {live.bandwidth_gbps:g} Gbit/s"]
+    parts += [f"{live.latency_us:g} us"] * (live.latency_us > 0)
+    return "".join(f", {part}" for part in parts)
+
+
+def _short(model: str) -> str:
+    """The last part of a model's path."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _where(best: pd.DataFrame) -> str:
+    """The hosts on which the ranks were."""
+    hosts = list(dict.fromkeys(host for one in best.hosts.dropna() for host in one.split(", ") if host))
+    if len(hosts) > 1:
+        return f"on {len(hosts)} hosts ({', '.join(hosts)})"
+    return f"all on one machine with {best.cores.iloc[0]} cores ({best.processor.iloc[0]})"
+
+
+def swept(recipe: Recipe, figure: Figure) -> str:
+    """What was tried of which the best is shown; not what is on the x axis."""
+    along = _ALONG[figure.x] if figure.kind == "lines" and figure.x in OPTIONS else ()
+    every = [option for contender in recipe.strategies.values() for option in contender.options.items()]
+    tried = {name for name, values in every if len(values) > 1}
+    names = [text for name, text in _SWEPT.items() if name in tried and name not in along]
+    if not names:
+        return ""
+    listed = f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]}"
+    return f"{listed[0].upper()}{listed[1:]} swept, the best shown."
+
+
+def repeated(experiment: Experiment) -> str:
+    """What a line is the median of."""
+    sweep = experiment.recipe.simulated
+    assert sweep is not None
+    return f"Median of {draws(experiment)}, {BAND}." if len(sweep.seeds) > 1 else "One draw of what is accepted."
+
+
+def draws(experiment: Experiment) -> str:
+    """What is repeated: `3 draws of what is accepted`."""
+    sweep = experiment.recipe.simulated
+    assert sweep is not None
+    kinds = {place.drafts in ("", "varied") for place in experiment.places.values()}
+    what = (
+        "draws of what is accepted" if kinds == {True} else "recorded texts" if kinds == {False} else "draws or texts"
+    )
+    return f"{len(sweep.seeds)} {what}"

@@ -1,0 +1,75 @@
+"""A recipe with what was found: its rows of the table of trials, as report, figures and claims ask for them."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import pandas as pd
+
+from pipeinfer.results.analysis import VALID
+from pipeinfer.results.frame import Tables
+from pipeinfer.study.places import Place
+from pipeinfer.study.recipes import Recipe, points
+
+
+class Experiment:
+    """`trials` are those of the recipe's fidelity; `simulated`, of an emulated recipe, what was simulated of the same.
+    `gaps`, `ranks` and `spans` are the folder's."""
+
+    def __init__(self, recipe: Recipe, tables: Tables) -> None:
+        own = tables.trials[tables.trials.recipe == recipe.name]
+        real = own.fidelity == "sim" if recipe.fidelity == "sim" else own.fidelity != "sim"
+        self.recipe = recipe
+        self.trials = own[real]
+        self.simulated = own[~real]
+        self.gaps, self.ranks, self.spans = tables.gaps, tables.ranks, tables.spans
+
+    @cached_property
+    def valid(self) -> pd.DataFrame:
+        """Trials with a performance, of every variant."""
+        return self.trials[self.trials.status.isin(VALID)]
+
+    @cached_property
+    def best(self) -> pd.DataFrame:
+        """Those of each contender's best variant per place."""
+        return self.trials[self.trials.best]
+
+    @cached_property
+    def places(self) -> dict[int, Place]:
+        """By the number that they have in the table, in the order in which they were run."""
+        return {row.place: Place.of(row) for row in self.valid.drop_duplicates("place").itertuples()}
+
+    @cached_property
+    def medians(self) -> pd.DataFrame:
+        """A row per place and contender at its best: medians of what is a number, the first of what is not, and the
+        number of `trials`."""
+        return medians(self.best, ["place", "contender"])
+
+    @property
+    def missing(self) -> int:
+        """Cells that have no record."""
+        return len(points(self.recipe)) - len(self.trials)
+
+    def count(self, *status: str) -> int:
+        return int(self.trials.status.isin(status).sum())
+
+    def chosen(self, contender: str, variant: str) -> str:
+        """Of a variant's options those that were swept: `k 4`."""
+        swept = {name for name, values in self.recipe.strategies[contender].options.items() if len(values) > 1}
+        return ", ".join(option for option in variant.split(", ") if option.partition(" ")[0] in swept)
+
+    def style_of(self, contender: str) -> str:
+        """The strategy whose colour it has."""
+        return self.recipe.strategies[contender].of or contender
+
+    def where(self, place: int, without: Iterable[str] = ()) -> str:
+        """What tells a place from the recipe's others."""
+        return self.places[place].differing(self.places.values(), without)
+
+
+def medians(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """One row per group: medians of numbers, the first of what is not, `trials`, in the order of the trials."""
+    groups = trials.groupby(by, sort=False, dropna=False)
+    numbers = [name for name in trials.select_dtypes("number").columns if name not in (*by, "place")]
+    found = groups.first()
+    found[numbers] = groups[numbers].median()
+    return found.assign(trials=groups.size()).reset_index()

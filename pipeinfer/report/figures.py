@@ -1,0 +1,285 @@
+"""The figures of a recipe, drawn by seaborn from its rows of the table of trials, with a caption that says what was run
+on what."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeinfer.report import captions
+from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
+from pipeinfer.report.drafts import calibration, stretches
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.prediction import scatter
+from pipeinfer.report.published import published_claims
+from pipeinfer.report.style import GREY, WIDTH_IN, height_of, legend_above, load_seaborn, new_figure, panels, style
+from pipeinfer.report.timeline import timeline
+from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, band
+from pipeinfer.study.recipes import Figure, Recipe
+
+WORDS = {
+    "speed": "generation-speed", "gain": "speedup", "gap": "inter-token-latency", "tail": "inter-token-latency-p95",
+    "gaps": "inter-token-latency-percentiles", "first": "time-to-first-token", "memory": "memory-of-largest-rank",
+    "per_memory": "speed-per-gigabyte", "bandwidth_gbps": "bandwidth", "latency_us": "latency",
+    "width_cost": "row-cost", "draft_cost": "draft-cost", "size": "run-size", "calibration": "draft-calibration",
+    "stretches": "drafts-right-in-a-row", "scatter": "simulated-over-measured",
+}  # fmt: skip
+"""What quantities, axes and kinds of figures are called in the names of files."""
+
+
+def figure_name(recipe: Recipe, figure: Figure) -> str:
+    """File name without suffix: the recipe, its fidelity where it is emulated, and what is drawn."""
+    what = figure.y if figure.kind in ("lines", "dots", "percentiles") else figure.kind
+    along = ["by", WORDS.get(figure.x, figure.x)] if figure.kind == "lines" else []
+    drawn = [WORDS.get(what, what)] if what != recipe.name else []
+    return "-".join([recipe.name, *["emulated"] * (recipe.emulation is not None), *drawn, *along])
+
+
+def draw(experiment: Experiment, figure: Figure, folder: Path) -> None:
+    """Write a figure of an experiment that has trials: SVG and PNG."""
+    path = folder / figure_name(experiment.recipe, figure)
+    if figure.kind in _WHOLE:
+        _WHOLE[figure.kind](experiment, path)
+    else:
+        {"lines": _lines, "dots": _dots, "percentiles": _percentiles}[figure.kind](experiment, figure, path)
+
+
+CARD_IN = 3.7
+"""Width of a claim's figure (inches)."""
+
+MOST_PANELS = 2
+"""Of a claim's figure; of more the last is shown."""
+
+
+def draw_card(experiment: Experiment, figure: Figure, path: Path) -> None:
+    """The same, small and without a caption: for a claim's card."""
+    {"lines": _lines, "dots": _dots}[figure.kind](experiment, figure, path, small=True)
+
+
+def _panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows by the title of their panel. Without fields to part them by, real ones are parted by temperature."""
+    titles = {
+        number: ", ".join(PANEL[field](place) for field in figure.panels) if place.temperature is None else place.text
+        for number, place in experiment.places.items()
+    }
+    return dict(list(rows.groupby(rows.place.map(titles), sort=False)))
+
+
+def _ticked(axis: Any, values: pd.Series, base: int | None) -> None:
+    ticks = sorted(set(values.dropna()))
+    if base is not None:
+        axis.set_xscale("log", base=base)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+
+
+def _shown(by_panel: dict[str, pd.DataFrame], most: int) -> dict[str, pd.DataFrame]:
+    return by_panel if len(by_panel) <= most else dict(list(by_panel.items())[-1:])
+
+
+def _sheet(path: Path, caption: str, count: int, *, small: bool) -> AbstractContextManager[Any]:
+    """A figure with so many panels of lines."""
+    return (
+        new_figure(path, "", 0.5 + 1.6 * count, CARD_IN) if small else new_figure(path, caption, height_of(count, 2.2))
+    )
+
+
+# Lines
+
+
+def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = False) -> None:
+    sns = load_seaborn()
+
+    x, y = X[figure.x], Y[figure.y]
+    rows, theory = _along(experiment, figure), _theory(experiment, figure)
+    marks = _marks(experiment.recipe) if figure.y == "gain" else {}
+    contenders = [name for name in experiment.recipe.strategies if name in set(rows.contender)]
+    # A variant of a strategy has its colour and broken lines.
+    variants = [
+        name for name in contenders if experiment.style_of(name) != name and experiment.recipe.strategies[name].setting
+    ]
+    looks = {name: style(experiment.style_of(name) if name in variants else name) for name in contenders}
+    colours = {name: look[0] for name, look in looks.items()}
+    caption = [captions.setting(experiment), captions.swept(experiment.recipe, figure), captions.repeated(experiment)]
+    caption += [] if theory.empty else ["Thin: the same cells, simulated." if experiment.recipe.emulation else _CLOSED]
+    by_panel, theory_by_panel = (_panelled(experiment, figure, some) for some in (rows, theory))
+    by_panel = _shown(by_panel, MOST_PANELS) if small else by_panel
+    with _sheet(path, " ".join(filter(None, caption)), len(by_panel), small=small) as drawing:
+        axes = panels(drawing, len(by_panel), stacked=small, sharex=True, sharey=True)
+        for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
+            for (name, value), dashes in zip(marks.items(), ["-", (0, (6, 3))], strict=False):
+                axis.axhline(value, color=GREY, linewidth=1, linestyle=dashes, label=name)
+            sns.lineplot(
+                shown, x="x", y=y.column, hue="contender", style="contender", hue_order=contenders, palette=colours,
+                style_order=contenders, markers={name: look[1] for name, look in looks.items()}, ax=axis,
+                dashes={name: (4, 2) if name in variants else "" for name in contenders}, estimator="median",
+                errorbar=band, err_kws={"alpha": 0.15, "linewidth": 0}, legend=axis is axes[0],
+            )  # fmt: skip
+            if title in theory_by_panel:
+                sns.lineplot(
+                    theory_by_panel[title], x="x", y="y", hue="contender", palette=colours, estimator="median",
+                    errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
+                )  # fmt: skip
+            _ticked(axis, rows.x, x.base)
+            axis.set(title=title, xlabel=x.label, ylabel=y.label)
+            axis.tick_params(labelbottom=True)
+        _limits(axes[0], rows[y.column], [*theory.y, *marks.values()], logarithmic=y.logarithmic)
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        legend_above(drawing, handles, labels)
+
+
+_CLOSED = "Thin: closed form for i.i.d. acceptance where width and links are free."
+
+
+def _limits(axis: Any, values: pd.Series, others: list[float], *, logarithmic: bool) -> None:
+    """Of the axes that all panels share: with room for the highest line of them all, and the lowest."""
+    highest = max([values.max(), *others])
+    if logarithmic:
+        axis.set_yscale("log")
+        axis.set_ylim(0.8 * values.min(), 1.25 * highest)
+        axis.yaxis.set_major_formatter("{x:g}")
+    else:
+        axis.set_ylim(0, 1.06 * highest)
+
+
+def _marks(recipe: Recipe) -> dict[str, float]:
+    """What a gain is held against: none, and what was published where the recipe bears on it."""
+    published = [published_claims()[name] for name in recipe.claims]
+    return {"no gain": 1.0, **{f"published: {one.published}": one.value for one in published if one.value}}
+
+
+def _along(experiment: Experiment, figure: Figure) -> pd.DataFrame:
+    """Rows with `x`: of each contender's best in each place, or of the best with each value of an option. What knows no
+    such option has one value all along."""
+    variable = X[figure.x]
+    rows = experiment.valid if figure.x in OPTIONS else experiment.best
+    rows = rows.assign(x=rows[[*variable.columns]].bfill(axis=1).iloc[:, 0] / variable.unit)
+    if figure.y == "gain":
+        return rows[rows.contender != BASELINE]
+    if figure.x not in OPTIONS:
+        return rows
+    group = ["place", "contender", "x"]
+    speed = rows.groupby([*group, "variant"], dropna=False)[SPEED].transform("median")
+    rows = rows[speed == speed.groupby([rows[name] for name in group], dropna=False).transform("max")]
+    ends = [rows[rows.x.isna()].assign(x=end) for end in (rows.x.min(), rows.x.max())]
+    return pd.concat([rows[rows.x.notna()], *ends])
+
+
+def _theory(experiment: Experiment, figure: Figure) -> pd.DataFrame:
+    """Rows with `x` and `y`: the closed forms, or the simulation of what is emulated."""
+    variable, column = X[figure.x].columns[0], Y[figure.y].column
+    if experiment.recipe.emulation and figure.y != "gain":
+        found = experiment.simulated[experiment.simulated.best]
+        return found.assign(x=found[variable] / X[figure.x].unit, y=found[column])
+    known = figure.y == "speed" and figure.x not in OPTIONS and not experiment.recipe.emulation
+    found = experiment.best[
+        experiment.best.limit_tokens_per_s.notna() & (experiment.best.contender != REFERENCE) & known
+    ]
+    return found.assign(x=found[variable] / X[figure.x].unit, y=found.limit_tokens_per_s)
+
+
+# Percentiles
+
+
+def _percentiles(experiment: Experiment, figure: Figure, path: Path) -> None:
+    sns = load_seaborn()
+
+    markers = {"p50": "|", "mean": "o", "p95": ">", "p99": "D"}
+    names = [f"itl_{name}_s" for name in markers]
+    rows = experiment.best.assign(row=_rows(experiment, figure))
+    long = rows.melt(["place", "row"], names, "statistic", "s").replace(
+        {"statistic": dict(zip(names, markers, strict=True))}
+    )
+    by_panel = _panelled(experiment, figure, long)
+    caption = (
+        f"{captions.setting(experiment)} {captions.swept(experiment.recipe, figure)} Gaps of zero, within tokens "
+        f"committed together, count. Median of {captions.draws(experiment)}; lines: 95 % bootstrap interval."
+    )
+    with new_figure(path, caption, height=1.15 + 0.4 * rows.row.nunique()) as drawing:
+        axes = drawing.subplots(1, len(by_panel), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
+            sns.pointplot(
+                shown, x="s", y="row", hue="statistic", estimator="median", errorbar=band, markers=[*markers.values()],
+                linestyle="none", dodge=0.4, palette="colorblind", markersize=5, err_kws={"linewidth": 1}, ax=axis,
+                legend=axis is axes[0],
+            )  # fmt: skip
+            axis.set(title=title, xlabel=Y["gaps"].label, ylabel="")
+            axis.grid(visible=False, axis="y")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        legend_above(drawing, handles, labels)
+
+
+def _rows(experiment: Experiment, figure: Figure) -> list[str]:
+    """For each of the best trials, what its row is called."""
+    names = {}
+    for number, place in experiment.places.items():
+        drafts = {"": "i.i.d.", "varied": "varied"}.get(place.drafts, "recorded") if "rate" in figure.panels else ""
+        names[number] = [drafts, experiment.where(number, (*figure.panels, "temperature"))]
+    best = experiment.best
+    return [
+        ", ".join(filter(None, [*names[place], who])) for place, who in zip(best.place, best.contender, strict=True)
+    ]
+
+
+# Dots
+
+
+def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = False) -> None:
+    sns = load_seaborn()
+
+    recipe, y = experiment.recipe, Y[figure.y]
+    rows = experiment.best.assign(
+        row=_rows(experiment, figure), style=experiment.best.contender.map(experiment.style_of)
+    )
+    by_panel = _panelled(experiment, figure, rows)
+    order = list(dict.fromkeys(rows.row))
+    palette = {name: style(name)[0] for name in dict.fromkeys(rows["style"])}
+    what = captions.setting(experiment) if recipe.simulated else captions.real(recipe.live, experiment.best)
+    repeated = f"one of {captions.draws(experiment)}" if recipe.simulated else "a trial"
+    caption = f"{what} {captions.swept(recipe, figure)} Each dot is {repeated}; bar: median, {captions.BAND}."
+    by_panel, width = (_shown(by_panel, 1), CARD_IN) if small else (by_panel, WIDTH_IN)
+    height = 0.75 + min(0.36, 2.4 / len(order) ** 0.5) * len(order)
+    with new_figure(path, "" if small else caption, height, width) as drawing:
+        axes = drawing.subplots(1, len(by_panel), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
+            shared: dict[str, Any] = {"x": y.column, "y": "row", "order": order, "hue": "style", "palette": palette,
+                                      "legend": False, "ax": axis}  # fmt: skip
+            sns.stripplot(shown, **shared, size=3, alpha=0.6, jitter=0.22)
+            sns.pointplot(shown, **shared, estimator="median", errorbar=band, linestyle="none", marker="|",
+                          markersize=11, err_kws={"linewidth": 5, "alpha": 0.3})  # fmt: skip
+            _notes(axis, experiment, shown, y.column, order)
+            axis.set(title=title, xlabel=y.label, ylabel="")
+            axis.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.grid(visible=False, axis="y")
+        room = (width - 0.1 - CHARACTER_IN * max(map(len, order))) / len(by_panel)
+        share = (2 + _longest(experiment, rows)) * CHARACTER_IN / room
+        axes[0].set_xlim(0, rows[y.column].max() / max(0.3, 1 - share))
+
+
+CHARACTER_IN = 0.053
+"""About the width of a character beside a row (inches)."""
+
+
+def _longest(experiment: Experiment, rows: pd.DataFrame) -> int:
+    """Characters of the longest note."""
+    variants = rows.drop_duplicates(["contender", "variant"])
+    return 6 + max(len(experiment.chosen(row.contender, row.variant)) for row in variants.itertuples())
+
+
+def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, order: list[str]) -> None:
+    """Beside each row its median, and the options that were found best."""
+    for name, some in rows.groupby("row", sort=False):
+        chosen = experiment.chosen(some.contender.iloc[0], some.variant.iloc[0])
+        text = f"{some[column].median():.3g}" + f" ({chosen})" * bool(chosen)
+        axis.annotate(text, (some[column].max(), order.index(name)), xytext=(6, 0), textcoords="offset points",
+                      va="center", fontsize=7.5)  # fmt: skip
+
+
+_WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
+    "timeline": timeline, "calibration": calibration, "stretches": stretches, "scatter": scatter,
+}  # fmt: skip

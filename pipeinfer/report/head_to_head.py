@@ -1,0 +1,76 @@
+"""The authors' programs and ours in one table, all by the same clock."""
+
+import pandas as pd
+
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.page import Table
+from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, quotients
+
+HEAD = ["program", "strategy", "tokens/s", "of its iterative", "of its speculative", "of ours", "mean gap",
+        "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
+
+NOTES = (
+    "All but the last but two columns are from one monotonic wall clock. Ours is read at the head when it commits a "
+    "token; theirs is read outside, when text comes out of the program. Tokens/s and gaps are from the first token to "
+    "the last; the first token counts from when reading the prompt begins. The whole run of theirs has loading and "
+    "leaving in it; ours stays loaded. Their own clocks are thread CPU time, process CPU time over all threads, and "
+    "the inverse of a mean in whole milliseconds: no two of them compare, with each other or with a wall clock. Texts "
+    "are compared with our iterative text; theirs come from a llama.cpp of 2023, so that a near tie may fall otherwise."
+)
+
+
+def head_to_head(experiment: Experiment) -> Table:
+    """A row per contender: ours, then theirs."""
+    # Ours have the names of the strategies; theirs say by `of` which one they are.
+    best = experiment.best.assign(
+        own=experiment.best.program == "", kind=experiment.best.contender.map(experiment.style_of)
+    )
+    rows = [_row(experiment, best, some) for _, some in best.groupby(["place", "contender"], sort=False)]
+    rows.sort(key=lambda row: row[0] != "ours")
+    return Table(HEAD, rows, range(2, 10), f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
+
+
+def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list[str]:
+    first = some.iloc[0]
+    side = best[(best.own == first.own) & (best.place == first.place)]
+    ours = best[best.own & (best.place == first.place)]
+    chosen = experiment.chosen(first.contender, first.variant)
+    # A program that does not show when it has read the prompt has no time to first token.
+    began = some if first.own else some[some.loaded_s.notna()]
+    return [
+        first.program or "ours",
+        f"{first.kind} {chosen}".strip(),
+        f"{some.tokens_per_s.median():.2f}",
+        _ratio(some, side[side.kind == REFERENCE]),
+        _ratio(some, side[side.kind == BASELINE]),
+        "-" if first.own else _ratio(some, ours[ours.kind == first.kind]),
+        _seconds(some.itl_mean_s.median()),
+        _seconds(began.ttft_s.median()),
+        _seconds(some.whole_s.median()),
+        "-" if some.own_clock_tokens_per_s.isna().all() else f"{some.own_clock_tokens_per_s.median():.1f}",
+        _agreement(some, ours[ours.kind == REFERENCE]),
+        str(len(some)),
+    ]
+
+
+def _agreement(some: pd.DataFrame, reference: pd.DataFrame) -> str:
+    """Whether a contender's texts are those of our iterative runs of the same prompts."""
+    if reference.empty:
+        return "nothing to compare with"
+    texts = dict(zip(reference.text, reference.generated, strict=True))
+    differing: dict[str, str] = {}
+    for prompt, own in zip(some.text, some.generated, strict=True):
+        expected = texts.get(prompt, "")
+        same = next((i for i, (a, b) in enumerate(zip(own, expected, strict=False)) if a != b), None)
+        if same is not None:
+            differing.setdefault(prompt, f"{prompt} differs from character {same} of {len(expected)} on")
+    return "; ".join(differing.values()) or "the same"
+
+
+def _ratio(some: pd.DataFrame, other: pd.DataFrame) -> str:
+    value = quotients(some, SPEED, other).median()
+    return "-" if pd.isna(value) else f"{value:.2f}x"
+
+
+def _seconds(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"

@@ -1,0 +1,150 @@
+"""The report's first screen: what was asked, the answer, where PipeInfer loses, and one figure of the gains."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.report.claims import Claim
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.published import published_claims
+from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, load_seaborn, new_figure
+from pipeinfer.results.analysis import BASELINE, SPEED, ratios
+
+NAME = "gain-by-cluster-and-row-cost"
+"""The figure's file name, without suffix."""
+
+ASKED = (
+    "Does PipeInfer (SC'24) answer one request faster on a pipeline of nodes than speculative decoding at its best, "
+    "with the same tokens? The paper says: up to {published}."
+)
+KINDS = {"simulated": BLUE, "emulated": ORANGE, "real": GREEN, "real, shared cores": GREY}
+
+
+class FirstScreen(msgspec.Struct, frozen=True):
+    """`losses` are sentences; `figure` is drawn, or "" where nothing of it was run."""
+
+    asked: str
+    answer: str
+    losses: list[str]
+    figure: str
+
+
+def first_screen(claims: Sequence[Claim], experiments: Mapping[str, Experiment], folder: Path) -> FirstScreen:
+    """Draws the figure into `folder`."""
+    gains = _gains(experiments.values())
+    drawn = _draw(gains, folder / NAME) if not gains.empty else ""
+    published = published_claims()["C1"].value
+    return FirstScreen(ASKED.format(published=f"{published:g}x"), _answer(claims, gains), _losses(gains), drawn)
+
+
+def _gains(experiments: Iterable[Experiment]) -> pd.DataFrame:
+    """Rows of places with `value`, the gain over the best baseline, and `kind`."""
+    found = [
+        ratios(one.trials, SPEED, "pipeinfer", BASELINE).assign(recipe=one.recipe.name)
+        for one in experiments
+        if {"pipeinfer", BASELINE} <= set(one.best.contender) and not one.recipe.checked
+    ]
+    if not found:
+        return pd.DataFrame({"value": []})
+    gains = pd.concat(found, ignore_index=True)
+    gains["kind"] = gains.fidelity.map({"sim": "simulated", "emulated": "emulated", "real": "real"})
+    gains.loc[(gains.kind == "real") & ~gains.own_compute, "kind"] = "real, shared cores"
+    gains["where"] = [_where(row) for row in gains.itertuples()]
+    return gains.sort_values("nodes", kind="stable")
+
+
+def _where(row: Any) -> str:
+    if row.fidelity == "real":
+        return f"this machine: {row.recipe}"
+    cluster = platform_of(row.cluster, row.pair).name
+    return f"{cluster}, emulated" if row.fidelity == "emulated" else cluster
+
+
+def _as_modelled(gains: pd.DataFrame) -> pd.DataFrame:
+    return gains[(gains.width_cost == 1) & (gains.draft_cost == 1)]
+
+
+def _answer(claims: Sequence[Claim], gains: pd.DataFrame) -> str:
+    """Two sentences."""
+    verdicts = {claim.id: claim for claim in claims}
+    if gains.empty:
+        return f"Nothing was run here that compares speeds. Speed is {verdicts['C1'].verdict}."
+    parts = []
+    for kind in KINDS:
+        some = _as_modelled(gains[gains.kind == kind]).value
+        if len(some):
+            parts.append(f"{_span(some)} {kind}" + ", which decides nothing" * (kind == "real, shared cores"))
+    same = verdicts["C10"]
+    tokens = f"every token the same ({same.reproduced})" if same.verdict == "reproduced" else f"C10 is {same.verdict}"
+    return f"{verdicts['C1'].verdict.capitalize()}: {'; '.join(parts)}. With that, {tokens}."
+
+
+def _span(values: pd.Series) -> str:
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return f"{high}x" if low == high else f"{low} to {high}x"
+
+
+def _losses(gains: pd.DataFrame) -> list[str]:
+    if gains.empty:
+        return []
+    modelled, found = _as_modelled(gains), []
+    simulated = modelled[modelled.kind == "simulated"]
+    lost = simulated[simulated.value < 1]
+    if len(simulated):
+        at = f", down to {lost.value.min():.2f}x, on {_listed(lost.nodes)} nodes" if len(lost) else ""
+        found.append(f"Simulated as modelled: at {len(lost)} of {len(simulated)} points{at}.")
+    cheap = gains[(gains.width_cost < 1) & (gains.value < 1)]
+    if len(cheap):
+        found.append(
+            f"Where further rows cost less than the roofline says: at {len(cheap)} points, down to "
+            f"{cheap.value.min():.2f}x; a wide synchronous run then has for the price of one row what PipeInfer sends "
+            "in several."
+        )
+    shared = gains[gains.kind == "real, shared cores"]
+    if len(shared) and shared.value.min() < 1:
+        found.append(
+            f"Really run by ranks that share this machine's cores: {_span(shared.value)}; no core is idle that a draft "
+            "could use."
+        )
+    return found
+
+
+def _listed(numbers: pd.Series) -> str:
+    return ", ".join(map(str, sorted(set(numbers))))
+
+
+def _draw(gains: pd.DataFrame, path: Path) -> str:
+    """By cluster, every place as a dot; and by what a further row costs."""
+    sns = load_seaborn()
+
+    clusters, costs = _as_modelled(gains), gains[gains.groupby("recipe").width_cost.transform("nunique") > 1]
+    order = list(dict.fromkeys(clusters.sort_values(["fidelity", "value"], ascending=[False, True])["where"]))
+    published = published_claims()["C1"].value
+    count = 1 + (not costs.empty)
+    height = 0.55 + 0.26 * len(order) + 2.1 * (count - 1)
+    with new_figure(path, "", height, width=4.6) as figure:
+        axes = figure.subplots(count, 1, squeeze=False, height_ratios=[0.55 + 0.26 * len(order), 2.1][:count])[:, 0]
+        kinds = [kind for kind in KINDS if kind in set(clusters.kind)]
+        sns.stripplot(clusters, x="value", y="where", order=order, hue="kind", hue_order=kinds, palette=KINDS, size=4,
+                      alpha=0.7, jitter=0.2, ax=axes[0])  # fmt: skip
+        axes[0].set(xlabel="speed over best speculative, by cluster", ylabel="", xlim=(0, 1.05 * clusters.value.max()))
+        axes[0].grid(visible=False, axis="y")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        axes[0].axvline(1, color=GREY, linewidth=1)
+        line = axes[0].axvline(published, color=GREY, linewidth=1, linestyle=(0, (6, 3)))
+        if count > 1:
+            sns.lineplot(costs.assign(nodes=costs.nodes.map("{} nodes".format)), x="width_cost", y="value", hue="nodes",
+                         style="acceptance", markers=True, palette="colorblind", ax=axes[1])  # fmt: skip
+            axes[1].set(xlabel="cost of a further row (0: free, 1: roofline)", ylabel="speed over speculative")
+            axes[1].set_ylim(0, 1.05 * max(published, costs.value.max()))
+            axes[1].axhline(1, color=GREY, linewidth=1)
+            axes[1].axhline(published, color=GREY, linewidth=1, linestyle=(0, (6, 3)))
+            axes[1].legend(fontsize=7, ncols=2, title=None)
+        figure.legend([*handles, line], [*labels, f"published: up to {published:g}x"], loc="outside upper center",
+                      ncols=min(3, len(labels) + 1), columnspacing=1)  # fmt: skip
+    return path.name

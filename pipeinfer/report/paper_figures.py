@@ -1,0 +1,58 @@
+"""The paper's own three figures, as bars of Sequential, Speculative and PipeInfer over Dolphin, Goliath and Falcon. The
+published values could not be obtained (docs/fairness.md): these are ours."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeinfer.report import captions
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.style import load_seaborn, new_figure, panels, style
+from pipeinfer.results.analysis import band
+
+TARGETS = {"dolphin-tinyllama": "Dolphin", "goliath-xwin7b": "Goliath", "falcon-7b": "Falcon"}
+"""Each target with the smallest draft that the authors name for it."""
+
+NAMES = {"iterative": "Sequential", "speculative": "Speculative", "pipeinfer": "PipeInfer"}
+
+FIGURES = {
+    "generation-speed": ("tokens_per_s", "generation speed (tokens/s)", ""),
+    "inter-token-latency": ("itl_mean_s", "mean inter-token latency (s)", ""),
+    "time-to-first-token": (
+        "ttft_decode_s",
+        "time to first token (s)",
+        "Counted as the artifact does: from the end of the prompt, one decode traversal.",
+    ),
+}
+"""By file name: a column, its label, and what has to be said of it."""
+
+
+def paper_figures(experiment: Experiment, folder: Path) -> list[str]:
+    """Write them, from the experiment over all pairs; their names, or none where it lacks the paper's targets."""
+    rows = experiment.best[experiment.best.pair.isin(TARGETS) & experiment.best.contender.isin(NAMES)]
+    if set(rows.pair) != set(TARGETS):
+        return []
+    rows = rows.assign(target=rows.pair.map(TARGETS), strategy=rows.contender.map(NAMES))
+    for name, (column, label, about) in FIGURES.items():
+        _bars(experiment, rows, folder / name, column, label, about)
+    return list(FIGURES)
+
+
+def _bars(experiment: Experiment, rows: pd.DataFrame, path: Path, column: str, label: str, about: str) -> None:
+    sns = load_seaborn()
+
+    caption = (
+        f"{captions.setting(experiment)} Drafts: TinyLlama, XWin-7B, Falcon-7B. Median of "
+        f"{captions.draws(experiment)}, {captions.BAND}. K and micro-batch swept, the best shown. {about}"
+    )
+    palette = {shown: style(name)[0] for name, shown in NAMES.items()}
+    levels = list(rows.groupby("acceptance"))
+    with new_figure(path, caption.strip(), 2.6) as figure:
+        for axis, (acceptance, shown) in zip(panels(figure, len(levels), sharey=True), levels, strict=True):
+            sns.barplot(
+                shown, x="target", y=column, hue="strategy", order=list(TARGETS.values()), palette=palette,
+                hue_order=list(NAMES.values()), estimator="median", errorbar=band, err_kws={"linewidth": 1}, ax=axis,
+            )  # fmt: skip
+            axis.set(title=f"acceptance {acceptance:.2g}, assumed", xlabel="", ylabel=label)
+            axis.grid(visible=False, axis="x")
+            axis.legend(title=None)

@@ -1,0 +1,157 @@
+"""One style for all figures: colours that the colour-blind can tell apart, markers that do without colour, and a
+caption that says fidelity, cluster and workload. seaborn is loaded when the first figure is drawn. The same data gives
+the same SVG, byte for byte, whatever display the user has and whatever their matplotlibrc says.
+"""
+
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# The palette of Okabe and Ito.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#999999"
+
+STYLES: dict[str, tuple[str, str]] = {
+    "iterative": (BLACK, "s"),
+    "speculative": (VERMILLION, "^"),
+    "pipeinfer": (BLUE, "o"),
+    "recorded": (BLACK, "s"),
+    "varied": (BLUE, "o"),
+    "independent": (VERMILLION, "^"),
+}
+"""Colour and marker of the project's own strategies, and of kinds of drafts; others take what is left."""
+SPARE = [(GREEN, "D"), (PURPLE, "v"), (ORANGE, "P"), (SKY, "X")]
+
+WIDTH_IN = 7.2
+CAPTION_CHARACTERS = 122
+
+
+def style(strategy: str) -> tuple[str, str]:
+    """Colour and marker of a strategy."""
+    return STYLES.get(strategy) or SPARE[sum(map(ord, strategy)) % len(SPARE)]
+
+
+@contextmanager
+def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN) -> Iterator[Any]:
+    """A figure in the project's style, in inches; on leaving, the caption is set below it and path.svg and path.png are
+    written."""
+    matplotlib = load_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    lines = textwrap.wrap(caption, int(CAPTION_CHARACTERS * width / WIDTH_IN))
+    below = 0.15 + 0.145 * len(lines) if lines else 0.0
+    with matplotlib.style.context(_rc(), after_reset=True), _seeded():
+        share = height / (height + below)
+        above_caption = ConstrainedLayoutEngine(rect=(0.006, 1 - share, 0.988, share))
+        figure = Figure(figsize=(width, height + below), layout=above_caption, dpi=160)
+        yield figure
+        figure.text(0.01, 0.05 / (height + below), "\n".join(lines), fontsize=7.5, va="bottom", color="#333333")
+        _take_literally(figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The place of everything is found once: text is a little wider as pixels than as outlines. With a layout
+        # engine of any kind each file would be drawn twice.
+        above_caption.execute(figure)
+        figure.set_layout_engine(None)
+        figure.savefig(path.with_suffix(".png"))
+        # The layout's solver adds in the order of addresses, so its last digits are chance.
+        for axis in figure.axes:
+            axis.set_position(tuple(round(share, 5) for share in axis.get_position(original=True).bounds))
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def load_seaborn() -> Any:
+    """seaborn, for figures."""
+    load_matplotlib()
+    import seaborn
+
+    return seaborn
+
+
+def load_matplotlib() -> Any:
+    """matplotlib, imported without the display backend that $MPLBACKEND names.
+
+    A notebook names its own there, for the commands that it starts too, and the import fails where that backend is not
+    installed. Figures here go to files alone. Code that shares this process still gets the backend where it exists.
+    """
+    wanted = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+        import matplotlib.style
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+    if wanted is not None:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = wanted
+    return matplotlib
+
+
+def _take_literally(figure: Any) -> None:
+    """Captions and labels name files and strategies: a $ in one begins no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and "$" in artist.get_text()):
+        text.set_parse_math(False)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """seaborn's jitter is drawn from NumPy's global generator."""
+    import numpy as np
+
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _rc() -> dict[Any, Any]:
+    return {
+        "svg.hashsalt": "pipeinfer",
+        "font.family": "DejaVu Sans",
+        "font.size": 8.5,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#DDDDDD",
+        "grid.linewidth": 0.5,
+        "lines.linewidth": 1.5,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "hatch.linewidth": 0.6,
+    }
+
+
+def panels(figure: Any, count: int, *, stacked: bool = False, **shared: Any) -> list[Any]:
+    """That many axes, two or three beside one another, or `stacked`."""
+    columns = 1 if stacked else 3 if count == 3 else min(2, count)
+    axes = figure.subplots(-(-count // columns), columns, squeeze=False, **shared)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return list(axes.flat[:count])
+
+
+def height_of(count: int, row: float) -> float:
+    """Inches of `panels`, each `row` high."""
+    return 0.4 + row * -(-count // (3 if count == 3 else min(2, count)))
+
+
+LEGEND_CHARACTERS = 62
+"""About what fits in one row of a legend, beside the samples."""
+
+
+def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
+    """One legend for all panels, in as many rows as it takes."""
+    rows = -(-sum(map(len, labels)) // int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH_IN))
+    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // max(1, rows)), columnspacing=1.4)

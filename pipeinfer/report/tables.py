@@ -1,0 +1,136 @@
+"""What is said of an experiment in words and tables: results, what has no figure and why, simulations beside."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from pipeinfer.report.experiment import Experiment, medians
+from pipeinfer.report.head_to_head import NOTES, head_to_head
+from pipeinfer.report.page import Block, Table
+from pipeinfer.report.prediction import error_summary, every_cell, predictions
+from pipeinfer.results.analysis import SPEED
+from pipeinfer.results.frame import PLACE
+from pipeinfer.study.places import Place
+
+RESULTS = {
+    "tokens_per_s": "tokens/s", "over_iterative": "of iterative", "over_speculative": "of speculative",
+    "itl_mean_s": "mean gap", "itl_p50_s": "p50", "itl_p95_s": "p95", "itl_p99_s": "p99", "ttft_s": "first token",
+    "ttft_decode_s": "first, decode only", "acceptance_length": "acceptance length", "largest_rank_gb": "largest rank",
+    "trials": "trials",
+}  # fmt: skip
+"""Columns of an experiment's table, and what they are called there."""
+
+TIES = (
+    "These texts part from the iterative run's where its best two tokens were closer than the rounding of this "
+    "arithmetic (pipeinfer/results/divergence.py). The schedule decides which rows are computed together and with it "
+    "which of the two is taken, so they keep their figures:"
+)
+
+
+def results(experiment: Experiment) -> Table:
+    """A row per contender and place; beside what was measured what was predicted."""
+    recipe = experiment.recipe
+    if recipe.artifact:
+        return head_to_head(experiment)
+    if recipe.checked:
+        return error_summary(predictions(experiment))
+    found = experiment.medians
+    predicted = bool(found.predicted_tokens_per_s.notna().any())
+    head = list(RESULTS.values()) + ["limit, tokens/s"] * (recipe.simulated is not None)
+    head[1:1] = ["as simulated"] * predicted
+    rows = [
+        [experiment.where(row.place) or experiment.places[row.place].text,
+         f"{row.contender} {experiment.chosen(row.contender, row.variant)}".strip(),
+         number(row.tokens_per_s), *[_predicted(row)] * predicted,
+         *[_ratio(row.over_iterative), _ratio(row.over_speculative)],
+         *[milliseconds(getattr(row, name)) for name in _TIMES], number(row.acceptance_length),
+         "-" if pd.isna(row.largest_rank_gb) else f"{row.largest_rank_gb:.2f} GB", str(row.trials),
+         *[number(row.limit_tokens_per_s)] * (recipe.simulated is not None)]
+        for row in found.itertuples()
+    ]  # fmt: skip
+    head = ["where", "strategy", *head]
+    return Table(head, rows, range(2, len(head)), f"{recipe.title} ({recipe.fidelity})")
+
+
+_TIMES = ("itl_mean_s", "itl_p50_s", "itl_p95_s", "itl_p99_s", "ttft_s", "ttft_decode_s")
+
+
+def notes(experiment: Experiment) -> Iterator[Block]:
+    """What follows the results."""
+    recipe = experiment.recipe
+    if recipe.artifact:
+        yield NOTES
+    if recipe.checked:
+        yield every_cell(predictions(experiment), experiment)
+    if recipe.emulation is not None:
+        yield from _beside(experiment)
+    for status, words in (("failed", ""), ("differs", ""), ("no reference", ""), ("tie", TIES)):
+        some = experiment.trials[experiment.trials.status == status]
+        if not some.empty:
+            yield words or "These trials have no performance figure:"
+            rows = [[Place.of(row).text, row.contender, row.variant, row.draw, row.why] for row in some.itertuples()]
+            yield Table(["where", "strategy", "options", "draw", "first divergence" if words else "why"], rows)
+    if experiment.missing:
+        yield f"{experiment.missing} cells were not run."
+
+
+# What was emulated, and the simulation of the same
+
+
+def beside(experiment: Experiment) -> pd.DataFrame:
+    """Of each emulated variant the medians, with `simulated_tokens_per_s`, and the deviations `speed` and `first` from
+    it (medians over the draws), and whether the token ids are the `same`."""
+    keys = ["contender", "variant", "draw", *PLACE]
+    twins = experiment.simulated[[*keys, "token_ids", SPEED, "ttft_s"]]
+    both = experiment.valid.merge(twins, on=keys, suffixes=("", "_simulated"))
+    both["speed"] = both[SPEED] / both[f"{SPEED}_simulated"] - 1
+    both["first"] = both.ttft_s / both.ttft_s_simulated - 1
+    both["same"] = [
+        list(one) == list(other) for one, other in zip(both.token_ids, both.token_ids_simulated, strict=True)
+    ]
+    found = medians(both, ["place", "contender", "variant"])
+    same = both.groupby(["place", "contender", "variant"], sort=False).same.all()
+    return found.assign(same=same.to_numpy())
+
+
+def _beside(experiment: Experiment) -> Iterator[Block]:
+    found = beside(experiment)
+    sizes = found.speed.abs().dropna()
+    text = "nothing to compare"
+    if len(sizes):
+        text = (
+            f"tokens/s deviate by {sizes.median():.1%} in the median, {sizes.max():.1%} at most ({len(sizes)} variants)"
+        )
+    differing = int((~found.same).sum())
+    tokens = f"{differing} variants gave other token ids!" if differing else "All token ids are the simulation's."
+    yield f"Emulated beside simulated, of the same cells: {text}. {tokens}"
+    head = ["where", "strategy", "simulated, tokens/s", "emulated, tokens/s", "deviation", "of first token", "trials"]
+    rows = [
+        [experiment.places[row.place].text, f"{row.contender} {row.variant}".strip(),
+         number(row.tokens_per_s_simulated), number(row.tokens_per_s), f"{row.speed:+.1%}", f"{row.first:+.1%}",
+         str(row.trials)]
+        for row in found.itertuples()
+    ]  # fmt: skip
+    yield Table(head, rows, range(2, 7), "Beside the simulation")
+
+
+# Cells of tables
+
+
+def _predicted(row: Any) -> str:
+    if pd.isna(row.predicted_tokens_per_s):
+        return "-"
+    return f"{row.predicted_tokens_per_s:.2f} ({row.predicted_tokens_per_s / row.tokens_per_s - 1:+.0%})"
+
+
+def _ratio(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}x"
+
+
+def number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"
+
+
+def milliseconds(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value * 1e3:.0f} ms"

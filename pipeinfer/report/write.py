@@ -1,0 +1,168 @@
+"""From tables to a folder that is read: figures, claims.json, report.html and report.md."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeinfer.assets import PACKAGE
+from pipeinfer.report.appendix import Appendix, appendix
+from pipeinfer.report.claims import Claim, judge
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.figures import draw, draw_card, figure_name
+from pipeinfer.report.overview import FirstScreen, first_screen
+from pipeinfer.report.page import Block, Picture, Table
+from pipeinfer.report.paper_figures import paper_figures
+from pipeinfer.report.tables import notes, results
+from pipeinfer.results.frame import Tables
+from pipeinfer.results.records import Store
+from pipeinfer.study.recipes import Recipe
+from pipeinfer.study.table import tables
+from pipeinfer.workload import WorkloadError
+
+FIGURES = "figures"
+PAPER = "paper_figures"
+ABOUT = (
+    "Published values are those of the abstract; the paper's tables could not be obtained, so where none is known it "
+    "says so. Simulated clusters and acceptance rates are assumptions, labelled so in workloads/; limits are closed "
+    "forms. What makes the comparison fair, every definition and both node accountings are in docs/fairness.md."
+)
+
+
+class Section(NamedTuple):
+    """An experiment in the report."""
+
+    recipe: Recipe
+    title: str
+    pictures: list[Picture]
+    table: Table | None
+    blocks: list[Block]
+
+
+class Conclusion(NamedTuple):
+    """What a person wants to see at once: the verdicts, the tables of what was run in real time, and a line for each
+    recipe in which something went wrong."""
+
+    claims: list[Claim]
+    tables: list[Table]
+    problems: list[str]
+
+
+def conclude(recipes: Sequence[Recipe], store: Store, folder: Path, remarks: Sequence[str] = ()) -> Conclusion:
+    """Tables, figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again."""
+    found = tables(recipes, store.records)
+    try:
+        found.write(folder)
+    except OSError as problem:
+        raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
+    return report(recipes, found, folder, remarks)
+
+
+def report(recipes: Sequence[Recipe], found: Tables, folder: Path, remarks: Sequence[str] = ()) -> Conclusion:
+    """Write the report of these recipes, from the tables alone. Raises WorkloadError when a file cannot be written."""
+    experiments = {recipe.name: Experiment(recipe, found) for recipe in recipes}
+    try:
+        claims = [_with_card(claim, experiments, folder) for claim in judge(experiments)]
+        sections = [section(one, folder / FIGURES) for one in experiments.values()]
+        paper = _paper_figures(experiments, folder)
+        first = first_screen(claims, experiments, folder / FIGURES)
+        (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
+        _render(folder, first, claims, sections, paper, appendix(list(experiments.values())), remarks)
+    except OSError as problem:
+        raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
+    shown = [one.table for one in sections if one.table is not None and one.recipe.fidelity != "sim"]
+    return Conclusion(claims, shown, [line for one in experiments.values() for line in _problem(one)])
+
+
+def section(experiment: Experiment, figures: Path) -> Section:
+    """What the report says of an experiment; draws its figures."""
+    recipe = experiment.recipe
+    title = recipe.title + ", emulated" * (recipe.emulation is not None)
+    if experiment.best.empty:
+        return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: no trial passed."])
+    pictures = []
+    for figure in recipe.figures:
+        draw(experiment, figure, figures)
+        pictures.append(Picture(figure_name(recipe, figure), recipe.title))
+    return Section(recipe, title, pictures, results(experiment), list(notes(experiment)))
+
+
+def _problem(experiment: Experiment) -> list[str]:
+    wrong = experiment.trials[experiment.trials.status.isin(("failed", "differs", "no reference"))]
+    if wrong.empty:
+        return []
+    return [f"{experiment.recipe.name}: {len(wrong)} trials have no figure, the first because {wrong.why.iloc[0]}"]
+
+
+# Figures of claims, and the paper's
+
+
+CARDS = {"C1": ("speed", "gain"), "C2": ("speed", "gap"), "C3": ("speed", "utilisation"), "C4": ("acceptance", "speed"),
+         "C5": ("bandwidth", "gain"), "C6": ("ablation", "speed"), "C7": ("ablation", "speed"), "C8": ("speed", "gain"),
+         "C9": ("microbatch", "speed"), "C10": ("live", "speed")}  # fmt: skip
+"""By claim: the recipe whose figure of that quantity shows it best. Where it was not run, another's stands in."""
+
+
+def _with_card(claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
+    """The claim with the figure of its card, drawn."""
+    if claim.verdict == "not testable here":
+        return claim
+    name, quantity = CARDS[claim.id]
+    bearing = [one for one in experiments.values() if claim.id in one.recipe.claims and not one.best.empty]
+    bearing.sort(key=lambda one: one.recipe.name != name)
+    known = [
+        (one, figure)
+        for one in bearing
+        for figure in sorted(one.recipe.figures, key=lambda figure: figure.y != quantity)
+        if figure.kind in ("lines", "dots")
+    ]
+    if not known:
+        return claim
+    draw_card(*known[0], folder / FIGURES / f"claim-{claim.id}")
+    return msgspec.structs.replace(claim, figure=f"claim-{claim.id}")
+
+
+def _paper_figures(experiments: Mapping[str, Experiment], folder: Path) -> list[str]:
+    """The paper's figures in `paper_figures/` of the folder, and of a checkout."""
+    pairs = experiments.get("pairs")
+    if pairs is None or pairs.best.empty or pairs.recipe.fidelity != "sim":
+        return []
+    names = paper_figures(pairs, folder / PAPER)
+    rendered = PACKAGE.parent / PAPER / "rendered"
+    if names and (PACKAGE.parent / "pyproject.toml").exists():
+        rendered.mkdir(exist_ok=True)
+        for path in sorted((folder / PAPER).iterdir()):
+            shutil.copy(path, rendered / path.name)
+    return names
+
+
+# Pages
+
+
+def _render(
+    folder: Path, first: FirstScreen, claims: Sequence[Claim], sections: Sequence[Section], paper: Sequence[str],
+    ends: Appendix, remarks: Sequence[str],
+) -> None:  # fmt: skip
+    pages = Environment(loader=PackageLoader("pipeinfer.report"), undefined=StrictUndefined, trim_blocks=True,
+                        lstrip_blocks=True, autoescape=lambda name: "html" in (name or ""))  # fmt: skip
+
+    def svg(name: str, below: str = FIGURES) -> Markup:
+        drawing = (folder / below / f"{name}.svg").read_text(encoding="utf-8")
+        return Markup(drawing[drawing.index("<svg") :])
+
+    said: dict[str, Any] = {
+        "title": "PipeInfer (SC'24), reproduced", "about": ABOUT, "first": first, "claims": claims,
+        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "svg": svg, "row": _row_of_markdown,
+        "is_table": lambda block: isinstance(block, Table),
+    }  # fmt: skip
+    for name in ("report.html", "report.md"):
+        text = pages.get_template(f"{name}.jinja").render(said)
+        (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def _row_of_markdown(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,183 @@
+"""Running cells: simulated ones over processes, real ones one after another on ranks."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import connection
+from typing import Any
+
+import msgspec
+
+from pipeinfer import workload
+from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.special_tokens import framed
+from pipeinfer.engine.text_stream import continuation
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.results.records import Record
+from pipeinfer.results.trial import RunRecord, Trial
+from pipeinfer.runtime.spans import Span
+from pipeinfer.study.identity import record_of
+from pipeinfer.study.recipes import Live, LiveCell, SimCell
+from pipeinfer.study.session import on_ranks
+from pipeinfer.workload import WorkloadError
+
+CHUNK = 2
+"""Cells that a process takes at a time."""
+
+# Simulated
+
+
+def check_simulated(cells: Iterable[SimCell]) -> None:
+    """Raise WorkloadError if one of them cannot be simulated: better before the sweep than in its middle."""
+    for cell in distinct(cells):
+        platform_of(cell.cluster, cell.pair).check(cell.setting)
+
+
+def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
+    """One of each that differ in what fits or in what is in range: which drafts are right changes neither."""
+    alike: dict[bytes, SimCell] = {}
+    for cell in cells:
+        setting = msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, difficulty=None, trace=None)
+        alike.setdefault(msgspec.json.encode((cell.cluster, cell.pair, setting)), cell)
+    return list(alike.values())
+
+
+def run_simulated(cells: list[SimCell], jobs: int) -> Iterator[Record]:
+    """Their records, in order, from `jobs` processes."""
+    if jobs == 1 or len(cells) <= CHUNK:
+        yield from map(simulated, cells)
+        return
+    # Closing this generator cancels what has not begun.
+    yield from _pool(jobs).map(simulated, cells, chunksize=CHUNK)
+
+
+@cache
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """One for all recipes of a command: starting processes takes longer than many a sweep. It ends with this process.
+
+    Not forked: the parent has threads (the progress display), and a fork copies their locks. The processes start with
+    an import, and files in the working directory must not be taken for what is imported.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent)
+
+
+def _leave_with_parent() -> None:
+    """A pool's processes wait for work for ever when their parent is killed; these notice."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def simulated(cell: SimCell) -> Record:
+    """Simulate one cell."""
+    start = time.perf_counter()
+    spans: list[Span] | None = [] if cell.spans else None
+    trial = platform_of(cell.cluster, cell.pair).simulate(cell.setting, spans)
+    return record_of(cell, _in_nanoseconds(trial), spans or [], "", time.perf_counter() - start)
+
+
+def _in_nanoseconds(trial: Trial) -> Trial:
+    """Virtual times rounded to whole nanoseconds: what is below is rounding error, and long to write."""
+    return msgspec.structs.replace(
+        trial,
+        emit_s=tuple(round(when, 9) for when in trial.emit_s),
+        runs=tuple(map(_run_in_nanoseconds, trial.runs)),
+    )
+
+
+def _run_in_nanoseconds(run: RunRecord) -> RunRecord:
+    return msgspec.structs.replace(
+        run,
+        submitted_s=round(run.submitted_s, 9),
+        finished_s=None if run.finished_s is None else round(run.finished_s, 9),
+        cancel_sent_s=None if run.cancel_sent_s is None else round(run.cancel_sent_s, 9),
+        compute_s=tuple([round(seconds, 9) for seconds in run.compute_s]),
+    )
+
+
+# Real
+
+
+def check_live(cells: Iterable[LiveCell]) -> None:
+    """Raise WorkloadError if a prompt or a strategy is not there."""
+    from pipeinfer.plugins import open_strategy
+
+    for cell in cells:
+        workload.prompt(cell.prompt)
+        try:
+            open_strategy(cell.strategy, cell.options)
+        except ValueError as problem:
+            raise WorkloadError(str(problem)) from None
+
+
+def run_live(cells: list[LiveCell], key: str | None = None) -> Iterator[Record]:
+    """Their records, in order; `key` is the key file of workers. A generation that fails has an error for a trial; when
+    the ranks cannot be brought up, every cell has."""
+    return on_ranks(cells, lambda cell: live_plan(cell.live, key), _generate, _warm_up)
+
+
+def live_plan(live: Live, key: str | None) -> Any:
+    """The ranks of a live recipe."""
+    from pipeinfer.cluster.plan import Plan
+
+    return Plan(
+        backend=live.backend, backend_options=live.backend_options, target=live.target, draft=live.draft,
+        stages=live.stages, transport=live.transport, workers=live.workers, key=key,
+        cpu_share=live.cpu_share, latency_s=live.latency_us * 1e-6,
+        bandwidth_bps=float("inf") if live.bandwidth_gbps is None else live.bandwidth_gbps * 1e9,
+    )  # fmt: skip
+
+
+def sampling_of(live: Live, temperature: float) -> Sampling:
+    """How a live recipe samples at a temperature."""
+    return Sampling(temperature, 0, live.top_p if temperature > 0 else 1.0, live.seed)
+
+
+def _warm_up(cluster: Any, cell: LiveCell) -> None:
+    """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
+    from pipeinfer.plugins import open_strategy
+
+    prompt = _prompt(cluster, cell)
+    for strategy in ("iterative", "pipeinfer"):
+        cluster.generate(prompt, open_strategy(strategy, {}), max_tokens=8, stop_ids=())
+
+
+def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
+    """The prompt's tokens, after as much of the suite's other texts as the recipe wants."""
+    text = workload.prompt(cell.prompt)
+    ids: list[int] = cluster.tokenizer.encode(text)
+    wanted = cell.live.prompt_tokens
+    if len(ids) < wanted:
+        others = [other for other in workload.prompts() if other != text]
+        long = "\n\n".join([*others, text])
+        whole = framed(cluster.tokenizer.encode(long, add_special=False), cluster.tokenizer.encode(long))
+        kept = wanted - len(whole.before) - len(whole.after)
+        ids = [*whole.before, *whole.text[-kept:], *whole.after]
+    return ids
+
+
+def _generate(cluster: Any, cell: LiveCell) -> Trial:
+    from pipeinfer.plugins import open_strategy
+
+    live, prompt = cell.live, _prompt(cluster, cell)
+    trial: Trial = cluster.generate(
+        prompt,
+        open_strategy(cell.strategy, cell.options),
+        max_tokens=live.tokens,
+        sampling=sampling_of(live, cell.temperature),
+        stop_ids=(),
+        margins=True,
+        prompt_chunk=cell.prompt_chunk,
+    )
+    text = continuation(cluster.tokenizer, prompt, trial.token_ids)
+    return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), "text": text})

@@ -1,0 +1,68 @@
+"""Places in words: where a trial was run, for a table's cell or a sentence."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pipeinfer.modelling.platform import cluster_name
+
+USUAL_PROMPT = "prompt of 64"
+"""Left out of sentences."""
+
+
+class Place(NamedTuple):
+    """The columns that make a place (`pipeinfer.results.frame.PLACE`); None where they do not apply."""
+
+    cluster: str
+    pair: str
+    nodes: int
+    acceptance: float
+    drafts: str
+    accounting: str
+    width_cost: float
+    draft_cost: float
+    bandwidth_gbps: float | None
+    latency_us: float | None
+    temperature: float | None
+    prompt: int
+
+    @classmethod
+    def of(cls, row: Any) -> "Place":
+        """That of a row of the table of trials."""
+        values: list[Any] = [getattr(row, name) for name in cls._fields]
+        known: list[Any] = [None if value != value else value for value in values]
+        return cls(*known)
+
+    @property
+    def text(self) -> str:
+        """For a sentence."""
+        return ", ".join(text for text in self.parts().values() if text != USUAL_PROMPT)
+
+    def parts(self) -> dict[str, str]:
+        """Field by field; all but the first four and the prompt are left out at their default."""
+        if self.temperature is not None and self.cluster:
+            link = {"bandwidth_gbps": f"{self.bandwidth_gbps:g} Gbit/s", "latency_us": f"{self.latency_us:g} us"}
+            return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **link}
+        if self.temperature is not None:
+            return {"temperature": "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"}
+        parts = {"pair": self.pair, "cluster": cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
+        parts["acceptance"] = f"{self.drafts} acceptance {self.acceptance:.2g}".strip()
+        if self.accounting != "same-ranks":
+            parts["accounting"] = self.accounting
+        if self.width_cost != 1.0:
+            parts["width_cost"] = f"width cost {self.width_cost:g}"
+        if self.draft_cost != 1.0:
+            parts["draft_cost"] = f"draft cost {self.draft_cost:g}"
+        if self.bandwidth_gbps is not None:
+            parts["bandwidth_gbps"] = f"{self.bandwidth_gbps:g} Gbit/s"
+        if self.latency_us is not None:
+            parts["latency_us"] = f"{self.latency_us:g} us"
+        return parts | {"prompt": f"prompt of {self.prompt}"}
+
+    def differing(self, others: Iterable["Place"], without: Iterable[str] = ()) -> str:
+        """What tells it from others, but for some fields (that a panel's title says)."""
+        left_out = {"acceptance"} if {"drafts", "rate"} & {*without} else {*without}
+        every = [other.parts() for other in others]
+        return ", ".join(
+            text for name, text in self.parts().items()
+            if name not in left_out and any(other.get(name) != text for other in every)
+        )  # fmt: skip

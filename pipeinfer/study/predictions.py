@@ -1,0 +1,35 @@
+"""What the simulator makes of generations that were really run, from a rehearsal of them."""
+
+import msgspec
+
+from pipeinfer.modelling.profile import Profile
+from pipeinfer.modelling.profiled_cluster import simulate_one
+from pipeinfer.modelling.simulate import Setting
+from pipeinfer.results import metrics
+from pipeinfer.runtime.oracle import Trace
+from pipeinfer.study.recipes import LiveCell
+
+
+class Rehearsed(msgspec.Struct, frozen=True):
+    """What predictions are made from: a fitted profile, and the draft's trace per text (`text_of`)."""
+
+    profile: Profile
+    traces: dict[str, Trace]
+
+
+def text_of(prompt: str, temperature: float) -> str:
+    """A prompt and how it is continued, as a key."""
+    return f"{prompt}, temperature {temperature:g}"
+
+
+def predicted_tokens_per_s(rehearsed: Rehearsed, cell: LiveCell, prompt_tokens: int) -> float | None:
+    """Simulated generation speed of a cell whose prompt has so many tokens."""
+    from pipeinfer.modelling.calibration_fit import nodes
+
+    live = cell.live
+    setting = Setting(
+        cell.strategy, cell.options, nodes=nodes(cell.strategy, live.stages), tokens=live.tokens, prompt=prompt_tokens,
+        bandwidth_gbps=live.bandwidth_gbps, latency_us=live.latency_us or None,
+    )  # fmt: skip
+    trace = rehearsed.traces[text_of(cell.prompt, cell.temperature)]
+    return metrics.tokens_per_second(simulate_one(rehearsed.profile, setting, oracle=trace))

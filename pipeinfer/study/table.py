@@ -1,0 +1,95 @@
+"""The tables of recipes: their records as rows that know their experiment and contender, judged, with what theory and
+the simulator say beside what was found."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from pipeinfer.modelling.platform import platform_of
+from pipeinfer.modelling.simulate import Setting
+from pipeinfer.results.analysis import BASELINE, REFERENCE, judged
+from pipeinfer.results.frame import Tables, gaps_table, ranks_table, spans_table, trial_rows, trials_table
+from pipeinfer.results.records import Record
+from pipeinfer.study.identity import config_hash
+from pipeinfer.study.places import Place
+from pipeinfer.study.predictions import Rehearsed, predicted_tokens_per_s
+from pipeinfer.study.recipes import (
+    EmulatedCell,
+    LiveCell,
+    Recipe,
+    RehearsalCell,
+    cells,
+    points,
+    rehearsal_of,
+    simulated_twin,
+)
+
+
+def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
+    """Every record of the recipes, in the order of their cells."""
+    belonging = {name: belongs for name, belongs in _memberships(recipes).items() if name in records}
+    found = [records[name] for name in belonging]
+    rows = [row for name, belongs in belonging.items() for row in trial_rows(records[name], belongs)]
+    trials = judged(trials_table(rows))
+    trials["limit_tokens_per_s"] = _limits(trials)
+    trials["predicted_tokens_per_s"] = _predictions(trials, recipes, records)
+    return Tables(trials, gaps_table(found), ranks_table(found), spans_table(found))
+
+
+def _memberships(recipes: Iterable[Recipe]) -> dict[str, list[tuple[str, str]]]:
+    """By the hash of each cell: the recipes in which it is, and as which contender. What is emulated is beside its
+    simulation."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for recipe in recipes:
+        for contender, cell in points(recipe):
+            found[config_hash(cell)].append((recipe.name, contender))
+            if isinstance(cell, EmulatedCell):
+                found[config_hash(simulated_twin(cell))].append((recipe.name, contender))
+    return found
+
+
+def _limits(trials: pd.DataFrame) -> pd.Series:
+    """Closed forms in tokens/s, for the best variants of the three strategies where acceptance is i.i.d."""
+    plain = trials.contender.isin([REFERENCE, BASELINE, "pipeinfer"])
+    found = trials[trials.best & plain & trials.temperature.isna() & (trials.drafts == "")]
+    first = found.drop_duplicates(["place", "contender"])
+    keys = zip(first.place, first.contender, strict=True)
+    known = {key: _limit(row) for key, row in zip(keys, first.itertuples(), strict=True)}
+    values = [known[key] for key in zip(found.place, found.contender, strict=True)]
+    return pd.Series(values, index=found.index, dtype="float64").reindex(trials.index)
+
+
+def _limit(row: Any) -> float | None:
+    place = Place.of(row)
+    setting = Setting(
+        row.contender, nodes=place.nodes, acceptance=place.acceptance, prompt=int(row.prompt_tokens),
+        tokens=int(row.tokens), width_cost=place.width_cost, draft_cost=place.draft_cost,
+    )  # fmt: skip
+    bound = platform_of(place.cluster, place.pair).limits(setting)
+    if row.contender == "pipeinfer":
+        return bound.pipelined.get(3 if pd.isna(row.draft) else int(row.draft))
+    return bound.iterative if row.contender == REFERENCE else bound.synchronous
+
+
+def _predictions(trials: pd.DataFrame, recipes: Iterable[Recipe], records: Mapping[str, Record]) -> pd.Series:
+    """What the simulator says of the best variants that were rehearsed."""
+    rehearsed = {
+        msgspec.json.encode(cell): msgspec.convert(record.rehearsed, Rehearsed, strict=False)
+        for recipe in recipes for cell in cells(recipe) if isinstance(cell, RehearsalCell)
+        for record in [records.get(config_hash(cell))] if record is not None and record.rehearsed is not None
+    }  # fmt: skip
+    known: dict[bytes, float | None] = {}
+    found = {}
+    for row in (
+        trials[trials.best & trials.temperature.notna() & (trials.program == "")].itertuples() if rehearsed else ()
+    ):
+        cell = msgspec.convert(records[row.config_hash].config, LiveCell)
+        profile = rehearsed.get(msgspec.json.encode(rehearsal_of(cell.live)))
+        key = msgspec.json.encode(msgspec.structs.replace(cell, repeat=0))
+        if profile is not None and key not in known:
+            known[key] = predicted_tokens_per_s(profile, cell, int(row.prompt_tokens))
+        found[row.Index] = known.get(key)
+    return pd.Series(found, dtype="float64").reindex(trials.index)

@@ -1,0 +1,132 @@
+"""Every kind of figure is drawn, says what it shows, and is the same each time."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from experiments import analyse, at
+
+from pipeinfer.report.axes import X, Y
+from pipeinfer.report.captions import swept
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.figures import draw, figure_name
+from pipeinfer.report.tables import results
+from pipeinfer.results.records import Store
+from pipeinfer.study.recipes import Contender, Figure, Recipe, SimCell, Simulated, points, read_recipe, recipe_names
+from pipeinfer.study.run import run
+
+RECIPE = Recipe(
+    title="Small", about="A small sweep.", claims=["C1"], expected="a figure", minutes=0.1, hardware="any",
+    name="small",
+    strategies={
+        "iterative": Contender(),
+        "speculative": Contender(options={"k": [1, 2], "cutoff": [0.0, 0.4]}),
+        "pipeinfer": Contender(options={"draft": [1], "cutoff": [0.0, 0.4]}),
+    },
+    simulated=Simulated(
+        pairs=["dolphin-tinyllama"], clusters=["haswell-gigabit"], nodes=[4],
+        acceptance=["0.6", "varied 0.6", "builtin-sampled"], seeds=[0, 1, 2], tokens=16, prompt=4,
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    store = Store(tmp_path_factory.mktemp("small"))
+    run(RECIPE, store, 1, lambda *_: None)
+    return analyse(RECIPE, store.records)
+
+
+FIGURES = [
+    (Figure("lines", x="nodes", panels=("drafts",)), "Thin: closed form"),
+    (Figure("lines", x="nodes", y="gain", panels=("acceptance",)), "published: up to 2.15x"),
+    (Figure("lines", x="cutoff", y="gap", panels=("acceptance",)), "K swept, the best shown"),
+    (Figure("lines", x="size", y="memory", panels=("acceptance",)), "Cutoff swept, the best shown"),
+    (Figure("lines", x="nodes", y="per_memory", panels=("acceptance",)), "tokens/s per GB of all ranks"),
+    (Figure("dots", panels=("rate",)), "Each dot is one of 3 draws or texts"),
+    (Figure("percentiles", y="gaps", panels=("acceptance",)), "Gaps of zero"),
+    (Figure("calibration"), "confidence of the draft"),
+    (Figure("stretches"), "share of stretches all right"),
+]
+
+
+@pytest.mark.parametrize(("figure", "words"), FIGURES, ids=lambda one: getattr(one, "kind", ""))
+def test_a_figure_says_what_it_shows_and_is_the_same_each_time(
+    experiment: Experiment, figure: Figure, words: str, tmp_path: Path
+) -> None:
+    drawn = []
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        draw(experiment, figure, folder)
+        path = folder / f"{figure_name(RECIPE, figure)}.svg"
+        assert path.with_suffix(".png").stat().st_size > 10_000
+        drawn.append(path.read_bytes())
+    assert drawn[0] == drawn[1]
+    text = " ".join(drawn[0].decode().split())
+    assert words in text
+    assert figure.kind in ("calibration", "stretches") or "Fidelity: sim. Dolphin 70B" in text
+
+
+def test_cutoffs_are_run_only_where_confidence_tells() -> None:
+    found: dict[str, set[str]] = {}
+    for _, cell in points(RECIPE):
+        assert isinstance(cell, SimCell)
+        kind = cell.setting.trace or ("varied" if cell.setting.difficulty else "independent")
+        found.setdefault(kind, set()).update(cell.setting.options)
+    assert found == {
+        "independent": {"k", "draft"}, "varied": {"k", "draft", "cutoff"}, "builtin-sampled": {"k", "draft", "cutoff"},
+    }  # fmt: skip
+
+
+def test_a_gain_is_over_the_best_baseline_draw_by_draw(experiment: Experiment) -> None:
+    for place in experiment.places:
+        rows = experiment.valid[(experiment.valid.place == place) & (experiment.valid.contender == "speculative")]
+        speeds = rows.groupby("variant").tokens_per_s.median()
+        assert at(experiment, place)["speculative"].tokens_per_s == speeds.max()
+        best = rows[rows.variant == speeds.idxmax()].set_index("draw").tokens_per_s
+        own = experiment.best[(experiment.best.place == place) & (experiment.best.contender == "pipeinfer")]
+        own = own.set_index("draw")
+        assert len(own) == 3
+        assert (own.over_speculative == own.tokens_per_s / best[own.index]).all()
+
+
+def test_a_table_says_where_only_what_differs_and_has_the_percentiles(experiment: Experiment) -> None:
+    shown = results(experiment)
+    assert {row[0] for row in shown.rows} == {
+        "acceptance 0.6", "varied acceptance 0.6", "builtin-sampled acceptance 0.62",
+    }  # fmt: skip
+    assert {"p50", "p95", "p99", "largest rank", "limit, tokens/s"} <= set(shown.head)
+    assert all(len(row) == len(shown.head) for row in shown.rows)
+    limits = {row[0]: row[-1] for row in shown.rows if row[1].startswith("pipeinfer")}
+    assert limits["acceptance 0.6"] != "-"
+    assert limits["builtin-sampled acceptance 0.62"] == "-", "closed forms are for i.i.d. acceptance"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_s_figures_can_be_named_and_labelled(name: str) -> None:
+    recipe = read_recipe(name)
+    names = [figure_name(recipe, figure) for figure in recipe.figures]
+    assert len(set(names)) == len(names)
+    for figure in recipe.figures:
+        assert figure.x in X
+        assert figure.y in Y
+        assert "swept" in swept(recipe, figure) or not swept(recipe, figure)
+    assert recipe.minutes > 0
+    assert recipe.hardware
+    assert recipe.expected
+
+
+def test_the_baseline_s_k_is_swept_wherever_it_runs_and_its_cutoff_where_that_does_something() -> None:
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        baseline = recipe.strategies.get("speculative")
+        if baseline is None or recipe.simulated is None:
+            continue
+        assert len(baseline.options["k"]) > 1, name
+        tells = any("varied" in word or "builtin" in word for word in recipe.simulated.acceptance)
+        assert not tells or len(baseline.options["cutoff"]) > 1, name
+
+
+def test_an_unknown_panel_or_quantity_is_refused() -> None:
+    for field, value in {"y": "sped", "x": "node", "kind": "line"}.items():
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert({"kind": "lines", field: value}, Figure)

@@ -1,0 +1,74 @@
+"""Figures do not depend on what display a user has, or on their matplotlibrc; what they name is no formula."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeinfer.report.style import new_figure
+
+DRAW = """
+import sys
+from pathlib import Path
+from pipeinfer.report.style import load_seaborn, new_figure
+
+sns = load_seaborn()
+with new_figure(Path(sys.argv[1]), "in a$b$ c_$", 2.0) as figure:
+    spots = {"x": [1, 2, 3, 4], "y": [2, 2.5, 1, 3], "kind": ["a$b", "c", "a$b", "c"]}
+    sns.stripplot(spots, x="x", y="kind", hue="kind", jitter=0.3, ax=figure.subplots())
+"""
+NOTEBOOK = "module://matplotlib_inline.backend_inline"
+
+
+def draw(folder: Path, **variables: str) -> bytes:
+    """The SVG that a fresh process draws in `folder`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "DISPLAY")}
+    command = [sys.executable, "-c", DRAW, "figure"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return (folder / "figure.svg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """As it is where nobody has set anything."""
+    return draw(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("backend", [NOTEBOOK, "TkAgg", "nonsense"])
+def test_a_display_backend_does_not_matter(drawn: bytes, tmp_path: Path, backend: str) -> None:
+    assert draw(tmp_path, MPLBACKEND=backend) == drawn
+
+
+@pytest.mark.parametrize("settings", ["text.usetex: True", "lines.linewidth: 9", "backend: TkAgg", "axes.grid: False"])
+def test_a_matplotlibrc_does_not_matter(drawn: bytes, tmp_path: Path, settings: str) -> None:
+    rc = tmp_path / "matplotlibrc"
+    rc.write_text(settings + "\n")
+    assert draw(tmp_path) == drawn
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert draw(elsewhere, MPLCONFIGDIR=str(tmp_path)) == drawn
+
+
+def test_what_shares_the_process_keeps_its_backend() -> None:
+    show = "import matplotlib, os; print(matplotlib.rcParams['backend'], os.environ['MPLBACKEND'])"
+    code = f"from pipeinfer.report.style import load_matplotlib; load_matplotlib(); {show}"
+    for backend in ("TkAgg", "svg"):
+        command = [sys.executable, "-c", code]
+        environment = os.environ | {"MPLBACKEND": backend}
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert said.lower().split() == [backend.lower()] * 2
+
+
+def test_a_dollar_begins_no_formula(tmp_path: Path) -> None:
+    with new_figure(tmp_path / "figure", "caption $x_{$", height=2.0) as figure:
+        axis = figure.subplots()
+        axis.plot([1, 100], [1, 100], label="a $b_{$")
+        axis.set_xscale("log")
+        axis.set_yticks([1, 100], ["$one", "h$alf_{"])
+        axis.legend()
+    assert (tmp_path / "figure.svg").exists()

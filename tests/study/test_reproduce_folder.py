@@ -1,0 +1,134 @@
+"""What happens to a results folder: killed writers, full disks, folders that cannot be written. Nothing that was
+written before is lost, and the next run makes up for the rest."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import alive
+from test_reproduce import BESIDE, SIMULATED, comparable, reproduced
+
+from pipeinfer.results.records import FILE, Store, decode
+from pipeinfer.study.recipes import cells
+
+TESTS = Path(__file__).parent
+TOTAL = len(cells(SIMULATED))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to which nothing happened."""
+    folder = tmp_path_factory.mktemp("whole")
+    reproduced(folder, SIMULATED)
+    return folder
+
+
+def by_cell(folder: Path) -> dict[str, object]:
+    return {line["config_hash"]: line for line in comparable(folder)}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_kill_loses_the_trials_under_way_at_most(whole: Path, tmp_path: Path, jobs: int) -> None:
+    script = f"import test_reproduce as t; t.reproduced(t.Path({str(tmp_path)!r}), t.SIMULATED, jobs={jobs})"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=TESTS, env=BESIDE)
+    seen = wait_for_lines(tmp_path / FILE, 3)
+    helpers = children(process.pid)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    wait_until_gone(helpers)
+    kept = Store(tmp_path).records
+    assert seen <= len(kept) < TOTAL
+    reproduced(tmp_path, SIMULATED)
+    assert by_cell(tmp_path) == by_cell(whole)
+    assert len(comparable(tmp_path)) == TOTAL  # nothing was run twice
+
+
+def wait_for_lines(path: Path, count: int) -> int:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = path.read_bytes().count(b"\n") if path.exists() else 0
+        if found >= count:
+            return found
+        time.sleep(0.005)
+    raise AssertionError(f"{path} does not grow")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.05)
+
+
+def command(*arguments: str, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "pipeinfer", "reproduce", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def full_at(size: int) -> Callable[[], None]:
+    """No file may grow beyond that many bytes, which is what a full disk looks like."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_written(tmp_path: Path) -> None:
+    out = ["timeline", "--jobs", "1", "--out", str(tmp_path)]
+    line = one_line(command(*out, limit=full_at(12_000)))
+    assert f"{tmp_path / FILE}: cannot be written: File too large; nothing before is lost" in line
+    kept = [decode(line) for line in (tmp_path / FILE).read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert kept
+    done = command(*out)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / FILE).read_bytes().splitlines()
+    assert [decode(line) for line in lines[: len(kept)]] == kept
+
+
+def test_a_disk_that_is_full_when_the_report_is_written(tmp_path: Path) -> None:
+    out = ["timeline", "--jobs", "1", "--out", str(tmp_path)]
+    assert command(*out).returncode == 0
+    records = (tmp_path / FILE).read_bytes()
+    line = one_line(command(*out, limit=full_at(2_000)))
+    assert f"{tmp_path}: the report cannot be written: File too large" in line
+    assert (tmp_path / FILE).read_bytes() == records
+
+
+def test_a_folder_in_which_nothing_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/results")):
+        assert "results cannot be written there" in one_line(command("timeline", "--out", str(out)))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_others_own(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "results cannot be written there: Permission denied" in one_line(
+        command("timeline", "--out", str(tmp_path / "results"))
+    )
+
+
+def test_drawing_again_runs_nothing(tmp_path: Path) -> None:
+    out = ["timeline", "--jobs", "1", "--out", str(tmp_path)]
+    assert command(*out).returncode == 0
+    records, drawing = (tmp_path / FILE).read_bytes(), (tmp_path / "figures" / "timeline.svg").read_bytes()
+    (tmp_path / "figures" / "timeline.svg").unlink()
+    (tmp_path / "report.md").unlink()
+    assert command(*out).returncode == 0
+    assert (tmp_path / FILE).read_bytes() == records
+    assert (tmp_path / "figures" / "timeline.svg").read_bytes() == drawing
+    assert (tmp_path / "report.md").exists()
