@@ -9,6 +9,7 @@ from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.core.messages import Setup
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.fingerprint import fingerprints
+from pipeinfer.engine.vocabulary import differences
 from pipeinfer.plugins import open_backend
 from pipeinfer.runtime.transports import HEAD
 
@@ -27,10 +28,11 @@ class Models:
         self.draft_backend = plan.draft_backend or plan.backend
         self.draft_options = plan.draft_backend_options if plan.draft_backend else plan.backend_options
         self.backend = open_backend(plan.backend, plan.backend_options)
-        self.target = self.backend.info(plan.target)
+        self.target: ModelInfo = self.backend.info(plan.target)
         self.split = even_split(self.target.layers, plan.stages) if plan.layers in (None, AUTO) else (
             parse_split(plan.layers, self.target.layers))  # fmt: skip
         """With `auto`: until the ranks are known."""
+        self._different: list[str] = []
         self.draft = self._draft() if plan.draft else None
         self.draft_split = self._split_draft(self.draft) if self.draft else []
         self.cells = plan.cells or self.target.context + SPARE_CELLS
@@ -41,6 +43,9 @@ class Models:
         found = [f"{self.plan.target}: {note}" for note in self.target.notes]
         if self.draft is not None:
             found += [f"{self.plan.draft}: {note}" for note in self.draft.notes]
+        if self._different:
+            found.append(f"{self._different[0]}: the draft guesses worse where a text has one of"
+                         f" {len(self._different)} such tokens")  # fmt: skip
         return list(dict.fromkeys(found))
 
     @property
@@ -57,11 +62,28 @@ class Models:
         assert self.plan.draft is not None
         draft: ModelInfo = open_backend(self.draft_backend, self.draft_options).info(self.plan.draft)
         if draft.vocabulary_digest != self.target.vocabulary_digest:
+            self._different = self._compare(draft)
+        return draft
+
+    def _compare(self, draft: ModelInfo) -> list[str]:
+        """Where added tokens differ, of which few texts have any. Raises BadModel where pieces of text do."""
+        assert self.plan.draft is not None
+        other = open_backend(self.draft_backend, self.draft_options).tokenizer(self.plan.draft)
+        pieces, added = differences(self.backend.tokenizer(self.plan.target).tokens(), other.tokens())
+        if pieces:
             raise BadModel(
                 f"{self.plan.draft} and {self.plan.target} have different vocabularies ({draft.vocabulary} and "
-                f"{self.target.vocabulary} entries): the draft's token ids must mean what the target's mean"
+                f"{self.target.vocabulary} entries), in {len(pieces)} pieces of text: {pieces[0]}; the draft's token"
+                " ids must mean what the target's mean"
             )
-        return draft
+        return added
+
+    @property
+    def shared_vocabulary(self) -> int:
+        """How many token ids both models have, where their numbers differ; else 0."""
+        if self.draft is None or self.draft.vocabulary == self.target.vocabulary:
+            return 0
+        return min(self.draft.vocabulary, self.target.vocabulary)
 
     def _split_draft(self, draft: ModelInfo) -> list[LayerRange]:
         if self.plan.draft_layers is None:
@@ -94,6 +116,7 @@ class Models:
             drafter = msgspec.structs.replace(
                 first, rank=self.drafter, role="draft", backend=self.draft_backend,
                 options=msgspec.json.encode(self.draft_options), model=plan.draft, sequences=DRAFT_SEQUENCES,
+                vocabulary=self.shared_vocabulary,
             )  # fmt: skip
             back = (self.drafter, addresses[self.drafter]) if len(self.draft_split) > 1 else head
             first_draft, *others = _chain(drafter, self.draft_split, addresses, back)

@@ -1,5 +1,6 @@
 """`pipeinfer record`: how often a draft is right, position by position, for the simulator to play back."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeinfer.cluster.models import Models
     from pipeinfer.core.messages import Sampling
     from pipeinfer.engine.backend import Backend
     from pipeinfer.runtime.oracle import Trace
@@ -41,12 +43,14 @@ def record(
     options = key_values(backend_option)
     models = Models(Plan(backend=backend, backend_options=options, target=target, draft=draft, stages=1))
     assert models.draft is not None
+    for note in models.notes:
+        print(f"note: {note}", file=sys.stderr)
     context = min(models.target.context, models.draft.context)
     engine = open_backend(backend, options)
     encode = engine.tokenizer(target).encode
     texts = [encode(text) for text in read_prompts()[:prompts]]
     check_writable(out)
-    trace = _record(engine, (target, draft), texts, tokens, sampling, limit=min(context, cells or context),
+    trace = _record(engine, models, texts, tokens, sampling, limit=min(context, cells or context),
                     source=f"{target} + {draft}, {backend}, {prompts} prompts, up to {tokens} tokens each, "
                            f"T = {temperature:g}, top-p {top_p:g}, seed {seed}")  # fmt: skip
     write_whole(out, msgspec.json.encode(trace))
@@ -56,7 +60,7 @@ def record(
 
 
 def _record(
-    engine: "Backend", models: tuple[str, str], texts: "list[Sequence[int]]", tokens: int, sampling: "Sampling",
+    engine: "Backend", models: "Models", texts: "list[Sequence[int]]", tokens: int, sampling: "Sampling",
     *, limit: int, source: str,
 ) -> "Trace":  # fmt: skip
     """Load both models, as large as the texts become and at most `limit` tokens, and record with a progress bar."""
@@ -67,7 +71,9 @@ def _record(
     from pipeinfer.modelling.trace_recording import record as run
 
     limit = min(limit, max(map(len, texts)) + tokens)
-    target, draft = (load_whole(engine, model, limit) for model in models)
+    assert models.plan.draft is not None
+    target = load_whole(engine, models.plan.target, limit)
+    draft = load_whole(engine, models.plan.draft, limit, models.shared_vocabulary)
     terminal = console(errors=True)
     with Progress(transient=True, console=terminal, disable=not terminal.is_terminal) as progress:
         task = progress.add_task("recording", total=len(texts))

@@ -174,6 +174,7 @@ class Setup(Message, frozen=True):
     addresses of the draft's other ranks, which follow the drafter's. Where `latency_s` or a finite `bandwidth_bps` is
     given, every link between ranks is shaped to it from here on. `trace`: keep a timeline.
     `cpu_share`: compute in this share of the time and wait in the rest of it, as a slower node would.
+    `vocabulary`: a draft knows and proposes token ids below this one only (0: all that it has).
     """
 
     rank: int
@@ -195,6 +196,7 @@ class Setup(Message, frozen=True):
     cpu_share: float = 1.0
     behind: tuple[str, ...] = ()
     links: tuple[LinkLimit, ...] = ()
+    vocabulary: int = 0
 
 
 class Ready(Message, frozen=True):

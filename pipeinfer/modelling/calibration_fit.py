@@ -21,6 +21,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.modelling.profile import Curve, Profile
@@ -99,15 +100,15 @@ def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: 
     """What the draft is worth after each prompt, in a text of that many tokens."""
     assert plan.draft is not None
     prompts = list(prompts)
-    target = open_backend(plan.backend, plan.backend_options)
-    draft = target
-    if plan.draft_backend is not None:
-        draft = open_backend(plan.draft_backend, plan.draft_backend_options)
-    context = min(target.info(plan.target).context, draft.info(plan.draft).context)
+    models = Models(plan)
+    assert models.draft is not None
+    context = min(models.target.context, models.draft.context)
     limit = min(context, max(map(len, prompts), default=0) + tokens)
-    models = load_whole(target, plan.target, limit), load_whole(draft, plan.draft, limit)
+    target = load_whole(models.backend, plan.target, limit)
+    drafting = open_backend(models.draft_backend, models.draft_options)
+    draft = load_whole(drafting, plan.draft, limit, models.shared_vocabulary)
     for prompt in prompts:
-        yield record(*models, [prompt], tokens, sampling, limit=limit, source="rehearsal").text(0, len(prompt))
+        yield record(target, draft, [prompt], tokens, sampling, limit=limit, source="rehearsal").text(0, len(prompt))
 
 
 def fitted(profile: Profile, rehearsal: Rehearsal) -> Profile:

@@ -8,12 +8,15 @@ from pipeinfer.core.ledger import CANONICAL
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import Backend, Batch, ModelStage
 from pipeinfer.engine.sampling import Floats, candidates, sample
+from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.runtime.oracle import RANKS, Trace
 
 
-def load_whole(engine: Backend, model: str, cells: int) -> ModelStage:
-    """All layers of a model in one stage, for one text of at most `cells` tokens."""
-    return engine.load(model, (0, engine.info(model).layers), cells=cells, sequences=1)
+def load_whole(engine: Backend, model: str, cells: int, shared: int = 0) -> ModelStage:
+    """All layers of a model in one stage, for one text of at most `cells` tokens; of a draft's token ids those below
+    `shared` alone (0: all)."""
+    stage = engine.load(model, (0, engine.info(model).layers), cells=cells, sequences=1)
+    return SharedVocabulary(stage, shared, gives_logits=True) if shared else stage
 
 
 class Reader:

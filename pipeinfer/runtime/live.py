@@ -10,6 +10,7 @@ import msgspec
 
 from pipeinfer.core import messages
 from pipeinfer.core.messages import Failure, Inspect, LinkLimit, Ready, Setup, Shutdown
+from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.cpu_latency import cores_awake
 from pipeinfer.runtime.draft_rank import DraftWorker
@@ -118,6 +119,8 @@ def _session(transport: Transport, setup: Setup) -> None:
         transport.connect(rank, address)
     model = load_stage(setup.rank, setup.backend, setup.options, setup.model, setup.layers,
                        cells=setup.cells, sequences=setup.sequences)  # fmt: skip
+    if setup.vocabulary:
+        model = SharedVocabulary(model, setup.vocabulary, gives_logits=setup.stage == setup.stages - 1)
     endpoint = Endpoint(transport, setup)
     drafts = setup.role == "draft" and setup.stage == 0
     endpoint.worker = (DraftWorker if drafts else StageWorker)(endpoint, model)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, processors
 
 from pipeinfer.cli import main
@@ -31,17 +32,19 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
-    """`pipeinfer generate --json` on one stage, in this process: what it prints."""
+    """`pipeinfer generate --json`, on one stage unless told otherwise: what it prints, and its standard error."""
 
     def generate(backend: str, model: Path, prompt: str, *options: str) -> dict[str, Any]:
         cache = ["--backend-option", f"cache={tmp_path}"] if backend == "llamacpp" else []
-        chosen = ["--backend", backend, *cache, "--target", str(model), "--strategy", "iterative", "--nodes", "1"]
+        chosen = ["--backend", backend, *cache, "--target", str(model), "--strategy", "iterative"]
         sizes = ["--transport", "inproc", "--cells", "256", "--tokens", "12", "--json"]
-        monkeypatch.setattr(sys, "argv", ["pipeinfer", "generate", prompt, *chosen, *sizes, *options])
+        nodes = [] if "--layers" in options or "--nodes" in options else ["--nodes", "1"]
+        monkeypatch.setattr(sys, "argv", ["pipeinfer", "generate", prompt, *chosen, *sizes, *nodes, *options])
         with pytest.raises(SystemExit, match="0"):
             main()
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
+        output, errors = capsys.readouterr()
+        found: dict[str, Any] = json.loads(output)
+        return found | {"errors": errors}
 
     return generate
 
@@ -118,6 +121,53 @@ def test_a_file_without_ends_leaves_those_of_the_other(tmp_path: Path, backend: 
     (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(BadModel, match=r"^expected the settings of a generation in .*json, came .*: fetch"):
         open_backend(backend, options).info(str(folder))
+
+
+# Pairs ---------------------------------------------------------------------------------------------------------------
+
+
+def filled_up(folder: Path, rows: int) -> Path:
+    """So many rows more than its tokenizer has tokens, and as likely."""
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = np.concatenate([tensors[name], tensors[name][:rows]])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return edit(folder, "config.json", vocab_size=vocabulary + rows)
+
+
+@pytest.mark.parametrize("larger", ["target", "draft"])
+@pytest.mark.parametrize("draft_layers", ["4", "2,2"])
+def test_a_pair_that_is_filled_up_unequally_goes_together(
+    tmp_path: Path, backend: str, generate: Generate, larger: str, draft_layers: str
+) -> None:
+    """Hot enough for every id: what the draft lacks is in the text, what the target lacks among the guesses."""
+    folders = {role: write_llama(tmp_path / role) for role in ("target", "draft")}
+    filled_up(folders[larger], 200)
+    ranks = str(3 + draft_layers.count(","))
+    pair = ["--draft", str(folders["draft"]), "--strategy", "speculative", "--layers", f"2,2/{draft_layers}"]
+    exact = ["--backend-option", "kv_type=f32"] if backend == "llamacpp" else []
+    hot = ["--temperature", "4", "--seed", "1", "--check", "--ignore-eos", "--tokens", "40"]
+    came = generate(backend, folders["target"], "def f(", *pair, "--nodes", ranks, *exact, *hot)
+    assert came["check"]["passed"]
+    assert len(came["token_ids"]) == 40
+    assert (max(came["token_ids"]) >= 300) == (larger == "target")
+    assert came["acceptance_rate"] > 0.2  # the same model drafts, and its noise is that of the shared ids
+
+
+def test_a_token_more_in_one_of_them_is_a_note(
+    tmp_path: Path, backend: str, generate: Generate
+) -> None:
+    target, draft = (write_llama(tmp_path / role) for role in ("target", "draft"))
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    vocabulary = {token: number for token, number in tokenizer["model"]["vocab"].items() if number != 299}
+    added = [*tokenizer["added_tokens"], {**tokenizer["added_tokens"][0], "id": 299, "content": "<tool>"}]
+    edit(target, "tokenizer.json", model=tokenizer["model"] | {"vocab": vocabulary}, added_tokens=added)
+    edit(draft, "tokenizer.json", model=tokenizer["model"] | {"vocab": vocabulary})
+    came = generate(backend, target, "a<tool>b", "--draft", str(draft), "--strategy", "pipeinfer", "--nodes", "2")
+    assert came["prompt_ids"][1] == 299
+    note = "token 299 is '<tool>' in the target and none in the draft: the draft guesses worse"
+    assert came["errors"].startswith(f"note: {note}")
 
 
 # GGUF files ----------------------------------------------------------------------------------------------------------
