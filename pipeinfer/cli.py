@@ -2,9 +2,11 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import typer
 
@@ -53,7 +55,16 @@ def main() -> None:
     """The console script: what the user can put right is one line and exit code 2, a lost rank exit code 1."""
     # Before NumPy is loaded: ranks share the cores of this machine, and so do threads of this process.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as by nohup
+            signal.signal(number, _leave)
     sys.exit(run(sys.argv[1:] or ["--help"]))
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    """Whatever is open is closed and removed on the way out, as after Ctrl-C; the exit code is the customary one."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,6 +1,8 @@
 """The head's side of ranks that are up: sending, receiving, and a name for whatever goes wrong."""
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +18,11 @@ from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport
 
 WATCH_S = 0.1
 """How often a waiting head looks at the processes it started."""
+
+NOTE_S = 60.0
+"""After so long without a message from ranks that live, and again after as long, a line says what is waited for."""
+
+_log = logging.getLogger(__name__)
 
 
 class Contact:
@@ -94,6 +101,17 @@ class Contact:
                 raise LaunchError(message.text)
             raise self.lost(message.rank, message.text)
         return envelope, message
+
+    def wait(self, what: Callable[[], str]) -> tuple[Envelope, Any]:
+        """The next message in its envelope, however long it takes: whether ranks live is the transport's to say, by
+        their heartbeats. `what` says what is waited for. Raises RankLost or LaunchError."""
+        last = noted = time.monotonic()
+        while (found := self.receive_from(WATCH_S)) is None:
+            now = time.monotonic()
+            if now - noted >= NOTE_S:
+                _log.warning("the ranks live and have sent nothing for %.0f s; waiting for %s", now - last, what())
+                noted = now
+        return found
 
     def never_came(self, lost: RankLost) -> bool:
         """Whether the rank that was lost has not said a word."""

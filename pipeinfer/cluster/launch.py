@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer.cluster.auto_split import auto_split, check_memory
-from pipeinfer.cluster.contact import WATCH_S, Contact
+from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.garbage import uncollected
 from pipeinfer.cluster.inspection import inspections
 from pipeinfer.cluster.models import Models
@@ -24,12 +24,6 @@ from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.results.trial import RankRecord, Trial, run_record
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
-
-LOAD_S = 300.0
-"""The longest that ranks may take to load."""
-
-STALL_S = 120.0
-"""A generation in which nothing arrives for this long is given up."""
 
 OnTokens = Callable[[tuple[int, ...]], Stop | None]
 
@@ -112,15 +106,12 @@ class Cluster(Contact):
             self.send(setup.rank, setup)
         self.shape(self.plan.bandwidth_bps, self.plan.latency_s, self.plan.links)
         self.ready: dict[int, Ready] = {}
-        deadline = time.monotonic() + LOAD_S
-        while len(self.ready) < len(self._setups):
-            message = self.receive(WATCH_S)
+        ranks = {setup.rank for setup in self._setups}
+        while ranks - set(self.ready):
+            _, message = self.wait(lambda: f"ranks {sorted(ranks - set(self.ready))} to load")
             if isinstance(message, Ready):
                 self.ready[message.rank] = message
                 self.hosts[message.rank] = f"{message.host} (pid {message.pid})"
-            elif time.monotonic() > deadline:
-                missing = sorted({setup.rank for setup in self._setups} - set(self.ready))
-                raise LaunchError(f"ranks {missing} were not ready after {LOAD_S:g} s")
         check_weights([(setup, self.ready[setup.rank]) for setup in self._setups], self.models.fingerprints())
         self.collect()
 
@@ -161,15 +152,12 @@ class Cluster(Contact):
         for setup in self._setups:
             self.send(setup.rank, AskReport())
         waiting = {setup.rank for setup in self._setups}
-        deadline = time.monotonic() + STALL_S
         while waiting:
-            message = self.receive(WATCH_S)
+            _, message = self.wait(lambda: f"reports of ranks {sorted(waiting)}")
             if isinstance(message, Report):
                 waiting.discard(message.rank)
                 self._reports[message.rank] = message
                 self.spans += [Span(*span) for span in message.spans]
-            elif time.monotonic() > deadline:
-                raise self.lost(min(waiting), f"no report in {STALL_S:g} s")
         return [self._record(setup, before.get(setup.rank)) for setup in self._setups]
 
     def _record(self, setup: Setup, before: Report | None) -> RankRecord:
@@ -199,16 +187,11 @@ class _Generation:
 
     def run(self, request: Request) -> Trial:
         head, cluster = self._head, self._cluster
-        self._start = last = time.monotonic()
+        self._start = time.monotonic()
         self._handle(Start(request))
         while not head.idle:
-            message = cluster.receive(WATCH_S)
-            if message is not None:
-                last = time.monotonic()
-                self._handle(message)
-            elif time.monotonic() - last > STALL_S:
-                oldest = head.in_flight[0].id if head.in_flight else "none"
-                raise RankLost(HEAD, f"nothing has arrived for {STALL_S:g} s; oldest run under way: {oldest}")
+            _, message = cluster.wait(lambda: f"run {head.in_flight[0].id}" if head.in_flight else "the draft")
+            self._handle(message)
         return self._trial(request)
 
     def _handle(self, event: Any) -> None:

@@ -143,11 +143,13 @@ class MpiProcesses(Unwatched):
 def _serve(world: "World") -> None:
     """One session after another, each told by the head who this rank is; the head also reports what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     gc.disable()  # It is run between trials, where it is not measured.
     while 0 not in world.left:
         transport = open_transport("mpi://", world.rank + HEAD)
         try:
-            run_rank(transport, float("inf"))
+            run_rank(transport)
         except (PeerLost, LaunchError):
             continue  # The head has ended the session, or knows why it cannot begin, or leaves.
         finally:

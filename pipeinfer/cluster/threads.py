@@ -7,8 +7,6 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, open_transport
 
-START_S = 30.0
-
 
 class Threads(Unwatched):
     """Ranks as threads of this process."""
@@ -22,6 +20,8 @@ class Threads(Unwatched):
             thread.start()
 
     def close(self, farewell: bytes) -> None:
+        for rank, address in enumerate(self.addresses):
+            self.transport.connect(rank, address)  # A head that gave up early has not: they wait for its first word.
         super().close(farewell)
         for thread in self._threads:
             thread.join()
@@ -29,7 +29,7 @@ class Threads(Unwatched):
 
 def _be_a_thread(transport: Transport) -> None:
     try:
-        run_rank(transport, START_S)
+        run_rank(transport)
     except (PeerLost, LaunchError):
         pass  # Which the head knows, or it is gone: so is this session.
     finally:

@@ -13,9 +13,6 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import Stray, run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, TransportError, open_transport
 
-SPAWNED_PATIENCE_S = 60.0
-"""A rank that the launcher started leaves when no head sets it up in this time."""
-
 
 def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
     """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
@@ -32,7 +29,7 @@ def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
         listen = transport.address
         print(f"listening {listen}", flush=True)
         try:
-            came = run_rank(transport, SPAWNED_PATIENCE_S if once else float("inf"))
+            came = run_rank(transport)
             if once and not came:
                 return 1
         except Stray as stray:

@@ -1,5 +1,6 @@
 """`pipeinfer worker`: one rank on this host, for a head elsewhere."""
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -30,5 +31,7 @@ def worker(
         raise ValueError("a worker needs --rank and --listen; without both, --new-key makes the key file and ends")
     if new_key:
         write_keys(key)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # A worker has nothing to remove, and an engine may compute for long.
     if rank is not None and listen is not None:
         raise typer.Exit(serve(listen, rank, key, once=once))

@@ -3,7 +3,6 @@
 Ranks of different hosts are measured at the same time, ranks of one host one after another.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.cluster.contact import WATCH_S, Contact
+from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.placement import LayerRange
 from pipeinfer.core.messages import (
     Inspect,
@@ -31,9 +30,6 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.probe import answer_ping, time_link
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.units import size
-
-PATIENCE_S = 900.0
-"""The longest wait for one measurement."""
 
 MEASURED_BYTES = 64 << 20
 """Layers are timed together, up to this much of weights."""
@@ -169,17 +165,12 @@ class Survey:
             contact.send(rank, question)
         before_waiting()
         answers: dict[int, Any] = {}
-        deadline = time.monotonic() + PATIENCE_S
         while len(answers) < len(questions):
-            found = contact.receive_from(WATCH_S)
-            if found is not None:
-                envelope, message = found
-                if isinstance(message, kind):
-                    answers[envelope.sender] = message
-                elif isinstance(message, Ping):
-                    answer_ping(contact.transport, message)
-            elif time.monotonic() > deadline:
-                raise contact.lost(min(set(questions) - set(answers)), f"no answer in {PATIENCE_S:g} s")
+            envelope, message = contact.wait(lambda: f"measurements of {_ranks(sorted(set(questions) - set(answers)))}")
+            if isinstance(message, kind):
+                answers[envelope.sender] = message
+            elif isinstance(message, Ping):
+                answer_ping(contact.transport, message)
         return answers
 
 

@@ -29,7 +29,7 @@ class Stray(Exception):  # noqa: N818 - reads as what came
     """Something came to a rank without a session that begins none; the text is one line."""
 
 
-def wait_for_head(transport: Transport, patience_s: float) -> Setup | Inspect | None:
+def wait_for_head(transport: Transport, patience_s: float = float("inf")) -> Setup | Inspect | None:
     """The head's first message, or None when none comes in time or the head has thought better of it. Raises Stray:
     the endpoint then holds its sender to be of this session, so the next session needs another."""
     deadline = time.monotonic() + patience_s
@@ -56,7 +56,7 @@ def _name(rank: int) -> str:
     return "the head" if rank == HEAD else f"rank {rank}"
 
 
-def run_rank(transport: Transport, patience_s: float) -> bool:
+def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
     """Be one rank for one session: inspected and measured if the head wants it, then set up; load, serve, leave. False
     if nobody came in time.
 

@@ -4,11 +4,12 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import zmq
-from processes import emulated_text, generating
+from processes import emulated_text, generating, start
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
@@ -102,6 +103,35 @@ def test_ctrl_c_leaves_nothing_behind(when: str) -> None:
         if when == "generating":
             assert_said(text + rest)
         generation.assert_nothing_left(within=0.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["generating", "starting"])
+def test_a_signal_to_end_leaves_no_folder_and_no_rank(
+    number: signal.Signals, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `timeout`, Slurm, Docker and a closed terminal send."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with generating() as generation:
+        generation.read_some() if when == "generating" else generation.wait_for_ranks()
+        assert list(tmp_path.glob("pipeinfer-*/key.json"))
+        generation.process.send_signal(number)
+        code, _, errors = generation.end(within=WITHIN_S + SLACK_S)
+        assert code == 128 + number
+        assert errors == ""
+        assert list(tmp_path.iterdir()) == []
+        generation.assert_nothing_left(within=0.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_ends_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    worker = start("worker", "--new-key", "--key", str(key), "--rank", "0", "--listen", "tcp://127.0.0.1:0")
+    assert worker.stdout is not None
+    assert worker.stdout.readline().startswith("listening ")
+    worker.send_signal(number)
+    worker.communicate(timeout=WITHIN_S)
+    assert worker.returncode == -number
 
 
 def test_a_rank_that_dies_between_generations_is_named() -> None:
