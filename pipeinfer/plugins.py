@@ -1,4 +1,5 @@
-"""Plug-ins are entry points: `pipeinfer.backends` and `.strategies` by name, `pipeinfer.transports` by URI scheme.
+"""Plug-ins are entry points: `pipeinfer.backends`, `.strategies` and `.drafting` by name, `pipeinfer.transports` by URI
+scheme.
 
 Nothing is imported before it is named. The project's own plug-ins come through the same door as anyone's.
 """
@@ -17,7 +18,8 @@ from pipeinfer.errors import one_line
 BACKENDS = "pipeinfer.backends"
 TRANSPORTS = "pipeinfer.transports"
 STRATEGIES = "pipeinfer.strategies"
-GROUPS = (BACKENDS, TRANSPORTS, STRATEGIES)
+DRAFTING = "pipeinfer.drafting"
+GROUPS = (BACKENDS, TRANSPORTS, STRATEGIES, DRAFTING)
 
 
 class UnknownPlugin(ValueError):  # noqa: N818 - reads as what happened
@@ -63,8 +65,13 @@ def open_backend(name: str, options: dict[str, Any], *, rank: int | None = None)
 
 
 def open_strategy(name: str, options: dict[str, Any]) -> Any:
-    """A strategy (`pipeinfer.core.head.Strategy`) with its options. Raises ValueError on a wrong one."""
+    """A strategy (`pipeinfer.core.strategy.Strategy`) with its options. Raises ValueError on a wrong one."""
     return _construct(STRATEGIES, name, options)
+
+
+def open_drafting(name: str, options: dict[str, Any]) -> Any:
+    """A draft policy (`pipeinfer.core.drafter.DraftPolicy`) with its options. Raises ValueError on a wrong one."""
+    return _construct(DRAFTING, name, options)
 
 
 def installed() -> list[Plugin]:
@@ -163,7 +170,7 @@ def _unknown(what: str, name: str, there: list[str], title: str) -> str:
 
 
 def _kind(group: str) -> str:
-    return {BACKENDS: "backend", TRANSPORTS: "transport", STRATEGIES: "strategy"}[group]
+    return {BACKENDS: "backend", TRANSPORTS: "transport", STRATEGIES: "strategy", DRAFTING: "draft policy"}[group]
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:

@@ -19,7 +19,6 @@ from pipeinfer.core.messages import (
     Logits,
     Ready,
     RunKind,
-    Sampling,
     Setup,
     Shutdown,
 )
@@ -53,7 +52,7 @@ class LoneStage:
             head_address=self.transport.address, trace=True,
         ))  # fmt: skip
         assert isinstance(self.receive(), Ready)
-        self.send(Begin(Sampling()))
+        self.send(Begin({}))
 
     def _serve(self, endpoint: Transport) -> None:
         run_rank(endpoint, 10)

@@ -36,7 +36,7 @@ def test_it_passes_the_conformance_kit(environment: Mapping[str, str]) -> None:
 def test_it_is_listed(environment: Mapping[str, str]) -> None:
     listed = {(plugin["name"], plugin["distribution"], plugin["state"])
               for plugin in json.loads(run(environment, "pipeinfer", "plugins", "--json"))}  # fmt: skip
-    assert {("recency", "pipeinfer-example", "ok"), ("adaptive", "pipeinfer-example", "ok")} <= listed
+    assert {("recency", "pipeinfer-example", "ok"), ("follow", "pipeinfer-example", "ok")} <= listed
 
 
 def test_its_strategy_gives_the_tokens_of_iterative_decoding_on_its_backend(environment: Mapping[str, str]) -> None:
@@ -44,8 +44,8 @@ def test_its_strategy_gives_the_tokens_of_iterative_decoding_on_its_backend(envi
               "--tokens", "48", "--temperature", "0.8", "--seed", "3", "--json")  # fmt: skip
     found = {
         name: json.loads(run(environment, "pipeinfer", "generate", "Once upon", "--strategy", name, *common))
-        for name in ("iterative", "adaptive", "pipeinfer")
+        for name in ("iterative", "follow", "pipeinfer")
     }
-    assert found["adaptive"]["token_ids"] == found["pipeinfer"]["token_ids"] == found["iterative"]["token_ids"]
+    assert found["follow"]["token_ids"] == found["pipeinfer"]["token_ids"] == found["iterative"]["token_ids"]
     assert len(found["iterative"]["token_ids"]) == 48
-    assert found["adaptive"]["runs"]["speculative"] > 0
+    assert found["follow"]["runs"]["speculative"] > 0

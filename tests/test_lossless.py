@@ -33,8 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pipeinfer chain": ("pipeinfer", {}),
     "pipeinfer tree": ("pipeinfer", {"draft": 4, **TREE}),
     "pipeinfer with cutoffs": ("pipeinfer", {"cutoff": 0.3, "recovery": 0.02, "decay": 0.01}),
-    "redundant runs": ("pipeinfer", {"redundant_runs": True}),
-    "redundant runs, tree": ("pipeinfer", {"redundant_runs": True, "draft": 4, **TREE}),
+    "redundant runs": ("redundant", {}),
+    "redundant runs, tree": ("redundant", {"draft": 4, **TREE}),
     "no cancellation": ("pipeinfer", {"cancellation": False}),
     "one run at a time": ("pipeinfer", {"continuous": False}),
 }

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from pipeinfer.core.messages import KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.core.messages import KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import CellsFull
 from pipeinfer.engine.kv_cells import between, check_sequences
 
@@ -81,8 +81,6 @@ class Cells:
                     self._tags[dst] |= self._tags[src] & between(self._positions, start, stop)
                 case KvSeqRm(sequence, start, stop):
                     self._tags[sequence] &= ~between(self._positions, start, stop)
-                case KvSeqKeep(sequence):
-                    self._tags[np.arange(len(self._tags)) != sequence] = False
                 case Entered(positions, sequences):
                     self._fill(positions, sequences)
         self._notes.clear()

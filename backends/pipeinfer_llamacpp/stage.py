@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
 from pipeinfer_llamacpp.cells import Cells, Tags
 from pipeinfer_llamacpp.embedding import Embedding
@@ -87,8 +87,6 @@ class LlamaCppStage:
                 api.llama_memory_seq_cp(self._memory(), src, dst, start, stop)
             case KvSeqRm(sequence, start, stop):
                 api.llama_memory_seq_rm(self._memory(), sequence, start, stop)
-            case KvSeqKeep(sequence):
-                api.llama_memory_seq_keep(self._memory(), sequence)
 
     def clear(self) -> None:
         self._cells.clear()

@@ -13,13 +13,8 @@ def inspections(models: Models, count: int, head_address: str, *, limited: bool)
     shaped as planned, to measure them."""
     plan = models.plan
     limits = (plan.latency_s, plan.bandwidth_bps) if limited else ()
-    asked = {}
-    for rank in range(count):
-        drafts = rank >= len(models.split)
-        backend, options = (models.draft_backend, models.draft_options) if drafts else (
-            plan.backend, plan.backend_options)  # fmt: skip
-        asked[rank] = Inspect(rank, backend, msgspec.json.encode(options), head_address, *limits)
-    return asked
+    options = msgspec.json.encode(plan.backend_options)
+    return {rank: Inspect(rank, plan.backend, options, head_address, *limits) for rank in range(count)}
 
 
 def target_load(models: Models, cells: int, sampling: Sampling) -> Load:
@@ -35,6 +30,6 @@ def draft_load(models: Models, cells: int, sampling: Sampling, layers: LayerRang
     plan, draft = models.plan, models.draft
     assert draft is not None
     assert plan.draft is not None
-    options = msgspec.json.encode(models.draft_options)
-    return Load(models.draft_backend, options, plan.draft, layers, cells, draft.hidden_size,
+    options = msgspec.json.encode(plan.backend_options)
+    return Load(plan.backend, options, plan.draft, layers, cells, draft.hidden_size,
                 draft.vocabulary, layers[1] == draft.layers, sampling, 1, plan.cpu_share)  # fmt: skip

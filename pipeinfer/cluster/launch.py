@@ -1,6 +1,5 @@
 """From a plan to ranks that generate: opens the models, starts or reaches the ranks, runs heads over them."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,23 +8,25 @@ import msgspec
 from pipeinfer.cluster.auto_split import auto_split, check_memory
 from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.garbage import uncollected
+from pipeinfer.cluster.head import Head, OnTokens
 from pipeinfer.cluster.inspection import inspections
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.cluster.weights import check_weights
-from pipeinfer.core.effects import Emit, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
-from pipeinfer.core.head import Head, Pipeline, Strategy
+from pipeinfer.core.effects import Request, Start
+from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, Sampling, Setup
 from pipeinfer.core.prompt import PromptChunk
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.engine.backend import Tokenizer
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
-from pipeinfer.results.trial import RankRecord, Trial, run_record
+from pipeinfer.plugins import open_drafting
+from pipeinfer.results.trial import RankRecord, Trial
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
-
-OnTokens = Callable[[tuple[int, ...]], Stop | None]
 
 
 class Cluster(Contact):
@@ -39,8 +40,8 @@ class Cluster(Contact):
         self.models = Models(plan)
         self.tokenizer: Tokenizer = self.models.backend.tokenizer(plan.target)
         self.spans: list[Span] = []
-        self.head: Head | None = None
-        """The head of the generation under way, or of the last one: to look at."""
+        self.scheduler: Scheduler | None = None
+        """That of the generation under way, or of the last one: to look at."""
         self._next_run = self._last_order = 0
         self._reports: dict[int, Report] = {}
         self._setups: list[Setup] = []
@@ -75,25 +76,36 @@ class Cluster(Contact):
         on_tokens: OnTokens | None = None,
         margins: bool = False,
         logits_on_wire: bool = False,
-        open_log: Callable[[Head], EventLog] | None = None,
+        open_log: Callable[[Scheduler], EventLog] | None = None,
         prompt_chunk: PromptChunk | None = None,
+        drafting: str | None = None,
+        drafting_options: dict[str, Any] | None = None,
+        strategy_name: str = "",
+        options: dict[str, Any] | None = None,
     ) -> Trial:
         """One generation. `stop_ids` None: the model's own end-of-text ids. `on_tokens` is called with each group of
-        committed tokens and may give a Stop; `open_log` gives the head's event log; `prompt_chunk` replaces the plan's.
+        committed tokens and may give a Stop; `open_log` gives the head's event log; `prompt_chunk` replaces the plan's,
+        `drafting` the strategy's own draft policy. `strategy_name` and `options` are for the log, to replay it.
         Raises RankLost, or ValueError on a prompt that does not fit."""
-        if strategy.drafts and self.models.draft is None:
-            raise LaunchError("this strategy drafts: give a draft model")
+        chosen = (drafting, drafting_options or {}) if drafting else (strategy.drafting, strategy.drafting_options)
+        policy = open_drafting(*chosen) if strategy.drafting else None
+        if policy and policy.model and self.models.draft is None:
+            raise LaunchError("this strategy drafts: give a draft model, or --drafting ngram, which needs none")
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
-        request = Request(tuple(prompt), max_tokens, ends)
+        start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy_name, options or {})
         pipeline = Pipeline(len(self.models.split), self.models.cells, self.plan.sequences,
                             self.models.target.context, prompt_chunk or self.plan.prompt_chunk)  # fmt: skip
-        head = Head(pipeline, strategy, first_run=self._next_run, first_order=self._last_order)
-        self.head = head
-        begin = Begin(sampling, strategy.draft_options(), 0, margins, logits_on_wire)
-        self._begin(begin)
+        scheduler = Scheduler(pipeline, lambda _: strategy, first_run=self._next_run, first_order=self._last_order)
+        self.scheduler = scheduler
+        name, settings = chosen
+        self._begin(Begin({0: sampling}, name, settings, 0, margins, logits_on_wire))
+        drafter = TextDrafter(lambda: policy) if policy and not policy.model else None
         with uncollected():
-            trial = _Generation(self, head, on_tokens, open_log(head) if open_log else None).run(request)
-        self._next_run, self._last_order = head.next_run, head.order
+            log = open_log(scheduler) if open_log else None
+            head = Head(self, scheduler, strategy, drafter, on_tokens, log, trace=self.plan.trace)
+            fidelity = "emulated" if self.plan.backend == "emulated" else "real"
+            trial = head.generate(start, fidelity=fidelity, precision=self.models.target.precision)
+        self._next_run, self._last_order = scheduler.next_run, scheduler.order
         return trial
 
     # Bringing up
@@ -126,7 +138,7 @@ class Cluster(Contact):
         check_memory(models, survey.ranks)
 
     def _begin(self, begin: Begin) -> None:
-        self.send(0, msgspec.structs.replace(begin, draft={}))
+        self.send(0, msgspec.structs.replace(begin, drafting="", drafting_options={}))
         if self.models.draft is not None:
             context = self.models.draft.context
             self.send(self.models.drafter, msgspec.structs.replace(begin, context=context))
@@ -171,77 +183,3 @@ class Cluster(Contact):
         return RankRecord(setup.rank, setup.role, setup.layers, report.busy_s, report.peak_memory, host,
                           {rank: size for rank, (size, _) in sent.items()},
                           {rank: count for rank, (_, count) in sent.items()}, setup.cpu_share)  # fmt: skip
-
-
-class _Generation:
-    """One head over the cluster, from Start until nothing of the generation is left in the pipeline."""
-
-    def __init__(self, cluster: Cluster, head: Head, on_tokens: OnTokens | None, log: EventLog | None) -> None:
-        self._cluster = cluster
-        self._head = head
-        self._log = log
-        self._on_tokens = on_tokens
-        self._stop: Stop | None = None
-        self._emit_s: list[float] = []
-        self._start = 0.0
-
-    def run(self, request: Request) -> Trial:
-        head, cluster = self._head, self._cluster
-        self._start = time.monotonic()
-        self._handle(Start(request))
-        while not head.idle:
-            _, message = cluster.wait(lambda: f"run {head.in_flight[0].id}" if head.in_flight else "the draft")
-            self._handle(message)
-        return self._trial(request)
-
-    def _handle(self, event: Any) -> None:
-        now = time.monotonic() - self._start
-        effects = self._head.handle(now, event)
-        if self._log is not None:
-            self._log.record(now, event, effects)
-        for effect in effects:
-            self._send(effect, now)
-        stop: Stop | None = None
-        for effect in effects:  # the ranks have their work: now the user
-            if isinstance(effect, Emit):
-                stop = self._emit(effect, now) or stop
-        if stop is not None:
-            self._stop = stop
-            self._handle(stop)
-
-    def _send(self, effect: HeadEffect, now: float) -> None:
-        if isinstance(effect, ToFirstStage):
-            self._cluster.send_first(effect.message)
-        elif isinstance(effect, ToDraft):
-            self._cluster.send_draft(effect.message)
-        elif isinstance(effect, ToStages):
-            self._cluster.send_stages(effect.message)
-            self._note("cancel " + " ".join(map(str, effect.message.runs)), now)
-
-    def _emit(self, effect: Emit, now: float) -> Stop | None:
-        self._emit_s.extend([now] * len(effect.tokens))
-        self._note(f"commit {len(effect.tokens)}", now)
-        return self._on_tokens(effect.tokens) if self._on_tokens else None
-
-    def _note(self, what: str, now: float) -> None:
-        """Put a decision of the head on the timeline."""
-        if self._cluster.plan.trace:
-            at = self._start + now
-            self._cluster.spans.append(Span(HEAD, what, at, at))
-
-    def _trial(self, request: Request) -> Trial:
-        head, tokens, reason = self._head, self._head.generated, self._head.reason or ""
-        if self._stop is not None:  # which counts even where the generation ended in the same group of tokens
-            tokens, reason = tokens[: self._stop.length], self._stop.reason
-        return Trial(
-            strategy=type(head.strategy).__name__.lower(),
-            fidelity="emulated" if self._cluster.plan.backend == "emulated" else "real",
-            prompt_tokens=len(request.prompt),
-            token_ids=tuple(tokens),
-            emit_s=tuple(self._emit_s[: len(tokens)]),
-            reason=reason,
-            runs=tuple([run_record(run, 0.0) for run in head.runs]),
-            ranks=tuple(self._cluster.collect()),
-            margins=tuple(head.margins[: len(tokens)]),
-            precision=self._cluster.models.target.precision,
-        )

@@ -16,8 +16,8 @@ from pipeinfer.runtime.transports import HEAD
 SPARE_CELLS = 256
 """KV cells beyond the model's context, for speculation, unless the plan says how many cells there are."""
 
-DRAFT_SEQUENCES = 16
-"""Sequence ids of the draft rank: one per branch, and the canonical one."""
+DRAFT_SEQUENCES = 64
+"""Sequence ids of the draft rank: one per branch, and one for the text."""
 
 
 class Models:
@@ -25,8 +25,6 @@ class Models:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.draft_backend = plan.draft_backend or plan.backend
-        self.draft_options = plan.draft_backend_options if plan.draft_backend else plan.backend_options
         self.backend = open_backend(plan.backend, plan.backend_options)
         self.target: ModelInfo = self.backend.info(plan.target)
         self.split = even_split(self.target.layers, plan.stages) if plan.layers in (None, AUTO) else (
@@ -60,7 +58,7 @@ class Models:
 
     def _draft(self) -> ModelInfo:
         assert self.plan.draft is not None
-        draft: ModelInfo = open_backend(self.draft_backend, self.draft_options).info(self.plan.draft)
+        draft: ModelInfo = self.backend.info(self.plan.draft)
         if draft.vocabulary_digest != self.target.vocabulary_digest:
             self._different = self._compare(draft)
         return draft
@@ -68,7 +66,7 @@ class Models:
     def _compare(self, draft: ModelInfo) -> list[str]:
         """Where added tokens differ, of which few texts have any. Raises BadModel where pieces of text do."""
         assert self.plan.draft is not None
-        other = open_backend(self.draft_backend, self.draft_options).tokenizer(self.plan.draft)
+        other = self.backend.tokenizer(self.plan.draft)
         pieces, added = differences(self.backend.tokenizer(self.plan.target).tokens(), other.tokens())
         if pieces:
             raise BadModel(
@@ -97,8 +95,7 @@ class Models:
         """Model to the digests of its files, where they are here too."""
         found = {self.plan.target: fingerprints(self.backend, self.plan.target)}
         if self.plan.draft is not None:
-            draft = open_backend(self.draft_backend, self.draft_options)
-            found |= {self.plan.draft: fingerprints(draft, self.plan.draft)}
+            found |= {self.plan.draft: fingerprints(self.backend, self.plan.draft)}
         return found
 
     def setups(self, addresses: Sequence[str], head_address: str) -> list[Setup]:
@@ -114,8 +111,7 @@ class Models:
         setups = _chain(first, self.split, addresses, head)
         if plan.draft is not None:
             drafter = msgspec.structs.replace(
-                first, rank=self.drafter, role="draft", backend=self.draft_backend,
-                options=msgspec.json.encode(self.draft_options), model=plan.draft, sequences=DRAFT_SEQUENCES,
+                first, rank=self.drafter, role="draft", model=plan.draft, sequences=DRAFT_SEQUENCES,
                 vocabulary=self.shared_vocabulary,
             )  # fmt: skip
             back = (self.drafter, addresses[self.drafter]) if len(self.draft_split) > 1 else head

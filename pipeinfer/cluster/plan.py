@@ -26,8 +26,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     backend: str = "numpy"
     backend_options: dict[str, Any] = {}
-    draft_backend: str | None = None
-    draft_backend_options: dict[str, Any] = {}
     target: str = "builtin:target"
     draft: str | None = "builtin:draft"
     stages: int = 3

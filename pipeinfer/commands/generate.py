@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from pipeinfer.cluster.launch import Cluster
     from pipeinfer.cluster.plan import Plan
     from pipeinfer.commands.check import Check
-    from pipeinfer.core.head import Head
+    from pipeinfer.core.generation import Strategy
     from pipeinfer.core.log import EventLog
     from pipeinfer.core.messages import Sampling
+    from pipeinfer.core.scheduler import Scheduler
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.results.trial import Trial
 
@@ -28,6 +29,8 @@ def generate(
     file: Annotated[Path | None, typer.Option(help="Read the prompt from a file; - is standard input.")] = None,
     strategy: Annotated[str, typer.Option(help="iterative, speculative, pipeinfer, or a plug-in's.")] = "pipeinfer",
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A strategy option, like -o k=6.")] = None,
+    drafting: Annotated[str | None, typer.Option(help="Draft policy, like ngram; default: the strategy's own.")] = None,
+    drafting_option: Annotated[list[str] | None, typer.Option(help="An option of it, like longest=4.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=1)] = None,
     layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft's: 4,4/1; or auto.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Split as this cluster was calibrated.")] = None,
@@ -74,9 +77,10 @@ def generate(
     transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
     text = read_prompt(prompt, file)
     chosen = open_strategy(strategy, key_values(option))
-    check_agreement(given, layers, workers, key, drafts=chosen.drafts)
+    drafts = needs_draft_model(chosen, drafting, key_values(drafting_option))
+    check_agreement(given, layers, workers, key, drafts=drafts)
     plan = make_plan(
-        drafts=chosen.drafts, nodes=nodes, layers=layers, profile=profile, backend=backend,
+        drafts=drafts, nodes=nodes, layers=layers, profile=profile, backend=backend,
         backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
         bandwidth=bandwidth, latency=latency, cells=cells,
         sequences=sequences, workers=workers, key=key, trace=trace is not None, cpu_share=cpu_share,
@@ -98,7 +102,8 @@ def generate(
         with _view(cluster, stream, text, quiet=as_json) as view:
             trial = cluster.generate(
                 prompt_ids, chosen, max_tokens=tokens, sampling=sampling, stop_ids=ends, on_tokens=view.on_tokens,
-                open_log=log_opener(log_file, strategy, key_values(option)) if log_file else None,
+                open_log=log_opener(log_file) if log_file else None, strategy_name=strategy,
+                options=key_values(option), drafting=drafting, drafting_options=key_values(drafting_option),
             )  # fmt: skip
         if trace is not None:
             _write_trace(cluster, trace)
@@ -111,11 +116,21 @@ def generate(
         checked.conclude()
 
 
-def log_opener(file: IO[bytes], strategy: str, options: dict[str, Any]) -> "Callable[[Head], EventLog]":
-    """What opens a head's event log in `file`: its header tells how the head was made."""
-    from pipeinfer.core.log import EventLog, Header
+def needs_draft_model(strategy: "Strategy", drafting: str | None, options: dict[str, Any]) -> bool:
+    """Whether a draft rank is needed: not where nobody drafts, or the draft policy does without a model."""
+    from pipeinfer.plugins import open_drafting
 
-    return lambda head: EventLog(Header(head.pipeline, strategy, options, head.next_run, head.order), file.write)
+    if not strategy.drafting:
+        return False
+    chosen = (drafting, options) if drafting else (strategy.drafting, strategy.drafting_options)
+    return bool(open_drafting(*chosen).model)
+
+
+def log_opener(file: IO[bytes]) -> "Callable[[Scheduler], EventLog]":
+    """What opens the scheduler's event log in `file`: its header tells how the scheduler was made."""
+    from pipeinfer.core.log import EventLog, SchedulerHeader
+
+    return lambda made: EventLog(SchedulerHeader(made.pipeline, made.next_run, made.order), file.write)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -209,7 +224,7 @@ def _view(cluster: "Cluster", stream: "TextStream", prompt: str, *, quiet: bool)
     terminal = sys.stdout.isatty() and not in_world()
     if quiet:
         return View(stream, prompt)
-    return LiveView(stream, prompt, lambda: cluster.head) if terminal else PlainView(stream, prompt)
+    return LiveView(stream, prompt, lambda: cluster.scheduler) if terminal else PlainView(stream, prompt)
 
 
 def _print_layout(cluster: "Cluster") -> None:

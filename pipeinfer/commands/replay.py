@@ -13,17 +13,16 @@ def replay(
     """Replay an event log: the same events must have the same effects. Exit code 1 where they do not."""
     import msgspec
 
-    from pipeinfer.core.head import OutOfOrder
-    from pipeinfer.core.ledger import LedgerError
-    from pipeinfer.core.log import Diverged
+    from pipeinfer.core.errors import ProtocolError
+    from pipeinfer.core.log import ReplayDiffers
     from pipeinfer.core.log import replay as run
-    from pipeinfer.plugins import open_strategy
+    from pipeinfer.plugins import open_drafting, open_strategy
 
     try:
-        replayed = run(log.read_bytes().splitlines(), open_strategy)
+        replayed = run(log.read_bytes().splitlines(), open_strategy, open_drafting)
     except msgspec.DecodeError as problem:
         raise ValueError(f"{log} is not an event log: {problem}") from problem
-    except (Diverged, OutOfOrder, LedgerError) as problem:
+    except (ReplayDiffers, ProtocolError) as problem:
         print(f"diverged: {problem}")
         raise typer.Exit(1) from problem
     if effects:

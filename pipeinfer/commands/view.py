@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipeinfer.commands.output import console
 from pipeinfer.core.effects import Stop
-from pipeinfer.core.head import Head
+from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.engine.text_stream import TextStream
 from pipeinfer.errors import CONTROLS
 from pipeinfer.results.metrics import summary
@@ -96,9 +96,9 @@ class PlainView(View):
 class LiveView(View):
     """Standard output is a terminal: the text, and under it a line with speed and acceptance that keeps changing."""
 
-    def __init__(self, stream: TextStream, prompt: str, head: Callable[[], Head | None]) -> None:
+    def __init__(self, stream: TextStream, prompt: str, scheduler: Callable[[], Scheduler | None]) -> None:
         super().__init__(stream, prompt)
-        self._head = head
+        self._scheduler = scheduler
         self._console = console()
         self._live = Live(console=self._console, transient=True, auto_refresh=False, vertical_overflow="visible")
         self._drawn = 0.0
@@ -129,8 +129,9 @@ class LiveView(View):
         return text
 
     def _acceptance(self) -> str:
-        head = self._head()
-        finished = [run for run in head.runs if run.finished_at is not None] if head is not None else []
+        scheduler = self._scheduler()
+        generations = scheduler.generations.values() if scheduler is not None else ()
+        finished = [run for one in generations for run in one.runs if run.finished_at is not None]
         drafted = sum(run.drafted for run in finished)
         return f"{sum(run.accepted for run in finished) / drafted:.0%} of drafts accepted" if drafted else ""
 

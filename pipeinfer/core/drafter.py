@@ -1,16 +1,19 @@
 """The drafter: streams micro-batches of drafted tokens from where the head says, until it is told to go elsewhere.
 
 It never waits for a verdict. An order tells it what was committed; if its own branches agree it goes on with them, and
-otherwise it drops them and starts from the new text. Its cache is kept by a ledger of its own, like the target's.
+otherwise it drops them and starts from the new text. Which tokens are tried is for its draft policy to say. Its cache
+is kept by a ledger of its own, like the target's. Several requests take turns, a forward at a time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Effect, Forward, Wake, Woken
-from pipeinfer.core.ledger import CANONICAL, Ledger
-from pipeinfer.core.messages import DraftFrom, DraftNode, Proposal
+from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
+from pipeinfer.core.errors import OurError, PeerError
+from pipeinfer.core.ledger import Ledger
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, Proposal
+from pipeinfer.core.tree import Node, Tree
 
 RETRY_S = 1e-3
 """A stalled branch looks at its decayed cutoff again this often (seconds)."""
@@ -18,241 +21,322 @@ RETRY_S = 1e-3
 FEED_ROWS = 256
 """At most this many committed tokens are read in one forward."""
 
-MAX_CANDIDATES = 8
-"""The artifact looks at the drafts ranked 1 to 8 when it splits a branch."""
+NARROW_ROWS = 8
+"""Forwards of at most so many rows tell what drafting a token takes; longer ones read text."""
 
 
-class DraftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to draft; the names are those of `Strategy.draft_options`. `once`: one micro-batch per order, then wait."""
+class DraftPolicy:
+    """Which tokens to try: a plug-in of the group `pipeinfer.drafting`. One object serves one request."""
 
-    micro_batch: int = 3
-    cutoff: float = 0.0
-    branches: int = 1
-    split: float = 1.0
-    recovery: float = 0.0
-    decay: float = 0.0
-    once: bool = False
+    model: bool = True
+    """It needs the draft model's candidates; without, it is asked on the head and there is no draft rank."""
+
+    def candidates(self, settings: DraftSettings) -> int:
+        """How many of the draft's best tokens it wants to see after each row."""
+        return 1
+
+    def grow(self, draft: "Draft") -> None:
+        """Add to `draft` what is to be tried next, with what is known now. Nothing is being computed."""
+        raise NotImplementedError
+
+
+class Draft:
+    """What is drafted for one request, for its policy to grow.
+
+    `leaves` are the ends of the branches that may still grow, the oldest first; the candidates after a leaf are in its
+    `next` once they are known.
+    """
+
+    def __init__(self, number: int, ledger: Ledger, free: list[int], limit: int, policy: DraftPolicy) -> None:
+        self.number = number
+        self.policy = policy
+        self.settings = DraftSettings()
+        self.tree = Tree()
+        self.leaves: list[Node] = []
+        self.until = -1
+        self.limit = limit
+        """The longest text, in tokens, that the draft can hold."""
+        self.outbox: list[Node] = []
+        self.unfed: list[Node] = []
+        self.order = 0
+        self.answered = True
+        self.stalled = False
+        """It has said that nothing more comes before the next order."""
+        self.waiting = False
+        """A retry has been asked for."""
+        self.started = self.rejects = 0
+        self.sequence = free.pop()
+        self._ledger = ledger
+        self._free = free
+        self._resting: list[Node] = []
+        self._next_id = 0
+        self._wants_retry = False
+        self.tree.tip.sequence = self.sequence
+        ledger.begin(self.sequence)
+
+    # For policies
 
     @property
-    def candidates(self) -> int:
-        """How many the drafter looks at after each token."""
-        return MAX_CANDIDATES if self.branches > 1 else 1
+    def tip(self) -> Node:
+        """The last committed token."""
+        return self.tree.tip
 
+    @property
+    def spare(self) -> int:
+        """How many branches may be added beside those that go on."""
+        return len(self._free)
 
-class _Node:
-    """A token the drafter knows of. `fed`: in the cache or being computed. `next`: the candidates after it."""
+    @property
+    def adjustment(self) -> float:
+        """What recovery and decay add to the thresholds now."""
+        return self.started * self.settings.recovery - self.rejects * self.settings.decay
 
-    __slots__ = ("alive", "children", "confidence", "fed", "id", "next", "parent", "position", "sequence", "token")
+    def may_grow(self, node: Node) -> bool:
+        """A token after `node` is wanted, has a sequence, and the draft could read on from it."""
+        wanted = node.position + 1 <= self.until and node.position + 2 <= self.limit
+        return wanted and (bool(self._free) or self._hands_on(node))
 
-    def __init__(
-        self, id: int, token: int, position: int, parent: "_Node | None", sequence: int, confidence: float = 1.0
-    ) -> None:
-        self.id = id
-        self.token = token
-        self.position = position
-        self.parent = parent
-        self.sequence = sequence
-        self.confidence = confidence
-        self.children: dict[int, _Node] = {}
-        self.next: tuple[tuple[int, float], ...] | None = None
-        self.fed = False
-        self.alive = True
+    def branch(self, parent: Node, token: int, confidence: float, *, last: bool = True, propose: bool = True) -> Node:
+        """Try `token` after `parent`. `last`: nothing else is tried after it, so that its sequence goes on."""
+        sequence = parent.sequence
+        if not (last and self._hands_on(parent)):
+            sequence = self._free.pop()
+            self._ledger.fork(parent.sequence, sequence, parent.position + 1)
+        node = self.tree.add(parent, token, confidence)
+        node.id, self._next_id = self._next_id, self._next_id + 1
+        node.sequence = sequence
+        if last and parent in self.leaves:
+            self.leaves.remove(parent)
+        self.leaves.append(node)
+        if propose:
+            self.outbox.append(node)
+        return node
 
+    def rest(self, leaf: Node) -> None:
+        """Let this branch grow no further; it stays where it is, and goes on if the text comes to its end."""
+        self.leaves.remove(leaf)
+        self._resting.append(leaf)
 
-class Drafter:
-    """Drafts with one model of `cells` KV cells and sequence ids 0..`sequences`-1, on text up to `context` tokens."""
+    def retry_later(self) -> None:
+        """Ask again in a millisecond, when decay has lowered the thresholds."""
+        if self.settings.decay > 0 and not self.settings.once:
+            self._wants_retry = True
 
-    def __init__(self, cells: int, sequences: int, context: int, options: DraftOptions) -> None:
-        self.options = options
-        self.ledger = Ledger(cells, sequences)
-        self._limit = min(cells, context)
-        self._tip = _Node(-1, -1, -1, None, CANONICAL)
-        self._unfed: list[_Node] = []
-        self._leaves: list[_Node] = []
-        self._outbox: list[_Node] = []
-        self._computing: list[_Node] | None = None
-        self._outputs: list[_Node] = []
-        self._aborting = False
-        self._answered = True
-        self._order = 0
-        self._until = -1
-        self._next_id = 0
-        self._free = list(range(sequences - 1, CANONICAL, -1))
-        self._started = 0
-        self._rejects = 0
-        self._waking = False
+    # For the drafter
 
-    def handle(self, event: Any) -> list[Effect]:
-        """A DraftFrom, Drafted or Woken; gives what is to be done, in order."""
-        effects: list[Effect] = []
-        if isinstance(event, DraftFrom):
-            self._redirect(event, effects)
-        elif isinstance(event, Drafted):
-            self._computed(event)
-        elif isinstance(event, Woken):
-            self._waking = False
-            self._rejects += 1
-        self._step(effects)
-        return effects
-
-    # Orders
-
-    def _redirect(self, order: DraftFrom, effects: list[Effect]) -> None:
-        self._order, self._until = order.order, order.until
-        self._started = self._rejects = 0
-        self._answered = False
+    def redirect(self, order: DraftFrom) -> None:
+        """Take a new order."""
+        self.order, self.until = order.order, order.until
+        self.settings = order.settings or self.settings
+        self.started = self.rejects = 0
+        self.answered = self.stalled = False
         for token in order.tokens:
             self._commit(token)
-        self._leaves = [leaf for leaf in self._leaves if self._still_open(leaf)]
-        if not self._leaves:
-            self._leaves = [self._tip]
+        self._resting = [leaf for leaf in self._resting if self._still_open(leaf)]
+        self.leaves = [leaf for leaf in self.leaves if self._still_open(leaf)]
+        if not self.leaves:
+            self.leaves = [self.tip]
         # A token that was committed before it was proposed is no proposal any more.
-        self._outbox = [node for node in self._outbox if node.alive and node.position > self._tip.position]
-        computing = self._computing
-        if computing and not self._aborting and not any(node.alive for node in computing):
-            self._aborting = True
-            effects.append(Abort())
+        self.outbox = [node for node in self.outbox if node.alive and node.position > self.tip.position]
+
+    def take_wish(self) -> bool:
+        """Whether a retry is asked for anew."""
+        wanted = self._wants_retry and not self.waiting
+        self._wants_retry = False
+        self.waiting = self.waiting or wanted
+        return wanted
+
+    def rows(self, free_cells: int, *, done: bool) -> list[Node]:
+        """What to feed next: committed text first, then the last token of every open branch."""
+        if self.unfed:
+            return self.unfed[: min(FEED_ROWS, free_cells)] if self.tip.position < self.limit else []
+        if done:
+            return []
+        leaves = [leaf for leaf in self.leaves if not leaf.fed and leaf.position < self.until]
+        return leaves if len(leaves) <= free_cells else []
+
+    def abandon(self) -> None:
+        """Nothing more is wanted."""
+        self._resting += self.leaves
+        self.unfed, self.leaves, self.outbox = [], [], []
+        self.answered = True
+
+    def release(self) -> None:
+        """Give every sequence back."""
+        for sequence in {self.sequence, *(leaf.sequence for leaf in self._resting)}:
+            self._ledger.release(sequence)
+            self._free.append(sequence)
+
+    def _hands_on(self, node: Node) -> bool:
+        """A branch ends here, on a sequence of its own, which its last child may take."""
+        return node.sequence != self.sequence and node in self.leaves
 
     def _commit(self, token: int) -> None:
         """Move the tip one token on, into the branch that drafted it if there is one, and drop its siblings."""
-        tip = self._tip
-        child = tip.children.pop(token, None)
-        for sibling in tip.children.values():
-            self._drop(sibling)
-        if child is None:
-            child = _Node(-1, token, tip.position + 1, tip, CANONICAL)
-            self._unfed.append(child)
-        elif child.fed:
-            self.ledger.promote(child.sequence, child.position)
+        child, lost, _ = self.tree.commit(token)
+        for sibling in lost:
+            for node in sibling.subtree():
+                node.alive = False
+        if child.fed:
+            self._ledger.promote(child.sequence, child.position, self.sequence)
         else:
-            self._unfed.append(child)
-        tip.children = {token: child}
-        self._tip = child
+            if child not in self.leaves and child not in self._resting:
+                child.sequence = self.sequence
+            self.unfed.append(child)
 
-    def _drop(self, top: _Node) -> None:
-        stack = [top]
-        while stack:
-            node = stack.pop()
-            node.alive = False
-            stack.extend(node.children.values())
-
-    def _still_open(self, leaf: _Node) -> bool:
+    def _still_open(self, leaf: Node) -> bool:
         """A leaf below the tip goes on; the sequence of one that died, or that the text has reached, is given back."""
-        if leaf.alive and leaf.position > self._tip.position:
+        if leaf.alive and leaf.position > self.tip.position:
             return True
-        if leaf.sequence != CANONICAL:
-            self._release(leaf)
+        if leaf.sequence != self.sequence:
+            self._ledger.release(leaf.sequence)
+            self._free.append(leaf.sequence)
+            leaf.sequence = self.sequence
         return False
 
-    def _release(self, leaf: _Node) -> None:
-        self.ledger.release(leaf.sequence)
-        self._free.append(leaf.sequence)
-        leaf.sequence = CANONICAL
 
-    # Drafting
+class Drafter(Machine):
+    """Drafts with one model of `cells` KV cells and sequence ids 0..`sequences`-1, on text up to `context` tokens;
+    `open_policy` makes the draft policy of a request."""
+
+    def __init__(self, cells: int, sequences: int, context: int, open_policy: Callable[[], DraftPolicy]) -> None:
+        super().__init__()
+        self.ledger = Ledger(cells, sequences)
+        self.drafts: dict[int, Draft] = {}
+        self._open_policy = open_policy
+        self._limit = min(cells, context)
+        self._free = list(range(sequences - 1, -1, -1))
+        self._turns: list[Draft] = []
+        self._ended: list[Draft] = []
+        self._current: Draft | None = None
+        self._computing: list[Node] | None = None
+        self._outputs: list[Node] = []
+        self._aborting = False
+        self._forward_s: list[float] = []
+
+    @property
+    def idle(self) -> bool:
+        return self._computing is None
+
+    def validate(self) -> None:
+        self.ledger.validate()
+        for draft in self.drafts.values():
+            assert all(leaf.alive for leaf in draft.leaves)
+            assert len(draft.outbox) == len({node.id for node in draft.outbox})
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, DraftFrom):
+            self._redirect(event)
+        elif isinstance(event, Drafted):
+            self._computed(event)
+        elif isinstance(event, Woken):
+            for draft in self._turns:
+                draft.rejects += draft.waiting
+                draft.waiting = False
+        else:
+            raise PeerError(f"the drafter does not take a {type(event).__name__}")
+        self._step()
+
+    def _redirect(self, order: DraftFrom) -> None:
+        draft = self.drafts.get(order.request)
+        if draft is None:
+            if not self._free:
+                raise PeerError(f"request {order.request} came, but all {self.ledger.sequences} sequences are in use")
+            draft = Draft(order.request, self.ledger, self._free, self._limit, self._open_policy())
+            self.drafts[order.request] = draft
+            self._turns.append(draft)
+        elif order.order <= draft.order:
+            raise PeerError(f"order {order.order} came after order {draft.order}: expected numbers that grow")
+        ended = order.until < 0
+        if ended:
+            draft.abandon()
+            self._ended.append(draft)
+            self._turns.remove(draft)
+        else:
+            draft.redirect(order)
+        computing = self._computing if self._current is draft else None
+        if computing and not self._aborting and (ended or not any(node.alive for node in computing)):
+            self._aborting = True
+            self._effects.append(Abort())
 
     def _computed(self, event: Drafted) -> None:
-        assert self._computing is not None
+        if self._computing is None or self._current is None:
+            raise OurError("a forward came to its end, but none was under way")
         if event.aborted and not self._aborting:
-            self._abandon()
+            self._current.abandon()  # the driver aborted what was wanted: the generation is over
         if not event.aborted:
             for node, candidates in zip(self._outputs, event.candidates, strict=True):
                 node.next = candidates
+            if event.seconds and len(self._computing) <= NARROW_ROWS:
+                self._forward_s.append(event.seconds)
         self._computing, self._aborting = None, False
 
-    def _abandon(self) -> None:
-        """The driver aborted what was wanted: the generation is over, and the cache no longer holds what is fed."""
-        self._unfed, self._leaves, self._outbox = [], [], []
-        self._answered = True
-
-    def _step(self, effects: list[Effect]) -> None:
+    def _step(self) -> None:
+        """Grow every draft, say what is to be said, and compute for the first in turn that has something to feed."""
         if self._computing is not None:
             return
-        for leaf in list(self._leaves):
-            if leaf.next is not None:
-                self._grow(leaf, effects)
-        full = len(self._outbox) >= self.options.micro_batch
-        rows = self._rows(done=full and self.options.once)
-        if full or (not rows and (self._outbox or not self._answered)):
-            self._flush(effects, stalled=not rows and not self._waking)
-        if rows:
-            self._compute(rows, effects)
+        while self._ended:
+            ended = self._ended.pop()
+            ended.release()
+            del self.drafts[ended.number]
+        for draft in self._turns:
+            if not draft.stalled:
+                draft.policy.grow(draft)
+            if draft.take_wish():
+                self._effects.append(Wake(RETRY_S))
+        for draft in list(self._turns):
+            rows = self._say(draft)
+            if rows:
+                self._turns.remove(draft)
+                self._turns.append(draft)
+                self._compute(draft, rows)
+                return
 
-    def _grow(self, leaf: _Node, effects: list[Effect]) -> None:
-        """Continue a branch with the candidates after its last token, where they are confident enough."""
-        assert leaf.next is not None
-        if leaf.position + 1 > self._until or leaf.position + 2 > self._limit:
-            return
-        adjustment = self._started * self.options.recovery - self._rejects * self.options.decay
-        token, confidence = leaf.next[0]
-        if confidence < self.options.cutoff + adjustment:
-            self._retry_later(effects)
-            return
-        chosen = [(token, confidence)]
-        spare = min(self.options.branches - len(self._leaves), len(self._free) - 1)
-        for other, probability in leaf.next[1:]:
-            if spare > 0 and probability > self.options.split + adjustment:
-                chosen.append((other, probability))
-                spare -= 1
-        self._leaves.remove(leaf)
-        for rank, (child, probability) in enumerate(chosen):
-            self._leaves.append(self._branch(leaf, child, probability, keep=rank == len(chosen) - 1))
-
-    def _branch(self, leaf: _Node, token: int, confidence: float, *, keep: bool) -> _Node:
-        """A child of `leaf` on a fork of its sequence, or on that itself (`keep`: the last one takes it over)."""
-        sequence = leaf.sequence
-        if not keep or sequence == CANONICAL:
-            sequence = self._free.pop()
-            self.ledger.fork(leaf.sequence, sequence, leaf.position + 1)
-        child = _Node(self._next_id, token, leaf.position + 1, leaf, sequence, confidence)
-        self._next_id += 1
-        leaf.children[token] = child
-        self._outbox.append(child)
-        return child
-
-    def _retry_later(self, effects: list[Effect]) -> None:
-        if self.options.decay > 0 and not self.options.once and not self._waking:
-            self._waking = True
-            effects.append(Wake(RETRY_S))
-
-    def _rows(self, *, done: bool) -> list[_Node]:
-        """What to feed next: committed text first, then the last token of every open branch."""
-        if self._unfed:
-            return self._unfed[:FEED_ROWS] if self._tip.position < self._limit else []
-        if done:
+    def _say(self, draft: Draft) -> list[Node]:
+        """Propose what is ready. Gives the rows that can be fed next."""
+        if draft.stalled:
             return []
-        leaves = [leaf for leaf in self._leaves if not leaf.fed and leaf.position < self._until]
-        return leaves if len(leaves) <= self.ledger.free else []
+        full = len(draft.outbox) >= draft.settings.micro_batch
+        rows = draft.rows(self.ledger.free, done=full and draft.settings.once)
+        if full or (not rows and (draft.outbox or not draft.answered)):
+            self._propose(draft, stalled=not rows and not draft.waiting)
+        return rows
 
-    def _compute(self, rows: list[_Node], effects: list[Effect]) -> None:
+    def _compute(self, draft: Draft, rows: list[Node]) -> None:
         outputs = len(rows)
-        if self._unfed:
-            del self._unfed[: len(rows)]
-            outputs = 1 if rows[-1] is self._tip else 0
+        if draft.unfed:
+            del draft.unfed[: len(rows)]
+            outputs = 1 if rows[-1] is draft.tip else 0
+            for node in rows:
+                node.sequence = draft.sequence
         if self.ledger.pending:
-            effects.append(Apply(self.ledger.take_pending()))
+            self._effects.append(Apply(self.ledger.take_pending()))
         for node in rows:
             self.ledger.extend((node.sequence,), node.position)
             node.fed = True
-        self._computing, self._outputs = rows, rows[len(rows) - outputs :]
-        effects.append(
+        self._current, self._computing, self._outputs = draft, rows, rows[len(rows) - outputs :]
+        self._effects.append(
             ComputeDraft(
                 tuple([node.token for node in rows]),
                 tuple([node.position for node in rows]),
                 tuple([(node.sequence,) for node in rows]),
                 outputs,
-                self.options.candidates,
+                draft.policy.candidates(draft.settings),
+                draft.number,
             )
         )
 
-    def _flush(self, effects: list[Effect], *, stalled: bool) -> None:
-        nodes = tuple([self._as_message(node) for node in self._outbox])
-        self._answered = True
-        self._started += bool(nodes)
-        effects.append(Forward(Proposal(self._order, nodes, stalled)))
-        self._outbox = []
+    def _propose(self, draft: Draft, *, stalled: bool) -> None:
+        nodes = tuple([_as_message(node, draft.tip) for node in draft.outbox])
+        draft.answered, draft.stalled = True, stalled
+        draft.started += bool(nodes)
+        spent, self._forward_s = self._forward_s, []
+        mean = sum(spent) / len(spent) if spent else 0.0
+        self._effects.append(Forward(Proposal(draft.order, nodes, stalled, draft.number, mean)))
+        draft.outbox = []
 
-    def _as_message(self, node: _Node) -> DraftNode:
-        parent = node.parent
-        assert parent is not None
-        return DraftNode(node.id, -1 if parent is self._tip else parent.id, node.token, node.confidence)
+
+def _as_message(node: Node, tip: Node) -> DraftNode:
+    parent = node.parent
+    assert parent is not None
+    return DraftNode(node.id, -1 if parent is tip else parent.id, node.token, node.confidence)

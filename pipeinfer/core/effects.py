@@ -5,8 +5,6 @@ Besides these, every message of `pipeinfer.core.messages` is an event for the ma
 
 from typing import Any, TypeAlias
 
-import msgspec
-
 from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Message
 
 
@@ -22,19 +20,23 @@ class Request(Message, frozen=True):
 
 
 class Start(Message, frozen=True):
-    """To the head: begin this request."""
+    """To the scheduler: begin `request`, to be known by `number`, with this strategy and these options of it."""
 
     request: Request
+    number: int = 0
+    strategy: str = ""
+    options: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - a default of msgspec's, copied
 
 
 class Stop(Message, frozen=True):
-    """To the head: end the generation after the first `length` generated tokens (a stop string was seen, say)."""
+    """To the scheduler: end the generation after its first `length` generated tokens (a stop string was seen, say)."""
 
     length: int
     reason: str
+    number: int = 0
 
 
-class Computed(msgspec.Struct, frozen=True, gc=False):
+class Computed(Message, frozen=True):
     """To a stage: its run came to an end. `ids` and `margins` are those of the target's last stage, `candidates` those
     of the draft's; `payload` is opaque."""
 
@@ -47,14 +49,15 @@ class Computed(msgspec.Struct, frozen=True, gc=False):
     candidates: Candidates = ()
 
 
-class Drafted(msgspec.Struct, frozen=True, gc=False):
-    """To the drafter: the candidates after each output row; or it was aborted."""
+class Drafted(Message, frozen=True):
+    """To the drafter: the candidates after each output row, found in so many seconds; or it was aborted."""
 
     candidates: Candidates
     aborted: bool = False
+    seconds: float = 0.0
 
 
-class Woken(msgspec.Struct, frozen=True, gc=False):
+class Woken(Message, frozen=True):
     """To the drafter: the wait it asked for is over."""
 
 
@@ -62,15 +65,24 @@ class Woken(msgspec.Struct, frozen=True, gc=False):
 
 
 class Emit(Message, frozen=True):
-    """Tokens were committed: hand them to the user."""
+    """Tokens of request `number` were committed: hand them to the user."""
 
     tokens: tuple[int, ...]
+    number: int = 0
 
 
 class Finish(Message, frozen=True):
-    """No further token comes; `reason` is length, eos, stop or context."""
+    """No further token of request `number` comes; `reason` is length, eos, stop or context."""
 
     reason: str
+    number: int = 0
+
+
+class Note(Message, frozen=True):
+    """A strategy decided something, in words: for the timeline and whoever reads the log."""
+
+    text: str
+    number: int = 0
 
 
 class ToStages(Message, frozen=True):
@@ -91,47 +103,51 @@ class ToDraft(Message, frozen=True):
     message: DraftFrom
 
 
-class Apply(msgspec.Struct, frozen=True, gc=False):
+class Apply(Message, frozen=True):
     """Apply KV operations to this rank's cells."""
 
     ops: tuple[KvOp, ...]
 
 
-class Compute(msgspec.Struct, frozen=True, gc=False):
-    """Run this stage's layers over the run's rows, and sample its output rows on the last stage."""
+class Compute(Message, frozen=True):
+    """Run this stage's layers over the run's rows, and sample its output rows on the last stage. `keep`: which of
+    the payload's `came` rows these are (empty: all)."""
 
     decode: Decode
     payload: Any
+    keep: tuple[int, ...] = ()
+    came: int = 0
 
 
-class ComputeDraft(msgspec.Struct, frozen=True, gc=False):
-    """Run the draft model over these rows; give `count` candidates for each of the last `outputs` rows."""
+class ComputeDraft(Message, frozen=True):
+    """Run the draft model over these rows of `request`; give `count` candidates for each of the last `outputs` rows."""
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
     outputs: int
     count: int
+    request: int = 0
 
 
-class Abort(msgspec.Struct, frozen=True, gc=False):
+class Abort(Message, frozen=True):
     """Abandon the computation under way; its Computed or Drafted event must still come, marked aborted."""
 
 
-class Forward(msgspec.Struct, frozen=True, gc=False):
+class Forward(Message, frozen=True):
     """Send to the next rank of the pipeline (the head after the last stage)."""
 
     message: Any
     payload: Any = None
 
 
-class Wake(msgspec.Struct, frozen=True, gc=False):
+class Wake(Message, frozen=True):
     """Send a Woken event after `delay` seconds."""
 
     delay: float
 
 
 Effect: TypeAlias = (
-    Emit | Finish | ToStages | ToFirstStage | ToDraft | Apply | Compute | ComputeDraft | Abort | Forward | Wake
+    Emit | Finish | Note | ToStages | ToFirstStage | ToDraft | Apply | Compute | ComputeDraft | Abort | Forward | Wake
 )
-HeadEffect: TypeAlias = Emit | Finish | ToStages | ToFirstStage | ToDraft
+HeadEffect: TypeAlias = Emit | Finish | Note | ToStages | ToFirstStage | ToDraft

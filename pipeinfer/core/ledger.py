@@ -9,13 +9,14 @@ will hold when it gets there.
 
 from collections.abc import Iterable
 
+from pipeinfer.core.errors import OurError
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 
 CANONICAL = 0
-"""The sequence id that holds the committed text."""
+"""The sequence id that holds the committed text of the first request; the others have ids of their own."""
 
 
-class LedgerError(AssertionError):
+class LedgerError(OurError):
     """An operation would break an invariant: a bug in whoever asked for it, caught before any stage saw it."""
 
 
@@ -41,7 +42,6 @@ class Ledger:
         self._root = Cell(-1, None)
         self._root.refs = 1
         self._last: dict[int, Cell] = {}
-        self._hold(CANONICAL, self._root)
 
     @property
     def free(self) -> int:
@@ -55,10 +55,14 @@ class Ledger:
         """Positions [0, length) are what `sequence` holds."""
         return self._at(sequence).position + 1
 
+    def begin(self, sequence: int) -> None:
+        """Take the unused id `sequence`, which holds nothing yet."""
+        self._unused(sequence)
+        self._hold(sequence, self._root)
+
     def fork(self, source: int, target: int, stop: int) -> None:
         """Give the unused id `target` the cells of `source` at [0, stop)."""
-        if target in self._last or not 0 <= target < self.sequences:
-            raise LedgerError(f"sequence {target} is in use or outside 0..{self.sequences - 1}")
+        self._unused(target)
         cell = self._at(source)
         while cell.position >= stop:
             assert cell.parent is not None
@@ -84,38 +88,26 @@ class Ledger:
             self._hold(sequence, cell)
             last.refs -= 1
 
-    def promote(self, source: int, position: int) -> None:
-        """Tag the cell of `source` at `position` as canonical, which must end at the cell before it."""
+    def promote(self, source: int, position: int, into: int) -> None:
+        """Tag the cell of `source` at `position` with `into` too, which must end at the cell before it."""
         cell = self._at(source)
         while cell.position > position:
             assert cell.parent is not None
             cell = cell.parent
-        last = self._at(CANONICAL)
+        last = self._at(into)
         if cell.position != position or cell.parent is not last:
-            raise LedgerError(f"position {position} of sequence {source} does not continue the canonical sequence")
-        self._hold(CANONICAL, cell)
+            raise LedgerError(f"position {position} of sequence {source} does not continue sequence {into}")
+        self._hold(into, cell)
         self._drop(last)
-        self.pending.append(KvSeqCp(source, CANONICAL, position, position + 1))
-
-    def truncate(self, sequence: int, stop: int) -> None:
-        """Take `sequence` off its cells from `stop` on."""
-        last = self._at(sequence)
-        cell = last
-        while cell.position >= stop:
-            assert cell.parent is not None
-            cell = cell.parent
-        if cell is last:
-            return
-        self._hold(sequence, cell)
-        self._drop(last)
-        self.pending.append(KvSeqRm(sequence, stop, TO_THE_END))
+        self.pending.append(KvSeqCp(source, into, position, position + 1))
 
     def release(self, sequence: int) -> None:
         """Take the id off all its cells and give it back."""
-        if sequence == CANONICAL:
-            raise LedgerError("the canonical sequence is never released")
         cell = self._at(sequence)
         del self._last[sequence]
+        if cell is self._root:
+            cell.refs -= 1
+            return
         self._drop(cell)
         self.pending.append(KvSeqRm(sequence, 0, TO_THE_END))
 
@@ -127,7 +119,7 @@ class Ledger:
 
     def validate(self) -> None:
         """Recount everything; raises LedgerError. For tests: O(cells)."""
-        reachable: dict[int, Cell] = {}
+        reachable: dict[int, Cell] = {id(self._root): self._root}
         for last in self._last.values():
             cell: Cell | None = last
             while cell is not None and id(cell) not in reachable:
@@ -136,6 +128,10 @@ class Ledger:
         cells = len(reachable) - 1
         if cells != self.used or not 0 <= cells <= self.capacity:
             raise LedgerError(f"{cells} cells are reachable, {self.used} counted, {self.capacity} exist")
+
+    def _unused(self, sequence: int) -> None:
+        if sequence in self._last or not 0 <= sequence < self.sequences:
+            raise LedgerError(f"sequence {sequence} is in use or outside 0..{self.sequences - 1}")
 
     def _at(self, sequence: int) -> Cell:
         cell = self._last.get(sequence)

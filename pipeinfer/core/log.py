@@ -1,61 +1,84 @@
-"""The event log: what a head was told and when, as JSON lines, from which it does the same again.
+"""The event log of a machine: what it was told and when, as JSON lines, from which it does the same again.
 
-The first line is the header. Every other line is one event, its time and a digest of the effects that it had, so that a
-replay notices when the code has come to decide differently. A process that died may have left half a line at the end.
+The first line is the header, which says what machine it was. Every other line is one event, its time and a digest of
+the effects that it had, so that a replay notices when the code has come to decide differently. A process that died may
+have left half a line at the end. Hidden states are left out: no machine looks at them.
 """
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-from pipeinfer.core.effects import HeadEffect, Start, Stop
-from pipeinfer.core.head import Head, Pipeline, Strategy
-from pipeinfer.core.messages import Logits, Proposal
+from pipeinfer.core.drafter import Drafter, DraftPolicy
+from pipeinfer.core.effects import Compute, Computed, Drafted, Forward, Start, Stop, Woken
+from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Proposal
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.stage import Arrival, Stage
 
-HeadEvent: TypeAlias = Start | Stop | Logits | Proposal
-Options: TypeAlias = dict[str, bool | int | float]
+Event: TypeAlias = Start | Stop | Logits | Proposal | Decode | CancelRun | Computed | DraftFrom | Drafted | Woken
+Options: TypeAlias = dict[str, bool | int | float | str]
 
 
-class Diverged(RuntimeError):  # noqa: N818 - reads as what happened
+class ReplayDiffers(RuntimeError):  # noqa: N818 - reads as what happened
     """A replayed event had other effects than the log says."""
 
 
-class Header(msgspec.Struct, frozen=True):
-    """All that a head is made of."""
+class SchedulerHeader(msgspec.Struct, frozen=True, tag="scheduler"):
+    """All that a scheduler is made of; its strategies are named by the Start events."""
 
     pipeline: Pipeline
-    strategy: str
-    options: Options = {}
     first_run: int = 0
     first_order: int = 0
+
+
+class StageHeader(msgspec.Struct, frozen=True, tag="stage"):
+    """All that a stage is made of."""
+
+    index: int
+    count: int
+
+
+class DrafterHeader(msgspec.Struct, frozen=True, tag="drafter"):
+    """All that a drafter is made of."""
+
+    cells: int
+    sequences: int
+    context: int
+    drafting: str
+    options: dict[str, float | int] = {}
+
+
+Header: TypeAlias = SchedulerHeader | StageHeader | DrafterHeader
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One event: when it was handled, and a digest of its effects."""
 
     now: float
-    event: HeadEvent
+    event: Event
     digest: int
 
 
 class EventLog:
-    """Writes the log of one head through `write`, which takes the bytes of one whole line at a time."""
+    """Writes the log of one machine through `write`, which takes the bytes of one whole line at a time."""
 
     def __init__(self, header: Header, write: Callable[[bytes], object]) -> None:
         self._write = write
         self._encoder = msgspec.json.Encoder()
         write(self._encoder.encode(header) + b"\n")
 
-    def record(self, now: float, event: HeadEvent, effects: Sequence[HeadEffect]) -> None:
+    def record(self, now: float, event: Any, effects: Sequence[Any]) -> None:
         """Append what `handle(now, event)` was told and gave; no effects where it raised."""
-        self._write(self._encoder.encode(Entry(now, event, digest(effects))) + b"\n")
+        self._write(self._encoder.encode(Entry(now, _without_payload(event), digest(effects))) + b"\n")
 
 
-def digest(effects: Sequence[HeadEffect]) -> int:
-    """A checksum of effects."""
-    return zlib.crc32(msgspec.json.encode(effects))
+def digest(effects: Sequence[Any]) -> int:
+    """A checksum of effects, whatever hidden states they carry."""
+    return zlib.crc32(msgspec.json.encode([_without_payload(effect) for effect in effects]))
 
 
 def read(lines: Iterable[bytes]) -> tuple[Header, list[Entry]]:
@@ -72,15 +95,43 @@ def read(lines: Iterable[bytes]) -> tuple[Header, list[Entry]]:
     return msgspec.json.decode(header, type=Header), entries
 
 
-def replay(lines: Iterable[bytes], make_strategy: Callable[[str, Options], Strategy]) -> list[list[HeadEffect]]:
-    """The effects of each event in the log, from a fresh head and `make_strategy(name, options)`. Raises Diverged."""
+def replay(
+    lines: Iterable[bytes],
+    open_strategy: Callable[[str, Options], Strategy],
+    open_drafting: Callable[[str, dict[str, float | int]], DraftPolicy],
+) -> list[list[Any]]:
+    """The effects of each event in the log, from a fresh machine with the plug-ins that the two functions make of name
+    and options. Raises ReplayDiffers."""
     header, entries = read(lines)
-    strategy = make_strategy(header.strategy, header.options)
-    head = Head(header.pipeline, strategy, first_run=header.first_run, first_order=header.first_order)
-    replayed: list[list[HeadEffect]] = []
+    machine = _machine(header, open_strategy, open_drafting)
+    replayed: list[list[Any]] = []
     for number, entry in enumerate(entries, 2):
-        effects = head.handle(entry.now, entry.event)
+        event = Arrival(entry.event) if isinstance(entry.event, Decode) else entry.event
+        effects = machine.handle(entry.now, event)
         if digest(effects) != entry.digest:
-            raise Diverged(f"line {number} of the log: its {type(entry.event).__name__} had other effects: {effects}")
+            kind = type(entry.event).__name__
+            raise ReplayDiffers(f"line {number} of the log: its {kind} had other effects: {effects}")
         replayed.append(effects)
     return replayed
+
+
+def _machine(
+    header: Header,
+    open_strategy: Callable[[str, Options], Strategy],
+    open_drafting: Callable[[str, dict[str, float | int]], DraftPolicy],
+) -> Machine:
+    if isinstance(header, SchedulerHeader):
+        return Scheduler(header.pipeline, lambda start: open_strategy(start.strategy, start.options),
+                         first_run=header.first_run, first_order=header.first_order)  # fmt: skip
+    if isinstance(header, StageHeader):
+        return Stage(header.index, header.count)
+    return Drafter(header.cells, header.sequences, header.context,
+                   lambda: open_drafting(header.drafting, header.options))  # fmt: skip
+
+
+def _without_payload(message: Any) -> Any:
+    if isinstance(message, Arrival):
+        return message.decode
+    if isinstance(message, Computed | Compute | Forward):
+        return msgspec.structs.replace(message, payload=None)
+    return message

@@ -1,4 +1,4 @@
-"""What ranks say to one another. Names follow the artifact: decode, kv_seq_cp / rm / keep, cancel_run, logits.
+"""What ranks say to one another. Names follow the artifact: decode, kv_seq_cp / rm, cancel_run, logits.
 
 Every message is a frozen, array-like msgspec struct, so that a header is a short MessagePack array. Hidden states and
 logits never lie in a header: they travel beside it as one raw buffer (`pipeinfer.runtime.transports.Envelope.payload`).
@@ -45,13 +45,7 @@ class KvSeqRm(Message, frozen=True):
     stop: int
 
 
-class KvSeqKeep(Message, frozen=True):
-    """Take every tag but `sequence` off every cell."""
-
-    sequence: int
-
-
-KvOp: TypeAlias = KvSeqCp | KvSeqRm | KvSeqKeep
+KvOp: TypeAlias = KvSeqCp | KvSeqRm
 
 Candidates: TypeAlias = tuple[tuple[tuple[int, float], ...], ...]
 """What may follow each of some rows, by the draft: tokens with their confidence, best first."""
@@ -65,6 +59,10 @@ class Decode(Message, frozen=True):
     `positions[r]`, tagged with the sequence ids `sequences[r]`; it attends to every earlier cell (and row) that carries
     `sequences[r][0]`. The last `outputs` rows are sampled. `compute_s` grows by one entry (seconds) per stage passed.
     A cancelled run travels on as a marker without payload, so that order and accounting hold.
+
+    `requests` is the request of each row, or of all where it has one entry: rows are sampled as their request says.
+    `kept`: which rows of the run as it was sent these are, where some were pruned on the way (empty: all of them).
+    `candidates`: how many the draft's last rank is to give after each output row.
     """
 
     run: int
@@ -76,13 +74,17 @@ class Decode(Message, frozen=True):
     kv: tuple[KvOp, ...] = ()
     cancelled_at: int = NOT_CANCELLED
     compute_s: tuple[float, ...] = ()
+    requests: tuple[int, ...] = (0,)
+    kept: tuple[int, ...] = ()
+    candidates: int = 0
 
 
 class Logits(Message, frozen=True):
     """The end of a run, from the last stage to the head: the sampled ids of its output rows, or that it was cancelled.
 
     `margins` (how far each choice was from being another one, in logits) are there when the request asked for them.
-    From the draft's last rank to its first there are `candidates` instead, per output row.
+    From the draft's last rank to its first there are `candidates` instead, per output row. `kept`: the rows of the run,
+    as it was sent, that they are of, where some were pruned (empty: all its output rows).
     """
 
     run: int
@@ -91,25 +93,52 @@ class Logits(Message, frozen=True):
     cancelled_at: int = NOT_CANCELLED
     compute_s: tuple[float, ...] = ()
     candidates: Candidates = ()
+    requests: tuple[int, ...] = (0,)
+    kept: tuple[int, ...] = ()
 
 
 class CancelRun(Message, frozen=True):
-    """From the head to every stage at once, beside the ordered stream: abandon these runs wherever they are. From the
-    draft's first rank to its others likewise."""
+    """From the head to every stage at once, beside the ordered stream: abandon `runs` wherever they are, and of runs
+    that go on drop the rows `pruned` (run id, rows as they were sent) before computing them. From the draft's first
+    rank to its others likewise.
+
+    All that died of one commit is in one message: no row that is still computed continues one that is not.
+    """
 
     runs: tuple[int, ...]
+    pruned: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+
+class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How to draft, until another order says otherwise.
+
+    `micro_batch`: tokens of a proposal. A branch stops where confidence < `cutoff` + proposals since the last order *
+    `recovery` - failed attempts * `decay`. At most `width` branches grow at a time, and a draft policy that splits does
+    so where another candidate is above `split` plus the same adjustment. `once`: one proposal per order, then wait.
+    """
+
+    micro_batch: int = 3
+    cutoff: float = 0.0
+    width: int = 1
+    split: float = 1.0
+    recovery: float = 0.0
+    decay: float = 0.0
+    once: bool = False
 
 
 class DraftFrom(Message, frozen=True):
-    """From the head to the draft rank: `tokens` were committed since the last order; draft on, up to position `until`.
+    """From the head to the draft rank: `tokens` of `request` were committed since the last order; draft on, up to
+    position `until`.
 
     Whether they confirm what was drafted or redirect it is for the drafter to see. `order` counts up and comes back in
-    each proposal.
+    each proposal. `settings` None: as before.
     """
 
     order: int
     tokens: tuple[int, ...]
     until: int
+    settings: DraftSettings | None = None
+    request: int = 0
 
 
 class DraftNode(Message, frozen=True):
@@ -122,11 +151,16 @@ class DraftNode(Message, frozen=True):
 
 
 class Proposal(Message, frozen=True):
-    """A micro-batch of drafted tokens, parents first. `stalled`: nothing more comes before the next order."""
+    """A micro-batch of drafted tokens for `request`, parents first. `stalled`: no more comes before the next order.
+
+    `forward_s`: mean seconds of the draft's forwards of few rows since the last proposal (0: there was none).
+    """
 
     order: int
     nodes: tuple[DraftNode, ...]
     stalled: bool
+    request: int = 0
+    forward_s: float = 0.0
 
 
 SEEDS = 2**64
@@ -214,12 +248,14 @@ class Ready(Message, frozen=True):
 class Begin(Message, frozen=True):
     """A new trial: forget every cell, choose tokens like this from now on. Travels the ordered stream.
 
-    `draft` is for the draft's ranks alone (`pipeinfer.core.drafter.DraftOptions`), and so is `context`, the longest
-    text in tokens. `logits_on_wire` sends the logits along with the sampled ids, to measure what that costs.
+    `sampling` is that of each request, by its number. `drafting` is for the draft's ranks alone (a draft policy's name
+    and its options), and so is `context`, the longest text in tokens. `logits_on_wire` sends the logits along with the
+    sampled ids, to measure what that costs.
     """
 
-    sampling: Sampling
-    draft: dict[str, float | int] = {}
+    sampling: dict[int, Sampling]
+    drafting: str = ""
+    drafting_options: dict[str, float | int] = {}
     context: int = 0
     margins: bool = False
     logits_on_wire: bool = False

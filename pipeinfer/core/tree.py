@@ -1,36 +1,52 @@
-"""The token tree: committed text as its trunk, speculation as its branches; and the runs that carry its nodes."""
+"""The tree of tokens: committed text as its trunk, speculation as its branches; and the runs that carry its nodes.
+
+The scheduler keeps one per request, of what it has heard; the drafter keeps one of what it has drafted.
+"""
 
 from collections.abc import Iterator
+from math import log
 
 from pipeinfer.core.messages import RunKind
+
+LEAST_CONFIDENCE = 1e-9
+"""Of a candidate, for its score: a draft may say 0."""
 
 
 class Node:
     """One token at one position after one particular text.
 
-    `run` is the run that carries it to the target (None: not sent). `sequence` is a sequence id whose path holds it
-    while it is uncommitted. `verdict` is the target's choice of the token after it
-    (with its top-2 `margin`, where asked for). `alive`: it is committed, or the
-    committed text may still grow through it.
+    `sequence` is a sequence id whose path holds it while it is uncommitted. `alive`: it is committed, or the committed
+    text may still grow through it. `score` is the sum of the logs of the confidences from the trunk to here.
+
+    For the scheduler: `run` carries it to the target (None: not sent) as its row `row`; `verdict` is the target's
+    choice of the token after it, with its top-2 `margin` where asked for. For the drafter: `id` names it in proposals;
+    `fed`: it is in the draft's cache or being computed; `next`: the candidates after it.
     """
 
     __slots__ = (
-        "alive", "children", "committed", "confidence", "margin", "parent", "position", "run", "sequence", "token",
-        "verdict",
-    )
+        "alive", "children", "committed", "confidence", "fed", "id", "margin", "next", "parent", "position", "row",
+        "run", "score", "sequence", "token", "verdict",
+    )  # fmt: skip
 
-    def __init__(self, token: int, position: int, parent: "Node | None", confidence: float = 1.0) -> None:
+    def __init__(
+        self, token: int, position: int, parent: "Node | None", confidence: float = 1.0, sequence: int = 0
+    ) -> None:
         self.token = token
         self.position = position
         self.parent = parent
         self.confidence = confidence
+        self.sequence = sequence
+        self.score = 0.0
         self.children: dict[int, Node] = {}
-        self.run: Run | None = None
-        self.sequence = 0
-        self.verdict: int | None = None
-        self.margin: float | None = None
         self.committed = False
         self.alive = True
+        self.run: Run | None = None
+        self.row = 0
+        self.verdict: int | None = None
+        self.margin: float | None = None
+        self.id = -1
+        self.fed = False
+        self.next: tuple[tuple[int, float], ...] | None = None
 
     def subtree(self) -> Iterator["Node"]:
         """This node and all below it."""
@@ -41,24 +57,55 @@ class Node:
             stack.extend(node.children.values())
 
 
+class Tree:
+    """A trunk that grows token by token, and branches from its tip."""
+
+    def __init__(self) -> None:
+        self.tip = Node(-1, -1, None)
+        """The last committed token; before the first, the root of everything."""
+
+    def add(self, parent: Node, token: int, confidence: float) -> Node:
+        """A new child of `parent`."""
+        node = Node(token, parent.position + 1, parent, confidence)
+        node.score = parent.score + log(max(confidence, LEAST_CONFIDENCE))
+        parent.children[token] = node
+        return node
+
+    def commit(self, token: int) -> tuple[Node, list[Node], bool]:
+        """Grow the trunk by one token. Gives its node, its siblings (which have lost), and whether it is new."""
+        tip = self.tip
+        child = tip.children.pop(token, None)
+        lost = list(tip.children.values())
+        new = child is None
+        if child is None:
+            child = Node(token, tip.position + 1, tip)
+        child.committed = True
+        tip.children = {token: child}
+        self.tip = child
+        return child, lost, new
+
+
 class Run:
     """A micro-batch in flight, and afterwards the record of it.
 
-    `live` counts its nodes that are alive: a speculative run without any is cancelled. Times are the driver's clock.
+    `live` counts its nodes that are alive: a speculative run without any is cancelled. `pruned` are the rows that are
+    computed no more. `partition` are its sequence ids. Times are seconds on the scheduler's clock.
     """
 
     __slots__ = (
         "accepted", "cancel_sent_at", "cancelled_at", "compute_s", "drafted", "finished_at", "id", "kind", "live",
-        "nodes", "outputs", "partition", "rows", "submitted_at",
-    )
+        "nodes", "outputs", "partition", "pruned", "request", "rows", "submitted_at",
+    )  # fmt: skip
 
-    def __init__(self, run: int, kind: RunKind, nodes: list[Node], outputs: int, now: float) -> None:
+    def __init__(self, run: int, request: int, kind: RunKind, nodes: list[Node], outputs: int, now: float) -> None:
         self.id = run
+        self.request = request
         self.kind = kind
         self.nodes = nodes
         self.rows = len(nodes)
         self.outputs = outputs
         self.live = len(nodes)
+        self.pruned: set[int] = set()
         self.partition: tuple[int, ...] = ()
         self.submitted_at = now
         self.cancel_sent_at: float | None = None
@@ -67,3 +114,5 @@ class Run:
         self.compute_s: tuple[float, ...] = ()
         self.drafted = 0
         self.accepted = 0
+
+

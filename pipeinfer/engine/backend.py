@@ -106,7 +106,7 @@ class ModelStage(Protocol):
         """
 
     def apply(self, op: KvOp) -> None:
-        """kv_seq_cp / kv_seq_rm / kv_seq_keep over positions [start, stop); stop -1 is "to the end"."""
+        """kv_seq_cp / kv_seq_rm over positions [start, stop); stop -1 is "to the end"."""
 
     def clear(self) -> None:
         """Forget every cell."""

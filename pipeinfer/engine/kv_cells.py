@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull, Hidden
 
 Taken = slice | NDArray[np.intp]
@@ -84,9 +84,6 @@ class Cells:
             case KvSeqRm(sequence, start, stop):
                 check_sequences((sequence,), len(self._tags))
                 self._drop(sequence, between(self._positions, start, stop))
-            case KvSeqKeep(sequence):
-                check_sequences((sequence,), len(self._tags))
-                self._keep(sequence)
 
     def clear(self) -> None:
         self._tags[:] = False
@@ -100,13 +97,6 @@ class Cells:
     def _drop(self, sequence: int, cells: NDArray[np.bool_]) -> None:
         self._holders -= cells & self._tags[sequence]
         self._tags[sequence] &= ~cells
-        self._tighten()
-
-    def _keep(self, sequence: int) -> None:
-        kept = self._tags[sequence].copy()
-        self._tags[:] = False
-        self._tags[sequence] = kept
-        self._holders[:] = kept
         self._tighten()
 
     def _tighten(self) -> None:

@@ -28,7 +28,7 @@ from pipeinfer.modelling.profile import Curve, Profile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.modelling.trace_recording import load_whole, record
-from pipeinfer.plugins import open_backend, open_strategy
+from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Trace
@@ -105,8 +105,7 @@ def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: 
     context = min(models.target.context, models.draft.context)
     limit = min(context, max(map(len, prompts), default=0) + tokens)
     target = load_whole(models.backend, plan.target, limit)
-    drafting = open_backend(models.draft_backend, models.draft_options)
-    draft = load_whole(drafting, plan.draft, limit, models.shared_vocabulary)
+    draft = load_whole(models.backend, plan.draft, limit, models.shared_vocabulary)
     for prompt in prompts:
         yield record(target, draft, [prompt], tokens, sampling, limit=limit, source="rehearsal").text(0, len(prompt))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeinfer.core import messages
 from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Pipeline
+from pipeinfer.core.generation import Pipeline
 from pipeinfer.core.messages import Logits, Proposal
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.oracle import independent
@@ -34,7 +34,7 @@ def head_event_s() -> float:
     a generation by `pipeinfer` at its defaults."""
     strategy = open_strategy("pipeinfer", {})
     simulation = Simulation(Pipeline(STAGES), strategy, _Even(), independent(ACCEPTANCE))
-    handle = simulation.head.handle
+    handle = simulation.scheduler.handle
     times: list[float] = []
 
     def timed(now: float, event: Any) -> Any:
@@ -47,6 +47,6 @@ def head_event_s() -> float:
         times.append(time.perf_counter() - start)
         return effects
 
-    simulation.head.handle = timed  # type: ignore[method-assign]
-    simulation.run(Request((1, 2, 3), TOKENS))
+    simulation.scheduler.handle = timed  # type: ignore[method-assign]
+    simulation.generate(Request((1, 2, 3), TOKENS))
     return float(np.mean(times[1:]))  # The first event sends the prompt.

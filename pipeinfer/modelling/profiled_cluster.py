@@ -7,7 +7,7 @@ from math import inf
 
 from pipeinfer.cluster.placement import LayerRange, even_split
 from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Strategy
+from pipeinfer.core.generation import Strategy
 from pipeinfer.core.messages import LinkLimit
 from pipeinfer.modelling.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
 from pipeinfer.modelling.profile import LinkProfile, ModelProfile, Profile, RankProfile
@@ -49,7 +49,7 @@ def simulate_one(
         spans=spans,
         hosts=hosts(profile, layers, drafting),
     )
-    return completed(simulation.run(ready.request), ready, setting)
+    return completed(simulation.generate(ready.request), ready, setting)
 
 
 def prepare(profile: Profile, setting: Setting, oracle: Oracle | None = None) -> Prepared:
@@ -64,7 +64,7 @@ def prepare(profile: Profile, setting: Setting, oracle: Oracle | None = None) ->
         draft_layers=split,
         widths=(profile.target.hidden_size, profile.draft_model.hidden_size),
         vocabulary=profile.target.vocabulary,
-        pipeline=pipeline_of(strategy, stages, setting),
+        pipeline=pipeline_of(stages, setting),
         costs=Calibrated(profile, placed.layers, setting, drafting),
         oracle=oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
         memory=held,

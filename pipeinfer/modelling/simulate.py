@@ -16,7 +16,7 @@ import msgspec
 
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Pipeline, Strategy
+from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.messages import LinkLimit
 from pipeinfer.modelling import theory
 from pipeinfer.modelling.acceptance import Acceptance
@@ -187,7 +187,7 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
         link=lambda _source, _target: Link(ready.latency_s, ready.bandwidth_bps),
         spans=spans,
     )
-    return completed(simulation.run(ready.request), ready, setting)
+    return completed(simulation.generate(ready.request), ready, setting)
 
 
 def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
@@ -204,7 +204,7 @@ def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
         draft_layers=draft_layout(pair.draft.layers, setting),
         widths=(pair.target.hidden, pair.draft.hidden),
         vocabulary=pair.target.vocabulary,
-        pipeline=pipeline_of(strategy, len(placed.layers), setting),
+        pipeline=pipeline_of(len(placed.layers), setting),
         costs=Roofline(
             pair,
             cluster,
@@ -230,11 +230,11 @@ def room(setting: Setting) -> int:
     return 16 * setting.nodes + 64
 
 
-def pipeline_of(strategy: Strategy, stages: int, setting: Setting) -> Pipeline:
+def pipeline_of(stages: int, setting: Setting) -> Pipeline:
     """Of that many stages, with room for everything in flight, and sequence ids to match."""
     length, spare = setting.prompt + setting.tokens, room(setting)
     return Pipeline(
-        stages, cells=length + 4 * spare, sequences=spare * strategy.width, prompt_chunk=setting.prompt_chunk
+        stages, cells=length + 4 * spare, sequences=4 * spare, prompt_chunk=setting.prompt_chunk
     )  # fmt: skip
 
 

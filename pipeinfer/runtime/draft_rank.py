@@ -4,17 +4,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeinfer.core.drafter import Drafter, DraftOptions
+from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
+from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Begin, CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import Floats, best_candidates
+from pipeinfer.plugins import open_drafting
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
-from pipeinfer.runtime.stage_rank import apply, as_bytes
+from pipeinfer.runtime.stage_rank import GREEDY, apply, as_bytes
 from pipeinfer.runtime.transports import HEAD
+from pipeinfer.runtime.world import World
 
 
-class DraftWorker:
+class DraftWorker(World):
     """Performs a Drafter's effects with the draft model: its layers here, and the ranks behind for the others."""
 
     def __init__(self, endpoint: Endpoint, model: ModelStage) -> None:
@@ -22,57 +25,65 @@ class DraftWorker:
         self._endpoint = endpoint
         self._model = model
         self._behind = RanksBehind(endpoint) if endpoint.setup.behind else None
-        self._sampling = Sampling()
+        self._sampling: dict[int, Sampling] = {}
         self._drafter: Drafter | None = None
         self._work: ComputeDraft | None = None
         self._wake_at = float("inf")
+
+    def now(self) -> float:
+        return time.monotonic()
 
     def take(self, message: Any, payload: bytes | memoryview) -> None:
         """A DraftFrom, a Begin, or a Logits of the draft's last rank."""
         if isinstance(message, DraftFrom):
             self._handle(message)
         elif isinstance(message, Begin):
-            setup = self._endpoint.setup
-            options = DraftOptions(**message.draft)  # type: ignore[arg-type]
-            self._sampling = message.sampling
-            self._drafter = Drafter(setup.cells, setup.sequences, message.context, options)
-            self._work, self._wake_at = None, float("inf")
-            self._model.clear()
-            if self._behind is not None:
-                self._behind.begin(message)
+            self._start_anew(message)
         elif isinstance(message, Logits) and self._behind is not None:
             self._behind.take(message)
         else:
             unexpected(message, "the draft rank")
 
+    def _start_anew(self, begin: Begin) -> None:
+        setup = self._endpoint.setup
+        self._sampling = begin.sampling
+        self._drafter = Drafter(setup.cells, setup.sequences, begin.context,
+                                lambda: open_drafting(begin.drafting, begin.drafting_options))  # fmt: skip
+        self._work, self._wake_at = None, float("inf")
+        self._model.clear()
+        if self._behind is not None:
+            self._behind.begin(begin)
+
     def next_wake(self) -> float:
         return self._wake_at
 
-    def wake(self) -> None:
+    def wake_up(self) -> None:
         self._wake_at = float("inf")
         self._handle(Woken())
 
     def _handle(self, event: Any) -> None:
-        assert self._drafter is not None
-        self._perform(self._drafter.handle(event))
+        drafter = self._drafter
+        assert drafter is not None
+        self.tell(drafter, event)
         while self._work is not None and not self.busy and not self._endpoint.over:
-            done = self._compute(self._work)
-            self._perform(self._drafter.handle(done))
+            self.tell(drafter, self._compute(self._work))
 
-    def _perform(self, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, ComputeDraft):
-                self._work = effect
-            elif isinstance(effect, Apply):
-                apply(self._model, effect.ops)
-                if self._behind is not None:
-                    self._behind.apply(effect.ops)
-            elif isinstance(effect, Forward):
-                self._endpoint.send_to(HEAD, effect.message)
-            elif isinstance(effect, Abort):
-                self._endpoint.abort_requested = True
-            elif isinstance(effect, Wake):
-                self._wake_at = time.monotonic() + effect.delay
+    def compute_draft(self, machine: Machine, effect: ComputeDraft) -> None:
+        self._work = effect
+
+    def apply(self, machine: Machine, effect: Apply) -> None:
+        apply(self._model, effect.ops)
+        if self._behind is not None:
+            self._behind.apply(effect.ops)
+
+    def forward(self, machine: Machine, effect: Forward) -> None:
+        self._endpoint.send_to(HEAD, effect.message)
+
+    def abort(self, machine: Machine, effect: Abort) -> None:
+        self._endpoint.abort_requested = True
+
+    def wake(self, machine: Machine, effect: Wake) -> None:
+        self._wake_at = time.monotonic() + effect.delay
 
     def _compute(self, work: ComputeDraft) -> Drafted:
         self._work, self.busy = None, True
@@ -81,14 +92,15 @@ class DraftWorker:
         output = self._model.forward(batch, None, self._endpoint.poll)
         found: Candidates | None = None
         if output is not None and self._behind is None:
-            found = best_candidates(output, work.positions, self._sampling, work.count)
+            found = best_candidates(output, work.positions, self._sampling.get(work.request, GREEDY), work.count)
         seconds, aborted = self._endpoint.finish("draft", start, aborted=output is None)
         if aborted:
             found = None
         elif output is not None and self._behind is not None:
             found = self._behind.forward(work, output, seconds)
+            seconds = time.monotonic() - start.monotonic
         self.busy = False
-        return Drafted(found or (), found is None)
+        return Drafted(found or (), found is None, seconds)
 
 
 class RanksBehind:
@@ -122,7 +134,7 @@ class RanksBehind:
         self._answer = None
         self._endpoint.send(
             Decode(self._run, RunKind.SPECULATIVE, work.tokens, work.positions, work.sequences, work.outputs, kv,
-                   compute_s=(seconds,)),
+                   compute_s=(seconds,), requests=(work.request,), candidates=work.count),
             as_bytes(hidden),
         )  # fmt: skip
         if not work.outputs:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core import messages
-from pipeinfer.core.messages import Begin, Decode, KvOp, KvSeqCp, KvSeqRm, RunKind, Sampling, Setup
+from pipeinfer.core.messages import Begin, Decode, KvOp, KvSeqCp, KvSeqRm, RunKind, Setup
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
 from pipeinfer.runtime.rank_links import Endpoint
 from pipeinfer.runtime.stage_rank import StageWorker
@@ -54,7 +54,7 @@ def run_handling_s() -> float:
     setup = Setup(0, "target", "", b"", "", (1, 2), 1, 3, 64, 1024, 1, "", "")
     endpoint = Endpoint(_Nowhere(), setup)
     endpoint.worker = worker = StageWorker(endpoint, _Nothing())
-    worker.take(Begin(Sampling()), b"")
+    worker.take(Begin({}), b"")
     payload = bytes(4 * ROWS * HIDDEN)
     times = []
     for run in range(RUNS):

@@ -41,9 +41,9 @@ class Worker(Protocol):
         """Act on one message. Called again from inside a computation, while `busy`."""
 
     def next_wake(self) -> float:
-        """When `wake` wants to be called, on the monotonic clock."""
+        """When `wake_up` wants to be called, on the monotonic clock."""
 
-    def wake(self) -> None:
+    def wake_up(self) -> None:
         """The time asked for has come."""
 
 
@@ -78,7 +78,7 @@ class Endpoint:
             now = time.monotonic()
             wake = float("inf") if self.over else self.worker.next_wake()
             if wake <= now:
-                self.worker.wake()
+                self.worker.wake_up()
                 continue
             envelope = self._next(min(IDLE_S, wake - now))
             if envelope is not None:

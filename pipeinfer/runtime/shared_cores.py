@@ -11,7 +11,7 @@ class _Work(NamedTuple):
     """`due`: how much service the host will have given when this is done."""
 
     due: float
-    action: Callable[..., None]
+    action: Callable[..., Any]
     arguments: tuple[Any, ...]
 
 
@@ -31,7 +31,7 @@ class Cores:
         self._service = 0.0
         self._now = 0.0
 
-    def start(self, now: float, seconds: float, action: Callable[..., None], *arguments: Any) -> int:
+    def start(self, now: float, seconds: float, action: Callable[..., Any], *arguments: Any) -> int:
         """Have `action` called when `seconds` of work are done; a ticket for `stop`."""
         self._advance(now)
         self._serial += 1
@@ -68,13 +68,13 @@ class Cores:
     def _due(self, ticket: int) -> tuple[float, int]:
         return self._work[ticket].due, ticket
 
-    def _end(self, change: int, ticket: int) -> None:
+    def _end(self, change: int, ticket: int) -> Any:
         if change != self._change:
-            return
+            return None
         work = self._work[ticket]
         # To the last digit, so that rounding leaves nothing of it over.
         self._now += max(0.0, work.due - self._service) * self._pace()
         self._service = max(self._service, work.due)
         del self._work[ticket]
         self._plan()
-        work.action(*work.arguments)
+        return work.action(*work.arguments)

@@ -1,39 +1,51 @@
-"""The simulator: the same head, stages and drafter as on a cluster, over a heap of events in virtual time.
+"""The simulator: the same scheduler, stages and drafter as on a cluster, over a heap of events in virtual time.
 
 Compute takes what the cost model says, messages take latency and bandwidth, tokens come from an oracle. Unless `Hosts`
 say otherwise nothing else is modelled: every rank has a host to itself, handling a message is free, and an aborted
 computation stops when the cancellation arrives. Deterministic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
 
-from pipeinfer.core.drafter import Drafter, DraftOptions
+from pipeinfer.core.drafter import Drafter, DraftPolicy
 from pipeinfer.core.effects import (
     Abort,
+    Apply,
     Compute,
     Computed,
     ComputeDraft,
     Drafted,
     Emit,
+    Finish,
     Forward,
+    Note,
     Request,
     Start,
     ToDraft,
     ToFirstStage,
+    ToStages,
     Wake,
     Woken,
 )
-from pipeinfer.core.head import Head, Pipeline, Strategy
-from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, Logits, Proposal
-from pipeinfer.core.stage import Stage
+from pipeinfer.core.generation import Generation, Pipeline, Strategy
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.messages import NOT_CANCELLED, Decode, Logits, Proposal
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.stage import Arrival, Stage
+from pipeinfer.core.text_drafter import TextDrafter, TextPolicy
+from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import RankRecord, Trial, run_record
 from pipeinfer.runtime.oracle import Oracle
 from pipeinfer.runtime.shared_cores import Cores
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
+from pipeinfer.runtime.world import World
+
+DRAFT_SEQUENCES = 64
+"""Sequence ids of the draft: one per branch, and one for the text."""
 
 
 class Costs(Protocol):
@@ -109,9 +121,9 @@ ROW_BYTES = 12
 makes of them)."""
 
 
-class Simulation:
+class Simulation(World):
     """One generation over `pipeline` with `strategy`. `link(source, target)` makes each link, -1 being the head and the
-    number of stages the draft; `spans` collects a timeline."""
+    number of stages the draft; `spans` collects a timeline. `policy` replaces the strategy's own draft policy."""
 
     def __init__(
         self,
@@ -122,11 +134,13 @@ class Simulation:
         link: Callable[[int, int], Link] = _perfect,
         spans: list[Span] | None = None,
         hosts: Hosts | None = None,
+        policy: DraftPolicy | TextPolicy | None = None,
     ) -> None:
         count = pipeline.stages
-        self.head = Head(pipeline, strategy)
-        self.now = 0.0
-        self.events = 0
+        self.scheduler = Scheduler(pipeline, lambda _: strategy)
+        self.time = 0.0
+        self.handled = 0
+        """Events so far."""
         self._strategy = strategy
         self._costs = costs
         self._oracle = oracle
@@ -140,8 +154,10 @@ class Simulation:
         self._epoch = [0] * (count + 1)
         self._began = [0.0] * (count + 1)
         self._what: list[Any] = [None] * (count + 1)
-        options = DraftOptions(**strategy.draft_options())  # type: ignore[arg-type]
-        self._drafter = Drafter(pipeline.cells, options.branches + 2, pipeline.context, options)
+        if policy is None and strategy.drafting:
+            policy = open_drafting(strategy.drafting, strategy.drafting_options)
+        self._policy = policy
+        self._drafter = drafter_of(policy, pipeline.cells, DRAFT_SEQUENCES, pipeline.context)
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._emit_s: list[float] = []
@@ -154,168 +170,178 @@ class Simulation:
         self._needs = [0.0] * (count + 1)
         self._ended_at = [0.0] * (count + 1)
 
-    def run(self, request: Request) -> Trial:
-        """Generate until the head finishes. Raises RuntimeError if nothing is left to happen before that."""
-        self._at_head(Start(request))
-        heap = self._heap
-        while self.head.reason is None:
-            if not heap:
-                raise RuntimeError("the simulation has come to a stop: nobody has anything to do")
-            self.now, _, action, arguments = heappop(heap)
-            self.events += 1
-            action(*arguments)
+    @property
+    def generation(self) -> Generation:
+        """The one request."""
+        return self.scheduler.generations[0]
+
+    def generate(self, request: Request) -> Trial:
+        """Generate until the request ends. Raises RuntimeError if nothing is left to happen before that."""
+        self.tell(self.scheduler, Start(request))
+        self.run()
+        if self.generation.reason is None:
+            raise RuntimeError("the simulation has come to a stop: nobody has anything to do")
         return self._trial(request)
 
-    def _schedule(self, when: float, action: Callable[..., None], *arguments: Any) -> None:
+    def now(self) -> float:
+        return self.time
+
+    def events(self) -> Iterator[tuple[Machine, Any]]:
+        """What happens next, as long as the request has not ended; some of it tells no machine anything."""
+        heap, generation = self._heap, self.generation
+        while heap and generation.reason is None:
+            self.time, _, action, arguments = heappop(heap)
+            self.handled += 1
+            told = action(*arguments)
+            if told is not None:
+                yield told
+
+    def _schedule(self, when: float, action: Callable[..., Any], *arguments: Any) -> None:
         self._serial += 1
         heappush(self._heap, (when, self._serial, action, arguments))
 
-    def _deliver(self, when: float, rank: int, action: Callable[..., None], *arguments: Any) -> None:
+    def _deliver(self, when: float, rank: int, machine: Machine, event: Any) -> None:
         """A message arrives at a rank (-1: the head), which sees it when it has handled it."""
         if self._hosts is None:
-            self._schedule(when, action, *arguments)
+            self._schedule(when, _told, machine, event)
         else:
-            self._schedule(when, self._take, rank, action, *arguments)
+            self._schedule(when, self._receive, rank, machine, event)
 
-    def _take(self, rank: int, action: Callable[..., None], *arguments: Any) -> None:
+    def _receive(self, rank: int, machine: Machine, event: Any) -> None:
         assert self._hosts is not None
         seconds = self._hosts.head_s if rank == HEAD else self._hosts.message_s
-        self._cores[rank].start(self.now, seconds, action, *arguments)
+        self._cores[rank].start(self.time, seconds, _told, machine, event)
 
-    def _begin(self, rank: int, what: Decode | ComputeDraft, action: Callable[..., None]) -> None:
-        """Rank `rank` computes `what`, then `action(rank, epoch, what)`."""
-        self._began[rank], self._what[rank] = self.now, what
+    # Computing
+
+    def _begin(self, rank: int, what: Decode | ComputeDraft) -> None:
+        """Rank `rank` computes `what`."""
+        self._began[rank], self._what[rank] = self.time, what
         context = what.positions[-1] + 1
         seconds = self._cost(rank, len(what.tokens), context)
         if self._hosts is None:
-            self._schedule(self.now + seconds, action, rank, self._epoch[rank], what)
+            self._schedule(self.time + seconds, self._done, rank, self._epoch[rank], what)
         else:
             if self._hosts.cold:
-                pause = min(self.now - self._ended_at[rank], LONGEST_PAUSE_S)
+                pause = min(self.time - self._ended_at[rank], LONGEST_PAUSE_S)
                 seconds += self._hosts.cold * sqrt(pause) * self._cost(rank, 1, context)
             self._needs[rank] = seconds
-            self._tickets[rank] = self._cores[rank].start(self.now, seconds, action, rank, self._epoch[rank], what)
+            self._tickets[rank] = self._cores[rank].start(
+                self.time, seconds, self._done, rank, self._epoch[rank], what
+            )  # fmt: skip
 
     def _cost(self, rank: int, rows: int, context: int) -> float:
         return self._costs.draft_s(rows, context) if rank == self._draft else self._costs.stage_s(rank, rows, context)
 
-    def _abort(self, rank: int, action: Callable[..., None]) -> None:
-        """End what rank `rank` computes: now, or where it next looks."""
+    def _done(self, rank: int, epoch: int, what: Decode | ComputeDraft) -> tuple[Machine, Any] | None:
+        return self._computed(rank, what, aborted=False) if epoch == self._epoch[rank] else None
+
+    def _stopped(self, rank: int, _epoch: int, what: Decode | ComputeDraft) -> tuple[Machine, Any]:
+        return self._computed(rank, what, aborted=True)
+
+    def _computed(self, rank: int, what: Decode | ComputeDraft, *, aborted: bool) -> tuple[Machine, Any]:
+        """A computation has come to its end: whom to tell what."""
+        self._epoch[rank] += 1
+        seconds = self._ended(rank, what, aborted)
+        outputs = what.positions[len(what.tokens) - what.outputs :]
+        if isinstance(what, ComputeDraft):
+            candidates = self._oracle.candidates
+            found = () if aborted else tuple([candidates(position + 1, what.count) for position in outputs])
+            return self._drafter, Drafted(found, aborted, seconds)
+        ids: tuple[int, ...] = ()
+        if rank == self._last and not aborted:
+            target = self._oracle.target
+            ids = tuple([target(position + 1) for position in outputs])
+        return self._stages[rank], Computed(what.run, seconds, aborted, None, ids)
+
+    def abort(self, machine: Machine, effect: Abort) -> None:
+        """End what a rank computes: now, or where it next looks."""
+        rank = self._rank(machine)
         epoch, what = self._epoch[rank], self._what[rank]
         if self._hosts is None:
-            action(rank, epoch, what)
+            self.tell(*self._stopped(rank, epoch, what))
             return
         cores = self._cores[rank]
-        left = cores.stop(self.now, self._tickets[rank])
+        left = cores.stop(self.time, self._tickets[rank])
         step = self._needs[rank] / self._hosts.steps[rank]
-        self._tickets[rank] = cores.start(self.now, left % step if step else 0.0, action, rank, epoch, what)
+        self._tickets[rank] = cores.start(self.time, left % step if step else 0.0, self._stopped, rank, epoch, what)
 
-    # The head
+    def _rank(self, machine: Machine) -> int:
+        return machine.index if isinstance(machine, Stage) else self._draft
 
-    def _at_head(self, event: Any) -> None:
-        now = self.now
-        for effect in self.head.handle(now, event):
-            if isinstance(effect, ToFirstStage):
-                decode = effect.message
-                size = HEADER_BYTES + ROW_BYTES * len(decode.tokens)
-                self._deliver(self._down[0].arrival(now, size), 0, self._at_stage, 0, decode)
-            elif isinstance(effect, ToDraft):
-                order = effect.message
-                size = HEADER_BYTES + ROW_BYTES * len(order.tokens)
-                self._deliver(self._orders.arrival(now, size), self._draft, self._at_drafter, order)
-            elif isinstance(effect, Emit):
-                self._emit_s.extend([now] * len(effect.tokens))
-            elif not hasattr(effect, "reason"):
-                self._cancel(effect.message)
+    def apply(self, machine: Machine, effect: Apply) -> None:
+        """Nothing is kept."""
 
-    def _cancel(self, message: CancelRun) -> None:
-        size = HEADER_BYTES + 4 * len(message.runs)
+    def compute(self, machine: Machine, effect: Compute) -> None:
+        self._begin(self._rank(machine), effect.decode)
+
+    def compute_draft(self, machine: Machine, effect: ComputeDraft) -> None:
+        self._begin(self._draft, effect)
+
+    def wake(self, machine: Machine, effect: Wake) -> None:
+        self._schedule(self.time + effect.delay, _told, machine, Woken())
+
+    # Sending
+
+    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
+        decode = effect.message
+        size = HEADER_BYTES + ROW_BYTES * len(decode.tokens)
+        self._deliver(self._down[0].arrival(self.time, size), 0, self._stages[0], Arrival(decode))
+
+    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
+        size = HEADER_BYTES + ROW_BYTES * len(effect.message.tokens)
+        if self._policy is not None and not self._policy.model:
+            self._schedule(self.time, _told, self._drafter, effect.message)  # it drafts on the head
+        else:
+            self._deliver(self._orders.arrival(self.time, size), self._draft, self._drafter, effect.message)
+
+    def to_stages(self, machine: Machine, effect: ToStages) -> None:
+        message = effect.message
+        size = HEADER_BYTES + 4 * (len(message.runs) + sum(1 + len(rows) for _, rows in message.pruned))
         for stage, link in enumerate(self._control):
-            self._deliver(link.urgent_arrival(self.now, size), stage, self._at_stage, stage, message)
+            self._deliver(link.urgent_arrival(self.time, size), stage, self._stages[stage], message)
 
-    # The stages
-
-    def _at_stage(self, stage: int, event: Decode | CancelRun) -> None:
-        self._perform(stage, self._stages[stage].handle(event))
-
-    def _stage_done(self, stage: int, epoch: int, decode: Decode) -> None:
-        if epoch == self._epoch[stage]:
-            self._stage_ends(stage, decode, aborted=False)
-
-    def _stage_aborted(self, stage: int, epoch: int, decode: Decode) -> None:
-        self._stage_ends(stage, decode, aborted=True)
-
-    def _stage_ends(self, stage: int, decode: Decode, *, aborted: bool) -> None:
-        self._epoch[stage] += 1
-        seconds = self._ended(stage, decode, aborted)
-        ids: tuple[int, ...] = ()
-        if stage == self._last and not aborted:
-            target = self._oracle.target
-            ids = tuple([target(position + 1) for position in decode.positions[len(decode.tokens) - decode.outputs :]])
-        self._perform(stage, self._stages[stage].handle(Computed(decode.run, seconds, aborted, None, ids)))
-
-    def _perform(self, stage: int, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, Forward):
-                self._forward(stage, effect.message)
-            elif isinstance(effect, Compute):
-                self._begin(stage, effect.decode, self._stage_done)
-            elif isinstance(effect, Abort):
-                self._abort(stage, self._stage_aborted)
-
-    def _forward(self, stage: int, message: Decode | Logits) -> None:
-        size = HEADER_BYTES
+    def forward(self, machine: Machine, effect: Forward) -> None:
+        message = effect.message
+        if isinstance(message, Proposal):
+            self._propose(message)
+            return
+        stage, size = self._rank(machine), HEADER_BYTES
         if message.cancelled_at == NOT_CANCELLED:
             rows = len(message.ids) if isinstance(message, Logits) else len(message.tokens)
             size += rows * (ROW_BYTES + self._costs.row_bytes(stage))
-        arrival = self._down[stage + 1].arrival(self.now, size)
+        arrival = self._down[stage + 1].arrival(self.time, size)
         if isinstance(message, Logits):
-            self._deliver(arrival, HEAD, self._at_head, message)
+            self._deliver(arrival, HEAD, self.scheduler, message)
         else:
-            self._deliver(arrival, stage + 1, self._at_stage, stage + 1, message)
+            self._deliver(arrival, stage + 1, self._stages[stage + 1], Arrival(message))
 
-    # The draft rank
+    def _propose(self, proposal: Proposal) -> None:
+        if self._policy is not None and not self._policy.model:
+            self._schedule(self.time, _told, self.scheduler, proposal)
+            return
+        size = HEADER_BYTES + ROW_BYTES * len(proposal.nodes)
+        self._deliver(self._proposals.arrival(self.time, size), HEAD, self.scheduler, proposal)
 
-    def _at_drafter(self, event: DraftFrom | Woken) -> None:
-        self._perform_draft(self._drafter.handle(event))
+    def emit(self, machine: Machine, effect: Emit) -> None:
+        self._emit_s.extend([self.time] * len(effect.tokens))
 
-    def _draft_done(self, rank: int, epoch: int, work: ComputeDraft) -> None:
-        if epoch == self._epoch[rank]:
-            self._draft_ends(work, aborted=False)
+    def finish(self, machine: Machine, effect: Finish) -> None:
+        """The loop sees it."""
 
-    def _draft_aborted(self, rank: int, epoch: int, work: ComputeDraft) -> None:
-        self._draft_ends(work, aborted=True)
-
-    def _draft_ends(self, work: ComputeDraft, *, aborted: bool) -> None:
-        self._epoch[self._draft] += 1
-        self._ended(self._draft, None, aborted)
-        candidates = self._oracle.candidates
-        outputs = work.positions[len(work.positions) - work.outputs :]
-        found = tuple([candidates(position + 1, work.count) for position in outputs])
-        self._perform_draft(self._drafter.handle(Drafted(() if aborted else found, aborted)))
-
-    def _perform_draft(self, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, ComputeDraft):
-                self._begin(self._draft, effect, self._draft_done)
-            elif isinstance(effect, Forward):
-                proposal: Proposal = effect.message
-                size = HEADER_BYTES + ROW_BYTES * len(proposal.nodes)
-                self._deliver(self._proposals.arrival(self.now, size), HEAD, self._at_head, proposal)
-            elif isinstance(effect, Abort):
-                self._abort(self._draft, self._draft_aborted)
-            elif isinstance(effect, Wake):
-                self._schedule(self.now + effect.delay, self._at_drafter, Woken())
+    def note(self, machine: Machine, effect: Note) -> None:
+        if self._spans is not None:
+            self._spans.append(Span(HEAD, effect.text, self.time, self.time, False))
 
     # Records
 
-    def _ended(self, rank: int, decode: Decode | None, aborted: bool) -> float:
-        seconds = self.now - self._began[rank]
+    def _ended(self, rank: int, what: Decode | ComputeDraft, aborted: bool) -> float:
+        seconds = self.time - self._began[rank]
         self._busy[rank] += seconds
-        self._ended_at[rank] = self.now
+        self._ended_at[rank] = self.time
         if self._spans is not None:
-            name = "draft" if decode is None else f"{decode.kind.name.lower()} {decode.run}"
-            self._spans.append(Span(rank, name, self._began[rank], self.now, aborted))
+            name = "draft" if isinstance(what, ComputeDraft) else f"{what.kind.name.lower()} {what.run}"
+            self._spans.append(Span(rank, name, self._began[rank], self.time, aborted))
         return seconds
 
     def _trial(self, request: Request) -> Trial:
@@ -326,16 +352,27 @@ class Simulation:
                        messages_sent={rank + 1 if rank < count - 1 else -1: self._down[rank + 1].messages})
             for rank in range(count)
         ]  # fmt: skip
-        if self._strategy.drafts:
+        if self._policy is not None and self._policy.model:
             ranks.append(RankRecord(count, "draft", (0, 1), self._busy[-1], bytes_sent={-1: self._proposals.bytes},
                                     messages_sent={-1: self._proposals.messages}))  # fmt: skip
         return Trial(
             strategy=type(self._strategy).__name__.lower(),
             fidelity="sim",
             prompt_tokens=len(request.prompt),
-            token_ids=tuple(self.head.generated),
+            token_ids=tuple(self.generation.generated),
             emit_s=tuple(self._emit_s),
-            reason=self.head.reason or "",
-            runs=tuple([run_record(run, 0.0) for run in self.head.runs]),
+            reason=self.generation.reason or "",
+            runs=tuple([run_record(run, 0.0) for run in self.generation.runs]),
             ranks=tuple(ranks),
         )
+
+
+def drafter_of(policy: Any, cells: int, sequences: int, context: int) -> Drafter | TextDrafter:
+    """The machine that drafts by this policy, with a model or without."""
+    if policy is not None and not policy.model:
+        return TextDrafter(lambda: policy)
+    return Drafter(cells, sequences, context, lambda: policy)
+
+
+def _told(machine: Machine, event: Any) -> tuple[Machine, Any]:
+    return machine, event

@@ -1,22 +1,26 @@
 """A rank that computes a stage: of the target, or of a draft on several ranks behind its first."""
 
+import time
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core.drafter import DraftOptions
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
+from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Begin, CancelRun, Decode, KvOp, Sampling
-from pipeinfer.core.stage import Stage
+from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
+from pipeinfer.runtime.world import World
+
+GREEDY = Sampling()
 
 
-class StageWorker:
+class StageWorker(World):
     """Performs a Stage's effects with a model's layers."""
 
     def __init__(self, endpoint: Endpoint, model: ModelStage) -> None:
@@ -25,13 +29,16 @@ class StageWorker:
         self._model = model
         self._stage = Stage(endpoint.setup.stage, endpoint.setup.stages)
         self._drafts = endpoint.setup.role == "draft"
-        self._begin = Begin(Sampling())
+        self._begin = Begin({})
         self._work: Compute | None = None
+
+    def now(self) -> float:
+        return time.monotonic()
 
     def take(self, message: Any, payload: bytes | memoryview) -> None:
         """A Decode, a CancelRun or a Begin."""
         if isinstance(message, Decode | CancelRun):
-            self._perform(self._stage.handle(message, payload))
+            self.tell(self._stage, Arrival(message, payload) if isinstance(message, Decode) else message)
             while self._work is not None and not self.busy:
                 self._compute(self._work)
         elif isinstance(message, Begin):
@@ -45,38 +52,39 @@ class StageWorker:
     def next_wake(self) -> float:
         return float("inf")
 
-    def wake(self) -> None:
+    def wake_up(self) -> None:
         """Never asked for."""
 
-    def _perform(self, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, Forward):
-                self._endpoint.send(effect.message, b"" if effect.payload is None else effect.payload)
-            elif isinstance(effect, Apply):
-                apply(self._model, effect.ops)
-            elif isinstance(effect, Compute):
-                self._work = effect
-            elif isinstance(effect, Abort):
-                self._endpoint.abort_requested = True
+    def forward(self, machine: Machine, effect: Forward) -> None:
+        self._endpoint.send(effect.message, b"" if effect.payload is None else effect.payload)
+
+    def apply(self, machine: Machine, effect: Apply) -> None:
+        apply(self._model, effect.ops)
+
+    def compute(self, machine: Machine, effect: Compute) -> None:
+        self._work = effect
+
+    def abort(self, machine: Machine, effect: Abort) -> None:
+        self._endpoint.abort_requested = True
 
     def _compute(self, work: Compute) -> None:
         decode = work.decode
         self._work, self.busy = None, True
         start = self._endpoint.start()
         batch = Batch(decode.tokens, decode.positions, decode.sequences, decode.outputs)
-        hidden = self._hidden(work.payload, len(decode.tokens))
-        output = self._model.forward(batch, hidden, self._endpoint.poll)
+        output = self._model.forward(batch, self._hidden(work), self._endpoint.poll)
         done = self._results(decode, output)
         name = "draft" if self._drafts else f"{decode.kind.name.lower()} {decode.run}"
         seconds, aborted = self._endpoint.finish(name, start, aborted=output is None)
         self.busy = False
         if not self._endpoint.leaving:
-            self._perform(self._stage.handle(msgspec.structs.replace(done, seconds=seconds, aborted=aborted)))
+            self.tell(self._stage, msgspec.structs.replace(done, seconds=seconds, aborted=aborted))
 
-    def _hidden(self, payload: Any, rows: int) -> NDArray[np.float32] | None:
+    def _hidden(self, work: Compute) -> NDArray[np.float32] | None:
         if self._stage.index == 0:
             return None
-        return np.frombuffer(payload, np.float32).reshape(rows, -1)
+        hidden = np.frombuffer(work.payload, np.float32).reshape(work.came, -1)
+        return hidden[list(work.keep)] if work.keep else hidden
 
     def _results(self, decode: Decode, output: NDArray[np.float32] | None) -> Computed:
         """What the output becomes: hidden states travel on; logits are sampled here, or a draft's candidates found."""
@@ -84,21 +92,25 @@ class StageWorker:
             return Computed(decode.run, 0.0, aborted=True)
         if not self._stage.is_last:
             return Computed(decode.run, 0.0, payload=as_bytes(output))
-        how = self._begin.sampling
         if self._drafts:
-            count = DraftOptions(**self._begin.draft).candidates  # type: ignore[arg-type]
-            found = best_candidates(output, decode.positions, how, count)
+            how = self._sampling(decode.requests[0])
+            found = best_candidates(output, decode.positions, how, decode.candidates)
             return Computed(decode.run, 0.0, candidates=found)
         positions = decode.positions[len(decode.positions) - decode.outputs :]
-        rows = list(zip(output, positions, strict=True))
+        requests = decode.requests if len(decode.requests) > 1 else decode.requests * len(decode.tokens)
+        hows = [self._sampling(request) for request in requests[len(requests) - decode.outputs :]]
+        rows = list(zip(output, positions, hows, strict=True))
         try:
-            ids = tuple([sample(row, position + 1, how) for row, position in rows])
+            ids = tuple([sample(row, position + 1, how) for row, position, how in rows])
         except NotFinite as problem:
             setup = self._endpoint.setup
             raise LaunchError(f"{setup.model} on rank {setup.rank} ({setup.backend}): {problem}") from problem
-        margins = tuple([margin(row, position + 1, how) for row, position in rows]) if self._begin.margins else ()
+        margins = tuple([margin(row, position + 1, how) for row, position, how in rows]) if self._begin.margins else ()
         payload = as_bytes(output) if self._begin.logits_on_wire else None
         return Computed(decode.run, 0.0, False, payload, ids, margins)
+
+    def _sampling(self, request: int) -> Sampling:
+        return self._begin.sampling.get(request, GREEDY)
 
 
 def apply(model: ModelStage, ops: tuple[KvOp, ...]) -> None:

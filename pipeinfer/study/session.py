@@ -62,7 +62,7 @@ def _spans(cluster: Any, trial: Trial) -> list[Span]:
     from 0."""
     spans, cluster.spans = cluster.spans, []
     noted = next(span.start for span in spans if span.rank == HEAD and span.name.startswith("commit"))
-    request, first_run = noted - trial.emit_s[0], cluster.head.next_run - len(trial.runs)
+    request, first_run = noted - trial.emit_s[0], cluster.scheduler.next_run - len(trial.runs)
     return [
         Span(span.rank, _counted(span.name, first_run), span.start - request, span.end - request, span.aborted)
         for span in spans

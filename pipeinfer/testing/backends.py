@@ -14,7 +14,7 @@ from typing import TypeAlias, cast
 import numpy as np
 import pytest
 
-from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Backend, BackendFactory, BadModel, Batch, CellsFull, Hidden, ModelStage
 from pipeinfer.testing.models import write_llama
 
@@ -230,7 +230,8 @@ class BackendConformance:
             stages.run(chain(PROMPT))
             branches = prepare_branches(stages, parents)
             stages.run(tree(parents, branches))
-            stages.apply(KvSeqKeep(branches[leaf][0]))
+            for sequence in {0, *(tag for row in branches for tag in row)} - {branches[leaf][0]}:
+                stages.apply(KvSeqRm(sequence, 0, TO_THE_END))
             tokens = [*PROMPT, *(TREE_TOKENS[step] for step in path(parents, leaf))]
             came = stages.run(chain([9], start=len(tokens), sequence=branches[leaf][0]))
             self.assert_close(came, self.chain_logits(pipeline(), [*tokens, 9]))
@@ -282,25 +283,17 @@ class BackendConformance:
         came = stages.run(chain([50], start=START, sequence=3))
         self.assert_close(came, self.chain_logits(pipeline(), [*PROMPT, 50]))
 
-    def test_keep_leaves_one_sequence_and_frees_the_rest(self, pipeline: Opener) -> None:
-        stages = pipeline(cells=START + 4)
+    def test_rows_that_were_pruned_leave_nothing_behind(self, pipeline: Opener) -> None:
+        """Of a run of two branches only one is computed: its results are those of the branch alone."""
+        stages = pipeline(stages=2)
         stages.run(chain(PROMPT))
         for sequence in (1, 2):
             stages.apply(KvSeqCp(0, sequence, 0, TO_THE_END))
-            stages.run(chain([sequence, 80], start=START, sequence=sequence))
-        stages.apply(KvSeqKeep(2))
-        came = stages.run(chain([50, 51], start=START + 2, sequence=2, outputs=1))
-        self.assert_close(came, self.chain_logits(pipeline(), [*PROMPT, 2, 80, 50, 51]))
-        with pytest.raises(CellsFull):
-            stages.run(chain([52], start=START + 4, sequence=2))
-
-    def test_keep_takes_the_other_tags_off_shared_cells(self, pipeline: Opener) -> None:
-        stages = pipeline()
-        stages.run(chain(PROMPT))
-        stages.apply(KvSeqCp(0, 2, 0, TO_THE_END))
-        stages.apply(KvSeqKeep(2))
-        came = stages.run(chain([50, 51], outputs=1))
-        self.assert_close(came, self.chain_logits(pipeline(), [50, 51]))
+        came = stages.run(Batch((60, 61), (START, START + 1), ((2,), (2,)), 2))
+        self.assert_close(came[-1:], self.chain_logits(pipeline(), [*PROMPT, 60, 61]))
+        stages.apply(KvSeqCp(1, 3, 0, START + 2))  # the pruned branch's cells, which there are not
+        came = stages.run(chain([70], start=START, sequence=3))
+        self.assert_close(came, self.chain_logits(pipeline(), [*PROMPT, 70]))
 
     def test_clear_forgets_everything(self, pipeline: Opener) -> None:
         stages = pipeline(stages=2, cells=2 * START)

@@ -11,7 +11,7 @@ import pytest
 from gguf_architectures import ARCHITECTURES, WINDOW, write_architecture
 from llamacpp_stages import backend, chain, close, run
 
-from pipeinfer.core.messages import KvSeqCp, KvSeqKeep
+from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import BadModel, Batch
 
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -47,7 +47,7 @@ def logits_of(folder, path, layers, count):
     steps = [
         (KvSeqCp(0, 1, 0, -1), TWO_SEQUENCES),
         (KvSeqCp(0, 2, 0, -1), TREE_BESIDE_ANOTHER),
-        (KvSeqKeep(2), Batch([11, 12], [28, 29], [(2,), (2,)], 2)),
+        (KvSeqRm(1, 0, -1), Batch([11, 12], [28, 29], [(2,), (2,)], 2)),
     ]
     for op, batch in steps:
         for stage in stages:

@@ -17,7 +17,7 @@ STRATEGIES = {
     "speculative tree": ("speculative", {"k": 6, "branches": 3, "split": 0.05}),
     "pipeinfer": ("pipeinfer", {}),
     "pipeinfer tree": ("pipeinfer", {"draft": 4, "branches": 3, "split": 0.05}),
-    "redundant runs": ("pipeinfer", {"redundant_runs": True}),
+    "redundant runs": ("redundant", {}),
 }
 
 
@@ -31,14 +31,13 @@ def pair(shared):
 
 @pytest.fixture(scope="module")
 def cluster(shared, pair):
-    """Three stages of the target in llama.cpp. The draft is NumPy's: digests say that it fits."""
+    """Three stages of the target in llama.cpp, and a draft."""
     target, draft = pair
     options = {"kv_type": "f32", "quantisation": "f32", "cache": str(shared / "cache")}
     cluster = Cluster(
         Plan(
             backend="llamacpp",
             backend_options=options,
-            draft_backend="numpy",
             target=target,
             draft=draft,
             stages=3,

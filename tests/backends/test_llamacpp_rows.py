@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llamacpp_stages import TOKENS, backend, chain, close, never, open_stages, run
 
-from pipeinfer.core.messages import KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull
 from pipeinfer.engine.kv_cells import Cells as KeptCells
 from pipeinfer_llamacpp.cells import Cells
@@ -27,7 +27,6 @@ def test_a_row_enters_with_the_tags_that_rows_after_it_see_it_by():
 OPERATIONS = st.one_of(
     st.builds(KvSeqCp, st.integers(0, 3), st.integers(0, 3), st.integers(0, 5), st.sampled_from([-1, 2, 9])),
     st.builds(KvSeqRm, st.integers(0, 3), st.integers(0, 5), st.sampled_from([-1, 2, 9])),
-    st.builds(KvSeqKeep, st.integers(0, 3)),
     st.lists(st.sets(st.integers(0, 3), min_size=1).map(tuple), min_size=1, max_size=5),
     st.just("clear"),
 )
@@ -60,7 +59,7 @@ def take_from_both(counted, kept, positions, sequences):
     counted.take(positions, sequences)
 
 
-@pytest.mark.parametrize("op", [KvSeqCp(0, 8, 0, -1), KvSeqCp(-1, 0, 0, -1), KvSeqRm(8, 0, -1), KvSeqKeep(-1)])
+@pytest.mark.parametrize("op", [KvSeqCp(0, 8, 0, -1), KvSeqCp(-1, 0, 0, -1), KvSeqRm(8, 0, -1)])
 def test_operations_on_sequences_that_do_not_exist_are_refused(shared, small, op):
     (stage,) = open_stages(backend(shared), small)
     with pytest.raises(ValueError, match=r"sequence ids 0\.\.7"):

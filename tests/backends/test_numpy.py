@@ -9,7 +9,7 @@ import plain_llama
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipeinfer.core.messages import KvSeqCp, KvSeqKeep, KvSeqRm
+from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import BadModel, Batch
 from pipeinfer.engine.kv_cells import Cells
 from pipeinfer.testing import BackendConformance, write_llama
@@ -157,7 +157,7 @@ def test_the_lowest_free_cells_are_taken_and_the_window_stays_tight():
     assert cells.window == 5
     cells.apply(KvSeqRm(1, 4, -1))
     assert cells.window == 4
-    cells.apply(KvSeqKeep(1))
+    cells.apply(KvSeqRm(0, 0, -1))
     assert cells.window == 3
     cells.apply(KvSeqRm(1, 0, -1))
     assert cells.window == 0
@@ -172,7 +172,7 @@ def test_a_row_sees_its_first_sequence_up_to_its_own_position():
     np.testing.assert_array_equal(seen, [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 0, 0, 0, 1]])
 
 
-@pytest.mark.parametrize("op", [KvSeqCp(0, 3, 0, -1), KvSeqCp(-1, 0, 0, -1), KvSeqRm(3, 0, -1), KvSeqKeep(-1)])
+@pytest.mark.parametrize("op", [KvSeqCp(0, 3, 0, -1), KvSeqCp(-1, 0, 0, -1), KvSeqRm(3, 0, -1)])
 def test_operations_on_sequences_that_do_not_exist_are_refused(op):
     with pytest.raises(ValueError, match=r"sequence ids 0\.\.2"):
         Cells(cells=8, sequences=3).apply(op)

@@ -19,7 +19,7 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import messages
-from pipeinfer.core.messages import Begin, CancelRun, Decode, RunKind, Sampling, Setup, Shutdown
+from pipeinfer.core.messages import Begin, CancelRun, Decode, RunKind, Setup, Shutdown
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.runtime.live import run_rank
@@ -70,7 +70,7 @@ def test_inside_a_stage(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> N
         next_address=head.address, head_address=head.address,
     ))  # fmt: skip
     receive()
-    send(Begin(Sampling()))
+    send(Begin({}))
     pauses = np.random.Generator(np.random.Philox(7)).uniform(0.002, 0.015, ROUNDS)
     latencies: list[float] = []
 

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Head, Pipeline
+from pipeinfer.core.generation import Pipeline
 from pipeinfer.core.messages import Logits, Proposal
+from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.runtime.sim import Simulation
@@ -44,26 +45,26 @@ def busy(branches: int) -> PipeInfer:
 def record(branches: int) -> Events:
     """What the head is told in a generation whose draft is fast enough to keep the pipeline full."""
     simulation = Simulation(PIPELINE, busy(branches), Fixed(0.002), independent(0.9))
-    handle = simulation.head.handle
+    handle = simulation.scheduler.handle
     events: Events = []
 
     def recording(now: float, event: Any) -> Any:
         events.append((now, event))
         return handle(now, event)
 
-    simulation.head.handle = recording  # type: ignore[method-assign]
-    simulation.run(REQUEST)
+    simulation.scheduler.handle = recording  # type: ignore[method-assign]
+    simulation.generate(REQUEST)
     return events
 
 
 def replay(events: Events, branches: int) -> dict[type, float]:
     """Tell a fresh head the same again: median seconds per kind of event, of those that found the pipeline full."""
-    head = Head(PIPELINE, busy(branches))
+    scheduler = Scheduler(PIPELINE, lambda _: busy(branches))
     seconds: dict[type, list[float]] = {Logits: [], Proposal: []}
     for now, event in events:
-        full = len(head.in_flight) >= IN_FLIGHT - 1
+        full = len(scheduler.in_flight) >= IN_FLIGHT - 1
         start = perf_counter()
-        head.handle(now, event)
+        scheduler.handle(now, event)
         spent = perf_counter() - start
         if full:
             seconds[type(event)].append(spent)
@@ -90,8 +91,8 @@ def test_512_tokens_on_32_nodes_are_simulated_in_a_second(benchmark: Any) -> Non
         simulation = Simulation(
             msgspec.structs.replace(PIPELINE, stages=31), PipeInfer(draft=3), Fixed(0.005), independent(0.79)
         )
-        assert len(simulation.run(REQUEST).token_ids) == REQUEST.max_tokens
-        return simulation.events
+        assert len(simulation.generate(REQUEST).token_ids) == REQUEST.max_tokens
+        return simulation.handled
 
     events = benchmark.pedantic(generate, rounds=5)
     seconds = benchmark.stats.stats.min

@@ -17,7 +17,7 @@ import pytest
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec, join_world
-from pipeinfer.core.head import Strategy
+from pipeinfer.core.generation import Strategy
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.errors import LaunchError

@@ -4,20 +4,20 @@ import os
 from functools import partial
 from typing import Any
 
-from gate_cells import Costs
+from gate_cells import VARIANTS, Costs
 
-from pipeinfer.core.effects import HeadEffect, ToStages
-from pipeinfer.core.head import Head
+from pipeinfer.core.effects import ToStages
+from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Logits
-from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.runtime.sim import HEADER_BYTES, Simulation
 
 
 def skipped_cancellation() -> None:
     """The first cancellation of each generation is not sent."""
-    handle, forgot = Head.handle, set()
+    handle, forgot = Scheduler.handle, set()
 
-    def worse(self: Head, now: float, event: Any) -> list[HeadEffect]:
+    def worse(self: Scheduler, now: float, event: Any) -> list[Any]:
         effects = handle(self, now, event)
         cancellation = next((effect for effect in effects if isinstance(effect, ToStages)), None)
         if cancellation is not None and self not in forgot:
@@ -25,30 +25,26 @@ def skipped_cancellation() -> None:
             effects.remove(cancellation)
         return effects
 
-    Head.handle = worse  # type: ignore[method-assign]
+    Scheduler.handle = worse  # type: ignore[method-assign]
 
 
 def redundant_run() -> None:
     """Each commit sends a single-token run, whether or not a live run covers the token."""
-    make = PipeInfer.__init__
-
-    def worse(self: PipeInfer, **options: Any) -> None:
-        make(self, **{**options, "redundant_runs": True})
-
-    PipeInfer.__init__ = worse  # type: ignore[method-assign]
+    VARIANTS["pipeinfer"] = ("redundant", {})
 
 
 def extra_hop() -> None:
     """Results reach the head by way of one more rank."""
-    deliver = Simulation._at_head
+    deliver = Simulation._deliver
 
-    def worse(self: Simulation, event: Any) -> None:
+    def worse(self: Simulation, when: float, rank: int, machine: Machine, event: Any) -> None:
         if isinstance(event, Logits):
-            self._schedule(self._down[-1].arrival(self.now, HEADER_BYTES), partial(deliver, self), event)
+            late = self._down[-1].arrival(when, HEADER_BYTES)
+            self._schedule(when, partial(deliver, self), late, rank, machine, event)
         else:
-            deliver(self, event)
+            deliver(self, when, rank, machine, event)
 
-    Simulation._at_head = worse  # type: ignore[method-assign]
+    Simulation._deliver = worse  # type: ignore[method-assign]
 
 
 def slower_stage() -> None:

@@ -16,7 +16,7 @@ from processes import PROMPT, start
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import messages
-from pipeinfer.core.messages import AskReport, Begin, Inspect, Sampling
+from pipeinfer.core.messages import AskReport, Begin, Inspect
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.transports import HEAD
@@ -138,7 +138,7 @@ def test_a_second_head_may_wait_for_the_first(workers: Workers) -> None:
 
 
 STRAYS = {
-    "of another kind": (3, messages.encode(Begin(Sampling())), "rank 3 sent Begin, which begins no session"),
+    "of another kind": (3, messages.encode(Begin({})), "rank 3 sent Begin, which begins no session"),
     "no message": (3, b"\xff\xff", "rank 3 sent something that is no message: "),
     "not by the head": (1, messages.encode(Inspect(0, "numpy", b"", "")), "rank 1 sent Inspect, which begins no"),
     "not for a worker": (HEAD, messages.encode(AskReport()), "the head sent AskReport, which begins no session"),

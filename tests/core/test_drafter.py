@@ -2,16 +2,36 @@
 
 from typing import Any
 
-from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter, DraftOptions
+import msgspec
+
+from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter
+from pipeinfer.core.drafting.chain import Chain
+from pipeinfer.core.drafting.tree import Tree
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
-from pipeinfer.core.messages import DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Proposal
+from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, KvSeqCp, KvSeqRm, Proposal
 
 FAR = 100
 
 
-def drafter(cells: int = 64, context: int = 64, **options: Any) -> Drafter:
-    made = DraftOptions(**options)
-    return Drafter(cells, made.branches + 2, context, made)
+class Told:
+    """A drafter under test, whose first order carries its settings."""
+
+    def __init__(self, cells: int, context: int, settings: DraftSettings) -> None:
+        policy = Tree if settings.width > 1 else Chain
+        self.machine = Drafter(cells, settings.width + 2, context, policy)
+        self.ledger = self.machine.ledger
+        self._settings: DraftSettings | None = settings
+
+    def handle(self, event: Any) -> list[Any]:
+        if isinstance(event, DraftFrom) and self._settings is not None:
+            event, self._settings = msgspec.structs.replace(event, settings=self._settings), None
+        effects = self.machine.handle(0.0, event)
+        self.machine.validate()
+        return effects
+
+
+def drafter(cells: int = 64, context: int = 64, **settings: Any) -> Told:
+    return Told(cells, context, DraftSettings(**settings))
 
 
 def forward(*rows: tuple[int, int, int], outputs: int = 1, count: int = 1) -> ComputeDraft:
@@ -109,7 +129,7 @@ def test_text_is_read_even_when_it_is_long() -> None:
 
 
 def test_a_branch_splits_where_another_candidate_is_likely() -> None:
-    d = drafter(micro_batch=3, branches=2, split=0.2)
+    d = drafter(micro_batch=3, width=2, split=0.2)
     assert d.handle(DraftFrom(1, (5,), FAR)) == [forward((5, 0, 0), count=8)]
     effects = d.handle(drafted(((6, 0.5), (7, 0.4), (8, 0.3))))
     assert effects == [Apply((KvSeqCp(0, 1, 0, 1), KvSeqCp(0, 2, 0, 1))),
@@ -119,7 +139,7 @@ def test_a_branch_splits_where_another_candidate_is_likely() -> None:
 
 
 def test_the_branch_that_came_true_goes_on_and_the_other_is_dropped() -> None:
-    d = drafter(micro_batch=3, branches=2, split=0.2)
+    d = drafter(micro_batch=3, width=2, split=0.2)
     for event in (DraftFrom(1, (5,), FAR), drafted(((6, 0.5), (7, 0.4))), drafted(((60, 0.9),), ((70, 0.9),))):
         d.handle(event)
     assert d.handle(DraftFrom(2, (7,), FAR)) == [], "the row of 70 is still wanted"
@@ -194,23 +214,58 @@ def test_the_context_ends_drafting_not_the_drafter() -> None:
 
 
 def test_branches_wait_for_cells() -> None:
-    d = drafter(cells=2, micro_batch=2, branches=2, split=0.2)
+    d = drafter(cells=2, micro_batch=2, width=2, split=0.2)
     d.handle(DraftFrom(1, (5,), FAR))
     effects = d.handle(drafted(((6, 0.5), (7, 0.4))))
     assert proposals(effects)[0].stalled, "two rows do not fit in one cell"
     assert d.handle(DraftFrom(2, (6,), FAR))[-1] == forward((6, 1, 0), count=8)
 
 
-def test_the_last_order_lets_it_come_to_rest() -> None:
+def test_the_last_order_ends_it_and_frees_what_it_held() -> None:
     d = drafter(micro_batch=2)
     for event in (DraftFrom(1, (5,), FAR), one(6), one(7)):
         d.handle(event)
-    assert d.handle(DraftFrom(2, (), -1)) == []
-    assert d.handle(one(8)) == [proposal(2, stalled=True)]
+    assert d.handle(DraftFrom(2, (), -1)) == [Abort()]
+    assert d.handle(Drafted((), aborted=True)) == []
+    assert d.ledger.used == 0
+    assert not d.machine.drafts
 
 
 def test_what_the_driver_aborts_unasked_is_the_end() -> None:
-    drafter = Drafter(64, 4, 64, DraftOptions(micro_batch=2))
-    (compute,) = drafter.handle(DraftFrom(1, (5, 6), 8))
+    d = drafter(micro_batch=2)
+    (compute,) = d.handle(DraftFrom(1, (5, 6), 8))
     assert isinstance(compute, ComputeDraft)
-    assert drafter.handle(Drafted((), aborted=True)) == []
+    assert d.handle(Drafted((), aborted=True)) == []
+
+
+def test_an_order_may_change_how_it_drafts() -> None:
+    d = drafter(micro_batch=1)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert proposals(d.handle(one(6)))[0].nodes == (DraftNode(0, -1, 6, 0.9),)
+    d.handle(DraftFrom(2, (6,), FAR, DraftSettings(micro_batch=2, cutoff=0.5)))
+    assert proposals(d.handle(one(7))) == [], "micro-batches of two from here on"
+    assert len(proposals(d.handle(one(8)))[0].nodes) == 2
+    d.handle(one(9))
+    assert [node.token for node in proposals(d.handle(one(10, 0.4)))[0].nodes] == [9], "and a cutoff"
+
+
+def test_requests_take_turns() -> None:
+    d = drafter(micro_batch=1, width=2)
+    assert d.handle(DraftFrom(1, (5,), FAR)) == [forward((5, 0, 0), count=8)]
+    assert d.handle(DraftFrom(1, (9,), FAR, DraftSettings(1, width=2), request=7)) == [], "one forward at a time"
+    effects = d.handle(one(6))
+    assert effects[0] == proposal(1, DraftNode(0, -1, 6, 0.9))
+    assert isinstance(effects[-1], ComputeDraft)
+    turns = [effects[-1].request]
+    for token in (7, 8):
+        work = [effect for effect in d.handle(one(token)) if isinstance(effect, ComputeDraft)]
+        turns.append(work[0].request)
+    assert turns in ([0, 7, 0], [7, 0, 7])
+
+
+def test_proposals_say_how_long_the_draft_takes() -> None:
+    d = drafter(micro_batch=2)
+    d.handle(DraftFrom(1, (5,), FAR))
+    d.handle(Drafted((((6, 0.9),),), seconds=0.25))
+    (said,) = proposals(d.handle(Drafted((((7, 0.9),),), seconds=0.75)))
+    assert said.forward_s == 0.5

@@ -6,9 +6,16 @@ from pipeinfer.core.ledger import CANONICAL, Ledger, LedgerError
 from pipeinfer.core.messages import TO_THE_END, KvSeqCp, KvSeqRm
 
 
+def begun(capacity: int, sequences: int) -> Ledger:
+    """A ledger whose first sequence is the text's."""
+    ledger = Ledger(capacity, sequences)
+    ledger.begin(CANONICAL)
+    return ledger
+
+
 def text_of(length: int, capacity: int = 16, sequences: int = 4) -> Ledger:
     """A ledger whose canonical sequence holds `length` cells."""
-    ledger = Ledger(capacity, sequences)
+    ledger = begun(capacity, sequences)
     for position in range(length):
         ledger.extend((CANONICAL,), position)
     return ledger
@@ -21,7 +28,7 @@ def test_a_drafted_token_becomes_text() -> None:
     ledger.extend((1,), 4)
     assert (ledger.used, ledger.length(CANONICAL), ledger.length(1)) == (5, 3, 5)
 
-    ledger.promote(1, 3)
+    ledger.promote(1, 3, CANONICAL)
     ledger.release(1)
     assert (ledger.used, ledger.length(CANONICAL)) == (4, 4)
     assert ledger.take_pending() == (KvSeqCp(0, 1, 0, 3), KvSeqCp(1, 0, 3, 4), KvSeqRm(1, 0, TO_THE_END))
@@ -56,20 +63,11 @@ def test_a_continuation_outlives_what_it_continues() -> None:
 
 
 def test_an_empty_prefix_needs_no_copy() -> None:
-    ledger = Ledger(4, 2)
+    ledger = begun(4, 2)
     ledger.fork(CANONICAL, 1, 0)
     assert ledger.pending == []
     ledger.extend((1,), 0)
     assert ledger.length(1) == 1
-
-
-def test_truncating_frees_the_end() -> None:
-    ledger = text_of(5)
-    ledger.truncate(CANONICAL, 2)
-    ledger.truncate(CANONICAL, 2)
-    assert (ledger.used, ledger.length(CANONICAL)) == (2, 2)
-    assert ledger.take_pending() == (KvSeqRm(0, 2, TO_THE_END),)
-    ledger.validate()
 
 
 def test_forking_from_the_middle() -> None:
@@ -117,8 +115,8 @@ def test_only_the_next_token_is_promoted() -> None:
     ledger.extend((1,), 2)
     ledger.extend((1,), 3)
     for wrong in (1, 3, 4):
-        with pytest.raises(LedgerError, match="does not continue the canonical"):
-            ledger.promote(1, wrong)
+        with pytest.raises(LedgerError, match="does not continue sequence 0"):
+            ledger.promote(1, wrong, CANONICAL)
 
 
 def test_a_rival_of_the_text_is_not_promoted() -> None:
@@ -126,19 +124,35 @@ def test_a_rival_of_the_text_is_not_promoted() -> None:
     ledger.fork(CANONICAL, 1, 1)
     ledger.extend((1,), 1)
     ledger.extend((1,), 2)
-    with pytest.raises(LedgerError, match="does not continue the canonical"):
-        ledger.promote(1, 2)
+    with pytest.raises(LedgerError, match="does not continue sequence 0"):
+        ledger.promote(1, 2, CANONICAL)
 
 
-def test_release_twice_and_release_of_the_text() -> None:
+def test_nothing_is_released_twice() -> None:
     ledger = text_of(1)
     ledger.fork(CANONICAL, 1, 1)
     ledger.release(1)
     assert not ledger.holds(1)
     with pytest.raises(LedgerError, match="not in use"):
         ledger.release(1)
-    with pytest.raises(LedgerError, match="never released"):
-        ledger.release(CANONICAL)
+
+
+def test_a_text_that_has_ended_leaves_no_cell() -> None:
+    ledger = text_of(3)
+    ledger.release(CANONICAL)
+    assert ledger.used == 0
+    ledger.begin(CANONICAL)
+    ledger.release(CANONICAL)
+    assert ledger.take_pending() == (KvSeqRm(0, 0, TO_THE_END),), "an empty one needs no message"
+
+
+def test_two_texts_have_cells_of_their_own() -> None:
+    ledger = text_of(2)
+    ledger.begin(3)
+    ledger.extend((3,), 0)
+    assert (ledger.used, ledger.length(CANONICAL), ledger.length(3)) == (3, 2, 1)
+    with pytest.raises(LedgerError, match="in use or outside"):
+        ledger.begin(3)
 
 
 def test_validate_counts_for_itself() -> None:

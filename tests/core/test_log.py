@@ -5,21 +5,25 @@ from typing import Any
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
-from test_schedules import STRATEGIES, Scenario, scenarios
+from test_schedules import Scenario, scenarios
 
-from pipeinfer.core.effects import Emit, Finish, HeadEffect, Request, Start
-from pipeinfer.core.head import Head, Pipeline, Strategy
-from pipeinfer.core.log import Diverged, EventLog, Header, Options, replay
+from pipeinfer.core.effects import Emit, Finish, Request, Start
+from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.log import DrafterHeader, EventLog, Header, ReplayDiffers, SchedulerHeader, StageHeader, digest
+from pipeinfer.core.log import replay as replay_with
+from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Logits
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.stage import Stage
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.plugins import open_drafting, open_strategy
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.runtime.sim import Simulation
 
 
-def make_strategy(name: str, options: Options) -> Strategy:
-    made: Strategy = STRATEGIES[name](**options)
-    return made
+def replay(lines: list[bytes]) -> list[list[Any]]:
+    return replay_with(lines, open_strategy, open_drafting)
 
 
 class Recorder:
@@ -27,10 +31,10 @@ class Recorder:
 
     def __init__(self, header: Header) -> None:
         self.lines: list[bytes] = []
-        self.effects: list[list[HeadEffect]] = []
+        self.effects: list[list[Any]] = []
         self.log = EventLog(header, self.lines.append)
 
-    def __call__(self, now: float, event: Any, effects: list[HeadEffect]) -> None:
+    def __call__(self, now: float, event: Any, effects: list[Any]) -> None:
         self.log.record(now, event, effects)
         self.effects.append(effects)
 
@@ -38,9 +42,9 @@ class Recorder:
 def recorded_steps() -> Recorder:
     """The prompt and two tokens on one stage."""
     pipeline = Pipeline(1)
-    recorder = Recorder(Header(pipeline, "iterative"))
-    head = Head(pipeline, Iterative())
-    for now, event in enumerate((Start(Request((5, 6), 2)), Logits(0, (7,)), Logits(1, (8,)))):
+    recorder = Recorder(SchedulerHeader(pipeline))
+    head = Scheduler(pipeline, lambda _: Iterative())
+    for now, event in enumerate((Start(Request((5, 6), 2), 0, "iterative"), Logits(0, (7,)), Logits(1, (8,)))):
         recorder(float(now), event, head.handle(float(now), event))
     return recorder
 
@@ -59,20 +63,22 @@ class Free:
 
 
 def test_a_simulated_run_replays() -> None:
-    options: Options = {"draft": 2, "branches": 3, "split": 0.1, "recovery": 0.05, "decay": 0.01}
+    options = {"draft": 2, "branches": 3, "split": 0.1, "recovery": 0.05, "decay": 0.01}
     pipeline = Pipeline(5)
-    recorder = Recorder(Header(pipeline, "pipeinfer", options))
+    recorder = Recorder(SchedulerHeader(pipeline))
     simulation = Simulation(pipeline, PipeInfer(**options), Free(), independent(0.6))  # type: ignore[arg-type]
-    handle = simulation.head.handle
+    handle = simulation.scheduler.handle
 
-    def recording(now: float, event: Any) -> list[HeadEffect]:
+    def recording(now: float, event: Any) -> list[Any]:
+        if isinstance(event, Start):  # as whoever is asked for a strategy by name would say it
+            event = msgspec.structs.replace(event, strategy="pipeinfer", options=options)
         effects = handle(now, event)
         recorder(now, event, effects)
         return effects
 
-    simulation.head.handle = recording  # type: ignore[method-assign]
-    trial = simulation.run(Request((1, 2, 3), 64))
-    replayed = replay(recorder.lines, make_strategy)
+    simulation.scheduler.handle = recording  # type: ignore[method-assign]
+    trial = simulation.generate(Request((1, 2, 3), 64))
+    replayed = replay(recorder.lines)
     assert replayed == recorder.effects
     emitted = [token for effects in replayed for e in effects if isinstance(e, Emit) for token in e.tokens]
     assert tuple(emitted) == trial.token_ids
@@ -80,16 +86,27 @@ def test_a_simulated_run_replays() -> None:
 
 @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scenarios())
-def test_any_run_replays(scenario: Scenario) -> None:
-    recorders: list[Recorder] = []
+def test_any_run_replays_on_every_machine(scenario: Scenario) -> None:
+    recorders: dict[Machine, Recorder] = {}
 
-    def watch(now: float, event: Any, effects: list[HeadEffect]) -> None:
-        if not recorders:
-            recorders.append(Recorder(Header(scenario.pipeline, scenario.strategy, scenario.options)))
-        recorders[0](now, event, effects)
+    def header(machine: Machine) -> Header:
+        if isinstance(machine, Scheduler):
+            return SchedulerHeader(scenario.pipeline)
+        if isinstance(machine, Stage):
+            return StageHeader(machine.index, scenario.stages)
+        cells = scenario.draft_cells or scenario.pipeline.cells
+        return DrafterHeader(cells, 10, scenario.pipeline.context, scenario.drafting)
+
+    def watch(machine: Machine, now: float, event: Any, effects: list[Any]) -> None:
+        if machine not in recorders:
+            recorders[machine] = Recorder(header(machine))
+        recorders[machine](now, event, effects)
 
     scenario.run(watch=watch)
-    assert replay(recorders[0].lines, make_strategy) == recorders[0].effects
+    assert len(recorders) >= scenario.stages + 1
+    for recorder in recorders.values():
+        replayed = replay(recorder.lines)
+        assert [digest(effects) for effects in replayed] == [digest(effects) for effects in recorder.effects]
 
 
 def test_half_a_line_at_the_end_is_left_out() -> None:
@@ -97,28 +114,28 @@ def test_half_a_line_at_the_end_is_left_out() -> None:
     whole = b"".join(recorder.lines)
     last = len(recorder.lines[-1])
     for cut in range(1, last):
-        assert replay(whole[:-cut].splitlines(), make_strategy) == recorder.effects[: 2 + (cut == 1)]
-    assert replay(whole[:-last].splitlines(), make_strategy) == recorder.effects[:2]
+        assert replay(whole[:-cut].splitlines()) == recorder.effects[: 2 + (cut == 1)]
+    assert replay(whole[:-last].splitlines()) == recorder.effects[:2]
 
 
 def test_half_a_line_elsewhere_is_an_error() -> None:
     lines = recorded_steps().lines
     lines[1] = lines[1][:10]
     with pytest.raises(msgspec.DecodeError):
-        replay(lines, make_strategy)
+        replay(lines)
 
 
 def test_other_effects_than_logged_are_named() -> None:
     lines = recorded_steps().lines
     lines[2] = lines[2].replace(b"[7]", b"[9]")
-    with pytest.raises(Diverged, match="line 3 of the log: its Logits had other effects"):
-        replay(lines, make_strategy)
+    with pytest.raises(ReplayDiffers, match="line 3 of the log: its Logits had other effects"):
+        replay(lines)
 
 
 def test_a_later_generation_goes_on_from_its_first_run() -> None:
     pipeline = Pipeline(1)
-    recorder = Recorder(Header(pipeline, "iterative", first_run=40))
-    head = Head(pipeline, Iterative(), first_run=40)
-    for event in (Start(Request((5, 6), 1)), Logits(40, (7,))):
+    recorder = Recorder(SchedulerHeader(pipeline, first_run=40))
+    head = Scheduler(pipeline, lambda _: Iterative(), first_run=40)
+    for event in (Start(Request((5, 6), 1), 0, "iterative"), Logits(40, (7,))):
         recorder(0.0, event, head.handle(0.0, event))
-    assert replay(recorder.lines, make_strategy)[-1][-1] == Finish("length")
+    assert replay(recorder.lines)[-1][-1] == Finish("length")

@@ -13,27 +13,35 @@ from hypothesis import strategies as st
 from toy_cluster import ToyCluster
 from toy_model import ToyLanguage
 
-from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Pipeline, Strategy
-from pipeinfer.core.strategies.iterative import Iterative
-from pipeinfer.core.strategies.pipeinfer import PipeInfer
-from pipeinfer.core.strategies.speculative import Speculative
-
-STRATEGIES: dict[str, Any] = {"iterative": Iterative, "speculative": Speculative, "pipeinfer": PipeInfer}
+from pipeinfer.core.drafter import DraftPolicy
+from pipeinfer.core.effects import Request, Start
+from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.plugins import open_drafting, open_strategy
 
 
-class Scenario(msgspec.Struct, frozen=True):
-    """One generation, whole: the cluster, the request, the models and what happens when."""
+class Asked(msgspec.Struct, frozen=True):
+    """One request: how it is decoded, and how long prompt and answer are."""
 
     strategy: str
     options: dict[str, Any]
+    prompt: int
+    max_tokens: int
+
+    def start(self, number: int, salt: int, stop_ids: tuple[int, ...]) -> Start:
+        prompt = tuple([(3 * i + salt + 5 * number) % 24 for i in range(self.prompt)])
+        return Start(Request(prompt, self.max_tokens, stop_ids), number, self.strategy, self.options)
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """Some generations, whole: the cluster, the requests, the models and what happens when."""
+
+    asked: tuple[Asked, ...]
+    drafting: str
     stages: int
     spare_cells: int
-    partitions: int
+    sequences: int
     context: int
-    prompt: int
     prompt_chunk: int
-    max_tokens: int
     stop_ids: int
     stop_after: int
     draft_cells: int
@@ -41,40 +49,51 @@ class Scenario(msgspec.Struct, frozen=True):
     salt: int
     schedule: bytes
 
-    def make_strategy(self) -> Strategy:
-        made: Strategy = STRATEGIES[self.strategy](**self.options)
-        return made
-
     @property
     def pipeline(self) -> Pipeline:
+        prompt = max(one.prompt for one in self.asked)
+        cells = prompt + self.spare_cells
+        if len(self.asked) > 1:
+            cells = sum(one.prompt + one.max_tokens for one in self.asked) + self.spare_cells
         return Pipeline(
             self.stages,
-            cells=self.prompt + self.spare_cells,
-            sequences=1 + self.partitions * self.make_strategy().width,
-            context=max(self.context, self.prompt + 1),
+            cells=cells,
+            sequences=len(self.asked) + self.sequences,
+            context=max(self.context, prompt + 1),
             prompt_chunk=self.prompt_chunk,
         )
+
+    def open_policy(self) -> DraftPolicy:
+        made: DraftPolicy = open_drafting(self.drafting, {})
+        return made
 
     def run(self, **watch: Any) -> ToyCluster:
         """Generate, and compare with the plain loop."""
         language = ToyLanguage(self.salt, self.stages, agreement=self.agreement)
-        prompt = tuple([(3 * i + self.salt) % 24 for i in range(self.prompt)])
         cluster = ToyCluster(
             language,
             self.pipeline,
-            self.make_strategy(),
+            lambda start: strategy(start.strategy, start.options),
+            self.open_policy,
             self.schedule,
             draft_cells=self.draft_cells,
             stop_after=self.stop_after,
             **watch,
         )
         stop_ids = tuple(range(self.stop_ids))
-        tokens = cluster.generate(Request(prompt, self.max_tokens, stop_ids))
-        expected, reason = language.plain(prompt, self.max_tokens, stop_ids, self.pipeline.limit)
-        if cluster.head.reason == "stop":
-            expected, reason = expected[: self.stop_after], "stop"
-        assert (tokens, cluster.head.reason) == (expected, reason)
+        starts = [one.start(number, self.salt, stop_ids) for number, one in enumerate(self.asked)]
+        for start, tokens in zip(starts, cluster.generate(*starts), strict=True):
+            request, reason = start.request, cluster.scheduler.generations[start.number].reason
+            expected, why = language.plain(request.prompt, request.max_tokens, stop_ids, self.pipeline.limit)
+            if reason == "stop":
+                expected, why = expected[: self.stop_after], "stop"
+            assert (tokens, reason) == (expected, why)
         return cluster
+
+
+def strategy(name: str, options: dict[str, Any]) -> Strategy:
+    made: Strategy = open_strategy(name, options)
+    return made
 
 
 probability = st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.6])
@@ -93,28 +112,47 @@ pipeinfer = st.fixed_dictionaries(
         "in_flight": st.sampled_from([0, 2, 3, 9]),
         "continuous": st.booleans(),
         "cancellation": st.booleans(),
-        "redundant_runs": st.booleans(),
     }
 )
 
 
+OPTIONS: dict[str, Any] = {
+    "iterative": st.just({}),
+    "speculative": speculative,
+    "pipeinfer": pipeinfer,
+    "redundant": pipeinfer,
+}
+
+# Those that draft go together where they take the same draft policy: it is one per draft rank.
+TOGETHER = [["pipeinfer", "speculative", "redundant", "iterative"]]
+
+
+@st.composite
+def requests(draw: Any, group: list[str]) -> Asked:
+    name = draw(st.sampled_from(group))
+    return Asked(
+        name,
+        draw(OPTIONS[name]),
+        prompt=draw(st.integers(1, 12)),
+        max_tokens=draw(st.integers(1, 10) | st.integers(10, 50)),
+    )
+
+
 @st.composite
 def scenarios(draw: Any) -> Scenario:
-    strategy = draw(st.sampled_from([*["pipeinfer"] * 5, *["speculative"] * 4, "iterative"]))
-    options = draw({"iterative": st.just({}), "speculative": speculative, "pipeinfer": pipeinfer}[strategy])
+    group = draw(st.sampled_from(TOGETHER))
+    asked = draw(st.lists(requests(group), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 3]))))
     return Scenario(
-        strategy,
-        options,
+        tuple(asked),
+        draw(st.sampled_from(["tree"])),
         stages=draw(st.integers(1, 4)),
         spare_cells=draw(st.integers(1, 12) | st.integers(8, 60)),
-        partitions=draw(st.sampled_from([1, 2, 3, 12])),
+        sequences=draw(st.sampled_from([1, 2, 3, 12])),
         context=draw(st.sampled_from([1 << 30, 1 << 30, 8, 20])),
-        prompt=draw(st.integers(1, 12)),
         prompt_chunk=draw(st.sampled_from([64, 1, 2, 5])),
-        max_tokens=draw(st.integers(1, 10) | st.integers(10, 50)),
         stop_ids=draw(st.sampled_from([0, 0, 0, 1])),
         stop_after=draw(st.sampled_from([0, 0, 0, 3, 8])),
-        draft_cells=draw(st.sampled_from([0, 0, 100, 5, 14])),
+        draft_cells=draw(st.sampled_from([0, 0, 100, 5, 14])) if len(asked) == 1 else 0,
         agreement=draw(st.sampled_from([60, 80, 90, 95, 100, 30, 0])),
         salt=draw(st.integers(0, 2**32)),
         schedule=draw(st.binary(min_size=400, max_size=400)).rstrip(b"\0"),
@@ -131,4 +169,5 @@ def scenarios(draw: Any) -> Scenario:
 @given(scenarios())
 def test_every_schedule_gives_the_tokens_of_the_plain_loop(scenario: Scenario) -> None:
     cluster = scenario.run()
-    event(f"{scenario.strategy}: {cluster.head.reason}")
+    for number, one in enumerate(scenario.asked):
+        event(f"{one.strategy}: {cluster.scheduler.generations[number].reason}")

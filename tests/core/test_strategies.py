@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 
-from pipeinfer.core.drafter import DraftOptions
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
@@ -28,9 +26,3 @@ def test_an_option_out_of_range_is_named_with_its_range(strategy: Any, option: s
 def test_an_unknown_option_is_a_type_error(strategy: Any) -> None:
     with pytest.raises(TypeError):
         strategy(speed=11)
-
-
-@pytest.mark.parametrize("strategy", [Iterative(), Speculative(), PipeInfer()])
-def test_the_drafter_takes_every_strategys_options(strategy: Any) -> None:
-    options = msgspec.convert(strategy.draft_options(), DraftOptions, strict=False)
-    assert options.branches == strategy.width

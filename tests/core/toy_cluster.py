@@ -1,17 +1,17 @@
-"""Head, stages and drafter wired to one another by queues that a schedule empties in any order.
+"""Scheduler, stages and drafter wired to one another by queues that a schedule empties in any order.
 
 Everything that a network or a computation may do is a queue: each link, each computation under way, each wait. Links
 keep their order and nothing else is promised. The checks that hold after every single event stand here as well.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from toy_model import Cell, ToyCells, ToyLanguage, Values
 
-from pipeinfer.core.drafter import Drafter, DraftOptions
+from pipeinfer.core.drafter import Drafter, DraftPolicy
 from pipeinfer.core.effects import (
     Abort,
     Apply,
@@ -22,8 +22,7 @@ from pipeinfer.core.effects import (
     Emit,
     Finish,
     Forward,
-    HeadEffect,
-    Request,
+    Note,
     Start,
     Stop,
     ToDraft,
@@ -32,12 +31,16 @@ from pipeinfer.core.effects import (
     Wake,
     Woken,
 )
-from pipeinfer.core.head import Head, Pipeline, Strategy
-from pipeinfer.core.ledger import CANONICAL
-from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, Logits, Proposal, RunKind
-from pipeinfer.core.stage import Stage
+from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.stage import Arrival, Stage
+from pipeinfer.runtime.world import World
 
-MOST_STEPS = 50_000
+MOST_STEPS = 200_000
+
+Watch = Callable[[Machine, float, Any, list[Any]], None]
 
 
 class Queue:
@@ -57,43 +60,46 @@ class ToyStage:
     def __init__(self, index: int, pipeline: Pipeline) -> None:
         self.machine = Stage(index, pipeline.stages)
         self.cells = ToyCells(pipeline.cells)
+        self.rows: tuple[int, ...] = ()
         self.outputs: tuple[int, ...] = ()
         self.aborting = False
         self.skipped: set[int] = set()
         self.caught_up = -1
 
 
-class ToyCluster:
-    """One generation. `schedule` says which of the queues that are not empty goes next; once used up, all take turns.
+class ToyCluster(World):
+    """Some generations. `schedule` says which of the queues that are not empty goes next; once used up, all take turns.
 
-    `draft_cells` 0: as many as the target. `stop_after`: a stop string ends there. `watch` sees what the head does.
+    `draft_cells` 0: as many as the target. `stop_after`: a stop string ends the first request there. `watch` sees what
+    every machine does.
     """
 
     def __init__(
         self,
         language: ToyLanguage,
         pipeline: Pipeline,
-        strategy: Strategy,
+        open_strategy: Callable[[Start], Strategy],
+        open_policy: Callable[[], DraftPolicy],
         schedule: bytes = b"",
         *,
         draft_cells: int = 0,
+        draft_sequences: int = 10,
         stop_after: int = 0,
-        watch: Callable[[float, Any, list[HeadEffect]], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.language = language
-        self.head = Head(pipeline, strategy)
+        self.scheduler = Scheduler(pipeline, open_strategy)
         self.stages = [ToyStage(index, pipeline) for index in range(pipeline.stages)]
-        options = DraftOptions(**strategy.draft_options())  # type: ignore[arg-type]
         draft_cells = draft_cells or pipeline.cells
-        self.drafter = Drafter(draft_cells, options.branches + 2, pipeline.context, options)
+        self.drafter = Drafter(draft_cells, draft_sequences, pipeline.context, open_policy)
         self.draft_cells = ToyCells(draft_cells)
-        self.emitted: list[int] = []
-        self.finishes: list[str] = []
+        self.emitted: dict[int, list[int]] = {}
+        self.finishes: dict[int, str] = {}
         self.cancelled: set[int] = set()
         self.proposals: list[Proposal] = []
         self.steps = 0
         self._mirror = ToyCells(pipeline.cells)
-        self._mirrored: list[list[tuple[int, int, tuple[int, ...]]]] = []
+        self._mirrored: list[list[tuple[int, int, tuple[int, ...], int]]] = []
         self._returned = -1
         self._draft_rows = 0
         self._draft_aborting = False
@@ -101,69 +107,109 @@ class ToyCluster:
         self._stop_after = stop_after
         self._watch = watch
         self._last = pipeline.stages - 1
-        self._streams = [Queue(partial(self._at_stage, i)) for i in range(pipeline.stages)]
-        self._controls = [Queue(partial(self._at_stage, i)) for i in range(pipeline.stages)]
-        self._computing = [Queue(partial(self._computed, i)) for i in range(pipeline.stages)]
-        self._results = Queue(self._at_head)
-        self._orders, self._proposals = Queue(self._at_drafter), Queue(self._at_head)
-        self._drafting, self._wakes = Queue(self._draft_computed), Queue(self._at_drafter)
-        self._stops = Queue(self._at_head)
-        self._turns = [*self._streams, *self._controls, *self._computing, self._results, self._orders, self._proposals,
-                       self._drafting, self._stops, self._wakes]  # fmt: skip
+        self._make_queues(pipeline.stages)
 
-    def generate(self, request: Request) -> list[int]:
-        """Run until nothing is left to happen anywhere, and check that the generation ended and left nothing behind."""
-        self._at_head(Start(request))
+    def _make_queues(self, stages: int) -> None:
+        machines = [stage.machine for stage in self.stages]
+        self._streams = [Queue(partial(self._to_stage, machine)) for machine in machines]
+        self._controls = [Queue(partial(self.tell, machine)) for machine in machines]
+        self._computing = [Queue(partial(self._computed, i)) for i in range(stages)]
+        at_scheduler, at_drafter = partial(self.tell, self.scheduler), partial(self.tell, self.drafter)
+        self._results, self._proposals, self._stops, self._starts = (Queue(at_scheduler) for _ in range(4))
+        self._orders, self._wakes = Queue(at_drafter), Queue(at_drafter)
+        self._drafting = Queue(self._draft_computed)
+        self._turns = [*self._streams, *self._controls, *self._computing, self._results, self._orders, self._proposals,
+                       self._drafting, self._stops, self._wakes, self._starts]  # fmt: skip
+
+    def generate(self, *starts: Start) -> list[list[int]]:
+        """Run until nothing is left to happen anywhere, and check that every generation ended and left nothing."""
+        self.tell(self.scheduler, starts[0])
+        for start in starts[1:]:
+            self._starts.put(start)
+        for queue in self._next_queues():
+            queue.deliver(*queue.items.popleft())
+        self._check_the_end()
+        return [self.scheduler.generations[start.number].generated for start in starts]
+
+    def _next_queues(self) -> Iterator[Queue]:
         while ready := [queue for queue in self._turns if queue.items]:
             self.steps += 1
             assert self.steps < MOST_STEPS, "it goes on for ever"
             queue = ready[next(self._schedule, 0) % len(ready)]
             self._turns.remove(queue)
             self._turns.append(queue)
-            queue.deliver(*queue.items.popleft())
-        self._check_the_end()
-        return self.head.generated
+            yield queue
 
-    # The head
+    def now(self) -> float:
+        return float(self.steps)
 
-    def _at_head(self, event: Any) -> None:
-        if isinstance(event, Logits):
+    def tell(self, machine: Machine, event: Any) -> None:
+        if isinstance(event, Logits) and machine is self.scheduler:
             assert event.run == self._returned + 1, "results come in the order in which runs were sent"
             self._returned = event.run
-        effects = self.head.handle(float(self.steps), event)
-        if self._watch is not None:
-            self._watch(float(self.steps), event, effects)
-        for effect in effects:
-            self._perform_head(effect)
-        self._check_ledger()
+        if self._watch is None:
+            super().tell(machine, event)
+        else:
+            self._watched(machine, event, self._watch)
+        machine.validate()
+        if machine is self.scheduler:
+            self._check_ledger()
 
-    def _perform_head(self, effect: HeadEffect) -> None:
-        if isinstance(effect, Finish):
-            self.finishes.append(effect.reason)
-            return
-        assert not self.finishes, f"{effect} after the end"
-        if isinstance(effect, ToFirstStage):
-            self._mirror_run(effect.message)
-            self._streams[0].put(effect.message, None)
-        elif isinstance(effect, ToDraft):
-            self._orders.put(effect.message)
-        elif isinstance(effect, Emit):
-            self.emitted.extend(effect.tokens)
-            if 0 < self._stop_after <= len(self.emitted) and not self._stops.items:
-                self._stops.put(Stop(self._stop_after, "stop"))
-        elif isinstance(effect, ToStages):
-            self._check_cancelled(effect.message)
-            for control in self._controls:
-                control.put(effect.message)
+    def _watched(self, machine: Machine, event: Any, watch: Watch) -> None:
+        """The same, with what it does handed to `watch` as well."""
+        handle = machine.handle
+
+        def watched(now: float, event: Any) -> list[Any]:
+            effects = handle(now, event)
+            watch(machine, now, event, effects)
+            return effects
+
+        machine.handle = watched  # type: ignore[method-assign]
+        try:
+            super().tell(machine, event)
+        finally:
+            del machine.handle  # type: ignore[method-assign]
+
+    # The scheduler's effects
+
+    def finish(self, machine: Machine, effect: Finish) -> None:
+        assert effect.number not in self.finishes, "it ends once"
+        self.finishes[effect.number] = effect.reason
+
+    def note(self, machine: Machine, effect: Note) -> None:
+        assert effect.text
+
+    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
+        self._mirror_run(effect.message)
+        self._streams[0].put(effect.message, None)
+
+    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
+        assert effect.message.request not in self.finishes, "an order after the end"
+        self._orders.put(effect.message)
+
+    def emit(self, machine: Machine, effect: Emit) -> None:
+        assert effect.number not in self.finishes, "tokens after the end"
+        tokens = self.emitted.setdefault(effect.number, [])
+        tokens.extend(effect.tokens)
+        if effect.number == 0 and 0 < self._stop_after <= len(tokens) and not self._stops.items:
+            self._stops.put(Stop(self._stop_after, "stop"))
+
+    def to_stages(self, machine: Machine, effect: ToStages) -> None:
+        self._check_cancelled(effect.message)
+        for control in self._controls:
+            control.put(effect.message)
 
     def _check_cancelled(self, message: CancelRun) -> None:
-        assert self.head.strategy.cancellation
+        runs = {run.id: run for one in self.scheduler.generations.values() for run in one.runs}
         for run_id in message.runs:
-            run = self.head.runs[run_id]
+            run = runs[run_id]
             assert run_id not in self.cancelled, "a run is cancelled once"
             assert run.kind is RunKind.SPECULATIVE
             assert not any(node.alive for node in run.nodes), "a live run was cancelled"
             self.cancelled.add(run_id)
+        for run_id, rows in message.pruned:
+            assert rows
+            assert not any(runs[run_id].nodes[row].alive for row in rows), "a live row was pruned"
 
     def _mirror_run(self, decode: Decode) -> None:
         """What a stage that skips nothing would hold after this run."""
@@ -172,8 +218,7 @@ class ToyCluster:
         self._mirrored.append(self._mirror.held())
 
     def _check_ledger(self) -> None:
-        ledger = self.head.ledger
-        ledger.validate()
+        ledger = self.scheduler.ledger
         sent = ToyCells(self._mirror.capacity)
         sent.cells = [Cell(cell.run, cell.position, set(cell.tags), cell.value) for cell in self._mirror.cells]
         sent.apply(ledger.pending)
@@ -187,8 +232,8 @@ class ToyCluster:
 
     # The stages
 
-    def _at_stage(self, index: int, event: Decode | CancelRun, payload: Any = None) -> None:
-        self._perform(index, self.stages[index].machine.handle(event, payload))
+    def _to_stage(self, machine: Stage, decode: Decode, payload: Any) -> None:
+        self.tell(machine, Arrival(decode, payload))
 
     def _computed(self, index: int, decode: Decode) -> None:
         stage = self.stages[index]
@@ -203,44 +248,56 @@ class ToyCluster:
             first = len(decode.tokens) - decode.outputs
             ids = tuple([self.language.token(output) for output in stage.outputs[first:]])
         payload = None if aborted else stage.outputs
-        self._perform(index, stage.machine.handle(Computed(decode.run, 0.0, aborted, payload, ids)))
+        self.tell(stage.machine, Computed(decode.run, 0.0, aborted, payload, ids))
 
-    def _perform(self, index: int, effects: list[Any]) -> None:
-        stage = self.stages[index]
-        for effect in effects:
-            if isinstance(effect, Apply):
-                stage.cells.apply(effect.ops)
-            elif isinstance(effect, Abort):
-                assert self._computing[index].items
-                stage.aborting = True
-            elif isinstance(effect, Compute):
-                stage.outputs = self._forward(index, effect)
-                self._computing[index].put(effect.decode)
-            else:
-                self._pass_on(index, effect)
+    def apply(self, machine: Machine, effect: Apply) -> None:
+        cells = self.draft_cells if machine is self.drafter else self._stage(machine).cells
+        cells.apply(effect.ops)
 
-    def _pass_on(self, index: int, effect: Forward) -> None:
-        stage = self.stages[index]
-        if stage.caught_up < effect.message.run:
-            stage.skipped.add(effect.message.run)
-            self._caught_up(stage, effect.message.run)
-        live = effect.message.cancelled_at == NOT_CANCELLED
-        assert live or effect.payload is None, "a marker carries no payload"
-        assert live or effect.message.run in self.cancelled, "a run was skipped that nobody had cancelled"
-        if index == self._last:
-            self._results.put(effect.message)
+    def abort(self, machine: Machine, effect: Abort) -> None:
+        if machine is self.drafter:
+            assert self._drafting.items
+            self._draft_aborting = True
         else:
-            self._streams[index + 1].put(effect.message, effect.payload)
+            stage = self._stage(machine)
+            assert self._computing[stage.machine.index].items
+            stage.aborting = True
 
-    def _forward(self, index: int, effect: Compute) -> tuple[int, ...]:
+    def compute(self, machine: Machine, effect: Compute) -> None:
+        stage = self._stage(machine)
+        stage.outputs = self._layer(stage, effect)
+        self._computing[stage.machine.index].put(effect.decode)
+
+    def forward(self, machine: Machine, effect: Forward) -> None:
+        if machine is self.drafter:
+            self._check_proposal(effect.message)
+            self._proposals.put(effect.message)
+            return
+        stage, message = self._stage(machine), effect.message
+        if stage.caught_up < message.run:
+            stage.skipped.add(message.run)
+            self._caught_up(stage, message.run)
+        live = message.cancelled_at == NOT_CANCELLED
+        assert live or effect.payload is None, "a marker carries no payload"
+        assert live or message.run in self.cancelled, "a run was skipped that nobody had cancelled"
+        if stage.machine.is_last:
+            self._results.put(message)
+        else:
+            self._streams[stage.machine.index + 1].put(message, effect.payload)
+
+    def _stage(self, machine: Machine) -> ToyStage:
+        assert isinstance(machine, Stage)
+        return self.stages[machine.index]
+
+    def _layer(self, stage: ToyStage, effect: Compute) -> tuple[int, ...]:
         decode = effect.decode
-        values = decode.tokens if index == 0 else effect.payload
-        seen = self.stages[index].cells.store(decode.run, values, decode.positions, decode.sequences)
+        values = decode.tokens if stage.machine.index == 0 else _chosen(effect.payload, effect.keep)
+        seen = stage.cells.store(decode.run, values, decode.positions, decode.sequences, decode.kept)
         outputs = []
         for visible in seen:
             # Not even where the row is dead, beside a live branch: there are engines that refuse it.
             assert visible is not None, "a row sees gaps"
-            outputs.append(self.language.layer(index, visible))
+            outputs.append(self.language.layer(stage.machine.index, visible))
         return tuple(outputs)
 
     def _caught_up(self, stage: ToyStage, run: int) -> None:
@@ -248,69 +305,66 @@ class ToyCluster:
         assert stage.caught_up == run - 1, "runs pass a stage in the order in which they were sent"
         stage.caught_up = run
         expected = [cell for cell in self._mirrored[run] if cell[0] not in stage.skipped]
-        assert stage.cells.held() == expected, "a stage's cells are not those of the ledger"
+        held = stage.cells.held()
+        lacking = [cell for cell in expected if cell not in held]
+        assert [cell for cell in held if cell not in expected] == [], "a stage holds a cell that the ledger does not"
+        pruned = self._pruned_rows()
+        assert all((cell[0], cell[3]) in pruned for cell in lacking), "a stage lacks a cell that nobody pruned"
+
+    def _pruned_rows(self) -> set[tuple[int, int]]:
+        runs = [run for one in self.scheduler.generations.values() for run in one.runs]
+        return {(run.id, row) for run in runs for row in run.pruned}
 
     # The draft rank
-
-    def _at_drafter(self, event: DraftFrom | Woken) -> None:
-        self._perform_draft(self.drafter.handle(event))
 
     def _draft_computed(self, drafted: Drafted) -> None:
         if self._draft_aborting and next(self._schedule, 0) % 2:
             self.draft_cells.take_back(self._draft_rows)
             drafted = Drafted((), aborted=True)
         self._draft_aborting = False
-        self._perform_draft(self.drafter.handle(drafted))
+        self.tell(self.drafter, drafted)
 
-    def _perform_draft(self, effects: list[Any]) -> None:
-        for effect in effects:
-            if isinstance(effect, Apply):
-                self.draft_cells.apply(effect.ops)
-            elif isinstance(effect, Abort):
-                assert self._drafting.items
-                self._draft_aborting = True
-            elif isinstance(effect, Wake):
-                self._wakes.put(Woken())
-            elif isinstance(effect, ComputeDraft):
-                self._drafting.put(self._draft(effect))
-            else:
-                self._check_proposal(effect.message)
-                self._proposals.put(effect.message)
-        self.drafter.ledger.validate()
+    def wake(self, machine: Machine, effect: Wake) -> None:
+        self._wakes.put(Woken())
 
-    def _draft(self, work: ComputeDraft) -> Drafted:
+    def compute_draft(self, machine: Machine, work: ComputeDraft) -> None:
         seen = self.draft_cells.store(0, work.tokens, work.positions, work.sequences)
         assert len(self.draft_cells.cells) <= self.drafter.ledger.used
         self._draft_rows = len(work.tokens)
         texts: list[Values] = [text for text in seen if text is not None]
         assert len(texts) == len(seen), "the draft sees gaps"
         found = [self.language.candidates(text, work.count) for text in texts[len(texts) - work.outputs :]]
-        return Drafted(tuple(found))
+        self._drafting.put(Drafted(tuple(found), seconds=0.001))
 
     def _check_proposal(self, proposal: Proposal) -> None:
-        if self.proposals:
-            before = self.proposals[-1]
+        earlier = [before for before in self.proposals if before.request == proposal.request]
+        if earlier:
+            before = earlier[-1]
             assert proposal.order >= before.order
             assert proposal.order > before.order or not before.stalled, "stalled, but something more came"
-        if self.drafter.options.once:
-            assert proposal.stalled, "one micro-batch per order"
         self.proposals.append(proposal)
 
     # The end
 
     def _check_the_end(self) -> None:
-        head = self.head
-        assert head.reason is not None, "nobody has anything to do, and the generation has not ended"
-        assert self.finishes == [head.reason]
-        assert head.idle
-        assert self.emitted[: len(head.generated)] == head.generated
-        assert head.ledger.used == head.ledger.length(CANONICAL), "cells are left over"
-        partitions = (head.pipeline.sequences - 1) // head.strategy.width
-        assert len(head._partitions) == partitions, "partitions are left over"
-        for run in head.runs:
-            assert run.finished_at is not None
-            assert run.live == sum(node.alive for node in run.nodes)
+        scheduler = self.scheduler
+        assert not self._starts.items
+        assert scheduler.idle, "nobody has anything to do, and a generation has not ended"
+        for number, one in scheduler.generations.items():
+            assert self.finishes[number] == one.reason
+            assert self.emitted.get(number, [])[: len(one.generated)] == one.generated
+            for run in one.runs:
+                assert run.finished_at is not None
+                assert run.live == sum(node.alive for node in run.nodes)
+        assert scheduler.ledger.used == 0, "cells are left over"
+        assert len(scheduler._free) == scheduler.pipeline.sequences, "sequence ids are left over"
+        sent = sum(len(one.runs) for one in scheduler.generations.values())
         for stage in self.stages:
             assert stage.machine.idle
             assert not stage.machine._cancelled
-            assert stage.caught_up == len(head.runs) - 1
+            assert not stage.machine._pruned
+            assert stage.caught_up == sent - 1
+
+
+def _chosen(values: Sequence[int], keep: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([values[at] for at in keep]) if keep else tuple(values)

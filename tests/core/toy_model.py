@@ -6,17 +6,18 @@ position. One cell too many, too few, too old or in the wrong sequence, on any s
 
 from collections.abc import Sequence
 
-from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
+from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp
 
 Values = tuple[int, ...]
 
 
 class Cell:
-    """One KV cell, filled by run `run`: free as soon as `tags` is empty."""
+    """One KV cell, filled by row `row` of run `run`: free as soon as `tags` is empty."""
 
-    __slots__ = ("position", "run", "tags", "value")
+    __slots__ = ("position", "row", "run", "tags", "value")
 
-    def __init__(self, run: int, position: int, tags: set[int], value: int) -> None:
+    def __init__(self, run: int, position: int, tags: set[int], value: int, row: int = 0) -> None:
+        self.row = row
         self.run = run
         self.position = position
         self.tags = tags
@@ -35,12 +36,9 @@ class ToyCells:
             if isinstance(op, KvSeqCp):
                 for cell in self._tagged(op.src, op.start, op.stop):
                     cell.tags.add(op.dst)
-            elif isinstance(op, KvSeqRm):
+            else:
                 for cell in self._tagged(op.sequence, op.start, op.stop):
                     cell.tags.discard(op.sequence)
-            else:
-                for cell in self.cells:
-                    cell.tags &= {op.sequence}
         self.cells = [cell for cell in self.cells if cell.tags]
 
     def _tagged(self, sequence: int, start: int, stop: int) -> list[Cell]:
@@ -50,13 +48,19 @@ class ToyCells:
         ]  # fmt: skip
 
     def store(
-        self, run: int, values: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]]
+        self,
+        run: int,
+        values: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        names: Sequence[int] = (),
     ) -> list[Values | None]:
-        """Store a row of `run` per value. Gives what each row sees at positions 0 to its own, None where gaps are."""
+        """Store a row of `run` per value. Gives what each row sees at positions 0 to its own, None where gaps are.
+        `names`: which rows of the run these are, where it is not all of them."""
         assert len(self.cells) + len(values) <= self.capacity, "more rows than free cells"
         seen: list[Values | None] = []
-        for value, position, tags in zip(values, positions, sequences, strict=True):
-            self.cells.append(Cell(run, position, set(tags), value))
+        for row, (value, position, tags) in enumerate(zip(values, positions, sequences, strict=True)):
+            self.cells.append(Cell(run, position, set(tags), value, names[row] if names else row))
             seen.append(self._visible(tags[0], position))
         return seen
 
@@ -66,9 +70,9 @@ class ToyCells:
         assert len(values) == len(cells), f"sequence {sequence} holds a position twice"
         return tuple([values[at] for at in range(position + 1)]) if len(values) == position + 1 else None
 
-    def held(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Run, position and tags of every cell in use."""
-        return sorted((cell.run, cell.position, tuple(sorted(cell.tags))) for cell in self.cells)
+    def held(self) -> list[tuple[int, int, tuple[int, ...], int]]:
+        """Run, position, tags and row of every cell in use."""
+        return sorted((cell.run, cell.position, tuple(sorted(cell.tags)), cell.row) for cell in self.cells)
 
     def take_back(self, rows: int) -> None:
         """Forget the last `rows` rows: their computation was aborted."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Pipeline, Strategy
+from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
@@ -64,7 +64,7 @@ def speed(strategy: Strategy, stages: int, oracle: Oracle, tokens: int, draft: f
     """Tokens per traversal, which is the speedup over iterative decoding."""
     room = 4 * stages + 64
     pipeline = Pipeline(stages, cells=PROMPT + tokens + 8 * room, sequences=room + 1)
-    trial = Simulation(pipeline, strategy, Ideal(stages, draft), oracle).run(Request(tuple(range(PROMPT)), tokens))
+    trial = Simulation(pipeline, strategy, Ideal(stages, draft), oracle).generate(Request(tuple(range(PROMPT)), tokens))
     assert list(trial.token_ids) == [oracle.target(PROMPT + i) for i in range(tokens)]
     rate = tokens_per_second(trial)
     assert rate is not None

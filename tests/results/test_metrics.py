@@ -104,7 +104,7 @@ def test_the_summary_has_the_promised_keys() -> None:
         ("pipeinfer", {"draft": 3}),
         ("pipeinfer", {"draft": 1}),
         ("pipeinfer", {"draft": 2, "cancellation": False}),
-        ("pipeinfer", {"draft": 2, "redundant_runs": True}),
+        ("redundant", {"draft": 2}),
         ("pipeinfer", {"draft": 2, "continuous": False}),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core import messages
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, KvOp, Proposal, Report, Sampling, Setup, Shutdown
+from pipeinfer.core.messages import AskReport, Begin, DraftFrom, DraftSettings, KvOp, Proposal, Report, Setup, Shutdown
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
 from pipeinfer.runtime.draft_rank import DraftWorker
 from pipeinfer.runtime.rank_links import Endpoint
@@ -18,8 +18,8 @@ VOCABULARY = 8
 ENDLESS = 1000
 """A draft that is let on so far is never done by itself."""
 
-OPTIONS: dict[str, float | int] = {"micro_batch": 1, "cutoff": 0.0, "branches": 1}
-BEGIN = Begin(Sampling(), OPTIONS, 4096)
+SETTINGS = DraftSettings(micro_batch=1)
+BEGIN = Begin({}, "chain", {}, 4096)
 
 
 class Wire:
@@ -96,7 +96,7 @@ def served(*waiting: Any, arriving: dict[int, list[Any]]) -> tuple[Wire, Model]:
 
 
 def test_asked_for_its_report_it_stops_drafting() -> None:
-    order = DraftFrom(1, (5, 6), ENDLESS)
+    order = DraftFrom(1, (5, 6), ENDLESS, SETTINGS)
     wire, model = served(BEGIN, order, arriving={3: [AskReport()]})
     assert [type(message) for message in wire.sent].count(Report) == 1
     assert len(model.forwards) == 4
@@ -104,14 +104,14 @@ def test_asked_for_its_report_it_stops_drafting() -> None:
 
 def test_asked_just_when_it_was_to_draft_something_else() -> None:
     """What is drafted was not wanted any more already: no reason to start on what was."""
-    first, other = DraftFrom(1, (5, 6), ENDLESS), DraftFrom(2, (7,), ENDLESS)
+    first, other = DraftFrom(1, (5, 6), ENDLESS, SETTINGS), DraftFrom(2, (7,), ENDLESS)
     wire, model = served(BEGIN, first, arriving={3: [other, AskReport()]})
     assert isinstance(wire.sent[-1], Report)
     assert len(model.forwards) == 4
 
 
 def test_a_trial_that_begins_in_the_midst_of_the_last_one_gets_its_drafts() -> None:
-    first, prompt, text = DraftFrom(1, (5, 6), ENDLESS), DraftFrom(2, (3, 4, 5), 8), DraftFrom(3, (1,), 8)
+    first, prompt, text = DraftFrom(1, (5, 6), ENDLESS, SETTINGS), DraftFrom(2, (3, 4, 5), 8), DraftFrom(3, (1,), 8)
     further = DraftFrom(4, (1,), 8)
     wire, model = served(BEGIN, first, arriving={3: [BEGIN, prompt, text], 4: [further]})
     assert [batch.tokens for batch in model.forwards[4:5]] == [(3, 4, 5)]
@@ -122,7 +122,8 @@ def test_a_trial_that_begins_in_the_midst_of_the_last_one_gets_its_drafts() -> N
 
 def test_a_stalled_draft_does_not_wake_after_its_trial() -> None:
     """With `decay` it would, and what it then computes would be counted in the next trial."""
-    begin = Begin(Sampling(), {**OPTIONS, "cutoff": 1.0, "decay": 0.5}, 4096)
-    wire, model = served(begin, DraftFrom(1, (5, 6), ENDLESS), None, AskReport(), arriving={})
+    begin = BEGIN
+    doubtful = DraftSettings(1, cutoff=1.0, decay=0.5)
+    wire, model = served(begin, DraftFrom(1, (5, 6), ENDLESS, doubtful), None, AskReport(), arriving={})
     assert isinstance(wire.sent[-1], Report)
     assert len(model.forwards) == 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.head import Pipeline
+from pipeinfer.core.generation import Pipeline
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.results.trial import Trial
@@ -119,7 +119,7 @@ def shared(
 
 def simulate(strategy: Any, stages: int, hosts: Hosts | None, stage_s: float = 1.0, acceptance: float = 0.8) -> Trial:
     simulation = Simulation(Pipeline(stages), strategy, Flat(stage_s), independent(acceptance), hosts=hosts)
-    return simulation.run(Request((1, 2, 3), 24))
+    return simulation.generate(Request((1, 2, 3), 24))
 
 
 def test_hosts_without_contention_change_nothing() -> None:

@@ -1,28 +1,13 @@
 """Plain decoding: one token per traversal of the pipeline. What every speedup is measured against."""
 
-from pipeinfer.core.head import Head
+from collections.abc import Sequence
+
+from pipeinfer.core.generation import Generation, Strategy
 from pipeinfer.core.tree import Node
 
 
-class Iterative:
+class Iterative(Strategy):
     """Sends a single-token run for each committed token and waits for it."""
 
-    drafts = False
-    cancellation = False
-    redundant = False
-    width = 1
-
-    def draft_options(self) -> dict[str, float | int]:
-        return {}
-
-    def started(self, head: Head) -> None:
-        """The prompt's last row brings the first token."""
-
-    def advanced(self, head: Head) -> None:
-        head.submit([head.tip])
-
-    def proposed(self, head: Head, nodes: list[Node], stalled: bool) -> None:
-        """Nobody drafts."""
-
-    def returned(self, head: Head) -> None:
-        """Only prompt chunks come back without a token."""
+    def next_run(self, generation: Generation) -> Sequence[Node] | None:
+        return None if generation.covered() else [generation.tip]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeinfer.core.effects import Request, ToFirstStage
-from pipeinfer.core.head import Pipeline
+from pipeinfer.core.generation import Pipeline
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Trace, independent
@@ -41,7 +41,7 @@ OTHERS = {
     "pipeinfer-in-flight-3": ("pipeinfer", {"in_flight": 3}),
     "pipeinfer-one-at-a-time": ("pipeinfer", {"continuous": False}),
     "pipeinfer-no-cancellation": ("pipeinfer", {"cancellation": False}),
-    "pipeinfer-redundant-runs": ("pipeinfer", {"redundant_runs": True}),
+    "pipeinfer-redundant-runs": ("redundant", {}),
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS}
 
@@ -100,10 +100,10 @@ def measure(cell: Cell, clock: Clock | None = None) -> dict[str, Any]:
     links: list[Link] = []
     simulation = _simulation(cell, links)
     operations = _count_kv_operations(simulation)
-    trial = simulation.run(Request(tuple(range(PROMPT)), TOKENS))
+    trial = simulation.generate(Request(tuple(range(PROMPT)), TOKENS))
     if clock is not None:
         clock.now += trial.emit_s[-1]
-    return {**_runs(trial), **_times(trial), "kv": dict(operations), "events": simulation.events, **_traffic(links)}
+    return {**_runs(trial), **_times(trial), "kv": dict(operations), "events": simulation.handled, **_traffic(links)}
 
 
 def _simulation(cell: Cell, links: list[Link]) -> Simulation:
@@ -134,7 +134,7 @@ def _oracle(cell: Cell) -> Trace:
 def _count_kv_operations(simulation: Simulation) -> Counter[str]:
     """Counts, as it runs, the KV operations that the head sends."""
     counts: Counter[str] = Counter()
-    handle = simulation.head.handle
+    handle = simulation.scheduler.handle
 
     def counting(now: float, event: Any) -> Any:
         effects = handle(now, event)
@@ -143,7 +143,7 @@ def _count_kv_operations(simulation: Simulation) -> Counter[str]:
                 counts.update(type(operation).__name__ for operation in effect.message.kv)
         return effects
 
-    simulation.head.handle = counting  # type: ignore[method-assign]
+    simulation.scheduler.handle = counting  # type: ignore[method-assign]
     return counts
 
 

@@ -1,15 +1,19 @@
-"""The head as a trace: what it is told, and exactly what it wants done, strategy by strategy."""
+"""The scheduler as a trace: what it is told, and exactly what it wants done, strategy by strategy."""
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeinfer.core.effects import Emit, Finish, HeadEffect, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
-from pipeinfer.core.head import NOWHERE, Head, OutOfOrder, Pipeline, Strategy
+from pipeinfer.core.errors import OurError, PeerError
+from pipeinfer.core.generation import NOWHERE, Generation, Pipeline, Strategy
 from pipeinfer.core.ledger import CANONICAL
 from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
+from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.core.strategies.redundant import Redundant
 from pipeinfer.core.strategies.speculative import Speculative
 
 PROMPT = (5, 6, 7)
@@ -17,20 +21,31 @@ REMOVE = -1
 
 
 class Told:
-    """A head under test."""
+    """A scheduler under test, with one request."""
 
     def __init__(self, strategy: Strategy, max_tokens: int = 100, stop_ids: tuple[int, ...] = (), **pipeline: Any):
-        self.head = Head(Pipeline(**{"stages": 3, **pipeline}), strategy)
+        self.scheduler = Scheduler(Pipeline(**{"stages": 3, **pipeline}), lambda _: strategy)
         self.begun = self(Start(Request(PROMPT, max_tokens, stop_ids)))
 
     def __call__(self, event: Any) -> list[HeadEffect]:
-        effects = self.head.handle(0.0, event)
-        self.head.ledger.validate()
-        return effects
+        effects = self.scheduler.handle(0.0, event)
+        self.scheduler.validate()
+        return [_without_settings(effect) for effect in effects]
+
+    @property
+    def generation(self) -> Generation:
+        return self.scheduler.generations[0]
+
+
+def _without_settings(effect: Any) -> Any:
+    """An order without how to draft, which tests of its own look at."""
+    if isinstance(effect, ToDraft):
+        return ToDraft(msgspec.structs.replace(effect.message, settings=None))
+    return effect
 
 
 def started(strategy: Strategy, **settings: Any) -> Told:
-    """A head that has committed 8 at position 3."""
+    """A scheduler that has committed 8 at position 3."""
     told = Told(strategy, **settings)
     told(Logits(0, (8,)))
     return told
@@ -67,8 +82,8 @@ def test_iterative_takes_one_token_per_traversal() -> None:
     assert told.begun == [decode(0, RunKind.PROMPT, (5, 0, (0,)), (6, 1, (0,)), (7, 2, (0,)), outputs=1)]
     assert told(Logits(0, (8,))) == [Emit((8,)), single(1, 8, 3)]
     assert told(Logits(1, (9,))) == [Emit((9,)), Finish("length")]
-    assert told.head.generated == [8, 9]
-    assert told.head.idle
+    assert told.generation.generated == [8, 9]
+    assert told.scheduler.idle
 
 
 def test_the_prompt_travels_in_chunks() -> None:
@@ -89,7 +104,7 @@ def test_the_prompt_travels_in_chunks() -> None:
 def test_why_it_ends(settings: dict[str, Any], reason: str) -> None:
     told = Told(Iterative(), **settings)
     assert told(Logits(0, (8,))) == [Emit((8,)), Finish(reason)]
-    assert (told.head.reason, told.head.generated) == (reason, [8])
+    assert (told.generation.reason, told.generation.generated) == (reason, [8])
 
 
 def test_a_stop_string_takes_tokens_back() -> None:
@@ -97,11 +112,11 @@ def test_a_stop_string_takes_tokens_back() -> None:
     told(Logits(0, (8,), (0.5,)))
     told(Logits(1, (9,), (0.25,)))
     assert told(Stop(1, "stop")) == [Finish("stop")]
-    assert (told.head.generated, told.head.margins) == ([8], [0.5])
+    assert (told.generation.generated, told.generation.margins) == ([8], [0.5])
     assert told(Stop(0, "again")) == []
-    assert not told.head.idle
+    assert not told.scheduler.idle
     assert told(Logits(2, (10,))) == [], "what was on its way drains, and ends nothing twice"
-    assert told.head.idle
+    assert told.scheduler.idle
 
 
 # The synchronous baseline
@@ -138,7 +153,7 @@ def test_a_tree_gives_each_leaf_a_sequence_of_its_own() -> None:
     assert leaves[1] == leaves[3] != leaves[2] == leaves[4]
     # The second branch is the true one, to its end.
     assert told(Logits(1, (10, 0, 12, 0, 13)))[0] == Emit((10, 12, 13))
-    promoted = [op for op in told.head.ledger.pending if isinstance(op, KvSeqCp)]
+    promoted = [op for op in told.scheduler.ledger.pending if isinstance(op, KvSeqCp)]
     assert promoted == [KvSeqCp(leaves[2][0], 0, 4, 5), KvSeqCp(leaves[2][0], 0, 5, 6)]
 
 
@@ -181,7 +196,8 @@ def test_pipeinfer_speculates_while_the_target_works_and_cancels_what_is_lost() 
         draft_from(4, 10, 99, until=12),
     ]
     assert told(Logits(3, (), cancelled_at=1)) == []
-    assert [(run.drafted, run.accepted, run.cancelled_at) for run in told.head.runs[2:4]] == [(2, 2, -1), (1, 0, 1)]
+    runs = told.generation.runs[2:4]
+    assert [(run.drafted, run.accepted, run.cancelled_at) for run in runs] == [(2, 2, -1), (1, 0, 1)]
 
 
 def test_speculation_may_run_ahead_of_the_prompt() -> None:
@@ -226,11 +242,11 @@ def test_without_cancellation_lost_runs_run_on() -> None:
     told(chain(2, 0, 9))
     assert not any(isinstance(effect, ToStages) for effect in told(Logits(1, (99,))))
     assert told(Logits(2, (77,))) == [], "the verdict on a dead branch means nothing"
-    assert told.head.generated == [8, 99]
+    assert told.generation.generated == [8, 99]
 
 
 def test_redundant_runs_fill_the_canonical_sequence_themselves() -> None:
-    told = started(PipeInfer(draft=2, redundant_runs=True))
+    told = started(Redundant(draft=2))
     told(chain(2, 0, 9, 10))
     assert told(Logits(1, (9,)))[:2] == [Emit((9,)), single(3, 9, 4)]
     assert told(Logits(2, (10, 11)))[:2] == [
@@ -249,11 +265,13 @@ def test_without_continuous_speculation_one_micro_batch_at_a_time_is_ordered() -
     assert told(Logits(2, (10, 11)))[2:] == [draft_from(4, 10, 11, until=8)]
 
 
-def test_a_partly_dead_run_is_not_cancelled() -> None:
-    told = started(PipeInfer(draft=2, branches=2))
-    told(Proposal(2, (DraftNode(0, -1, 9, 0.5), DraftNode(1, -1, 10, 0.4)), False))
-    assert not any(isinstance(effect, ToStages) for effect in told(Logits(1, (9,))))
-    assert told.head.runs[2].live == 1
+def test_of_a_partly_dead_run_the_dead_rows_are_pruned() -> None:
+    told = started(PipeInfer(draft=4, branches=2))
+    told(Proposal(2, (DraftNode(0, -1, 9, 0.5), DraftNode(1, -1, 10, 0.4), DraftNode(2, 0, 11, 0.5)), False))
+    assert ToStages(CancelRun((), ((2, (1,)),))) in told(Logits(1, (9,)))
+    # The target's own word after 11 comes for the rows that were left.
+    assert told(Logits(2, (11, 12), kept=(0, 2)))[0] == Emit((11, 12))
+    assert (told.generation.runs[2].live, told.generation.runs[2].accepted) == (2, 2)
 
 
 def test_the_end_cancels_what_is_in_flight_and_brings_the_draft_to_rest() -> None:
@@ -269,17 +287,17 @@ def test_the_end_cancels_what_is_in_flight_and_brings_the_draft_to_rest() -> Non
     assert told(chain(2, 2, 11, parent=1)) == []
     assert told(Logits(2, (10,))) == []
     assert told(Logits(3, (), cancelled_at=0)) == []
-    assert told.head.idle
+    assert told.scheduler.idle
 
 
 def test_proposals_left_over_from_an_earlier_generation_are_ignored() -> None:
-    head = Head(Pipeline(2), PipeInfer(), first_run=7, first_order=4)
-    prompt, order = head.handle(0.0, Start(Request(PROMPT, 9)))
+    scheduler = Scheduler(Pipeline(2), lambda _: PipeInfer(), first_run=7, first_order=4)
+    prompt, order = scheduler.handle(0.0, Start(Request(PROMPT, 9)))
     assert isinstance(prompt, ToFirstStage)
     assert isinstance(order, ToDraft)
     assert (prompt.message.run, order.message.order) == (7, 5)
-    assert head.handle(0.0, chain(4, 0, 9)) == []
-    assert head.handle(0.0, chain(5, 0, 9)) != []
+    assert scheduler.handle(0.0, chain(4, 0, 9)) == []
+    assert scheduler.handle(0.0, chain(5, 0, 9)) != []
 
 
 # What is refused
@@ -287,21 +305,21 @@ def test_proposals_left_over_from_an_earlier_generation_are_ignored() -> None:
 
 def test_results_out_of_order() -> None:
     told = started(Iterative())
-    with pytest.raises(OutOfOrder, match="the result of run 0 came, expected 1"):
+    with pytest.raises(PeerError, match="the result of run 0 came, expected 1"):
         told(Logits(0, (8,)))
     told = Told(Iterative(), max_tokens=1)
     told(Logits(0, (8,)))
-    with pytest.raises(OutOfOrder, match="expected none"):
+    with pytest.raises(PeerError, match="expected none"):
         told(Logits(1, (8,)))
 
 
 def test_an_answer_to_an_order_that_was_never_given() -> None:
-    with pytest.raises(OutOfOrder, match="order 9, which was not given"):
+    with pytest.raises(PeerError, match="order 9, which was not given"):
         started(PipeInfer())(chain(9, 0, 1))
 
 
 def test_an_event_for_somebody_else() -> None:
-    with pytest.raises(OutOfOrder, match="does not take a CancelRun"):
+    with pytest.raises(PeerError, match="does not take a CancelRun"):
         started(Iterative())(CancelRun((0,)))
 
 
@@ -313,15 +331,72 @@ def test_an_event_for_somebody_else() -> None:
 )  # fmt: skip
 def test_a_bad_request(request_: Request, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Head(Pipeline(1, cells=8), Iterative()).handle(0.0, Start(request_))
+        Scheduler(Pipeline(1, cells=8), lambda _: Iterative()).handle(0.0, Start(request_))
 
 
 def test_more_cells_are_no_cure_for_a_short_context() -> None:
     for cells in (8, 16):
+        scheduler = Scheduler(Pipeline(1, cells=cells, context=8), lambda _: Iterative())
         with pytest.raises(ValueError, match=r"no room in the model's context of 8 tokens: shorten it$"):
-            Head(Pipeline(1, cells=cells, context=8), Iterative()).handle(0.0, Start(Request((1,) * 9, 5)))
+            scheduler.handle(0.0, Start(Request((1,) * 9, 5)))
 
 
-def test_too_few_sequence_ids_for_one_partition() -> None:
-    with pytest.raises(ValueError, match="3 sequence ids hold no partition of 3"):
-        Head(Pipeline(1, sequences=3), PipeInfer(branches=3))
+def test_after_an_error_everything_is_refused() -> None:
+    told = started(Iterative())
+    with pytest.raises(PeerError) as first:
+        told(Logits(0, (8,)))
+    assert first.value.side == "peer"
+    with pytest.raises(OurError, match="nothing is handled after an error: the result of run 0 came") as then:
+        told.scheduler.handle(0.0, Logits(1, (8,)))
+    assert then.value.side == "we"
+
+
+def test_too_few_ids_in_a_result() -> None:
+    with pytest.raises(PeerError, match="run 1 came back with 0 ids, expected 1"):
+        started(Iterative())(Logits(1, ()))
+
+
+def test_without_sequence_ids_for_speculation_the_text_goes_on() -> None:
+    told = started(PipeInfer(draft=1), sequences=1)
+    assert told(chain(2, 0, 9)) == []
+    assert told(Logits(1, (9,)))[:2] == [Emit((9,)), single(2, 9, 4)]
+
+
+# Several requests
+
+
+def test_two_requests_share_the_pipe_and_not_their_cells() -> None:
+    told = Told(Iterative(), cells=300)
+    assert told(Start(Request((1,), 9), number=7)) == [
+        ToFirstStage(Decode(1, RunKind.PROMPT, (1,), (0,), ((1,),), 1, requests=(7,)))
+    ]
+    assert told(Logits(0, (8,)))[1:] == [single(2, 8, 3)]
+    assert told(Logits(1, (4,))) == [
+        Emit((4,), 7),
+        ToFirstStage(Decode(3, RunKind.SINGLE, (4,), (1,), ((1,),), 1, requests=(7,))),
+    ]
+
+
+def test_a_request_waits_until_there_are_cells() -> None:
+    told = Told(Iterative(), max_tokens=2, cells=8)
+    assert told(Start(Request((1, 2), 3), number=1)) == []
+    told(Logits(0, (8,)))
+    ended = told(Logits(1, (9,)))
+    assert ended[:2] == [Emit((8 + 1,)), Finish("length")]
+    assert isinstance(ended[2], ToFirstStage)
+    assert ended[2].message.requests == (1,)
+
+
+def test_committed_tokens_go_before_anyones_drafts() -> None:
+    told = started(PipeInfer(draft=1), cells=400)
+    told(chain(2, 0, 9))
+    told(Start(Request((1,), 9), number=1))
+    run = told(Logits(1, (99,)))  # the draft was wrong: its own token goes at once
+    sent = [effect.message.tokens for effect in run if isinstance(effect, ToFirstStage)]
+    assert sent == [(99,)]
+
+
+def test_a_request_that_waits_may_be_stopped() -> None:
+    told = Told(Iterative(), max_tokens=2, cells=8)
+    told(Start(Request((1, 2), 3), number=1))
+    assert told(Stop(0, "stop", number=1)) == [Finish("stop", 1)]

@@ -1,0 +1,164 @@
+"""The head's world: one scheduler over a cluster of ranks, in real time."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from pipeinfer.core.effects import Emit, Finish, Forward, Note, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
+from pipeinfer.core.generation import Strategy
+from pipeinfer.core.log import EventLog
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.text_drafter import TextDrafter
+from pipeinfer.results.trial import RankRecord, Trial, run_record
+from pipeinfer.runtime.spans import Span
+from pipeinfer.runtime.transports import HEAD
+from pipeinfer.runtime.world import METHODS, World
+
+OnTokens = Callable[[tuple[int, ...]], Stop | None]
+
+
+class Links(Protocol):
+    """What the head needs of its cluster."""
+
+    spans: list[Span]
+
+    def wait(self, what: Callable[[], str]) -> tuple[Any, Any]:
+        """The next envelope and its message, however long it takes; `what` is waited for. Raises RankLost."""
+
+    def send_first(self, message: Any) -> None:
+        """Down the target pipeline's ordered stream."""
+
+    def send_draft(self, message: Any) -> None:
+        """To the rank that drafts."""
+
+    def send_stages(self, message: Any) -> None:
+        """To every stage at once, beside the stream."""
+
+    def collect(self) -> list[RankRecord]:
+        """What each rank says of the trial that has ended."""
+
+
+class Head(World):
+    """Runs one scheduler over the cluster, from Start until nothing of it is left in the pipeline.
+
+    `drafter` drafts here, without a rank, where the draft policy needs no model. `trace`: decisions go on the timeline.
+    """
+
+    def __init__(
+        self,
+        cluster: Links,
+        scheduler: Scheduler,
+        strategy: Strategy,
+        drafter: TextDrafter | None,
+        on_tokens: OnTokens | None,
+        log: EventLog | None,
+        *,
+        trace: bool = False,
+    ) -> None:
+        self._cluster = cluster
+        self._trace = trace
+        self._scheduler = scheduler
+        self._strategy = strategy
+        self._drafter = drafter
+        self._log = log
+        self._on_tokens = on_tokens
+        self._stop: Stop | None = None
+        self._emitted: list[tuple[int, ...]] = []
+        self._emit_s: list[float] = []
+        self._next: deque[tuple[Machine, Any]] = deque()
+        self._start = 0.0
+
+    def generate(self, start: Start, *, fidelity: str, precision: str) -> Trial:
+        self._start = time.monotonic()
+        self._next.append((self._scheduler, start))
+        self.run()
+        return self._trial(start.request, fidelity, precision)
+
+    def now(self) -> float:
+        return time.monotonic() - self._start
+
+    def events(self) -> Iterator[tuple[Machine, Any]]:
+        while self._next or not self._scheduler.idle:
+            if self._next:
+                yield self._next.popleft()
+            else:
+                _, message = self._cluster.wait(self._awaited)
+                yield self._scheduler, message
+
+    def _awaited(self) -> str:
+        """What has to come for this to go on, for people."""
+        in_flight = self._scheduler.in_flight
+        return f"run {in_flight[0].id}" if in_flight else "the draft"
+
+    def tell(self, machine: Machine, event: Any) -> None:
+        now = self.now()
+        effects = machine.handle(now, event)
+        if self._log is not None and machine is self._scheduler:
+            self._log.record(now, event, effects)
+        for effect in effects:
+            getattr(self, METHODS[type(effect)])(machine, effect)
+        self._hand_over(now)
+
+    def _hand_over(self, now: float) -> None:
+        """The ranks have their work: now the user gets the tokens."""
+        while self._emitted:
+            tokens = self._emitted.pop(0)
+            self._emit_s.extend([now] * len(tokens))
+            self._mark(f"commit {len(tokens)}", now)
+            stop = self._on_tokens(tokens) if self._on_tokens else None
+            if stop is not None:
+                self._stop = stop
+                self._next.appendleft((self._scheduler, stop))
+
+    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
+        self._cluster.send_first(effect.message)
+
+    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
+        if self._drafter is None:
+            self._cluster.send_draft(effect.message)
+        else:
+            self._next.append((self._drafter, effect.message))
+
+    def forward(self, machine: Machine, effect: Forward) -> None:
+        """The drafter on the head proposes."""
+        self._next.append((self._scheduler, effect.message))
+
+    def to_stages(self, machine: Machine, effect: ToStages) -> None:
+        self._cluster.send_stages(effect.message)
+        if effect.message.runs:
+            self._mark("cancel " + " ".join(map(str, effect.message.runs)), self.now())
+
+    def emit(self, machine: Machine, effect: Emit) -> None:
+        self._emitted.append(effect.tokens)
+
+    def finish(self, machine: Machine, effect: Finish) -> None:
+        """The scheduler is idle once all has come back."""
+
+    def note(self, machine: Machine, effect: Note) -> None:
+        self._mark(effect.text, self.now())
+
+    def _mark(self, what: str, now: float) -> None:
+        """Put a decision of the head on the timeline."""
+        if self._trace:
+            at = self._start + now
+            self._cluster.spans.append(Span(HEAD, what, at, at))
+
+    def _trial(self, request: Request, fidelity: str, precision: str) -> Trial:
+        generation = self._scheduler.generations[0]
+        tokens, reason = generation.generated, generation.reason or ""
+        if self._stop is not None:  # which counts even where the generation ended in the same group of tokens
+            tokens, reason = tokens[: self._stop.length], self._stop.reason
+        return Trial(
+            strategy=type(self._strategy).__name__.lower(),
+            fidelity=fidelity,
+            prompt_tokens=len(request.prompt),
+            token_ids=tuple(tokens),
+            emit_s=tuple(self._emit_s[: len(tokens)]),
+            reason=reason,
+            runs=tuple([run_record(run, 0.0) for run in generation.runs]),
+            ranks=tuple(self._cluster.collect()),
+            margins=tuple(generation.margins[: len(tokens)]),
+            precision=precision,
+        )

@@ -1,0 +1,16 @@
+"""One branch: after each token the draft's best, while it is confident enough."""
+
+from pipeinfer.core.drafter import Draft, DraftPolicy
+
+
+class Chain(DraftPolicy):
+    """Continues its branch until the confidence falls below the cutoff."""
+
+    def grow(self, draft: Draft) -> None:
+        for leaf in [leaf for leaf in draft.leaves if leaf.next is not None and draft.may_grow(leaf)]:
+            assert leaf.next is not None
+            token, confidence = leaf.next[0]
+            if confidence < draft.settings.cutoff + draft.adjustment:
+                draft.retry_later()
+            else:
+                draft.branch(leaf, token, confidence)

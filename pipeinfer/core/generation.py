@@ -1,0 +1,300 @@
+"""One request and the strategy that decodes it: text, token tree, the target's verdicts, commits, orders to the draft.
+
+A strategy is a pair. `Strategy` says which run comes next and how far to draft; a plug-in of `pipeinfer.strategies`. It
+sees the request's text and tree, what is in flight and what each stage took (`Generation`), and is asked after every
+event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.core.drafter.DraftPolicy`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import msgspec
+
+from pipeinfer.core.effects import Emit, Finish, Note, Request, ToDraft
+from pipeinfer.core.errors import PeerError
+from pipeinfer.core.ledger import Ledger
+from pipeinfer.core.measured import Measured
+from pipeinfer.core.messages import DraftFrom, DraftSettings, Proposal
+from pipeinfer.core.prompt import PromptChunk
+from pipeinfer.core.tree import Node, Run, Tree
+
+NOWHERE = -1
+"""The `until` of an order that stops the drafter."""
+
+
+class Pipeline(msgspec.Struct, frozen=True):
+    """What is known of the target pipeline: its depth, each stage's KV cells and sequence ids, the model's context
+    (tokens), and in how many tokens at a time the prompt is sent."""
+
+    stages: int
+    cells: int = 2048
+    sequences: int = 64
+    context: int = 1 << 30
+    prompt_chunk: PromptChunk = "auto"
+
+    @property
+    def limit(self) -> int:
+        """The longest text, in tokens, that this pipeline can hold."""
+        return min(self.context, self.cells)
+
+    @property
+    def short_of(self) -> str:
+        """What limits the text, and what helps: more cells, unless it is the model that holds no more."""
+        if self.cells < self.context:
+            return f"{self.cells} KV cells: shorten it or raise --cells"
+        return f"the model's context of {self.context} tokens: shorten it"
+
+
+class Pipe(Protocol):
+    """What a request shares with the others: the scheduler, as far as its requests use it."""
+
+    pipeline: Pipeline
+    ledger: Ledger
+    measured: Measured
+    now: float
+
+    @property
+    def in_flight(self) -> Sequence[Run]:
+        """Runs of every request that have not come back, oldest first."""
+
+    def fits(self, generation: "Generation", nodes: Sequence[Node]) -> bool:
+        """Whether there are sequence ids and cells for a speculative run of these nodes."""
+
+    def perform(self, effect: Any) -> None:
+        """Have this done."""
+
+
+class Order(NamedTuple):
+    """Draft up to position `until`, in this way."""
+
+    until: int
+    settings: DraftSettings
+
+
+class Strategy:
+    """Subclass it and write `next_run`; one object serves one request."""
+
+    drafting: str = ""
+    """The draft policy that goes with it, by name; without one nobody drafts."""
+    drafting_options: ClassVar[dict[str, float | int]] = {}
+    cancels: bool = False
+    """Runs and rows that can become text no more are given up wherever they are."""
+
+    @property
+    def drafts(self) -> bool:
+        """Somebody has to draft."""
+        return bool(self.drafting)
+
+    def started(self, generation: "Generation") -> None:
+        """The prompt is about to be sent."""
+
+    def next_run(self, generation: "Generation") -> Sequence[Node] | None:
+        """The nodes to send now as one run, parents first; None: nothing for now. Asked again until it says None.
+
+        The tip may be the first; alone it is a single-token run. Changes nothing: what is sent is told by its `run`.
+        """
+        raise NotImplementedError
+
+    def next_order(self, generation: "Generation") -> Order | None:
+        """How far to draft now. It is sent if tokens were committed, or `until` or settings have moved on."""
+        return None
+
+    def proposed(self, generation: "Generation", nodes: list[Node], stalled: bool) -> None:
+        """The draft proposes these nodes (alive, new, parents first); `stalled`: and nothing more for now."""
+
+    def advanced(self, generation: "Generation") -> None:
+        """Tokens were committed; `generation.tip` is the last."""
+
+    def accepted(self, generation: "Generation", node: Node) -> None:
+        """A node that a run carries came true: its cell becomes part of the text's."""
+        generation.keep(node)
+
+    def reserve(self, generation: "Generation", rows: int) -> int:
+        """Cells that a speculative run of so many rows must leave free for this request's text."""
+        return 1
+
+
+class Generation:
+    """Request `number`, decoded by `strategy` over what `pipe` schedules.
+
+    `sequence` is the sequence id of its text. Draft orders count up from `first_order`, so that what an earlier
+    generation left behind is told apart.
+    """
+
+    def __init__(
+        self, pipe: Pipe, number: int, request: Request, strategy: Strategy, sequence: int, first_order: int
+    ) -> None:
+        self.pipe = pipe
+        self.number = number
+        self.request = request
+        self.strategy = strategy
+        self.sequence = sequence
+        self.tree = Tree()
+        self.text = list(request.prompt)
+        self.prompt_length = len(request.prompt)
+        self.margins: list[float] = []
+        self.reason: str | None = None
+        self.runs: list[Run] = []
+        self.order = self._first_order = first_order
+        self._orders: dict[int, Node] = {}
+        self._drafted: dict[int, Node] = {}
+        self._told = 0
+        self._until = NOWHERE
+        self._settings: DraftSettings | None = None
+
+    @property
+    def tip(self) -> Node:
+        """The last committed token."""
+        return self.tree.tip
+
+    @property
+    def generated(self) -> list[int]:
+        """The committed tokens after the prompt."""
+        return self.text[self.prompt_length :]
+
+    @property
+    def in_flight(self) -> list[Run]:
+        """Its runs that have not come back, oldest first."""
+        return [run for run in self.pipe.in_flight if run.request == self.number]
+
+    @property
+    def limit(self) -> int:
+        """The longest that its text can become, in tokens."""
+        return min(self.pipe.pipeline.limit, self.prompt_length + self.request.max_tokens)
+
+    # What a strategy may ask
+
+    def covered(self) -> bool:
+        """The tip is in a run already, so its verdict will come."""
+        return self.tree.tip.run is not None
+
+    def fits(self, nodes: Sequence[Node]) -> bool:
+        """A speculative run of these nodes has sequence ids and cells, and the runs that must go on keep theirs."""
+        return self.pipe.fits(self, nodes)
+
+    def keep(self, node: Node) -> None:
+        """The cell that a run filled for this committed node becomes the text's."""
+        self.pipe.ledger.promote(node.sequence, node.position, self.sequence)
+
+    def note(self, text: str) -> None:
+        """Say in the log and on the timeline what was decided, and why."""
+        self._emit(Note(text, self.number))
+
+    # What happens to it
+
+    def take_prompt(self) -> list[Node]:
+        """The prompt as committed nodes."""
+        return [self.tree.commit(token)[0] for token in self.request.prompt]
+
+    def commit(self) -> list[Node]:
+        """Commit every token whose verdict is known. Gives the branches that lost."""
+        emitted: list[int] = []
+        lost: list[Node] = []
+        while self.reason is None:
+            tip = self.tip
+            token = tip.verdict
+            if token is None:
+                break
+            self._judge(tip, token)
+            child, siblings, _ = self.tree.commit(token)
+            lost += siblings
+            run = child.run
+            if run is not None:
+                run.accepted += 1
+                self.strategy.accepted(self, child)
+            if tip.margin is not None:
+                self.margins.append(tip.margin)
+            self.text.append(token)
+            emitted.append(token)
+            self.reason = self._ended(token)
+        if emitted:
+            self._emit(Emit(tuple(emitted), self.number))
+        return lost
+
+    def propose(self, message: Proposal) -> None:
+        """Hang what was drafted into the tree, where the text can still grow through it. Raises PeerError."""
+        if self.reason is not None or message.order <= self._first_order:
+            return
+        for order in [order for order in self._orders if order < message.order]:
+            del self._orders[order]
+        root = self._orders.get(message.order)
+        if root is None:
+            raise PeerError(f"a proposal answers order {message.order}, which was not given")
+        new: list[Node] = []
+        for drafted in message.nodes:
+            parent = root if drafted.parent < 0 else self._drafted.get(drafted.parent)
+            if parent is None or not parent.alive:
+                continue
+            node = parent.children.get(drafted.token)
+            if node is None:
+                # Under a committed token that has its successor, another child is dead at birth.
+                if parent.committed and parent is not self.tip:
+                    continue
+                node = self.tree.add(parent, drafted.token, drafted.confidence)
+                new.append(node)
+            self._drafted[drafted.id] = node
+        # An answer to an older order says nothing about the newest.
+        self.strategy.proposed(self, new, message.stalled and message.order == self.order)
+
+    def order_draft(self) -> None:
+        """Tell the draft what was committed since the last order, and how far to draft, as the strategy wants it."""
+        wanted = self.strategy.next_order(self)
+        if wanted is None:
+            return
+        tokens = tuple(self.text[self._told :])
+        until, settings = wanted
+        if not tokens and until <= self._until and settings == self._settings:
+            return
+        news = settings if settings != self._settings else None
+        self._told, self._until, self._settings = len(self.text), until, settings
+        self.order += 1
+        self._orders[self.order] = self.tip
+        self._emit(ToDraft(DraftFrom(self.order, tokens, until, news, self.number)))
+
+    def stop(self, length: int, reason: str) -> None:
+        """End after `length` generated tokens."""
+        del self.text[self.prompt_length + length :]
+        del self.margins[length:]
+        self.reason = reason
+
+    def finish(self) -> None:
+        """Say that it has ended, and bring the draft to rest."""
+        assert self.reason is not None
+        if self.strategy.drafts:
+            self.order += 1
+            self._emit(ToDraft(DraftFrom(self.order, (), NOWHERE, None, self.number)))
+        self._emit(Finish(self.reason, self.number))
+
+    def validate(self) -> None:
+        """What holds after every event."""
+        tip = self.tip
+        assert tip.position == len(self.tree_text()) - 1
+        assert self.reason is not None or self.tree_text() == self.text
+        for node in tip.subtree():
+            assert node is tip or (node.alive and not node.committed), "a branch of the tip is alive and undecided"
+
+    def tree_text(self) -> list[int]:
+        """The trunk's tokens."""
+        tokens: list[int] = []
+        node: Node | None = self.tip
+        while node is not None and node.parent is not None:
+            tokens.append(node.token)
+            node = node.parent
+        return tokens[::-1]
+
+    def _judge(self, tip: Node, token: int) -> None:
+        """Note whether the first that was drafted after the tip was right."""
+        for child in tip.children.values():
+            run = child.run
+            if run is not None and run.drafted:
+                self.pipe.measured.verdict(child.row - (run.rows - run.drafted), child.token == token)
+
+    def _ended(self, token: int) -> str | None:
+        if token in self.request.stop_ids:
+            return "eos"
+        if len(self.text) - self.prompt_length >= self.request.max_tokens:
+            return "length"
+        return "context" if len(self.text) >= self.pipe.pipeline.limit else None
+
+    def _emit(self, effect: Any) -> None:
+        self.pipe.perform(effect)

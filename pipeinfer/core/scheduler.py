@@ -1,0 +1,339 @@
+"""The scheduler: one pipeline and any number of requests. Runs in order, sequence ids, cells, cancellation, pruning.
+
+    for event in world.events():
+        for effect in scheduler.handle(world.now(), event):
+            world.perform(effect)
+
+What a request's text and tree are is for its `Generation` to know; which run comes next, for its `Strategy` to say.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeinfer.core.effects import Finish, HeadEffect, Start, Stop, ToFirstStage, ToStages
+from pipeinfer.core.errors import OurError, PeerError
+from pipeinfer.core.generation import Generation, Pipeline, Strategy
+from pipeinfer.core.ledger import Ledger
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.measured import Measured
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
+from pipeinfer.core.prompt import chunk_size
+from pipeinfer.core.tree import Node, Run
+
+
+class Scheduler(Machine):
+    """Schedules requests over `pipeline`; `open_strategy` gives the strategy that a Start wants.
+
+    Run ids and draft orders count up from `first_run` and `first_order`, so that what an earlier scheduler left behind
+    in the pipeline is told apart.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        open_strategy: Callable[[Start], Strategy],
+        *,
+        first_run: int = 0,
+        first_order: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.ledger = Ledger(pipeline.cells, pipeline.sequences)
+        self.in_flight: deque[Run] = deque()
+        self.generations: dict[int, Generation] = {}
+        self.measured = Measured(pipeline.stages)
+        self.next_run = first_run
+        self._open_strategy = open_strategy
+        self._first_order = first_order
+        self._free = deque(range(pipeline.sequences))
+        self._live: list[Generation] = []
+        self._queue: deque[Start] = deque()
+
+    @property
+    def order(self) -> int:
+        """The newest draft order of any request."""
+        return max([self._first_order, *(one.order for one in self.generations.values())])
+
+    @property
+    def idle(self) -> bool:
+        """Every generation has ended and nothing is left in the pipeline."""
+        return bool(self.generations) and not (self._live or self._queue or self.in_flight)
+
+    def perform(self, effect: HeadEffect) -> None:
+        """For its generations: have this done."""
+        self._effects.append(effect)
+
+    def fits(self, generation: Generation, nodes: Sequence[Node]) -> bool:
+        """A speculative run of these nodes has sequence ids and cells, and every request keeps what its text needs."""
+        others = self._promised() - (generation.limit - self.ledger.length(generation.sequence))
+        reserve = generation.strategy.reserve(generation, len(nodes)) + others
+        return self.ledger.free - len(nodes) >= reserve and len(_leaves(nodes)) <= len(self._free)
+
+    def _promised(self) -> int:
+        """Cells that the texts of live requests may still need."""
+        return sum(one.limit - self.ledger.length(one.sequence) for one in self._live)
+
+    def validate(self) -> None:
+        self.ledger.validate()
+        ids = [run.id for run in self.in_flight]
+        assert ids == sorted(set(ids)), "runs are in flight in the order of their ids"
+        taken = [one.sequence for one in self._live] + [s for run in self.in_flight for s in run.partition]
+        assert sorted([*taken, *self._free]) == list(range(self.pipeline.sequences)), "each sequence id is in one place"
+        for run in self.in_flight:
+            assert run.live == sum(node.alive for node in run.nodes)
+        for generation in self._live:
+            generation.validate()
+
+    # Events
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, Logits):
+            self._result(event)
+        elif isinstance(event, Proposal):
+            generation = self._generation(event.request, PeerError)
+            if event.forward_s:
+                self.measured.draft(event.forward_s)
+            generation.propose(event)
+            self._go_on(generation)
+        elif isinstance(event, Start):
+            self._check(event)
+            self._queue.append(event)
+            self._admit()
+        elif isinstance(event, Stop):
+            self._stop(event)
+        else:
+            raise PeerError(f"the scheduler does not take a {type(event).__name__}")
+
+    def _generation(self, number: int, error: type[Exception]) -> Generation:
+        generation = self.generations.get(number)
+        if generation is None:
+            raise error(f"request {number} was never begun")
+        return generation
+
+    def _admit(self) -> None:
+        """Begin the requests that there is room for, in the order in which they came."""
+        while self._queue and self._free:
+            request = self._queue[0].request
+            wanted = min(self.pipeline.limit, len(request.prompt) + request.max_tokens)
+            if self.ledger.free - wanted < self._promised():
+                return
+            self._start(self._queue.popleft())
+
+    def _start(self, event: Start) -> None:
+        sequence = self._free.popleft()
+        strategy = self._open_strategy(event)
+        generation = Generation(self, event.number, event.request, strategy, sequence, self.order)
+        self.generations[event.number] = generation
+        self._live.append(generation)
+        self.ledger.begin(sequence)
+        nodes = generation.take_prompt()
+        strategy.started(generation)
+        size = chunk_size(self.pipeline.prompt_chunk, len(nodes), self.pipeline.stages)
+        for start in range(0, len(nodes), size):
+            chunk = nodes[start : start + size]
+            for node in chunk:
+                self.ledger.extend((sequence,), node.position)
+            last = chunk[-1] is generation.tip
+            self._send(generation, RunKind.PROMPT, chunk, ((sequence,),) * len(chunk), outputs=int(last))
+        self._go_on(generation)
+
+    def _check(self, event: Start) -> None:
+        """Refuse, with ValueError, what can have no answer. Nothing has happened then."""
+        prompt, limit = event.request.prompt, self.pipeline.limit
+        if event.number in self.generations or any(event.number == other.number for other in self._queue):
+            raise ValueError(f"request {event.number} was begun already: expected a new number")
+        if not prompt:
+            raise ValueError("the prompt is empty: expected at least one token")
+        if len(prompt) >= limit:
+            raise ValueError(f"the prompt has {len(prompt)} tokens and leaves no room in {self.pipeline.short_of}")
+        if event.request.max_tokens < 1:
+            raise ValueError(f"max_tokens = {event.request.max_tokens}: expected at least 1")
+
+    def _result(self, message: Logits) -> None:
+        if not self.in_flight or self.in_flight[0].id != message.run:
+            expected = self.in_flight[0].id if self.in_flight else "none"
+            raise PeerError(f"the result of run {message.run} came, expected {expected}")
+        run = self.in_flight.popleft()
+        run.finished_at, run.compute_s, run.cancelled_at = self.now, message.compute_s, message.cancelled_at
+        if message.cancelled_at == NOT_CANCELLED:
+            self._judge(run, message)
+            self.measured.run(run, len(message.kept) or run.rows)
+        generation = self.generations[run.request]
+        before = len(generation.text)
+        if generation.reason is None:
+            lost = generation.commit()
+            if generation.reason is not None:
+                self._end(generation, lost)
+            else:
+                self._kill(generation, lost)
+        self._give_back(run.partition)
+        if len(generation.text) > before and generation.reason is None:
+            generation.strategy.advanced(generation)
+        self._go_on(generation)
+
+    def _judge(self, run: Run, message: Logits) -> None:
+        """Note what the target said after each output row that was computed."""
+        first = run.rows - run.outputs
+        outputs = [run.nodes[row] for row in message.kept] if message.kept else run.nodes[first:]
+        if len(outputs) != len(message.ids):
+            raise PeerError(f"run {run.id} came back with {len(message.ids)} ids, expected {len(outputs)}")
+        for node, token in zip(outputs, message.ids, strict=True):
+            node.verdict = token
+        for node, margin in zip(outputs, message.margins, strict=False):
+            node.margin = margin
+
+    def _stop(self, event: Stop) -> None:
+        waiting = [start for start in self._queue if start.number == event.number]
+        if waiting:
+            self._queue.remove(waiting[0])
+            self.perform(Finish(event.reason, event.number))
+            return
+        generation = self._generation(event.number, OurError)
+        if generation.reason is None:
+            generation.stop(event.length, event.reason)
+            self._end(generation, [])
+            self._go_on(generation)
+
+    def _end(self, generation: Generation, lost: Sequence[Node]) -> None:
+        self._kill(generation, [*lost, *generation.tip.children.values()])
+        generation.finish()
+        self._live.remove(generation)
+        self._give_back((generation.sequence,))
+
+    # What is lost
+
+    def _kill(self, generation: Generation, tops: Sequence[Node]) -> None:
+        touched: set[Run] = set()
+        for top in tops:
+            for node in top.subtree():
+                node.alive = False
+                if node.run is not None:
+                    node.run.live -= 1
+                    touched.add(node.run)
+        if touched and generation.strategy.cancels:
+            self._cancel(touched)
+
+    def _cancel(self, touched: set[Run]) -> None:
+        """Give up the runs that nothing is left of, and the lost rows of those that go on; all in one message, so that
+        no stage computes a row after a gap."""
+        runs: list[int] = []
+        pruned: list[tuple[int, tuple[int, ...]]] = []
+        for run in sorted((run for run in touched if run.finished_at is None), key=lambda run: run.id):
+            if not run.live:
+                run.cancel_sent_at = self.now
+                runs.append(run.id)
+            else:
+                rows = [row for row, node in enumerate(run.nodes) if not node.alive and row not in run.pruned]
+                run.pruned.update(rows)
+                pruned.append((run.id, tuple(rows)))
+        if runs or pruned:
+            self.perform(ToStages(CancelRun(tuple(runs), tuple(pruned))))
+
+    def _give_back(self, partition: tuple[int, ...]) -> None:
+        for sequence in partition:
+            if self.ledger.holds(sequence):
+                self.ledger.release(sequence)
+            self._free.append(sequence)
+
+    # What is sent
+
+    def _go_on(self, generation: Generation) -> None:
+        """Send what there is to send, then order drafts for the request that something happened to."""
+        if self._queue:
+            self._admit()
+        if len(self._live) == 1:
+            one = self._live[0]
+            while nodes := one.strategy.next_run(one):
+                self.submit(one, nodes)
+        elif self._live:
+            self._share_out()
+        if generation.reason is None:
+            generation.order_draft()
+
+    def _share_out(self) -> None:
+        """Several requests in one pipe: committed tokens first, then the run that is likeliest to become text."""
+        while True:
+            best: tuple[float, int] | None = None
+            for index, one in enumerate(self._live):
+                nodes = one.strategy.next_run(one)
+                if nodes:
+                    survival = 1.0 if nodes[0] is one.tip else self.measured.survival(one.tip, nodes[0])
+                    if best is None or survival > best[0]:
+                        best, chosen = (survival, index), nodes
+            if best is None:
+                return
+            one = self._live.pop(best[1])
+            self._live.append(one)  # who was served is served last among equals
+            self.submit(one, chosen)
+
+    def submit(self, generation: Generation, nodes: Sequence[Node]) -> None:
+        """Send these nodes as one run, parents first."""
+        tip, text = generation.tip, generation.sequence
+        if nodes[0].committed and nodes[-1] is tip:
+            for node in nodes:
+                self.ledger.extend((text,), node.position)
+            self._send(generation, RunKind.SINGLE, list(nodes), ((text,),) * len(nodes), outputs=len(nodes))
+            return
+        partition = tuple([self._free.popleft() for _ in _leaves(nodes)])
+        tags = self._tag(generation, nodes, partition)
+        for node in nodes:
+            self.ledger.extend(tags[node], node.position)
+            node.sequence = tags[node][-1]
+        sequences = tuple([tags[node] for node in nodes])
+        run = self._send(generation, RunKind.SPECULATIVE, list(nodes), sequences, outputs=len(nodes))
+        run.partition = partition
+        run.drafted = len(nodes) - (nodes[0] is tip)
+
+    def _send(
+        self,
+        generation: Generation,
+        kind: RunKind,
+        nodes: list[Node],
+        sequences: tuple[tuple[int, ...], ...],
+        *,
+        outputs: int,
+    ) -> Run:
+        run = Run(self.next_run, generation.number, kind, nodes, outputs, self.now)
+        self.next_run += 1
+        for row, node in enumerate(nodes):
+            if node.run is None:
+                node.run, node.row = run, row
+        self.in_flight.append(run)
+        generation.runs.append(run)
+        tokens = tuple([node.token for node in nodes])
+        positions = tuple([node.position for node in nodes])
+        kv = self.ledger.take_pending()
+        requests = (generation.number,)
+        self.perform(ToFirstStage(Decode(run.id, kind, tokens, positions, sequences, outputs, kv, requests=requests)))
+        return run
+
+    def _tag(
+        self, generation: Generation, nodes: Sequence[Node], partition: tuple[int, ...]
+    ) -> dict[Node, tuple[int, ...]]:
+        """Give each leaf of the run a sequence of its own, forked from its prefix; a row carries its leaves' ids."""
+        leaves = set(_leaves(nodes))
+        free = iter(partition)
+        tags: dict[Node, tuple[int, ...]] = dict.fromkeys(nodes, ())
+        for node in reversed(nodes):
+            if node in leaves:
+                tags[node] = (next(free),)
+            parent = node.parent
+            if parent is not None and parent in tags:
+                tags[parent] = tags[node] + tags[parent]
+        for node in nodes:
+            parent = node.parent
+            if parent is None or parent in tags:
+                continue
+            source = generation.sequence if parent.committed else parent.sequence
+            for sequence in tags[node]:
+                self.ledger.fork(source, sequence, node.position)
+            if node is generation.tip:
+                tags[node] = (generation.sequence, *tags[node])
+        return tags
+
+
+def _leaves(nodes: Sequence[Node]) -> list[Node]:
+    """Those that no other of them continues, in order."""
+    inner = {node.parent for node in nodes}
+    return [node for node in nodes if node not in inner]
