@@ -22,14 +22,16 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to `path`; until all of it is on the disk, what was there before stays. Raises OSError with the
     file's name, as when the disk is full."""
     if path.exists() and not path.is_file():
-        path.write_bytes(content)
-        return
-    path = path.resolve()  # A link stays one.
-    partial = path.with_name(f".{os.getpid()}-{path.name}"[:200])
+        partial = path  # a pipe or a device
+    else:
+        path = path.resolve()  # A link stays one.
+        partial = path.with_name(f".{os.getpid()}-{path.name}"[:200])
     try:
-        with partial.open("xb") as file:
+        with partial.open("wb") as file:
             file.write(content)
-        partial.replace(path)
+        if partial != path:
+            partial.replace(path)
     except OSError as problem:
-        partial.unlink(missing_ok=True)
+        if partial != path:
+            partial.unlink(missing_ok=True)
         raise OSError(problem.errno, problem.strerror, str(path)) from problem

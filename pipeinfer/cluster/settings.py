@@ -5,14 +5,12 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.cluster.launch import Plan
 from pipeinfer.cluster.mpi_world import settle
+from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.core.prompt import parse_chunk
 from pipeinfer.modelling.profile import read_profile
 from pipeinfer.units import bandwidth_bps, seconds
 from pipeinfer.workload import load
-
-AUTO = "auto"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from pipeinfer.commands.options import OUTPUT, ClusterOptions, SamplingOptions, path_option, with_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,53 +13,28 @@ if TYPE_CHECKING:
 SHOWN_ROWS = (1, 4, 16)
 
 
+@with_options
 def calibrate(
-    out: Annotated[Path, typer.Option(help="The profile, as JSON.")] = Path("profile.json"),
-    figure: Annotated[Path | None, typer.Option(help="Draw the times over rows: FILE.svg and .png.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=2)] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Like 4,4/1,1: a rank per number, the draft's after the /, with those layers.")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="Who computes.")] = "numpy",
-    backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like threads=4.")] = None,
-    target: Annotated[str, typer.Option(help="The target model.")] = "builtin:target",
-    draft: Annotated[str, typer.Option(help="The draft model, measured on the last rank or ranks.")] = "builtin:draft",
-    transport: Annotated[str | None, typer.Option(help="tcp, inproc, mpi; default: mpi under mpirun, or tcp")] = None,
-    launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
-    bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
-    latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
-    cpu_share: Annotated[float, typer.Option(help="As in generate.", min=0.01, max=1.0)] = 1.0,
-    temperature: Annotated[float, typer.Option(help="Sample like this; 0 is greedy.", min=0.0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Among the k likeliest tokens; 0: all.", min=0)] = 0,
-    top_p: Annotated[float, typer.Option(help="Within this probability mass.", min=0.0, max=1.0)] = 1.0,
-    workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order.")] = None,
-    key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
+    cluster: ClusterOptions,
+    sampling: SamplingOptions,
+    out: Annotated[Path, path_option(OUTPUT, "The profile, as JSON; default: profile.json.")] = Path("profile.json"),
+    figure: Annotated[Path | None, path_option(OUTPUT, "Draw the times over rows: FILE.svg and .png.")] = None,
 ) -> None:
     """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
     from rich.text import Text
 
-    from pipeinfer.cluster.mpi_world import settle
-    from pipeinfer.commands.generate import check_agreement, key_values, make_plan, rank_count
     from pipeinfer.commands.output import console
-    from pipeinfer.core.messages import Sampling
     from pipeinfer.files import check_writable
     from pipeinfer.modelling.calibrate import calibrate as run
     from pipeinfer.modelling.profile import write_profile
     from pipeinfer.report.layer_times import layer_times
 
-    given = nodes
-    nodes = nodes or rank_count(layers, drafts=True)
-    transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
-    check_agreement(given, layers, workers, key, drafts=True)
-    plan = make_plan(
-        drafts=True, nodes=nodes, layers=layers, profile=None, backend=backend,
-        backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
-        bandwidth=bandwidth, latency=latency, cells=0, sequences=64,
-        workers=workers, key=key, trace=False, cpu_share=cpu_share,
-    )  # fmt: skip
+    settings = cluster.settings()
+    plan = settings.plan(*settings.settle(), drafts=True)
+    how = sampling.sampling()
     check_writable(out)
     with console(errors=True).status("starting the ranks") as status:
-        profile = run(plan, Sampling(temperature, top_k, top_p), lambda what: status.update(Text(f"measuring {what}")))
+        profile = run(plan, how, lambda what: status.update(Text(f"measuring {what}")))
     write_profile(profile, out)
     if figure is not None:
         layer_times(profile, figure)

@@ -1,13 +1,23 @@
 """`pipeinfer generate`: text from a pipeline of ranks."""
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeinfer.commands.options import (
+    OUTPUT,
+    PIPELINE,
+    TEXT,
+    ClusterOptions,
+    SeededSampling,
+    key_values,
+    option,
+    path_option,
+    with_options,
+)
 from pipeinfer.commands.streams import checked_argument, read_text
 
 if TYPE_CHECKING:
@@ -24,113 +34,144 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
 
 
+@dataclass(frozen=True)
+class TextOptions:
+    """What is continued, and where that ends."""
+
+    file: Annotated[Path | None, path_option(TEXT, "Read the prompt from a file; - is standard input.")] = None
+    tokens: Annotated[int, option(TEXT, "Tokens to generate; default: 128.", min=1)] = 128
+    stop: Annotated[list[str] | None, option(TEXT, "End before this string. May be given again.")] = None
+    raw: Annotated[bool, option(TEXT, "The prompt without the model's special tokens.", "--raw")] = False
+    ignore_eos: Annotated[bool, option(TEXT, "Go on after tokens that end a text.", "--ignore-eos")] = False
+
+
+@dataclass(frozen=True)
+class StrategyOptions:
+    """When to send which run."""
+
+    strategy: Annotated[str, option(PIPELINE, "iterative, speculative, pipeinfer (default), or a plug-in's.")] = (
+        "pipeinfer"
+    )
+    strategy_option: Annotated[
+        list[str] | None,
+        option(PIPELINE, "An option of it, like k=6. May be given again.", "--option", "-o", metavar="NAME=VALUE"),
+    ] = None
+    drafting: Annotated[str | None, option(PIPELINE, "Draft policy, like ngram; default: the strategy's own.")] = None
+    drafting_option: Annotated[
+        list[str] | None, option(PIPELINE, "An option of it, like longest=4.", metavar="NAME=VALUE")
+    ] = None
+
+    def open(self) -> "Strategy":
+        """Raises UnknownPlugin, or ValueError on wrong options."""
+        from pipeinfer.plugins import open_strategy
+
+        return open_strategy(self.strategy, key_values(self.strategy_option))
+
+    def needs_draft_model(self, strategy: "Strategy") -> bool:
+        """Whether a draft rank is needed: not where nobody drafts, or the draft policy does without a model."""
+        from pipeinfer.plugins import open_drafting
+
+        if not strategy.drafting:
+            return False
+        own = strategy.drafting, strategy.drafting_options
+        chosen = (self.drafting, key_values(self.drafting_option)) if self.drafting else own
+        return bool(open_drafting(*chosen).model)
+
+    def for_cluster(self) -> dict[str, Any]:
+        """What `Cluster.generate` is told of it besides the strategy itself."""
+        return {
+            "strategy_name": self.strategy, "options": key_values(self.strategy_option),
+            "drafting": self.drafting, "drafting_options": key_values(self.drafting_option),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written besides the text."""
+
+    trace: Annotated[Path | None, path_option(OUTPUT, "Write a timeline for Perfetto or chrome://tracing.")] = None
+    log: Annotated[Path | None, path_option(OUTPUT, "Write the head's events, for `pipeinfer replay`.")] = None
+    check: Annotated[bool, option(OUTPUT, "Then decode one by one on a single stage and compare.", "--check")] = False
+    as_json: Annotated[bool, option(OUTPUT, "Print one JSON object instead of text.", "--json")] = False
+
+
+@with_options
 def generate(
+    text: TextOptions,
+    strategy: StrategyOptions,
+    cluster: ClusterOptions,
+    sampling: SeededSampling,
+    output: OutputOptions,
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; default: some Python.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Read the prompt from a file; - is standard input.")] = None,
-    strategy: Annotated[str, typer.Option(help="iterative, speculative, pipeinfer, or a plug-in's.")] = "pipeinfer",
-    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="A strategy option, like -o k=6.")] = None,
-    drafting: Annotated[str | None, typer.Option(help="Draft policy, like ngram; default: the strategy's own.")] = None,
-    drafting_option: Annotated[list[str] | None, typer.Option(help="An option of it, like longest=4.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Ranks, the draft's too; default: 4, or MPI's.", min=1)] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers per rank, / before the draft's: 4,4/1; or auto.")] = None,
-    profile: Annotated[Path | None, typer.Option(help="Split as this cluster was calibrated.")] = None,
-    backend: Annotated[str, typer.Option(help="Who computes: numpy, emulated, or a plug-in's.")] = "numpy",
-    backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like layer_s=0.005.")] = None,
-    target: Annotated[str, typer.Option(help="The model: a name the backend knows, or a path.")] = "builtin:target",
-    draft: Annotated[str, typer.Option(help="The draft model.")] = "builtin:draft",
-    transport: Annotated[str | None, typer.Option(help="tcp, inproc, mpi; default: mpi under mpirun, or tcp")] = None,
-    launcher: Annotated[str | None, typer.Option(help="mpi: start the ranks here by mpiexec.")] = None,
-    bandwidth: Annotated[str | None, typer.Option(help="Limit every link, like 1Gbit.")] = None,
-    latency: Annotated[str | None, typer.Option(help="Delay every link, like 0.2ms.")] = None,
-    cpu_share: Annotated[
-        float,
-        typer.Option(help="Share of the time in which each rank computes, as on a slower node.", min=0.01, max=1.0),
-    ] = 1.0,
-    tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest tokens; 0: all.", min=0)] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.", min=0.0, max=1.0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same tokens, whatever the strategy.", min=0)] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string. May be given again.")] = None,
-    prompt_chunk: Annotated[str, typer.Option(help="Tokens of the prompt sent at a time; auto, or whole.")] = "auto",
-    cells: Annotated[int, typer.Option(help="KV cells per rank; 0: the model's context and some.", min=0)] = 0,
-    sequences: Annotated[int, typer.Option(help="KV sequence ids per rank.", min=2)] = 64,
-    workers: Annotated[str | None, typer.Option(help="Addresses of running workers, in rank order.")] = None,
-    key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Write the head's event log; `pipeinfer replay` reads it.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The prompt without the model's special tokens.")] = False,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after tokens that end a text.")] = False,
-    check: Annotated[bool, typer.Option(help="Then decode one by one on a single stage and compare.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
     from pipeinfer.cluster.launch import Cluster
-    from pipeinfer.cluster.mpi_world import settle
     from pipeinfer.commands.view import starting
-    from pipeinfer.core.messages import Sampling
     from pipeinfer.engine.text_stream import TextStream
-    from pipeinfer.plugins import open_strategy
+    from pipeinfer.files import check_writable
 
-    given = nodes
-    nodes = nodes or rank_count(layers, drafts=True)
-    transport, nodes = settle(launcher, "tcp" if workers else transport, nodes)
-    text = read_prompt(prompt, file)
-    chosen = open_strategy(strategy, key_values(option))
-    drafts = needs_draft_model(chosen, drafting, key_values(drafting_option))
-    check_agreement(given, layers, workers, key, drafts=drafts)
-    plan = make_plan(
-        drafts=drafts, nodes=nodes, layers=layers, profile=profile, backend=backend,
-        backend_options=key_values(backend_option), target=target, draft=draft, transport=transport,
-        bandwidth=bandwidth, latency=latency, cells=cells,
-        sequences=sequences, workers=workers, key=key, trace=trace is not None, cpu_share=cpu_share,
-        prompt_chunk=prompt_chunk,
-    )  # fmt: skip
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    if trace is not None:
-        trace.touch()  # An unwritable path is better known now than after the generation.
-    with log.open("wb", buffering=0) if log else nullcontext() as log_file, ExitStack() as stack:
-        with starting():
-            cluster = stack.enter_context(Cluster(plan))
-        if transport == "mpi" or cluster.plan.layers == "auto":
-            _print_layout(cluster)
-        for note in cluster.models.notes:
-            print(f"note: {note}", file=sys.stderr)
-        prompt_ids = cluster.tokenizer.encode(text, add_special=not raw)
-        ends = () if ignore_eos else cluster.models.target.eos
-        stream = TextStream(cluster.tokenizer, stop or [], prompt=prompt_ids, ends=ends)
-        with _view(cluster, stream, text, quiet=as_json) as view:
-            trial = cluster.generate(
-                prompt_ids, chosen, max_tokens=tokens, sampling=sampling, stop_ids=ends, on_tokens=view.on_tokens,
-                open_log=log_opener(log_file) if log_file else None, strategy_name=strategy,
-                options=key_values(option), drafting=drafting, drafting_options=key_values(drafting_option),
+    settings = cluster.settings()
+    transport, nodes = settings.settle()
+    words = read_prompt(prompt, text.file)
+    chosen = strategy.open()
+    drafts = strategy.needs_draft_model(chosen)
+    plan = settings.plan(transport, nodes, drafts=drafts, trace=output.trace is not None)
+    how = sampling.sampling()
+    if output.trace is not None:
+        check_writable(output.trace)
+    log = EventFile(output.log) if output.log is not None else None
+    with starting():
+        ranks = Cluster(plan)
+    with ranks:
+        _print_notes(ranks, layout=transport == "mpi" or plan.layers == "auto")
+        prompt_ids = ranks.tokenizer.encode(words, add_special=not text.raw)
+        ends = () if text.ignore_eos else ranks.models.target.eos
+        stream = TextStream(ranks.tokenizer, text.stop or [], prompt=prompt_ids, ends=ends)
+        with _view(ranks, stream, words, quiet=output.as_json) as view:
+            trial = ranks.generate(
+                prompt_ids, chosen, max_tokens=text.tokens, sampling=how, stop_ids=ends, on_tokens=view.on_tokens,
+                open_log=log.open if log is not None else None, **strategy.for_cluster(),
             )  # fmt: skip
-        if trace is not None:
-            _write_trace(cluster, trace)
-    checked = _check(plan, prompt_ids, sampling, trial) if check else None
-    if as_json:
+    checked = _check(plan, prompt_ids, how, trial) if output.check else None
+    if output.as_json:
         _print_json(trial, prompt_ids, stream.text, checked)
     else:
         view.print_summary(trial)
+    # The text is out: now what a full disk may keep from being written.
+    if output.trace is not None:
+        _write_trace(ranks, output.trace)
+    if log is not None:
+        log.close()
     if checked is not None:
         checked.conclude()
 
 
-def needs_draft_model(strategy: "Strategy", drafting: str | None, options: dict[str, Any]) -> bool:
-    """Whether a draft rank is needed: not where nobody drafts, or the draft policy does without a model."""
-    from pipeinfer.plugins import open_drafting
+class EventFile:
+    """The file of the scheduler's event log. It is the system's line by line, and a full disk ends it and not the text."""
 
-    if not strategy.drafting:
-        return False
-    chosen = (drafting, options) if drafting else (strategy.drafting, strategy.drafting_options)
-    return bool(open_drafting(*chosen).model)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb", buffering=0)
+        self._problem: OSError | None = None
 
+    def open(self, made: "Scheduler") -> "EventLog":
+        """Begin it: its header tells how the scheduler was made."""
+        from pipeinfer.core.log import EventLog, SchedulerHeader
 
-def log_opener(file: IO[bytes]) -> "Callable[[Scheduler], EventLog]":
-    """What opens the scheduler's event log in `file`: its header tells how the scheduler was made."""
-    from pipeinfer.core.log import EventLog, SchedulerHeader
+        return EventLog(SchedulerHeader(made.pipeline, made.next_run, made.order), self._write)
 
-    return lambda made: EventLog(SchedulerHeader(made.pipeline, made.next_run, made.order), file.write)
+    def _write(self, line: bytes) -> None:
+        if self._problem is None:
+            try:
+                self._file.write(line)
+            except OSError as problem:
+                self._problem = problem
+
+    def close(self) -> None:
+        """Raises OSError where something could not be written."""
+        self._file.close()
+        if self._problem is not None:
+            raise OSError(self._problem.errno, self._problem.strerror, str(self._path)) from self._problem
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -142,78 +183,13 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return DEFAULT_PROMPT if prompt is None else checked_argument(prompt, "the prompt")
 
 
-def key_values(pairs: list[str] | None) -> dict[str, Any]:
-    """`k=6` and the like; values are read as JSON where they are, else taken as text. Raises ValueError."""
-    import msgspec
-
-    found: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f'option "{pair}": expected name=value')
-        try:
-            found[name] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            found[name] = value
-    return found
-
-
-def check_agreement(
-    nodes: int | None, layers: str | None, workers: str | None, key: Path | None, *, drafts: bool
-) -> None:  # fmt: skip
-    """Raise ValueError where what was given says two things."""
-    if key is not None and workers is None:
-        raise ValueError("--key is the key file of running workers: give their addresses with --workers")
-    ranks = rank_count(layers, drafts=drafts)
-    if nodes is not None and ranks not in (None, nodes):
-        raise ValueError(f"--layers {layers} is for {ranks} ranks in all, and --nodes says {nodes}")
-
-
-def rank_count(layers: str | None, *, drafts: bool) -> int | None:
-    """How many ranks a layer split is for; None where it does not say how many the target has."""
-    split, _, draft_split = (layers or "").partition("/")
-    return split.count(",") + 1 + (draft_split.count(",") + 1) * drafts if split not in ("", "auto") else None
-
-
-def make_plan(
-    *, drafts: bool, nodes: int, layers: str | None, profile: Path | None, backend: str,
-    backend_options: dict[str, Any], target: str, draft: str, transport: str,
-    bandwidth: str | None, latency: str | None, cells: int, sequences: int,
-    workers: str | None, key: Path | None, trace: bool, cpu_share: float, prompt_chunk: str = "auto",
-) -> "Plan":  # fmt: skip
-    """The plan that the options describe: of `nodes` ranks the last are the draft's, where the strategy drafts."""
-    from pipeinfer.cluster.plan import Plan
-    from pipeinfer.core.prompt import parse_chunk
-    from pipeinfer.units import bandwidth_bps, seconds
-
-    addresses = tuple(workers.split(",")) if workers else ()
-    nodes = len(addresses) or nodes
-    if profile is not None and (layers or "").partition("/")[0] != "auto":
-        raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
-    split, slash, draft_split = (layers or "").partition("/")
-    if profile is not None and not slash and "," in (measured := calibrated_draft(profile)):
-        slash, draft_split = "/", measured
-    draft_ranks = (draft_split.count(",") + 1) * drafts
-    if drafts and split in ("", "auto") and nodes <= draft_ranks:
-        own = "a rank" if draft_ranks == 1 else f"{draft_ranks} ranks"
-        raise ValueError(
-            f"this strategy drafts, which takes {own} of its own: expected --nodes {draft_ranks + 1} or more"
-        )
-    return Plan(
-        backend=backend, backend_options=backend_options, target=target, draft=draft if drafts else None,
-        stages=nodes - draft_ranks, layers=split or None, draft_layers=draft_split if slash and drafts else None,
-        profile=str(profile) if profile else None, transport=transport, cells=cells, sequences=sequences,
-        bandwidth_bps=bandwidth_bps(bandwidth) if bandwidth else float("inf"),
-        latency_s=seconds(latency) if latency else 0.0, workers=addresses, key=str(key) if key else None, trace=trace,
-        cpu_share=cpu_share, prompt_chunk=parse_chunk(prompt_chunk),
-    )  # fmt: skip
-
-
-def calibrated_draft(profile: Path) -> str:
-    """How the draft was split when this cluster was calibrated, as `--layers` says it. Raises BadProfile."""
-    from pipeinfer.modelling.profile import read_profile
-
-    return ",".join(str(stop - start) for start, stop in (share.layers for share in read_profile(profile).draft_shares))
+def _print_notes(cluster: "Cluster", *, layout: bool) -> None:
+    """Who is where, on standard error: when a process dies, the MPI launcher may name no more than its host and pid."""
+    if layout:
+        for rank, ready in sorted(cluster.ready.items()):
+            print(f"{cluster.rank_names[rank]} on {ready.host} (pid {ready.pid})", file=sys.stderr)
+    for note in cluster.models.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _view(cluster: "Cluster", stream: "TextStream", prompt: str, *, quiet: bool) -> Any:
@@ -227,16 +203,11 @@ def _view(cluster: "Cluster", stream: "TextStream", prompt: str, *, quiet: bool)
     return LiveView(stream, prompt, lambda: cluster.scheduler) if terminal else PlainView(stream, prompt)
 
 
-def _print_layout(cluster: "Cluster") -> None:
-    """Who is where, on standard error: when a process dies, the MPI launcher may name no more than its host and pid."""
-    for rank, ready in sorted(cluster.ready.items()):
-        print(f"{cluster.rank_names[rank]} on {ready.host} (pid {ready.pid})", file=sys.stderr)
-
-
 def _write_trace(cluster: "Cluster", path: Path) -> None:
+    from pipeinfer.files import write_whole
     from pipeinfer.runtime.spans import chrome_trace
 
-    path.write_bytes(chrome_trace(cluster.spans, cluster.rank_names))
+    write_whole(path, chrome_trace(cluster.spans, cluster.rank_names))
 
 
 def _check(plan: "Plan", prompt: list[int], sampling: "Sampling", trial: "Trial") -> "Check":

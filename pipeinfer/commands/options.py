@@ -43,7 +43,7 @@ def path_option(panel: str, text: str, *names: str) -> Any:
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """`command` as typer wants it: with the fields of its dataclasses as parameters of its own."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in groups:
@@ -92,7 +92,7 @@ class ClusterOptions(ModelOptions):
     """And on which ranks, over which links."""
 
     cluster_file: Annotated[
-        Path | None, path_option(PIPELINE, "A TOML file with settings of these two panels; options win over it.")
+        Path | None, path_option(PIPELINE, "A TOML file of such settings; options win over it.")
     ] = None
     nodes: Annotated[int | None, option(PIPELINE, "Ranks, the draft's included; default: 4, or MPI's.")] = None
     layers: Annotated[str | None, option(PIPELINE, "Layers per rank, / before the draft's: 4,4/1; or auto.")] = None
@@ -122,7 +122,12 @@ class ClusterOptions(ModelOptions):
         if self.workers is not None:
             given["workers"] = tuple(address.strip() for address in self.workers.split(","))
         filed = read_settings(self.cluster_file) if self.cluster_file is not None else {}
-        return Settings(**{**filed, **given, **self.given()})
+        given |= self.given()
+        if given.get("backend", there := filed.get("backend", "numpy")) == there:
+            given["backend_options"] = filed.get("backend_options", {}) | given.get("backend_options", {})
+        else:
+            filed.pop("backend_options", None)  # They are another backend's.
+        return Settings(**{**filed, **given})
 
 
 @dataclasses.dataclass(frozen=True)

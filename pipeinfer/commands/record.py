@@ -4,7 +4,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from pipeinfer.commands.options import (
+    OUTPUT,
+    PIPELINE,
+    TEXT,
+    ModelOptions,
+    SeededSampling,
+    option,
+    path_option,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,44 +24,39 @@ if TYPE_CHECKING:
     from pipeinfer.runtime.oracle import Trace
 
 
+@with_options
 def record(
-    out: Annotated[Path, typer.Option(help="The trace, as JSON.")] = Path("trace.json"),
-    backend: Annotated[str, typer.Option(help="Who computes.")] = "numpy",
-    backend_option: Annotated[list[str] | None, typer.Option(help="A backend option, like threads=4.")] = None,
-    target: Annotated[str, typer.Option(help="The target model.")] = "builtin:target",
-    draft: Annotated[str, typer.Option(help="The draft model.")] = "builtin:draft",
-    prompts: Annotated[int, typer.Option(help="How many of the suite's prompts.", min=1, max=20)] = 20,
-    tokens: Annotated[int, typer.Option(help="Tokens after each prompt; fewer where the context ends.", min=1)] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="As in generate.")] = 0,
-    cells: Annotated[int, typer.Option(help="KV cells of each model; 0: as many as the texts take.", min=0)] = 0,
+    models: ModelOptions,
+    sampling: SeededSampling,
+    prompts: Annotated[int, option(TEXT, "How many of the suite's prompts; default: all 20.", min=1, max=20)] = 20,
+    tokens: Annotated[int, option(TEXT, "After each prompt, or as the context allows; default: 128.", min=1)] = 128,
+    cells: Annotated[int, option(PIPELINE, "KV cells of each model; default: as many as texts take.", min=0)] = 0,
+    out: Annotated[Path, path_option(OUTPUT, "The trace, as JSON; default: trace.json.")] = Path("trace.json"),
 ) -> None:
     """Let the target write, and note where its tokens stand among the draft's candidates."""
     import msgspec
 
     from pipeinfer.cluster.models import Models
-    from pipeinfer.cluster.plan import Plan
-    from pipeinfer.commands.generate import key_values
-    from pipeinfer.core.messages import Sampling
+    from pipeinfer.cluster.settings import Settings
     from pipeinfer.files import check_writable, write_whole
     from pipeinfer.plugins import open_backend
     from pipeinfer.workload import prompts as read_prompts
 
-    sampling = Sampling(temperature, 0, top_p, seed)
-    options = key_values(backend_option)
-    models = Models(Plan(backend=backend, backend_options=options, target=target, draft=draft, stages=1))
-    assert models.draft is not None
-    for note in models.notes:
+    how = sampling.sampling()
+    settings = Settings(**models.given())
+    opened = Models(settings.plan("inproc", 2, drafts=True))
+    assert opened.draft is not None
+    for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
-    context = min(models.target.context, models.draft.context)
-    engine = open_backend(backend, options)
+    context = min(opened.target.context, opened.draft.context)
+    engine = open_backend(settings.backend, settings.backend_options)
+    target, draft = settings.target, settings.draft
     encode = engine.tokenizer(target).encode
     texts = [encode(text) for text in read_prompts()[:prompts]]
     check_writable(out)
-    trace = _record(engine, models, texts, tokens, sampling, limit=min(context, cells or context),
-                    source=f"{target} + {draft}, {backend}, {prompts} prompts, up to {tokens} tokens each, "
-                           f"T = {temperature:g}, top-p {top_p:g}, seed {seed}")  # fmt: skip
+    trace = _record(engine, opened, texts, tokens, how, limit=min(context, cells or context),
+                    source=f"{target} + {draft}, {settings.backend}, {prompts} prompts, up to {tokens} tokens each, "
+                           f"T = {how.temperature:g}, top-p {how.top_p:g}, seed {how.seed}")  # fmt: skip
     write_whole(out, msgspec.json.encode(trace))
     print(f"{out}: {len(trace.ranks)} tokens, the draft's first candidate right for {trace.acceptance:.1%}")
     if short := sum(length < tokens for length in trace.lengths):

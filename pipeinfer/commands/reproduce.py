@@ -106,7 +106,7 @@ def _models(
     backend: str | None, backend_option: list[str] | None, target: str | None, draft: str | None
 ) -> dict[str, Any]:
     """Fields of a live recipe that say what it runs."""
-    from pipeinfer.commands.generate import key_values
+    from pipeinfer.commands.options import key_values
 
     given = {"backend": backend, "target": target, "draft": draft, "backend_options": key_values(backend_option)}
     return {name: value for name, value in given.items() if value}

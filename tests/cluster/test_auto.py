@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.placement import BadSplit
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.commands.generate import make_plan
+from pipeinfer.cluster.settings import Settings
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.profile import (
@@ -190,17 +190,10 @@ def test_auto_splits_the_draft_as_it_was_calibrated(tmp_path: Path) -> None:
 
 def auto_plan(path: Path, layers: str) -> Plan:
     """Of four ranks like those of the profile."""
-    return make_plan(
-        drafts=True, nodes=4, layers=layers, profile=path, backend="emulated",
-        backend_options={"profile": str(path)}, target="builtin:target", draft="builtin:draft", transport="inproc",
-        bandwidth=None, latency=None, cells=0, sequences=64, workers=None, key=None, trace=False, cpu_share=1.0,
-    )  # fmt: skip
+    settings = Settings(backend="emulated", backend_options={"profile": str(path)}, layers=layers, profile=str(path))
+    return settings.plan("inproc", 4, drafts=True)
 
 
 def test_a_profile_goes_with_auto() -> None:
     with pytest.raises(ValueError, match="it goes with --layers auto"):
-        make_plan(
-            drafts=True, nodes=4, layers="2,3,3", profile=Path("profile.json"), backend="numpy", backend_options={},
-            target="builtin:target", draft="builtin:draft", transport="inproc", bandwidth=None, latency=None, cells=0,
-            sequences=64, workers=None, key=None, trace=False, cpu_share=1.0,
-        )  # fmt: skip
+        Settings(layers="2,3,3", profile="profile.json").plan("inproc", 4, drafts=True)
