@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a temperature without an end": (["--temperature", "inf"], ["temperature = inf"]),
     "a seed of more than 64 bits": (["--seed", str(2**64)], [f"seed = {2**64}", f"0 to {2**64 - 1}"]),
     "a negative seed": (["--seed", "-1"], ["seed"]),
-    "a share that is none": (["--cpu-share", "nan"], ["cpu-share"]),
+    "a share that is none": (["--cpu-share", "nan"], ["cpu_share = nan: expected 0.01 to 1"]),
     "cells beyond any machine": (["--cells", "9" * 30], ["cells = 999", "0 to 2147483647"]),
     "sequences beyond any machine": (["--sequences", "9" * 30], ["sequences = 999"]),
     "a latency without an end": (["--latency", "1e400s"], ["latency", "3600"]),
