@@ -65,7 +65,8 @@ class StrategyOptions:
         """Raises UnknownPlugin, or ValueError on wrong options."""
         from pipeinfer.plugins import open_strategy
 
-        return open_strategy(self.strategy, key_values(self.strategy_option))
+        strategy: Strategy = open_strategy(self.strategy, key_values(self.strategy_option))
+        return strategy
 
     def needs_draft_model(self, strategy: "Strategy") -> bool:
         """Whether a draft rank is needed: not where nobody drafts, or the draft policy does without a model."""
@@ -147,7 +148,7 @@ def generate(
 
 
 class EventFile:
-    """The file of the scheduler's event log. It is the system's line by line, and a full disk ends it and not the text."""
+    """The scheduler's event log, the system's line by line. A full disk ends it and not the text."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
