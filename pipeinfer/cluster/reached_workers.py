@@ -1,7 +1,6 @@
 """Ranks that are workers: they run already, each where somebody started it."""
 
 import socket
-from urllib.parse import urlsplit
 
 from pipeinfer.cluster.ranks import Unwatched
 from pipeinfer.errors import LaunchError
@@ -19,18 +18,19 @@ class Workers(Unwatched):
             raise LaunchError(f"{len(addresses)} workers are given, and the plan has {count} ranks: stages and draft")
         if key is None:
             raise LaunchError("workers need their key file: give --key (pipeinfer worker --new-key FILE makes one)")
-        self.addresses = list(addresses)
-        self.transport = open_transport(_facing(addresses[0]), HEAD, keys=key, again_s=AGAIN_S)
+        self.addresses = [address.strip() for address in addresses]
+        self.transport = open_transport(_facing(self.addresses[0]), HEAD, keys=key, again_s=AGAIN_S)
 
 
 def _facing(address: str) -> str:
     """An address for the head that the worker at `address` can reach: of the interface that leads there."""
-    parts = urlsplit(address)
-    if parts.scheme != "tcp" or parts.hostname is None or parts.port is None:
-        raise TransportError(f'"{address}" is not a TCP address; expected one like tcp://10.0.0.7:5555')
+    from pipeinfer.runtime.transports.tcp import resolved
+
+    host, port = resolved(address)
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((parts.hostname, parts.port))
-            return f"tcp://{probe.getsockname()[0]}:0"
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            own = probe.getsockname()[0]
+            return f"tcp://[{own}]:0" if ":" in own else f"tcp://{own}:0"
     except OSError as problem:
         raise TransportError(f"no way leads to {address}: {problem.strerror}") from problem

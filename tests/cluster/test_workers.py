@@ -42,12 +42,12 @@ if "worker" in sys.argv:
 class Workers:
     """Two running workers, for one stage and the draft."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, listen: str = "tcp://127.0.0.1:0", **environment: str) -> None:
         self.key = folder / "key.json"
         write_keys(self.key)
         self.errors = [folder / f"{rank}.err" for rank in range(2)]
         self.environment = {**os.environ, **environment}
-        self.processes = [self.start(rank, "tcp://127.0.0.1:0") for rank in range(2)]
+        self.processes = [self.start(rank, listen) for rank in range(2)]
         self.addresses = [self.wait_until_it_listens(rank) for rank in range(2)]
         self.held_at_first = self.held()
 
@@ -82,8 +82,8 @@ class Workers:
 
 
 @contextmanager
-def running(folder: Path, **environment: str) -> Iterator[Workers]:
-    workers = Workers(folder, **environment)
+def running(folder: Path, listen: str = "tcp://127.0.0.1:0", **environment: str) -> Iterator[Workers]:
+    workers = Workers(folder, listen, **environment)
     try:
         yield workers
     finally:
@@ -119,6 +119,45 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """Running workers, for one test after another."""
     with running(tmp_path_factory.mktemp("workers")) as found:
         yield found
+
+
+def command(workers: Workers, addresses: str) -> tuple[int, str, str]:
+    """`pipeinfer generate --workers ADDRESSES`: exit code, text and errors."""
+    options = [option for name, value in EMULATED.items() for option in ("--backend-option", f"{name}={value}")]
+    process = start("generate", "1 2", "--backend", "emulated", *options, "--tokens", "4", "--workers", addresses,
+                    "--key", str(workers.key))  # fmt: skip
+    text, errors = process.communicate(timeout=30)
+    return process.returncode, text, errors
+
+
+def test_spaces_between_addresses_are_no_part_of_them(workers: Workers) -> None:
+    code, text, errors = command(workers, " {} ,  {} ".format(*workers.addresses))
+    assert (code, len(text.split())) == (0, 4), errors
+
+
+@pytest.mark.parametrize(
+    ("slip", "line"),
+    [
+        ("{}/", "is not a TCP address; expected one like"),
+        ("tcp://user@127.0.0.1:9", "is not a TCP address; expected one like"),
+        ("tcp://no-such-host.invalid:9", 'no host "no-such-host.invalid" is known here'),
+    ],
+)
+def test_a_slip_in_an_address_is_one_line(workers: Workers, slip: str, line: str) -> None:
+    code, text, errors = command(workers, f"{workers.addresses[0]},{slip.format(workers.addresses[1])}")
+    assert code == 2
+    assert line in errors
+    assert len(errors.splitlines()) == 1
+    assert not text
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
+def test_workers_over_ipv6(tmp_path: Path) -> None:
+    with running(tmp_path, "tcp://[::1]:0") as workers:
+        assert all(address.startswith("tcp://[::1]:") for address in workers.addresses)
+        with Cluster(workers.plan()) as cluster:
+            assert cluster.transport.address.startswith("tcp://[::1]:")
+            assert len(generate(cluster)) == 8
 
 
 def test_a_busy_worker_refuses_a_second_head(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

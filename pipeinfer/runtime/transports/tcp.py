@@ -1,4 +1,5 @@
-"""Ranks as processes on any hosts: `tcp://host:port`, ZeroMQ with CURVE encryption and authentication, always.
+"""Ranks as processes on any hosts: `tcp://host:port` (IPv4 or `[IPv6]`), ZeroMQ with CURVE encryption and
+authentication, always.
 
 An endpoint binds one ROUTER, where everything arrives, and opens one DEALER per outgoing link. ZeroMQ is asked for its
 framing, queues and heartbeats. It is not trusted to reconnect: a stream that broke has lost messages, so the peer is
@@ -163,12 +164,10 @@ class TcpTransport:
             return
         for peer in self._roster.peers.values():
             self._close_link(peer, LINGER_S)
-        self._outgoing.term()
-        self._router.disable_monitor()
-        self._router_monitor.close()
-        self._router.close()
+        # These close what was not closed above, however that came to be: a context waits for its sockets for ever.
+        self._outgoing.destroy()
         self._authenticator.stop()
-        self._incoming.term()
+        self._incoming.destroy()
 
     # Arriving messages: from a known connection, or from one whose first message says whose it is.
 
@@ -291,9 +290,15 @@ class TcpTransport:
         return PeerLost(peer.rank, peer.fate)
 
     def _open_link(self, peer: Peer, address: str) -> None:
-        dealer = self._open_dealer()
+        dealer = self._open_dealer(address)
         monitor: Socket = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        dealer.connect(address)
+        try:
+            dealer.connect(address)
+        except zmq.ZMQError as problem:
+            dealer.disable_monitor()
+            monitor.close()
+            dealer.close(0)
+            raise TransportError(f'cannot connect to "{address}": {problem.strerror}') from problem
         self._dealers[peer.rank] = dealer
         self._monitors[monitor] = peer
         self._poller.register(monitor, zmq.POLLIN)
@@ -341,8 +346,10 @@ class TcpTransport:
         router.setsockopt(zmq.MAXMSGSIZE, max(self._max_payload, MAX_HEADER + framing.PREFIX_SIZE) + 256)
         return router
 
-    def _open_dealer(self) -> Socket:
+    def _open_dealer(self, address: str) -> Socket:
+        host, _ = resolved(address)
         dealer = self._outgoing.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IPV6, int(":" in host))
         dealer.curve_serverkey = self._keys.public
         dealer.curve_publickey = self._keys.public
         dealer.curve_secretkey = self._keys.secret
@@ -352,30 +359,54 @@ class TcpTransport:
         return dealer
 
     def _bind(self, host: str, port: int) -> str:
+        where = f"tcp://{_bracketed(host)}:{port}"
         try:
-            self._router.bind(f"tcp://{socket.gethostbyname(host)}:{port}")
+            own, _ = resolved(where)
+            self._router.setsockopt(zmq.IPV6, int(":" in own))
+            self._router.bind(f"tcp://{_bracketed(own)}:{port}")
         except (zmq.ZMQError, OSError) as problem:
             if problem.errno == zmq.EADDRINUSE:
-                text = f"tcp://{host}:{port} is in use by another program; choose another port, or 0 for a free one"
+                text = f"{where} is in use by another program; choose another port, or 0 for a free one"
             else:
-                text = f"cannot listen at tcp://{host}:{port}: {problem.strerror}; choose an address of this host"
+                text = f"cannot listen at {where}: {problem.strerror}; choose an address of this host"
             raise TransportError(text) from problem
         return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _check(self, address: str) -> tuple[str, int]:
         """Host and port. Raises TransportError when it is no TCP address, or one that these keys are not enough for."""
-        try:
-            parts = urlsplit(address)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host = port = None
-        if not host or port is None or parts.scheme != "tcp":
-            raise TransportError(f'"{address}" is not a TCP address; expected one like tcp://127.0.0.1:0')
-        if host in ("*", "0.0.0.0"):
+        host, port = parse_address(address)
+        if host in ("*", "0.0.0.0", "::"):
             raise TransportError(f"{address} names no host; give the address at which peers reach this one")
         if self._keys.file is None and not _is_loopback(host):
             raise TransportError(f"{address} is not loopback: give every rank the same key file, by `keys`")
         return host, port
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host, an IPv6 address without its brackets, and port. Raises TransportError where it is anything else or more."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or address.lower() != f"tcp://{_bracketed(host)}:{port}":
+        raise TransportError(f'"{address}" is not a TCP address; expected one like tcp://127.0.0.1:0 or tcp://[::1]:0')
+    return host, port
+
+
+def resolved(address: str) -> tuple[str, int]:
+    """IP address and port of an address; an IPv4 address where the host has both. Raises TransportError."""
+    host, port = parse_address(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as problem:
+        raise TransportError(f'no host "{host}" is known here: {getattr(problem, "strerror", problem)}') from problem
+    entry = next((entry for entry in found if entry[0] == socket.AF_INET), found[0])
+    return str(entry[4][0]), port
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class _Members:

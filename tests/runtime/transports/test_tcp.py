@@ -36,6 +36,23 @@ class TestTcp(TransportConformance):
         return TcpTransport(address, rank, keys=KEYS)
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
+class TestTcpOverIpv6(TestTcp):
+    def endpoint(self, rank: int) -> TcpTransport:
+        endpoint = TcpTransport("tcp://[::1]:0", rank, keys=KEYS)
+        assert endpoint.address.startswith("tcp://[::1]:")
+        return endpoint
+
+
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Opens endpoints and closes them afterwards."""
@@ -377,6 +394,51 @@ def test_an_address_that_is_not_loopback_needs_a_key_file(make: Make, address: s
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(TransportError, match="is not a TCP address; expected one like"):
         TcpTransport(address, 0, keys=KEYS)
+
+
+SLIPS = [
+    " tcp://127.0.0.1:9", "tcp://127.0.0.1:9/", "tcp://127.0.0.1:9/x", "tcp://user@127.0.0.1:9", "tcp://127.0.0.1:9?x",
+    "tcp://127.0.0.1:9#x", "tcp://::1:9", "tcp://127.0.0.1:99999",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", SLIPS)
+def test_a_slip_in_a_peers_address_is_one_line_and_nothing_waits(make: Make, address: str) -> None:
+    endpoint = make(0)
+    with pytest.raises(TransportError, match="is not a TCP address; expected one like"):
+        endpoint.connect(1, address)
+    endpoint.close()
+
+
+def test_a_host_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    write_keys(key)
+    with closing(TcpTransport(ANY, 0, keys=key)) as endpoint:
+        for host in ("no-such-host.invalid", "\u00fcn\u00ef..invalid"):
+            with pytest.raises(TransportError, match=f'no host "{host}" is known here'):
+                endpoint.connect(1, f"tcp://{host}:9")
+
+
+def test_whatever_zeromq_refuses_is_one_line_and_nothing_waits(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = zmq.Socket.connect
+
+    def refuse(socket: "zmq.Socket[bytes]", address: str) -> None:
+        if address.startswith("tcp:"):
+            raise zmq.ZMQError(zmq.EINVAL)
+        connect(socket, address)
+
+    endpoint = make(0)
+    monkeypatch.setattr(zmq.Socket, "connect", refuse)
+    with pytest.raises(TransportError, match="cannot connect to"):
+        endpoint.connect(1, "tcp://127.0.0.1:9")
+    endpoint.close()
+
+
+def test_close_does_not_wait_for_a_socket_that_was_never_registered(make: Make) -> None:
+    endpoint = make(0)
+    forgotten = [endpoint._outgoing.socket(zmq.DEALER), endpoint._incoming.socket(zmq.PAIR)]
+    endpoint.close()
+    assert all(socket.closed for socket in forgotten)
 
 
 def test_a_wildcard_is_refused() -> None:
