@@ -1,14 +1,36 @@
-"""What all tests share: the option `--full`, and that no test leaves a process behind."""
+"""What all tests share: the option `--full`, who runs beside whom under `-n`, engines that die here, and that no test
+leaves a process behind."""
 
 import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from pipeinfer.cluster import engines
+from pipeinfer.cluster.process_end import how_it_ended
+
+HERE = Path(__file__).parent
 LEAVE_S = 5.0
+
+NATIVE_ENGINES = ("torch", "llamacpp")
+
+WHOLE_MACHINE = (
+    "benchmarks/",
+    "cluster/test_auto.py",
+    "cluster/test_cpu_share.py",
+    "cluster/test_mpi_world.py",
+    "cluster/test_slurm.py",
+    "modelling/test_calibrate.py",
+    "runtime/test_probe.py",
+    "runtime/test_shared_cores.py",
+    "runtime/test_stage_timing.py",
+    "runtime/transports/test_mpi.py",
+)
+"""Files that measure, shape links, make clusters or start a process per core: they would disturb one another."""
 
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -19,6 +41,32 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run whole matrices instead of a selection: takes hours")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `-n 2 --dist loadgroup`: a file's tests share their fixtures, and one worker has all that use the machine."""
+    for item in items:
+        place = item.path.relative_to(HERE).as_posix()
+        group = "machine" if place.startswith(WHOLE_MACHINE) else place
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is named after an engine which dies on this machine fails by that, and the run goes on."""
+    for engine in NATIVE_ENGINES:
+        if engine in item.nodeid and (death := death_of(engine)):
+            pytest.fail(f"{engine} {death}; {engines.cure(engine)}", pytrace=False)
+
+
+@cache
+def death_of(engine: str) -> str:
+    """Of which signal the engine dies when `pipeinfer doctor` tries it; empty where it does not."""
+    trial = engines.start(engine)
+    if trial is None:
+        return ""
+    trial.communicate()
+    return how_it_ended(trial.returncode) if trial.returncode < 0 else ""
 
 
 @pytest.fixture(scope="session", autouse=True)

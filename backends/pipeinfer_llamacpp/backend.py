@@ -1,6 +1,8 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
 from pipeinfer_llamacpp.probe import WHOLE, cut_stage, ports_of
 from pipeinfer_llamacpp.stage import LlamaCppStage
 from pipeinfer_llamacpp.tokenizer import GgufTokenizer, tokenizer_of, vocabulary_digest
+from pipeinfer_llamacpp.trials import KINDS, REINSTALL, write_quantised
 from pipeinfer_numpy.config import read_config
 
 # The libraries themselves are loaded with the first model; without them the plug-in says at once what is missing.
@@ -46,6 +49,8 @@ class LlamaCppBackend:
     llama.cpp has it or "f32", with which a row's logits depend least on the rows it is computed with; `quantisation` of
     models that are exported, among them the built-in pair; `cache`, a folder for exported models and stage files.
     """
+
+    REINSTALL = REINSTALL
 
     def __init__(
         self,
@@ -119,6 +124,14 @@ class LlamaCppBackend:
         """Of a folder those that it is exported from: what a host made of them lies in its own cache."""
         path = find_model(model)
         return Checkpoint(path).present() if path.is_dir() else [shard.path for shard in GgufFile(path).shards]
+
+    def trials(self, folder: Path) -> dict[str, Callable[[], tuple["LlamaCppBackend", str]]]:
+        """For `pipeinfer doctor`: the Llama model in `folder` in each common quantisation."""
+
+        def of_kind(kind: str) -> tuple[LlamaCppBackend, str]:
+            return self, write_quantised(folder, kind)
+
+        return {kind: partial(of_kind, kind) for kind in KINDS}
 
     def tokenizer(self, model: str) -> Tokenizer:
         path = find_model(model)

@@ -4,6 +4,8 @@ torch and transformers take seconds to import, so nothing here does before a bac
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -26,6 +28,7 @@ for library in ("torch", "transformers", "huggingface_hub"):
         raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+TRIED = ("float32", "bfloat16")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 LOADING = Lock()
@@ -39,6 +42,8 @@ class TorchBackend:
     arithmetic are in; "auto" is float32 on a CPU, else what the checkpoint was saved as. `threads` is how many cores
     one rank computes on; torch counts them per process.
     """
+
+    REINSTALL = "pip install --force-reinstall --no-cache-dir torch, in the release for this processor and GPU"
 
     def __init__(self, device: str = "auto", dtype: str = "auto", threads: int = 1) -> None:
         if not DEVICE.fullmatch(device):
@@ -96,6 +101,14 @@ class TorchBackend:
 
     def weight_files(self, model: str) -> list[Path]:
         return Checkpoint(find_model(model, [INDEX])).present()
+
+    def trials(self, folder: Path) -> dict[str, Callable[[], tuple["TorchBackend", str]]]:
+        """For `pipeinfer doctor`: the Llama model in `folder` in the number formats that every device has."""
+
+        def in_format(dtype: str) -> tuple[TorchBackend, str]:
+            return TorchBackend(dtype=dtype), str(folder)
+
+        return {dtype: partial(in_format, dtype) for dtype in TRIED}
 
     def tokenizer(self, model: str) -> HfTokenizer:
         return HfTokenizer(find_model(model))

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pipeinfer import units
+from pipeinfer.engine.model_cache import cache_limit, cache_root, cache_size
 from pipeinfer.errors import one_line
 from pipeinfer.runtime.cpu_latency import REQUESTS, cores_awake
 
@@ -23,6 +25,9 @@ NAP_S = 5e-4
 NAPS = 60
 LATE_S = 5e-4
 """Sleeps of NAP_S, as the emulated backend sleeps, may end so much late in 95 of 100."""
+
+SHARED_PER_RANK = 4 << 20
+"""Bytes: MPICH started 9 ranks with 8 MiB and none with 1 MiB."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SLOW_CLOCKS = ("hpet", "acpi_pm", "jiffies", "refined-jiffies")
@@ -56,6 +61,8 @@ def examine(ranks: int, root: Path = Path("/"), environment: Mapping[str, str] =
         naps(),
         python_build(),
         mpi(),
+        shared_memory(root, ranks),
+        model_cache(),
     ]
 
 
@@ -247,6 +254,26 @@ def mpi() -> Finding:
     if name.startswith("Open MPI"):
         return Finding("MPI", "advice", name, "with more ranks than cores: mpirun --oversubscribe")
     return Finding("MPI", "ok", name)
+
+
+def shared_memory(root: Path, ranks: int) -> Finding:
+    """What MPI's processes on one host exchange messages in: too little of it kills them with a bus error."""
+    try:
+        system = os.statvfs(root / "dev/shm")
+    except (OSError, AttributeError):
+        return Finding("shared memory", "unknown", "no /dev/shm")
+    size = system.f_blocks * system.f_frsize
+    found = f"{units.size(size)} in /dev/shm"
+    if size >= SHARED_PER_RANK * ranks:
+        return Finding("shared memory", "ok", found)
+    cure = "for MPI: mount -o remount,size=256m /dev/shm, or start the container with --shm-size=256m"
+    return Finding("shared memory", "advice", found, cure)
+
+
+def model_cache() -> Finding:
+    """Models that were exported, grown or cut into stages, and are kept for the next time."""
+    found = f"{units.size(cache_size())} of at most {units.size(cache_limit())} in {cache_root()}"
+    return Finding("model cache", "ok", found)
 
 
 def _read(path: Path) -> str | None:

@@ -11,18 +11,21 @@ def doctor(
     nodes: Annotated[int, typer.Option(help="Ranks that are going to run here, the draft's included.", min=1)] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """Look for what would disturb a measurement on this machine, and name the cure. Changes nothing."""
+    """Look for what would disturb a measurement on this machine, and whether each engine computes on it; name the cure.
+    Changes nothing."""
     from rich.table import Table
     from rich.text import Text
 
     from pipeinfer.cluster.doctor import examine
+    from pipeinfer.cluster.engines import examine_engines
     from pipeinfer.commands.output import console, print_json
 
-    findings = examine(nodes)
+    findings = examine(nodes) + examine_engines()
     if as_json:
         print_json([finding._asdict() for finding in findings])
         return
-    table = Table("", "state", "found", "cure")
+    table = Table("", "state", "found")
+    table.add_column("cure", overflow="fold")
     for finding in findings:
         table.add_row(finding.what, Text(finding.state, COLOURS[finding.state]), finding.found, finding.cure)
     console().print(table)

@@ -149,6 +149,8 @@ class Backend(Protocol):
     A backend whose models do not lie in the host's memory also has `device_bytes() -> int | None`: what is free where
     they lie, None where that is the host's memory after all. One whose models are files also has
     `weight_files(model) -> list[Path]`: those that hold its weights and are here; ranks that have others are refused.
+    One with native code may have `trials(folder)`, by name how to get a backend and the Llama model in that folder for
+    it, say in another quantisation, and `REINSTALL`, a command: `pipeinfer doctor` computes each and names the cure.
     """
 
     def info(self, model: str) -> ModelInfo:
