@@ -209,6 +209,9 @@ class NumberTokenizer:
     def tokens(self) -> Mapping[int, Token]:
         return {token: Token(str(token), special=False) for token in range(self._vocabulary)}
 
+    def chat_template(self) -> None:
+        """There is no text."""
+
 
 def wait_until(deadline: float, abort: AbortCheck) -> bool:
     """Wait until `deadline` on the monotonic clock, looking at `abort` every NAP_S; False as soon as it is true."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer.engine.backend import BadModel, Token
+from pipeinfer.engine.chat import ChatTemplate
 from pipeinfer.engine.special_tokens import framed
 from pipeinfer_llamacpp.gguf_file import GgufFile
 from pipeinfer_llamacpp.library import llama, warnings
@@ -20,6 +21,10 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 ADDED = (UNKNOWN, CONTROL, USER_DEFINED)
 
 WORDPIECE = "bert"
+CHAT_TEMPLATE = "tokenizer.chat_template"
+NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator",
+         "pad_token": "padding", "cls_token": "cls", "mask_token": "mask"}
+"""Special tokens as templates name them, and as GGUF does."""
 
 PIECE_BYTES = 256
 SPARE = 8
@@ -66,6 +71,13 @@ class GgufTokenizer:
 
     def tokens(self) -> Mapping[int, Token]:
         return {number: Token(text, kind in ADDED) for number, (text, kind) in entries(self._source).items()}
+
+    def chat_template(self) -> ChatTemplate | None:
+        source = self._source.value(CHAT_TEMPLATE)
+        named = {name: self._source.value(f"tokenizer.ggml.{key}_token_id") for name, key in NAMED.items()}
+        texts = self._source.required("tokenizer.ggml.tokens")
+        special = {name: texts[number] for name, number in named.items() if number is not None and number < len(texts)}
+        return ChatTemplate(source, special) if isinstance(source, str) else None
 
     def ends(self) -> tuple[int, ...]:
         """The ids that llama.cpp itself takes for the end of a generation."""

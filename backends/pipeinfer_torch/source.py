@@ -11,7 +11,7 @@ from pipeinfer.engine.model_cache import expanded
 from pipeinfer.errors import one_line
 
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-DESCRIPTION = ("*.json",)
+DESCRIPTION = ("*.json", "*.jinja")
 
 
 def find_weights(model: str, tensors: Iterable[str]) -> Checkpoint:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeinfer.core.log import EventLog
     from pipeinfer.core.messages import Sampling
     from pipeinfer.core.scheduler import Scheduler
+    from pipeinfer.engine.chat import Message
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.results.trial import Trial
 
@@ -41,8 +42,22 @@ class TextOptions:
     file: Annotated[Path | None, path_option(TEXT, "Read the prompt from a file; - is standard input.")] = None
     tokens: Annotated[int, option(TEXT, "Tokens to generate; default: 128.", min=1)] = 128
     stop: Annotated[list[str] | None, option(TEXT, "End before this string. May be given again.")] = None
+    chat: Annotated[bool, option(TEXT, "Write the prompt as the model's chat template does.", "--chat")] = False
+    system: Annotated[str | None, option(TEXT, "With --chat: what the model is told beforehand.")] = None
+    messages: Annotated[Path | None, path_option(TEXT, "Like --chat, after the messages in this JSON file.")] = None
     raw: Annotated[bool, option(TEXT, "The prompt without the model's special tokens.", "--raw")] = False
     ignore_eos: Annotated[bool, option(TEXT, "Go on after tokens that end a text.", "--ignore-eos")] = False
+
+    def conversation(self, prompt: str | None) -> "list[Message]":
+        """The messages of which the prompt is the last; none where it is a text to be continued. Raises ValueError."""
+        from pipeinfer.commands.conversation import check_conversation, read_conversation
+
+        chat = self.chat or self.messages is not None
+        check_conversation(chat=chat, raw=self.raw, system=self.system)
+        if not chat:
+            return []
+        typed = None if prompt is None and self.file is None else read_prompt(prompt, self.file)
+        return read_conversation(typed, self.system, self.messages)
 
 
 @dataclass(frozen=True)
@@ -107,16 +122,20 @@ def generate(
 ) -> None:
     """Generate text on a pipeline of ranks, streamed as it is committed."""
     from pipeinfer.cluster.launch import Cluster
+    from pipeinfer.commands.conversation import written
     from pipeinfer.commands.view import starting
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.files import check_writable
 
     settings = cluster.settings()
     transport, nodes = settings.settle()
-    words = read_prompt(prompt, text.file)
+    conversation = text.conversation(prompt)
+    words = "" if conversation else read_prompt(prompt, text.file)
     chosen = strategy.open()
     drafts = strategy.needs_draft_model(chosen)
     plan = settings.plan(transport, nodes, drafts=drafts, trace=output.trace is not None)
+    if conversation:
+        words = written(conversation, plan)
     how = sampling.sampling()
     if output.trace is not None:
         check_writable(output.trace)
@@ -125,10 +144,11 @@ def generate(
         ranks = Cluster(plan)
     with ranks:
         _print_notes(ranks, layout=transport == "mpi" or plan.layers == "auto")
-        prompt_ids = ranks.tokenizer.encode(words, add_special=not text.raw)
+        prompt_ids = ranks.tokenizer.encode(words, add_special=not (text.raw or conversation))
         ends = () if text.ignore_eos else ranks.models.target.eos
         stream = TextStream(ranks.tokenizer, text.stop or [], prompt=prompt_ids, ends=ends)
-        with _view(ranks, stream, words, quiet=output.as_json) as view:
+        shown = f"{conversation[-1]['content']}\n\n" if conversation else words
+        with _view(ranks, stream, shown, quiet=output.as_json) as view:
             trial = ranks.generate(
                 prompt_ids, chosen, max_tokens=text.tokens, sampling=how, stop_ids=ends, on_tokens=view.on_tokens,
                 open_log=log.open if log is not None else None, **strategy.for_cluster(),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core.messages import KvOp
+from pipeinfer.engine.chat import ChatTemplate
 
 Hidden: TypeAlias = NDArray[np.float32]
 AbortCheck: TypeAlias = Callable[[], bool]
@@ -139,6 +140,9 @@ class Tokenizer(Protocol):
 
     def tokens(self) -> Mapping[int, Token]:
         """Every entry by its id."""
+
+    def chat_template(self) -> ChatTemplate | None:
+        """How the model's makers write a conversation; None: it is not made for any. Raises BadModel."""
 
 
 class Backend(Protocol):

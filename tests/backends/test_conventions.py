@@ -223,3 +223,91 @@ def test_what_llama_cpp_takes_for_an_end_ends_a_text(
     came = generate("llamacpp", export(folder), "def f(", "--backend-option", "kv_type=f32")
     assert (came["reason"], came["token_ids"][-1]) == ("eos", end)
     assert "<|im_end|>" not in came["text"]
+
+
+# Conversations -------------------------------------------------------------------------------------------------------
+
+TEMPLATE = """\
+{%- for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor -%}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> Path:
+    """A model with a chat template, whose tokenizer puts token 0 before other texts."""
+    folder = with_beginning(write_llama(tmp_path / "model"))
+    return edit(folder, "tokenizer_config.json", chat_template=TEMPLATE, eos_token="<|unused 7|>")
+
+
+def fed(folder: Path, text: str) -> list[int]:
+    return open_backend("numpy", {}).tokenizer(str(folder)).encode(text, add_special=False)
+
+
+def test_a_conversation_is_fed_as_its_template_writes_it(
+    tmp_path: Path, backend: str, generate: Generate, chatty: Path
+) -> None:
+    told = ["--system", "Be brief."]
+    came = generate(backend, chatty, "Hello", "--chat", *told, "--ignore-eos", "--check")
+    assert came["prompt_ids"] == fed(chatty, "<|system|>Be brief.<|unused 7|><|user|>Hello<|unused 7|><|assistant|>")
+    assert came["prompt_tokens"] == len(came["prompt_ids"])
+    assert came["check"]["passed"]
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}]
+    (tmp_path / "turns.json").write_text(json.dumps(turns))
+    more = generate(backend, chatty, "Bye", "--messages", str(tmp_path / "turns.json"), *told)
+    assert more["prompt_ids"] == fed(
+        chatty,
+        "<|system|>Be brief.<|unused 7|><|user|>Hello<|unused 7|><|assistant|>Yes?<|unused 7|><|user|>Bye<|unused 7|>"
+        "<|assistant|>",
+    )
+
+
+WRONG_TURNS = {
+    "no JSON": (b"{", "expected a JSON list of messages in "),
+    "no list": (b"{}", "expected a JSON list of messages in "),
+    "no role": (b'[{"content": "x"}]', "missing required field `role`"),
+    "a number": (b'[{"role": "user", "content": 3}]', "$[0].content"),
+    "no text": (b"[\xff]", "expected UTF-8 text, came byte 0xff"),
+    "nothing": (b"[]", "the user has the last word of a conversation"),
+    "the model's turn": (b'[{"role": "assistant", "content": "x"}]', "the user has the last word of a conversation"),
+    "told twice": (b'[{"role": "system", "content": "x"}]', "begins with a system message: leave out --system"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), WRONG_TURNS.values(), ids=WRONG_TURNS.keys())
+def test_messages_that_are_none_are_one_line(refused: Any, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "turns.json").write_bytes(content)
+    system = ["--system", "Be brief."] if "--system" in said else []
+    assert said in refused("--messages", str(tmp_path / "turns.json"), *system)
+
+
+def test_options_that_go_with_conversations_alone(refused: Any, tmp_path: Path, chatty: Path) -> None:
+    assert "--system is for conversations" in refused("x", "--system", "Be brief.")
+    assert "--raw is for a prompt as it is" in refused("x", "--chat", "--raw")
+    assert "the user has the last word" in refused("--chat")
+    assert "cannot read" in refused("--messages", str(tmp_path / "none"))
+    assert "builtin:target has no chat template" in refused("x", "--chat")
+    assert "target has no chat template" in refused("x", "--chat", "--backend", "emulated")
+    edit(chatty, "tokenizer_config.json", chat_template="{{ raise_exception('not for you') }}")
+    errors = refused("x", "--chat", "--target", str(chatty))
+    assert errors == "error: the model's chat template refuses these messages: not for you\n"
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `pipeinfer generate ARGUMENTS` in this process and gives its line of error."""
+
+    def refused(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["pipeinfer", "generate", "--transport", "inproc", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        output, errors = capsys.readouterr()
+        assert output == ""
+        assert errors.count("\n") == 1
+        return errors
+
+    return refused
+
+
+def test_a_gguf_file_without_a_template_is_refused(refused: Any, export: Any, tmp_path: Path) -> None:
+    file = export(write_llama(tmp_path / "model"))
+    assert f"{file} has no chat template" in refused("x", "--chat", "--backend", "llamacpp", "--target", str(file))

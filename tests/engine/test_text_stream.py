@@ -24,6 +24,9 @@ class Bytes:
     def tokens(self) -> Mapping[int, Token]:
         return {byte: Token(chr(byte), special=False) for byte in range(256)}
 
+    def chat_template(self) -> None:
+        """There is none."""
+
 
 def groups(text: str, cuts: Sequence[int]) -> list[list[int]]:
     """The text's tokens, cut into groups at the given places."""

@@ -15,6 +15,8 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 
 from pipeinfer.engine.backend import BadModel, Token
+from pipeinfer.engine.chat import ChatTemplate
+from pipeinfer.engine.huggingface.chat_template import chat_template_of
 from pipeinfer.engine.special_tokens import Framed, framed
 from pipeinfer.errors import one_line
 
@@ -37,10 +39,11 @@ class HfTokenizer:
         if kind == "WordPiece":
             raise BadModel(f"expected BPE or Unigram in {path}, came {kind}, which cannot give a text's spaces back: it"
                            " is of an encoder, choose a model that generates")
-        self._config = read_settings(folder)
+        self._folder = folder
+        self._settings = read_settings(folder)
         forget_training(self._tokenizer)
-        add_named_tokens(self._tokenizer, self._config)
-        self._tokenizer.encode_special_tokens = bool(self._config.get("split_special_tokens"))
+        add_named_tokens(self._tokenizer, self._settings)
+        self._tokenizer.encode_special_tokens = bool(self._settings.get("split_special_tokens"))
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         return self._framed(text).ids if add_special else self._ids(text, add_special=False)
@@ -69,6 +72,9 @@ class HfTokenizer:
         added = self.added()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         return {number: Token(text, number in added) for text, number in vocabulary.items()}
+
+    def chat_template(self) -> ChatTemplate | None:
+        return chat_template_of(self._folder, self._settings)
 
     def digest(self) -> str:
         """Short SHA-256 over the sorted (token, id) pairs: equal exactly when ids mean the same tokens."""

@@ -101,6 +101,9 @@ class ByteTokenizer:
     def tokens(self) -> Mapping[int, Token]:
         return {byte: Token(f"<0x{byte:02X}>", special=False) for byte in range(256)}
 
+    def chat_template(self) -> None:
+        """It was never made for conversations."""
+
 
 def _depth(model: str) -> int:
     depths = {"recency": LAYERS, "recency:shallow": 2}
