@@ -157,9 +157,9 @@ def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
-    for width, share in ((3, None), (17, None), (20, 2), (20, 3)):
-        table.add_column(no_wrap=True, overflow="ellipsis", min_width=width, ratio=share)
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0), expand=True)
+    for width, share in ((3, None), (17, None), (None, 2), (None, 3)):
+        table.add_column(no_wrap=True, overflow="ellipsis", width=width, ratio=share)
     for claim in claims:
         verdict = Text(claim.verdict, COLOURS.get(claim.verdict, "dim"))
         table.add_row(claim.id, verdict, Text(claim.claim), Text(claim.reproduced))

@@ -1,7 +1,7 @@
 """The figures of a recipe, drawn by seaborn from its rows of the table of trials, with a caption that says what was run
 on what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,23 @@ import pandas as pd
 from pipeinfer.report import captions
 from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
 from pipeinfer.report.drafts import calibration, stretches
+from pipeinfer.report.drawn import draw_unless_drawn, fingerprint, of_experiment
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
-from pipeinfer.report.style import GREY, WIDTH_IN, height_of, legend_above, load_seaborn, new_figure, panels, style
+from pipeinfer.report.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    WIDTH_IN,
+    height_of,
+    legend_above,
+    load_seaborn,
+    new_figure,
+    panels,
+    style,
+)
 from pipeinfer.report.timeline import timeline
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, band
 from pipeinfer.study.recipes import Figure, Recipe
@@ -40,6 +53,10 @@ def figure_name(recipe: Recipe, figure: Figure) -> str:
 def draw(experiment: Experiment, figure: Figure, folder: Path) -> None:
     """Write a figure of an experiment that has trials: SVG and PNG."""
     path = folder / figure_name(experiment.recipe, figure)
+    draw_unless_drawn(path, of_experiment(experiment, figure), lambda: _draw(experiment, figure, path))
+
+
+def _draw(experiment: Experiment, figure: Figure, path: Path) -> None:
     if figure.kind in _WHOLE:
         _WHOLE[figure.kind](experiment, path)
     else:
@@ -55,7 +72,32 @@ MOST_PANELS = 2
 
 def draw_card(experiment: Experiment, figure: Figure, path: Path) -> None:
     """The same, small and without a caption: for a claim's card."""
-    {"lines": _lines, "dots": _dots}[figure.kind](experiment, figure, path, small=True)
+    draw_small = {"lines": _lines, "dots": _dots}[figure.kind]
+    mark = of_experiment(experiment, (figure, "small"))
+    draw_unless_drawn(path, mark, lambda: draw_small(experiment, figure, path, small=True))
+
+
+def draw_texts(experiments: Sequence[Experiment], path: Path) -> None:
+    """How many really generated texts are those of plain decoding."""
+    rows = pd.concat([one.trials[["recipe", "status"]] for one in experiments]).replace({"status": VERDICTS})
+    draw_unless_drawn(path, fingerprint("texts", rows), lambda: _texts(rows, path))
+
+
+def _texts(rows: pd.DataFrame, path: Path) -> None:
+    sns = load_seaborn()
+    with new_figure(path, "", 0.9 + 0.4 * rows.recipe.nunique(), CARD_IN) as figure:
+        axis = figure.subplots()
+        sns.countplot(rows, y="recipe", hue="status", palette=STATUS, ax=axis)
+        axis.set(xlabel="generations", ylabel="")
+        axis.grid(visible=False, axis="y")
+        handles, labels = axis.get_legend_handles_labels()
+        axis.get_legend().remove()
+        legend_above(figure, handles, labels)
+
+
+VERDICTS = {"passed": "same tokens", "tie": "parted at a tie", "differs": "other tokens"}
+STATUS = {"same tokens": BLUE, "parted at a tie": ORANGE, "other tokens": VERMILLION, "failed": GREY,
+          "no reference": GREY, "not judged": GREY}  # fmt: skip
 
 
 def _panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -123,8 +165,11 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
                     errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
                 )  # fmt: skip
             _ticked(axis, rows.x, x.base)
-            axis.set(title=title, xlabel=x.label, ylabel=y.label)
+            axis.set(title=title, xlabel="" if small else x.label, ylabel="" if small else y.label)
             axis.tick_params(labelbottom=True)
+        if small:
+            drawing.supxlabel(x.label, fontsize=8.5)
+            drawing.supylabel(y.label, fontsize=8.5)
         _limits(axes[0], rows[y.column], [*theory.y, *marks.values()], logarithmic=y.logarithmic)
         handles, labels = axes[0].get_legend_handles_labels()
         axes[0].get_legend().remove()

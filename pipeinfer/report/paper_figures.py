@@ -1,11 +1,13 @@
 """The paper's own three figures, as bars of Sequential, Speculative and PipeInfer over Dolphin, Goliath and Falcon. The
 published values could not be obtained (docs/fairness.md): these are ours."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from pipeinfer.report import captions
+from pipeinfer.report.drawn import draw_unless_drawn, of_experiment
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import load_seaborn, new_figure, panels, style
 from pipeinfer.results.analysis import band
@@ -33,8 +35,9 @@ def paper_figures(experiment: Experiment, folder: Path) -> list[str]:
     if set(rows.pair) != set(TARGETS):
         return []
     rows = rows.assign(target=rows.pair.map(TARGETS), strategy=rows.contender.map(NAMES))
-    for name, (column, label, about) in FIGURES.items():
-        _bars(experiment, rows, folder / name, column, label, about)
+    for name in FIGURES:
+        mark = of_experiment(experiment, name)
+        draw_unless_drawn(folder / name, mark, partial(_bars, experiment, rows, folder / name, *FIGURES[name]))
     return list(FIGURES)
 
 

@@ -39,7 +39,7 @@ def style(strategy: str) -> tuple[str, str]:
 @contextmanager
 def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN) -> Iterator[Any]:
     """A figure in the project's style, in inches; on leaving, the caption is set below it and path.svg and path.png are
-    written."""
+    written. Without a caption it is part of a page, and there is no path.png."""
     matplotlib = load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -58,7 +58,8 @@ def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN)
         # engine of any kind each file would be drawn twice.
         above_caption.execute(figure)
         figure.set_layout_engine(None)
-        figure.savefig(path.with_suffix(".png"))
+        if caption:
+            figure.savefig(path.with_suffix(".png"))
         # The layout's solver adds in the order of addresses, so its last digits are chance.
         for axis in figure.axes:
             axis.set_position(tuple(round(share, 5) for share in axis.get_position(original=True).bounds))

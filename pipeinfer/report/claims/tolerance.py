@@ -66,5 +66,6 @@ def slow_links(bearing: Bearing) -> Finding | None:
     if not holds:
         return None
     condition = "at the latency of Gigabit Ethernet; the advantage has to be larger at 1 Gbit/s than at the fastest"
-    figure = f"keeps {min(kept):.0%} to {max(kept):.0%} of its speed"
+    low, high = f"{min(kept):.0%}", f"{max(kept):.0%}"
+    figure = f"keeps {low if low == high else f'{low} to {high}'} of its speed"
     return Finding(figure, all_or_some(holds), evidence, condition)

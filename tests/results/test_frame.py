@@ -1,0 +1,136 @@
+"""Tables: what is in them, who reads them, and who never loads pandas."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as parquet
+import pytest
+
+from pipeinfer import results
+from pipeinfer.report.write import conclude, report
+from pipeinfer.results import metrics
+from pipeinfer.results.frame import COLUMNS, METRICS
+from pipeinfer.results.records import Store
+from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated
+from pipeinfer.study.run import run
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe(
+    title="Small", about="A small sweep.", claims=["C1"], expected="a figure", minutes=0.1, hardware="any",
+    name="small", figures=(Figure("lines", x="nodes", y="gain"), Figure("dots"), Figure("timeline")),
+    strategies={
+        "iterative": Contender(),
+        "speculative": Contender(options={"k": [1, 2]}),
+        "pipeinfer": Contender(options={"draft": [1]}),
+    },
+    simulated=Simulated(
+        pairs=["dolphin-tinyllama"], clusters=["haswell-gigabit"], nodes=[4], acceptance=["good"], seeds=[0, 1],
+        tokens=16, prompt=4,
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("small")
+    store = Store(found)
+    run(RECIPE, store, 1, lambda *_: None)
+    conclude([RECIPE], store, found)
+    return found
+
+
+def test_a_row_per_trial_says_what_the_trial_s_metrics_say(folder: Path) -> None:
+    trials, records = results.load(folder).trials, Store(folder).records
+    assert list(trials) == list(COLUMNS)
+    assert all(COLUMNS.values())
+    assert set(trials.config_hash) == set(records)
+    for row in trials.to_dict("records"):
+        trial = records[row["config_hash"]].trial
+        assert trial is not None
+        assert list(row["token_ids"]) == list(trial.token_ids)
+        for name, (_, of) in METRICS.items():
+            value = of(trial)
+            assert row[name] == pytest.approx(float("nan") if value is None else value, nan_ok=True)
+        assert row["itl_p95_s"] == metrics.itl_s(trial)["p95"]
+
+
+def test_gaps_ranks_and_spans_belong_to_trials(folder: Path) -> None:
+    trials, gaps, ranks, spans = results.load(folder)
+    lengths = trials.set_index("config_hash").tokens
+    assert gaps.groupby("config_hash").size().to_dict() == lengths.to_dict()
+    latency = gaps[gaps.token > 1].groupby("config_hash").gap_s.mean()
+    assert latency.to_dict() == pytest.approx(trials.set_index("config_hash").itl_mean_s.to_dict())
+    shares = ranks.groupby("config_hash").utilisation.mean()
+    assert shares.to_dict() == pytest.approx(trials.set_index("config_hash").utilisation.to_dict())
+    assert set(spans.config_hash) == set(trials.config_hash), "the timeline's"
+
+
+def test_figures_drawn_from_the_tables_alone_are_the_same_files(folder: Path, tmp_path: Path) -> None:
+    report([RECIPE], results.load(folder), tmp_path)
+    drawn = sorted((folder / "figures").iterdir())
+    assert len(drawn) >= 8
+    for path in drawn:
+        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert (tmp_path / "claims.json").read_bytes() == (folder / "claims.json").read_bytes()
+
+
+def test_what_has_not_changed_is_not_drawn_again(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "figures").glob("small-*")}
+    conclude([RECIPE], Store(folder), folder)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_others_read_the_tables(folder: Path) -> None:
+    """By the file format alone, and by polars and duckdb where they are installed."""
+    path = folder / "trials.parquet"
+    rows = len(results.load(folder).trials)
+    assert parquet.read_table(path).num_rows == rows
+    for name, read in (("polars", "read_parquet"), ("duckdb", "read_parquet")):
+        module = sys.modules.get(name) or _installed(name)
+        if module is not None:
+            assert len(getattr(module, read)(str(path))) == rows, name
+
+
+def _installed(name: str) -> object | None:
+    try:
+        return __import__(name)
+    except ImportError:
+        return None
+
+
+def test_the_documented_notebook_draws_a_figure_of_its_own(folder: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    (tmp_path / "results").symlink_to(folder)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine.svg").stat().st_size > 5000
+
+
+LEAN = ("pipeinfer", "pipeinfer.results", "pipeinfer.study.cells", "pipeinfer.study.run", "pipeinfer.cluster.launch",
+        "pipeinfer.runtime.live", "pipeinfer.commands.reproduce")  # fmt: skip
+HEAVY = ["jinja2", "matplotlib", "pandas", "pyarrow", "seaborn"]
+
+
+@pytest.mark.parametrize("module", LEAN)
+def test_ranks_and_simulations_load_no_pandas(module: str) -> None:
+    code = f"import sys, {module}; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.strip() == "[]"
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"trials\.parquet"):
+        results.load(tmp_path)
+
+
+def test_medians_of_pandas_are_those_of_claims(folder: Path) -> None:
+    """One number everywhere: claims.json says what the table says."""
+    trials = pd.read_parquet(folder / "trials.parquet")
+    best = trials[trials.best & (trials.contender == "pipeinfer")]
+    gain = best.groupby("place").over_speculative.median().max()
+    assert f"up to {gain:.2f}x simulated" in (folder / "claims.json").read_text()
