@@ -30,7 +30,6 @@ from pipeinfer.runtime.transports import TransportError
 app = typer.Typer(
     name="pipeinfer",
     help="Pipelined speculative LLM inference: run it, simulate it, reproduce the paper (PipeInfer, SC'24).",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

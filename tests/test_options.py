@@ -1,6 +1,10 @@
 """The options of commands: told on one screen, declared once, and in a cluster file as well."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +55,13 @@ def test_options_come_in_panels(capsys: pytest.CaptureFixture[str], monkeypatch:
     output = capsys.readouterr().out
     for panel in ("Text", "Models", "Pipeline", "Sampling", "Output"):
         assert f"─ {panel} ─" in output
+
+
+def test_the_shell_completes_commands() -> None:
+    words = {"_PIPEINFER_COMPLETE": "complete_bash", "COMP_WORDS": "pipeinfer sim", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "from pipeinfer.cli import main; main()"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["simulate"]
 
 
 def test_every_setting_is_an_option() -> None:
@@ -128,6 +139,17 @@ def test_what_a_cluster_file_cannot_say_is_one_line(
 def test_a_cluster_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["calibrate", "--cluster-file", str(tmp_path / "no.toml")]) == 2
     assert "no.toml: cannot be read: No such file or directory" in capsys.readouterr().err
+
+
+def test_the_documented_file_is_one(file: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    file.write_text(example)
+    settings = ClusterOptions(cluster_file=file).settings()
+    assert (settings.backend, settings.backend_options, len(settings.workers)) == ("llamacpp", {"threads": 8}, 4)
+    told = re.search(r"Its keys are.*?`backend_options`", page, re.DOTALL)
+    assert told is not None
+    assert set(Settings.__struct_fields__) <= set(re.findall(r"`(\w+)`", told[0]))
 
 
 def test_only_what_is_said_is_read(file: Path) -> None:

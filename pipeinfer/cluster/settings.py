@@ -1,7 +1,7 @@
 """A cluster and its models as people describe them: by options of commands, a cluster file, or arguments in Python."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -83,6 +83,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"--layers {self.layers} is for {ranks} ranks in all, and --nodes says {self.nodes}")
         if self.profile is not None and (self.layers or "").partition("/")[0] != AUTO:
             raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
+
+
+class SettingsFields(TypedDict, total=False):
+    """The fields of `Settings` but for the draft, as keyword arguments."""
+
+    backend: str
+    backend_options: dict[str, Any]
+    target: str
+    nodes: int | None
+    layers: str | None
+    profile: str | None
+    transport: str | None
+    launcher: str | None
+    bandwidth: str | None
+    latency: str | None
+    cpu_share: float
+    prompt_chunk: str | int
+    cells: int
+    sequences: int
+    workers: tuple[str, ...]
+    key: str | None
 
 
 def rank_count(layers: str | None, *, drafts: bool) -> int | None:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
-    from pipeinfer.modelling.platform import Calibrated, Modelled
+    from pipeinfer.modelling.side_by_side import SideBySide
     from pipeinfer.modelling.simulate import Found, Limits, Setting
 
 
@@ -40,50 +42,37 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Simulate strategies on a cluster profile and print their metrics side by side."""
-    from pipeinfer import workload
     from pipeinfer.commands.output import print_json
-    from pipeinfer.modelling.acceptance import Acceptance, recorded
-    from pipeinfer.modelling.acceptance import acceptance as read_acceptance
-    from pipeinfer.modelling.platform import platform_of
-    from pipeinfer.modelling.simulate import SWEEPS, Setting, side_by_side
+    from pipeinfer.modelling.side_by_side import simulate as run
 
-    where = platform_of(cluster, pair)
-    drafts = Acceptance(recorded(str(trace)).acceptance, trace=str(trace)) if trace else read_acceptance(acceptance)
-    setting = workload.convert(
-        {"strategy": "", "nodes": nodes or where.ranks or 8, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
-         "trace": drafts.trace, "seed": seed,
-         "tokens": tokens, "prompt": prompt, "accounting": accounting, "width_cost": width_cost,
-         "draft_ranks": draft_ranks or where.draft_ranks}, Setting, "simulate:",
+    done = run(
+        cluster, pair, strategies=strategy or (), nodes=nodes, draft_ranks=draft_ranks, acceptance=acceptance,
+        trace=trace, tokens=tokens, prompt=prompt, seed=seed, accounting=accounting, width_cost=width_cost, sweep=sweep,
     )  # fmt: skip
-    found = side_by_side(where.simulate, strategy or list(SWEEPS), setting, sweep)
-    bound = where.limits(setting)
     if as_json:
-        print_json(_as_object(found, bound, setting))
-        return
-    _show(found, bound, setting, where)
+        print_json(_as_object(done))
+    else:
+        _show(done)
 
 
-def _as_object(found: "list[Found]", bound: "Limits", setting: "Setting") -> dict[str, Any]:
+def _as_object(done: "SideBySide") -> dict[str, Any]:
     from pipeinfer.results.metrics import summary
 
-    return {
-        "setting": setting,
-        "limits": bound,
-        "strategies": [{**summary(one.trial), "options": one.options, "tried": one.tried} for one in found],
-    }
+    strategies = [{**summary(one.trial), "options": one.options, "tried": one.tried} for one in done.strategies]
+    return {"setting": done.setting, "limits": done.limits, "strategies": strategies}
 
 
-def _show(found: "list[Found]", bound: "Limits", setting: "Setting", where: "Modelled | Calibrated") -> None:
+def _show(done: "SideBySide") -> None:
     from pipeinfer.commands.output import console
 
-    terminal = console()
-    terminal.print(where.models, style="bold")
-    terminal.print(f"{setting.nodes} {where.title}")
+    terminal, setting, bound = console(), done.setting, done.limits
+    terminal.print(done.models, style="bold")
+    terminal.print(f"{setting.nodes} {done.cluster}")
     terminal.print(
         f"{setting.prompt} + {setting.tokens} tokens, acceptance {setting.acceptance:.3g} per drafted token "
         f"({_drafts(setting)}), ranks: {setting.accounting}"
     )
-    terminal.print(_table(found, bound))
+    terminal.print(_table(done.strategies, bound))
     terminal.print(
         f"limit: closed form for i.i.d. acceptance where width, links and cancellation cost nothing (speculative: its "
         f"best K, {bound.synchronous_k}); no chain of drafts passes {bound.ceiling:.2f} tokens/s.",
@@ -97,7 +86,7 @@ def _drafts(setting: "Setting") -> str:
     return "by position, assumed" if setting.difficulty is not None else "i.i.d., assumed"
 
 
-def _table(found: "list[Found]", bound: "Limits") -> "Table":
+def _table(found: "Sequence[Found]", bound: "Limits") -> "Table":
     from rich.table import Table
 
     from pipeinfer.results.metrics import summary
