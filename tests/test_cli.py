@@ -149,6 +149,12 @@ def test_what_stands_after_the_slash_splits_the_draft(run: Run, options: list[st
     assert {rank["role"] for rank in iterative["ranks"]} == {"target"}
 
 
+def test_few_sequence_ids_cost_branches_and_no_token(run: Run) -> None:
+    for sequences in ("1", "4"):
+        _, output, _ = run(*QUICK, "--json", "--sequences", sequences, "-o", "branches=8")
+        assert json.loads(output)["token_ids"] == emulated_ids(24)
+
+
 def test_slow_links_are_slow(run: Run) -> None:
     quick = json.loads(run(*QUICK, "--json", "--strategy", "iterative", "--nodes", "2")[1])
     limits = ("--latency", "20ms", "--bandwidth", "1Gbit")
@@ -268,7 +274,6 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "workers without a key": (["--workers", "tcp://127.0.0.1:1,tcp://127.0.0.1:2"], ["--key"]),
     "key without workers": (["--key", "x"], ["--workers"]),
     "no cells for the prompt": (["--cells", "2"], ["prompt has 2 tokens", "--cells"]),
-    "no sequences for the branches": (["--sequences", "4", "-o", "branches=8"], ["4 sequence ids", "--sequences"]),
 }
 
 

@@ -118,9 +118,9 @@ def generate(
     cluster: ClusterOptions,
     sampling: SeededSampling,
     output: OutputOptions,
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; default: some Python.")] = None,
+    prompt: Annotated[str | None, typer.Argument(hidden=True)] = None,
 ) -> None:
-    """Generate text on a pipeline of ranks, streamed as it is committed."""
+    """Continue a prompt (default: some Python) on a pipeline of ranks, streamed as it is committed."""
     from pipeinfer.cluster.launch import Cluster
     from pipeinfer.commands.conversation import written
     from pipeinfer.commands.view import starting
