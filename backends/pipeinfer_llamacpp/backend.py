@@ -46,7 +46,8 @@ class LlamaCppBackend:
     """GGUF models through llama.cpp, and Llama models in Hugging Face folders, exported to GGUF when first used.
 
     Options: `threads` per stage; `gpu_layers`, how many of a stage's layers a GPU computes; `kv_type`, "f16" as
-    llama.cpp has it or "f32", with which a row's logits depend least on the rows it is computed with; `quantisation` of
+    llama.cpp has it or "f32", with which a row's logits depend least on the rows it is computed with; `flash`, false
+    for attention without the flash kernels that llama.cpp takes, with float16 cells, wherever it can; `quantisation` of
     models that are exported, among them the built-in pair; `cache`, a folder for exported models and stage files.
     """
 
@@ -58,6 +59,7 @@ class LlamaCppBackend:
         threads: int = 1,
         gpu_layers: int = 0,
         kv_type: str = "f16",
+        flash: bool = True,
         quantisation: str = "f16",
         cache: str | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class LlamaCppBackend:
         self._threads = threads
         self._gpu_layers = gpu_layers
         self._kv_type = kv_type
+        self._flash = flash
         self._quantisation = quantisation
         self._cache = cache_folder("llamacpp", cache)
 
@@ -117,6 +120,7 @@ class LlamaCppBackend:
             sequences=sequences,
             threads=self._threads,
             kv_type=self._kv_type,
+            flash=self._flash and self._kv_type == "f16",
             fixed_cells=LONG_FACTORS in source.tensors,
         )
 

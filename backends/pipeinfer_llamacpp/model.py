@@ -11,8 +11,8 @@ from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, lla
 from pipeinfer_llamacpp.watcher import Flag
 
 FLASH_ATTENTION_OFF = 0
-"""For float32 cells. Flash attention adds up in an order of its own for many rows, so that a row's logits depend more
-on the rows it is computed with; with float16 cells it is on wherever llama.cpp itself would have it."""
+"""Flash attention adds up in an order of its own for many rows, so that a row's logits depend more on the rows it is
+computed with. Where it is not switched off it is llama.cpp's own choice: wherever it can."""
 
 KV_TYPES = {"f16": F16, "f32": F32}
 """How keys and values are stored: ggml's type numbers."""
@@ -77,6 +77,7 @@ class LoadedModel:
         sequences: int,
         threads: int,
         kv_type: str,
+        flash: bool,
         flag: Flag,
         hidden: HiddenStates | NodeNames | None,
     ) -> Any:
@@ -87,7 +88,7 @@ class LoadedModel:
         parameters.n_batch = parameters.n_ubatch = min(cells, MICRO_BATCH)
         parameters.n_seq_max = sequences
         parameters.kv_unified = True
-        if KV_TYPES[kv_type] == F32:
+        if not flash:
             parameters.flash_attn_type = FLASH_ATTENTION_OFF
         parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
         parameters.n_threads = parameters.n_threads_batch = threads

@@ -145,7 +145,7 @@ class Trial:
     @contextmanager
     def _opened(self, model: LoadedModel, **ports: Any) -> Iterator[LlamaCppStage]:
         stage = LlamaCppStage(model, vocabulary=self._vocabulary, cells=CELLS, sequences=1, threads=self._threads,
-                              kv_type="f16", **ports)  # fmt: skip
+                              kv_type="f16", flash=True, **ports)  # fmt: skip
         try:
             yield stage
         finally:

@@ -49,6 +49,7 @@ class LlamaCppStage:
         sequences: int,
         threads: int,
         kv_type: str,
+        flash: bool,
         fixed_cells: bool = False,
     ) -> None:
         self._model = model
@@ -59,7 +60,7 @@ class LlamaCppStage:
         self._most_cells = cells
         self._flag = new_flag()
         self._open_context = partial(model.open_context, sequences=sequences, threads=threads, kv_type=kv_type,
-                                     flag=self._flag, hidden=hidden)  # fmt: skip
+                                     flash=flash, flag=self._flag, hidden=hidden)  # fmt: skip
         now = cells if fixed_cells else min(cells, FIRST_CELLS)
         self._cells = Cells(now, sequences)
         self._rows = Rows(min(cells, MICRO_BATCH), sequences)

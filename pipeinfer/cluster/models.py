@@ -14,7 +14,10 @@ from pipeinfer.plugins import open_backend
 from pipeinfer.runtime.transports import HEAD
 
 SPARE_CELLS = 256
-"""KV cells beyond the model's context, for speculation, unless the plan says how many cells there are."""
+"""KV cells beyond the longest text, for speculation, unless the plan says how many cells there are."""
+
+SHORT_TEXT = 1024
+"""Cells for texts of so many tokens are not worth saving; those of a context of 128k may be larger than the model."""
 
 DRAFT_SEQUENCES = 64
 """Sequence ids of the draft rank: one per branch, and one for the text."""
@@ -33,7 +36,8 @@ class Models:
         self._different: list[str] = []
         self.draft = self._draft() if plan.draft else None
         self.draft_split = self._split_draft(self.draft) if self.draft else []
-        self.cells = plan.cells or self.target.context + SPARE_CELLS
+        longest = max(plan.longest, SHORT_TEXT) if plan.longest else self.target.context
+        self.cells = plan.cells or min(longest, self.target.context) + SPARE_CELLS
 
     @property
     def notes(self) -> list[str]:

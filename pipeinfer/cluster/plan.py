@@ -14,7 +14,7 @@ AUTO = "auto"
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`), and `draft_layers` is the same for
-    the draft (None: all on one rank); `cells` 0: the context and some.
+    the draft (None: all on one rank); `cells` 0: for texts of `longest` tokens and some, 0: of the model's context.
 
     `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
     are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
@@ -38,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[LinkLimit, ...] = ()
     cpu_share: float = 1.0
     cells: int = 0
+    longest: int = 0
     sequences: int = 64
     prompt_chunk: PromptChunk = "auto"
     workers: tuple[str, ...] = ()

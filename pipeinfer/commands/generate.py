@@ -121,6 +121,8 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Continue a prompt (default: some Python) on a pipeline of ranks, streamed as it is committed."""
+    import msgspec
+
     from pipeinfer.cluster.launch import Cluster
     from pipeinfer.commands.conversation import written
     from pipeinfer.commands.view import starting
@@ -136,6 +138,8 @@ def generate(
     plan = settings.plan(transport, nodes, drafts=drafts, trace=output.trace is not None)
     if conversation:
         words = written(conversation, plan)
+    # No token is of less than a byte.
+    plan = msgspec.structs.replace(plan, longest=len(words.encode()) + text.tokens)
     how = sampling.sampling()
     if output.trace is not None:
         check_writable(output.trace)

@@ -107,7 +107,7 @@ class ClusterOptions(ModelOptions):
     prompt_chunk: Annotated[str | None, option(PIPELINE, "Tokens of the prompt at a time; auto (default), whole.")] = (
         None
     )
-    cells: Annotated[int | None, option(PIPELINE, "KV cells per rank; default: as the context wants.")] = None
+    cells: Annotated[int | None, option(PIPELINE, "KV cells per rank; default: as the text takes.")] = None
     sequences: Annotated[int | None, option(PIPELINE, "KV sequence ids per rank; default: 64.")] = None
 
     def settings(self) -> "Settings":

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-import gguf
 import numpy as np
-from gguf_models import VOCAB, add_byte_level
+from gguf_models import VOCAB, add_byte_level, gguf
 
 HIDDEN, FFN, HEADS, KV_HEADS, SIZE, EXPERTS = 64, 128, 4, 2, 16, 4
 WINDOW, CONTEXT = 8, 256

@@ -2,8 +2,13 @@
 
 import ctypes
 
-import gguf
 import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
+pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]")
+
+import gguf
 from gguf import GGMLQuantizationType as Type
 
 from pipeinfer.testing.models import byte_tokenizer
@@ -15,15 +20,17 @@ WRITTEN_AS = {"mixtral": "llama"}
 
 
 def write_gguf(
-    path, model="llama", kind=Type.F32, *, hidden=64, layers=4, tied=False, per_layer=False, change=None, tokenizer=None
-):
-    """Write a model whose matrices are stored as `kind`, and give its path back.
+    path, model="llama", kind=Type.F32, *, hidden=64, layers=4, tied=False, per_layer=False, change=None,
+    tokenizer=None, per_file=0,
+):  # fmt: skip
+    """Write a model whose matrices are stored as `kind`, and give its path back: that of the first file where there are
+    `per_file` tensors in each.
 
     `per_layer` writes what may differ between layers as arrays; `change(tensors)` edits the dictionary of tensors;
     `tokenizer(writer)` adds another one than single bytes.
     """
     architecture = WRITTEN_AS.get(model, model)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_file)
     add_metadata(writer, model, hidden, layers, per_layer)
     (tokenizer or add_byte_level)(writer)
     tensors = dict(random_tensors(BLOCKS[model], hidden, layers, tied))
@@ -34,7 +41,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if per_file else path
 
 
 def quantise(tensor, kind):

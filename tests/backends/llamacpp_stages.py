@@ -7,6 +7,8 @@ import pytest
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
 pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]")
 
+import llama_cpp as llama_cpp
+
 from pipeinfer.testing.backends import chain, never
 from pipeinfer_llamacpp import LlamaCppBackend
 

@@ -49,9 +49,9 @@ def logits_of(folder, path, layers, count):
         (KvSeqCp(0, 2, 0, -1), TREE_BESIDE_ANOTHER),
         (KvSeqRm(1, 0, -1), Batch([11, 12], [28, 29], [(2,), (2,)], 2)),
     ]
-    for op, batch in steps:
+    for operation, batch in steps:
         for stage in stages:
-            stage.apply(op)
+            stage.apply(operation)
         logits.append(run(stages, batch))
     close(stages)
     return logits

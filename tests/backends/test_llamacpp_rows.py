@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from gguf_architectures import write_architecture
 from gguf_models import write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull
 from pipeinfer.engine.kv_cells import Cells as KeptCells
 from pipeinfer_llamacpp.cells import Cells
+from pipeinfer_llamacpp.library import llama
 from pipeinfer_llamacpp.rows import needed_tags
 from pipeinfer_llamacpp.watcher import AbortWatcher, new_flag
 
@@ -98,6 +100,57 @@ def test_hidden_states_of_another_shape_are_refused(shared, small, hidden):
     stage = backend(shared).load(str(small), (1, 4), cells=8, sequences=1)
     with pytest.raises(ValueError, match="hidden states of shape"):
         stage.forward(chain([1]), hidden, never)
+    stage.close()
+
+
+# As many cells as the text needs -----------------------------------------------------------------------------------
+
+
+def context_cells(stage):
+    return llama().llama_n_ctx(stage._context)
+
+
+def test_a_context_of_128k_is_not_reserved_for_a_short_text(shared, small):
+    (stage,) = open_stages(backend(shared), small, cells=131_072)
+    run([stage], chain(TOKENS))
+    assert context_cells(stage) == 512
+    stage.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("flash", [True, False])
+def test_more_cells_hold_what_fewer_held(shared, small, monkeypatch, count, flash):
+    """Stages that grow while several sequences are in their cells compute what those of all cells do."""
+    opener = backend(shared, flash=flash)
+    growing = open_stages(opener, small, count, cells=1500)
+    monkeypatch.setattr("pipeinfer_llamacpp.stage.FIRST_CELLS", 1500)
+    roomy = open_stages(opener, small, count, cells=1500)
+    before, after = [stages[0]._cells.count for stages in (growing, roomy)]
+    assert (before, after) == (512, 1500)
+    tokens = [(7 * step * step + 3) % 300 for step in range(1400)]
+    steps = [
+        (None, Batch(tokens[:300], range(300), [(0,)] * 300, 1)),
+        (KvSeqCp(0, 1, 0, -1), Batch([5, 6], [300, 300], [(0,), (1,)], 2)),
+        (KvSeqCp(0, 2, 0, -1), Batch(tokens[:600], range(301, 901), [(0,)] * 600, 2)),
+        (KvSeqRm(2, 0, -1), Batch([7, 8], [301, 901], [(1,), (0,)], 2)),
+        (KvSeqRm(0, 0, -1), Batch(tokens[:1100], range(302, 1402), [(1,)] * 1100, 3)),
+    ]
+    for op, batch in steps:
+        for stage in (*growing, *roomy):
+            if op is not None:
+                stage.apply(op)
+        np.testing.assert_allclose(run(growing, batch), run(roomy, batch), rtol=1e-3, atol=1e-3)
+    assert growing[0]._cells.count == 1500
+    with pytest.raises(CellsFull, match="of 1500"):
+        growing[0].forward(Batch([1] * 200, range(1402, 1602), [(1,)] * 200, 0), None, never)
+    close(growing, roomy)
+
+
+def test_rope_by_the_size_of_the_context_gets_all_cells_at_once(tmp_path):
+    """Phi 3 turns by other factors in a long context: it must not become one in the middle of a text."""
+    path = write_architecture(tmp_path / "phi3.gguf", "phi3")
+    (stage,) = open_stages(backend(tmp_path), path, cells=1500)
+    assert context_cells(stage) >= 1500
     stage.close()
 
 

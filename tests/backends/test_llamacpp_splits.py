@@ -6,15 +6,26 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import llama_cpp
 import numpy as np
 import pytest
 from gguf_models import Type, write_gguf
-from llamacpp_stages import TOKENS, aborts_in_mid_compute, backend, chain, close, logits, never, open_stages, run
+from llamacpp_stages import (
+    TOKENS,
+    aborts_in_mid_compute,
+    backend,
+    chain,
+    close,
+    llama_cpp,
+    logits,
+    never,
+    open_stages,
+    run,
+)
 
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.testing import write_llama
 from pipeinfer_llamacpp import LlamaCppBackend, hidden
+from pipeinfer_llamacpp.gguf_file import GgufFile
 
 
 @pytest.mark.parametrize(
@@ -39,6 +50,52 @@ def test_other_forms_of_a_model_are_split_as_well(tmp_path, form):
     split = open_stages(opener, path, min(form.get("layers", 4), 3))
     np.testing.assert_array_equal(run(split, chain(TOKENS)), logits(opener, path))
     close(split)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_model_in_several_files_is_read_as_it_is(tmp_path, small, count):
+    path = write_gguf(tmp_path / "sharded.gguf", per_file=9)
+    assert path.name == "sharded-00001-of-00005.gguf"
+    opener = backend(tmp_path)
+    stages = open_stages(opener, path, count)
+    np.testing.assert_array_equal(run(stages, chain(TOKENS)), logits(opener, small))
+    described = opener.info(str(path))
+    assert described == opener.info(str(small))
+    assert len(opener.weight_files(str(path))) == 5
+    assert opener.tokenizer(str(path)).encode("def") == opener.tokenizer(str(small)).encode("def")
+    close(stages)
+
+
+def test_a_model_of_which_a_file_is_missing_or_not_the_first_is_one_line(tmp_path):
+    path = write_gguf(tmp_path / "sharded.gguf", per_file=20)
+    second = path.with_name("sharded-00002-of-00002.gguf")
+    with pytest.raises(BadModel, match=r"the first of 2 files of a model, named \.\.\.-00001-of-00002\.gguf"):
+        backend(tmp_path).info(str(second))
+    with pytest.raises(BadModel, match="under its own name"):
+        backend(tmp_path).info(str(shutil.copy(path, tmp_path / "first.gguf")))
+    second.unlink()
+    with pytest.raises(BadModel, match=r"expected a GGUF file at .*sharded-00002-of-00002\.gguf"):
+        backend(tmp_path).info(str(path))
+
+
+def test_a_file_that_was_changed_among_several_is_cut_anew(tmp_path):
+    path = write_gguf(tmp_path / "sharded.gguf", per_file=20)
+    close(open_stages(backend(tmp_path), path, 2))
+    os.utime(path.with_name("sharded-00002-of-00002.gguf"))
+    close(open_stages(backend(tmp_path), path, 2))
+    assert len(stage_files(tmp_path)) == 4
+
+
+def test_a_token_that_is_no_utf_8_is_a_token(tmp_path):
+    path, opener = write_gguf(tmp_path / "model.gguf"), backend(tmp_path)
+    digest = opener.info(str(path)).vocabulary_digest
+    word = GgufFile(path).value("tokenizer.ggml.tokens")[300].encode()
+    content = path.read_bytes()
+    assert content.count(word) == 1
+    path.write_bytes(content.replace(word, b"\xff\xfe" + word[2:]))
+    assert GgufFile(path).value("tokenizer.ggml.tokens")[300] == r"\xff\xfe" + word[2:].decode()
+    assert opener.info(str(path)).vocabulary_digest != digest
+    close(open_stages(opener, path, 2))
 
 
 def test_a_prompt_of_several_micro_batches_is_split(shared, small):
