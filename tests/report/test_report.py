@@ -1,0 +1,113 @@
+"""The report: what its first screen says, that both pages say the same, and what the terminal ends with."""
+
+import io
+import re
+from html import unescape
+from pathlib import Path
+
+import msgspec
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from pipeinfer.commands.reproduce import _print
+from pipeinfer.report.claims import Claim
+from pipeinfer.report.write import conclude
+from pipeinfer.results.records import Store
+from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated, cells
+from pipeinfer.study.run import run
+
+RECIPE = Recipe(
+    title="What a row costs", about="A small sweep.", claims=["C1", "C2"], expected="a figure", minutes=0.1,
+    hardware="any", name="width", figures=(Figure("lines", x="width_cost", y="gain", panels=("nodes",)),),
+    strategies={
+        "iterative": Contender(),
+        "speculative": Contender(options={"k": [1, 4]}),
+        "pipeinfer": Contender(options={"draft": [1, 2]}),
+    },
+    simulated=Simulated(
+        pairs=["dolphin-tinyllama"], clusters=["haswell-gigabit"], nodes=[2, 8], acceptance=["good"], seeds=[0],
+        tokens=24, prompt=8, width_cost=[0.0, 1.0],
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Claim]]:
+    folder = tmp_path_factory.mktemp("report")
+    store = Store(folder)
+    run(RECIPE, store, 1, lambda *_: None)
+    return folder, conclude([RECIPE], store, folder).claims
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_first_screen_says_what_was_asked_what_came_out_and_where_it_loses(done: tuple[Path, list[Claim]]) -> None:
+    folder, claims = done
+    page = unescape((folder / "report.html").read_text())
+    first = page[: page.index("<h2>Claims</h2>")]
+    assert "Does PipeInfer (SC'24) answer one request faster" in first
+    assert "The paper says: up to 2.15x." in first
+    trials = pd.read_parquet(folder / "trials.parquet")
+    mine = trials[trials.best & (trials.contender == "pipeinfer")]
+    gains = mine.groupby(["nodes", "width_cost"]).over_speculative.median()
+    best = gains[:, 1.0].max()
+    assert f"Partly: up to {best:.2f}x in simulation." in first
+    assert f"up to {best:.2f}x simulated" in claims[0].reproduced
+    lost = gains[:, 1.0][gains[:, 1.0] < 1]
+    assert f"at {len(lost)} of 2 points" in first
+    assert "Where PipeInfer loses" in first
+    assert first.count("<svg") == 1
+
+
+def test_both_pages_have_the_same_numbers(done: tuple[Path, list[Claim]]) -> None:
+    folder, claims = done
+    text = words((folder / "report.md").read_text())
+    page = words(unescape(re.sub(r"<svg.*?</svg>|<style.*?</style>|<script.*?</script>", "", (folder / "report.html").read_text(), flags=re.DOTALL)))  # noqa: E501
+    for claim in claims:
+        for said in (claim.claim, claim.published, claim.reproduced, claim.condition):
+            assert words(said) in page
+            assert words(said) in text
+        for line in claim.evidence:
+            assert f"| {line.what} | {line.found} |" in text
+            assert f"<td>{line.what}</td><td>{line.found}</td>" in page
+    rows = re.findall(r"<tr>((?:<t[dh].*?</t[dh]>)+)</tr>", page)
+    cells_of = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+    assert len(cells_of) > 15
+    for row in cells_of:
+        assert "| " + " | ".join(row) + " |" in text or row[0] == ""
+
+
+def test_a_claim_has_a_card_with_its_figure_and_folded_evidence(done: tuple[Path, list[Claim]]) -> None:
+    folder, claims = done
+    page = (folder / "report.html").read_text()
+    cards = page.split('<article class="card" id="')[1:]
+    assert [card.partition('"')[0] for card in cards] == [claim.id for claim in claims]
+    for card, claim in zip(cards, claims, strict=True):
+        assert ("<svg" in card.partition("</article>")[0]) == bool(claim.figure)
+        assert "<details><summary>evidence</summary>" in card
+    assert {claim.id for claim in claims if claim.figure} == {"C1", "C2"}
+    assert (folder / "figures" / "claim-C1.svg").exists()
+
+
+def test_what_a_recipe_says_is_text_and_no_markup(tmp_path: Path) -> None:
+    odd = msgspec.structs.replace(RECIPE, title="a < b & |c|", figures=())
+    conclude([odd], Store(tmp_path), tmp_path)
+    assert "a &lt; b &amp; |c|" in (tmp_path / "report.html").read_text()
+    assert f"{len(cells(odd))} cells were not run." in (tmp_path / "report.md").read_text()
+
+
+def test_the_terminal_ends_with_a_line_per_claim_on_one_screen(done: tuple[Path, list[Claim]]) -> None:
+    folder, claims = done
+    terminal = io.StringIO()
+    _print(Console(file=terminal, width=80), claims, Path("results"))
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) == 13 < 24
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[:10]] == [claim.id for claim in claims]
+    assert lines[0].startswith("C1  partly")
+    assert [line.split()[1] for line in lines[10:]] == [
+        "results/report.html", "results/trials.parquet", "results/trials.jsonl",
+    ]  # fmt: skip
