@@ -20,7 +20,7 @@ LAYERS = [
     ("testing",),
     ("cluster",),
     ("modelling.profile", "modelling.rank_survey"),
-    ("cluster.launch", "cluster.auto_split", "cluster.settings"),
+    ("cluster.launch", "cluster.auto_split", "cluster.settings", "pipeline"),
     ("modelling",),
     ("study",),
     ("report",),
