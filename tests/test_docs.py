@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "backends" / "README.md"]
+HOME = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "backends" / "README.md"]
+PAGES = [*HOME, *sorted((ROOT / "docs").glob("*.md"))]
 
-ELSEWHERE = ("mpirun ", "srun ", "mpiexec ", "pip ", "git ", "python3 -m ", "ssh ", "scp ", ".venv/", "pytest ")
+ELSEWHERE = ("mpirun ", "srun ", "mpiexec ", "pip ", "git ", "python3 -m ", "ssh ", "scp ", ".venv/", ".ci/", "pytest ")
 """Commands that need a cluster, a network or minutes; each is run by a test or a job of its own."""
 
 

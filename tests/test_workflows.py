@@ -64,3 +64,13 @@ def test_every_python_that_the_project_names_is_tested() -> None:
     assert read(ROOT / ".github/workflows/tests.yml")["jobs"]["tests"]["strategy"]["matrix"]["python"] == [
         "3.11", "3.12", "3.13",
     ]  # fmt: skip
+
+
+def test_what_runs_before_a_commit_is_what_continuous_integration_runs() -> None:
+    (local,) = read(ROOT / ".pre-commit-config.yaml")["repos"]
+    entries = [hook["entry"] for hook in local["hooks"]]
+    lint = (ROOT / ".ci" / "lint").read_text()
+    assert [tool for tool in ("ruff", "mypy") if any(f"-m {tool}" in entry for entry in entries)] == ["ruff", "mypy"]
+    for entry in entries:
+        _, module, *arguments = entry.removeprefix(".venv/bin/python ").split()
+        assert f"-m {module}" in lint or all((ROOT / path).exists() for path in arguments), entry

@@ -1,11 +1,11 @@
 """Which engines of this installation compute on this machine: each is loaded and multiplies in a process of its own."""
 
 import subprocess
-import sys
 from typing import Any
 
 from pipeinfer.cluster.doctor import Finding
 from pipeinfer.cluster.process_end import how_it_ended
+from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.plugins import BACKENDS, BrokenPlugin, load, names
 
 LONGEST_S = 120.0
@@ -23,8 +23,9 @@ def start(name: str) -> "subprocess.Popen[str] | None":
         load(BACKENDS, name)
     except BrokenPlugin:
         return None
-    command = [sys.executable, "-m", "pipeinfer.cluster.engine_trial", name]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = python_command("pipeinfer.cluster.engine_trial", name)
+    environment = python_environment()
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finding_of(name: str, trial: "subprocess.Popen[str] | None") -> Finding:

@@ -20,6 +20,10 @@ REQUEST = Request(tuple(range(1, 65)), 512)
 IN_FLIGHT = 64
 REPLAYS = 10
 
+MOST_PER_EVENT = 8
+MOST_PER_SIMULATED_EVENT = 8
+"""In times of `floor`."""
+
 Events = list[tuple[float, Any]]
 
 
@@ -36,6 +40,16 @@ class Fixed(msgspec.Struct, frozen=True):
 
     def row_bytes(self, stage: int) -> int:
         return 32768
+
+
+def floor() -> float:
+    """Seconds that this interpreter takes here and now to make a dictionary of the runs in flight: least of many."""
+    least = float("inf")
+    for _ in range(200):
+        start = perf_counter()
+        {run: (run, run + 1) for run in range(IN_FLIGHT)}
+        least = min(least, perf_counter() - start)
+    return least
 
 
 def busy(branches: int) -> PipeInfer:
@@ -73,20 +87,21 @@ def replay(events: Events, branches: int) -> dict[type, float]:
 
 
 @pytest.mark.parametrize("branches", [1, 3], ids=["chain", "tree"])
-def test_the_head_handles_an_event_in_20_us(benchmark: Any, branches: int) -> None:
+def test_what_the_head_takes_per_event(benchmark: Any, branches: int) -> None:
     events = record(branches)
     rounds: list[dict[type, float]] = []
     benchmark.pedantic(lambda: rounds.append(replay(events, branches)), rounds=REPLAYS)
     # The best replay is the one that other processes disturbed least.
     logits, proposal = (1e6 * min(medians[kind] for medians in rounds) for kind in (Logits, Proposal))
     benchmark.extra_info.update(logits_us=logits, proposal_us=proposal)
+    dictionaries = max(logits, proposal) / (1e6 * floor())
     print(f"\n{IN_FLIGHT} runs in flight on {PIPELINE.stages} stages, median per event: "
-          f"logits {logits:.1f} us, proposal {proposal:.1f} us")  # fmt: skip
-    assert max(logits, proposal) < 20
+          f"logits {logits:.1f} us, proposal {proposal:.1f} us, {dictionaries:.1f} dictionaries")  # fmt: skip
+    assert dictionaries < MOST_PER_EVENT
 
 
 @pytest.mark.benchmark(timer=process_time)
-def test_512_tokens_on_32_nodes_are_simulated_in_a_second(benchmark: Any) -> None:
+def test_what_the_simulator_takes_per_event(benchmark: Any) -> None:
     def generate() -> int:
         simulation = Simulation(
             msgspec.structs.replace(PIPELINE, stages=31), PipeInfer(draft=3), Fixed(0.005), independent(0.79)
@@ -97,5 +112,7 @@ def test_512_tokens_on_32_nodes_are_simulated_in_a_second(benchmark: Any) -> Non
     events = benchmark.pedantic(generate, rounds=5)
     seconds = benchmark.stats.stats.min
     benchmark.extra_info["events_per_second"] = events / seconds
-    print(f"\n512 tokens on 31 stages and a draft rank: {seconds:.2f} s, {events / seconds:,.0f} events/s")
-    assert seconds < 1
+    dictionaries = seconds / events / floor()
+    print(f"\n512 tokens on 31 stages and a draft rank: {seconds:.2f} s, {events / seconds:,.0f} events/s, "
+          f"{dictionaries:.1f} dictionaries an event")  # fmt: skip
+    assert dictionaries < MOST_PER_SIMULATED_EVENT
