@@ -1,5 +1,6 @@
 """From tables to a folder that is read: figures, claims.json, report.html and report.md."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,8 +58,9 @@ def conclude(recipes: Sequence[Recipe], store: Store, folder: Path, remarks: Seq
     found = tables(recipes, store.records)
     try:
         found.write(folder)
-    except OSError as problem:
-        raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
+    except OSError as problem:  # Arrow's own words are longer.
+        words = os.strerror(problem.errno) if problem.errno else str(problem)
+        raise WorkloadError(f"{folder}: the report cannot be written: {words}") from None
     return report(recipes, found, folder, remarks)
 
 

@@ -108,8 +108,14 @@ class Tables(NamedTuple):
     spans: pd.DataFrame
 
     def write(self, folder: Path) -> None:
+        """A table that cannot be written whole leaves the one before it. Raises OSError."""
         for name, table in self._asdict().items():
-            table.to_parquet(folder / f"{name}.parquet", index=False)
+            begun = folder / f"{name}.parquet.part"
+            try:
+                table.to_parquet(begun, index=False)
+                begun.replace(folder / f"{name}.parquet")
+            finally:
+                begun.unlink(missing_ok=True)
 
 
 def read_tables(folder: Path) -> Tables:
