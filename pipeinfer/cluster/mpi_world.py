@@ -16,7 +16,7 @@ from pipeinfer.cluster.ranks import Unwatched
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
 from pipeinfer.runtime.live import run_rank
-from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, TransportError, open_transport
+from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, TransportError, hosting_of, open_transport
 
 if TYPE_CHECKING:
     from pipeinfer.runtime.transports.mpi import World
@@ -68,10 +68,26 @@ def settle(launcher: str | None, transport: str | None, nodes: int | None) -> tu
         raise ValueError(f'no launcher "{launcher}"; there is: mpi')
     if launcher == "mpi" and not in_world():
         start_world(nodes or NODES)
-    if transport == "mpi" or (transport is None and in_world()):
+    if _is_world(transport):
         there = join_world()
-        return "mpi", nodes or there
+        return transport or "mpi", nodes or there
     return transport or "tcp", nodes or NODES
+
+
+def _is_world(transport: str | None) -> bool:
+    """Whether ranks over it are the other processes of this one's world; None: whatever this process was started as."""
+    try:
+        return in_world() if transport is None else hosting_of(transport).start == "world"
+    except BrokenPlugin:
+        _let_the_first_say()
+        raise
+
+
+def _let_the_first_say() -> None:
+    """One line is enough: process 0's."""
+    if place()[0] > 0:
+        time.sleep(FIRST_SAYS_S)
+        sys.exit(2)
 
 
 def in_world() -> bool:
@@ -101,9 +117,7 @@ def join_world() -> int:
     try:
         world = _world()
     except (BrokenPlugin, TransportError, LaunchError):
-        if place()[0] > 0:
-            time.sleep(FIRST_SAYS_S)
-            sys.exit(2)
+        _let_the_first_say()
         raise
     if world.rank > 0:
         _serve(world)

@@ -5,21 +5,20 @@ from pipeinfer.cluster.ranks import Ranks
 from pipeinfer.cluster.reached_workers import Workers
 from pipeinfer.cluster.threads import Threads
 from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.transports import hosting_of
 
 
 def open_ranks(transport: str, count: int, workers: tuple[str, ...], key: str | None) -> Ranks:
     """Start `count` ranks, or reach the ones at `workers`. Raises LaunchError, UnknownPlugin, TransportError."""
     if workers:
         return Workers(workers, count, key)
-    if transport == "inproc":
-        return Threads(count)
-    if transport == "tcp":
-        return Processes(count)
-    if transport == "mpi":
+    hosting = hosting_of(transport)
+    if hosting.start == "threads":
+        return Threads(hosting.local, count)
+    if hosting.start == "processes":
+        return Processes(hosting.local, count)
+    if hosting.start == "world":
         from pipeinfer.cluster.mpi_world import MpiProcesses
 
         return MpiProcesses(count)
-    from pipeinfer.plugins import TRANSPORTS, load
-
-    load(TRANSPORTS, transport)
     raise LaunchError(f'ranks over "{transport}" are not started from here: start workers and give their addresses')

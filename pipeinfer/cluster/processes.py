@@ -9,7 +9,7 @@ from pipeinfer.cluster.process_end import how_it_ended
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.cluster.ranks import say_farewell
 from pipeinfer.errors import LaunchError
-from pipeinfer.runtime.transports import HEAD, open_transport
+from pipeinfer.runtime.transports import HEAD, open_member
 from pipeinfer.runtime.transports.keys import write_keys
 
 LEAVE_S = 1.0
@@ -20,17 +20,18 @@ NOTICE_S = 0.2
 
 
 class Processes:
-    """Ranks as processes on this machine, over loopback with keys made for this session. Ended by their own id."""
+    """Ranks as processes on this machine, that listen at `local`, with keys made for this session. Ended by their own
+    id."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, local: str, count: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="pipeinfer-")
         key = Path(self._folder.name) / "key.json"
         write_keys(key)
-        self.transport = open_transport("tcp://127.0.0.1:0", HEAD, keys=key)
+        self.transport = open_member(local, HEAD, keys=key)
         self._logs = [Path(self._folder.name) / f"rank-{rank}.err" for rank in range(count)]
         self._processes: list[subprocess.Popen[str]] = []
         try:
-            self._processes += [_start(rank, key, log) for rank, log in enumerate(self._logs)]
+            self._processes += [_start(local, rank, key, log) for rank, log in enumerate(self._logs)]
             self.addresses = [self._address(rank) for rank in range(count)]
         except BaseException:
             self.close(b"")
@@ -78,8 +79,8 @@ class Processes:
         return line.split()[1]
 
 
-def _start(rank: int, key: Path, log: Path) -> "subprocess.Popen[str]":
-    command = python_command("pipeinfer.cluster.worker", "--listen", "tcp://127.0.0.1:0", "--rank", str(rank),
+def _start(local: str, rank: int, key: Path, log: Path) -> "subprocess.Popen[str]":
+    command = python_command("pipeinfer.cluster.worker", "--listen", local, "--rank", str(rank),
                              "--key", str(key))  # fmt: skip
     with log.open("w") as errors:
         return subprocess.Popen(

@@ -1,10 +1,10 @@
 """Ranks that are workers: they run already, each where somebody started it."""
 
-import socket
+from pathlib import Path
 
 from pipeinfer.cluster.ranks import Unwatched
 from pipeinfer.errors import LaunchError
-from pipeinfer.runtime.transports import HEAD, TransportError, open_transport
+from pipeinfer.runtime.transports import HEAD, facing, hosting_of, open_member, scheme_of, takes_keys
 
 AGAIN_S = 5.0
 """How long a worker may be busy with another session, or take to come out of it, before a head gives up."""
@@ -16,21 +16,10 @@ class Workers(Unwatched):
     def __init__(self, addresses: tuple[str, ...], count: int, key: str | None) -> None:
         if len(addresses) != count:
             raise LaunchError(f"{len(addresses)} workers are given, and the plan has {count} ranks: stages and draft")
-        if key is None:
-            raise LaunchError("workers need their key file: give --key (pipeinfer worker --new-key FILE makes one)")
         self.addresses = [address.strip() for address in addresses]
-        self.transport = open_transport(_facing(self.addresses[0]), HEAD, keys=key, again_s=AGAIN_S)
-
-
-def _facing(address: str) -> str:
-    """An address for the head that the worker at `address` can reach: of the interface that leads there."""
-    from pipeinfer.runtime.transports.tcp import resolved
-
-    host, port = resolved(address)
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, port))
-            own = probe.getsockname()[0]
-            return f"tcp://[{own}]:0" if ":" in own else f"tcp://{own}:0"
-    except OSError as problem:
-        raise TransportError(f"no way leads to {address}: {problem.strerror}") from problem
+        own, scheme = facing(self.addresses[0]), scheme_of(self.addresses[0])
+        if not hosting_of(scheme).workers:
+            raise LaunchError(f'a transport "{scheme}" has no workers: its ranks are not reached by addresses')
+        if key is None and takes_keys(scheme):
+            raise LaunchError("workers need their key file: give --key (pipeinfer worker --new-key FILE makes one)")
+        self.transport = open_member(own, HEAD, keys=key and Path(key), again_s=AGAIN_S)

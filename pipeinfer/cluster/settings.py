@@ -9,6 +9,7 @@ from pipeinfer.cluster.mpi_world import settle
 from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.core.prompt import parse_chunk
 from pipeinfer.modelling.profile import read_profile
+from pipeinfer.runtime.transports import scheme_of
 from pipeinfer.units import bandwidth_bps, seconds
 from pipeinfer.workload import load
 
@@ -49,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def settle(self) -> tuple[str, int]:
         """The transport and how many ranks there are. Does not return in an MPI process that is not the head."""
         nodes = self.nodes or rank_count(self.layers, drafts=True)
-        return settle(self.launcher, "tcp" if self.workers else self.transport, nodes)
+        return settle(self.launcher, scheme_of(self.workers[0]) or "tcp" if self.workers else self.transport, nodes)
 
     def plan(self, transport: str, nodes: int, *, drafts: bool, trace: bool = False) -> Plan:
         """What to bring up: of `nodes` ranks the last are the draft's, where the strategy drafts. Raises ValueError

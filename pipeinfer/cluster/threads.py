@@ -11,9 +11,9 @@ from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, open_transpo
 class Threads(Unwatched):
     """Ranks as threads of this process."""
 
-    def __init__(self, count: int) -> None:
-        self.transport = open_transport("inproc://", HEAD)
-        endpoints = [open_transport("inproc://", rank) for rank in range(count)]
+    def __init__(self, local: str, count: int) -> None:
+        self.transport = open_transport(local, HEAD)
+        endpoints = [open_transport(local, rank) for rank in range(count)]
         self.addresses = [endpoint.address for endpoint in endpoints]
         self._threads = [threading.Thread(target=_be_a_thread, args=(e,), name=f"rank {e.rank}") for e in endpoints]
         for thread in self._threads:

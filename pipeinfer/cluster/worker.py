@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import Stray, run_rank
-from pipeinfer.runtime.transports import HEAD, PeerLost, TransportError, open_transport
+from pipeinfer.runtime.transports import HEAD, PeerLost, TransportError, open_member
 
 
-def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
+def serve(listen: str, rank: int, key: Path | None, *, once: bool) -> int:
     """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
 
     Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session was not ended by its
@@ -25,7 +25,7 @@ def serve(listen: str, rank: int, key: Path, *, once: bool) -> int:
     gc.disable()  # It is run between trials, where it is not measured.
     came = False
     while not (once and came):
-        transport = open_transport(listen, rank, keys=key)
+        transport = open_member(listen, rank, keys=key)
         listen = transport.address
         print(f"listening {listen}", flush=True)
         try:

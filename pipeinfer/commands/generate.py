@@ -124,6 +124,7 @@ def generate(
     import msgspec
 
     from pipeinfer.cluster.launch import Cluster
+    from pipeinfer.cluster.mpi_world import in_world
     from pipeinfer.commands.conversation import written
     from pipeinfer.commands.view import starting
     from pipeinfer.engine.text_stream import TextStream
@@ -147,7 +148,7 @@ def generate(
     with starting():
         ranks = Cluster(plan)
     with ranks:
-        _print_notes(ranks, layout=transport == "mpi" or plan.layers == "auto")
+        _print_notes(ranks, layout=in_world() or plan.layers == "auto")
         prompt_ids = ranks.tokenizer.encode(words, add_special=not (text.raw or conversation))
         ends = () if text.ignore_eos else ranks.models.target.eos
         stream = TextStream(ranks.tokenizer, text.stop or [], prompt=prompt_ids, ends=ends)

@@ -86,6 +86,7 @@ def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int |
     """Fields of a live recipe that say on which ranks it runs, and how many they are: workers, an MPI world, or (None)
     processes that are started here."""
     from pipeinfer.cluster.mpi_world import in_world, settle
+    from pipeinfer.runtime.transports import scheme_of, takes_keys
 
     if key is not None and workers is None:
         raise ValueError("--key is the key file of running workers: give their addresses with --workers")
@@ -93,9 +94,10 @@ def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int |
         addresses = tuple(workers.split(","))
         if len(addresses) < 2:
             raise ValueError(f"--workers {workers}: expected two or more, one of them for the draft")
-        if key is None:
+        transport = scheme_of(workers) or "tcp"
+        if key is None and takes_keys(transport):
             raise ValueError(f"--workers {workers}: they need their key file, so give --key as well")
-        return {"transport": "tcp", "workers": addresses, "stages": len(addresses) - 1}, len(addresses)
+        return {"transport": transport, "workers": addresses, "stages": len(addresses) - 1}, len(addresses)
     if not in_world():
         return {}, None
     transport, ranks = settle(None, None, None)

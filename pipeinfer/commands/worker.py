@@ -8,7 +8,7 @@ import typer
 
 
 def worker(
-    key: Annotated[Path, typer.Option(help="The cluster's key file, the same on every host.")],
+    key: Annotated[Path | None, typer.Option(help="The cluster's key file, the same on every host.")] = None,
     rank: Annotated[
         int | None,
         typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.", min=0, max=65535),
@@ -24,12 +24,15 @@ def worker(
     Example: pipeinfer worker --rank 0 --listen tcp://10.0.0.7:5555 --key cluster.key
     """
     from pipeinfer.cluster.worker import serve
+    from pipeinfer.runtime.transports import scheme_of, takes_keys
     from pipeinfer.runtime.transports.keys import write_keys
 
     key_alone = new_key and rank is None and listen is None
     if not key_alone and (rank is None or listen is None):
         raise ValueError("a worker needs --rank and --listen; without both, --new-key makes the key file and ends")
-    if new_key:
+    if key is None and (new_key or takes_keys(scheme_of(listen or ""))):
+        raise ValueError("a worker needs --key, the cluster's key file; with --new-key it is made first")
+    if new_key and key is not None:
         write_keys(key)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # A worker has nothing to remove, and an engine may compute for long.

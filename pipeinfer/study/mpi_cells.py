@@ -12,9 +12,9 @@ import msgspec
 from pipeinfer.cluster.mpi_world import find_mpiexec, in_world, join_world, world_environment
 from pipeinfer.cluster.python_process import python_command
 from pipeinfer.errors import LaunchError
-from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
+from pipeinfer.plugins import BrokenPlugin
 from pipeinfer.results.records import Record, decode, encode
-from pipeinfer.runtime.transports import TransportError
+from pipeinfer.runtime.transports import TransportError, hosting_of
 from pipeinfer.study.cells import run_live
 from pipeinfer.study.identity import record_of
 from pipeinfer.study.recipes import LiveCell
@@ -24,13 +24,12 @@ MODULE = "pipeinfer.study.mpi_cells"
 
 def needs_world(cells: Iterable[LiveCell]) -> bool:
     """Whether they run over MPI, and this process is not in a world yet."""
-    return any(cell.live.transport == "mpi" for cell in cells) and not in_world()
+    return any(hosting_of(cell.live.transport).start == "world" for cell in cells) and not in_world()
 
 
 def check_world(cells: Iterable[LiveCell]) -> None:
     """Raise LaunchError or BrokenPlugin where the MPI world that cells need cannot be started."""
     if needs_world(cells):
-        load(TRANSPORTS, "mpi")
         find_mpiexec()
 
 

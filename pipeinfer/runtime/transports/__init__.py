@@ -3,11 +3,16 @@
 A transport is one endpoint: it listens at its own address and opens one outgoing link per peer. What is promised:
 messages on one link arrive in order, whole and once, or the peer is lost; nothing is promised between links.
 `pipeinfer.testing.TransportConformance` checks it.
+
+Its class may have an attribute `hosting`, which says where its ranks can be; an option `keys`, which is given the path
+of the session's key file; and a static method `facing(address)`, which gives an address for an endpoint here that the
+one at `address` can reach (without it that is `hosting.local`).
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 HEAD = -1
 """The head's rank. Target stages are 0..N-1 and the draft ranks follow."""
@@ -17,6 +22,19 @@ MAX_HEADER = 1 << 20
 
 MAX_PAYLOAD = 1 << 30
 """Length limit of a payload, in bytes, unless a transport is given another."""
+
+
+class Hosting(NamedTuple):
+    """Where ranks over a transport can be.
+
+    `start`: how the launcher comes by ranks, as threads of its own process, as processes that it starts on this
+    machine, or as those of a world that was started with it (as MPI has it); None: not at all. `local`: where such a
+    thread or process listens, at a free name or port. `workers`: ranks that run already are reached by their addresses.
+    """
+
+    start: Literal["threads", "processes", "world"] | None = None
+    local: str = ""
+    workers: bool = True
 
 
 class Envelope(NamedTuple):
@@ -110,3 +128,46 @@ def open_transport(uri: str, rank: int, **options: Any) -> Transport:
     if not separator:
         raise TransportError(f'"{uri}" is not a transport address; expected one like tcp://127.0.0.1:0')
     return cast(Transport, load(TRANSPORTS, scheme)(uri, rank, **options))
+
+
+def hosting_of(scheme: str) -> Hosting:
+    """Where ranks over a transport can be. Raises UnknownPlugin or BrokenPlugin."""
+    from pipeinfer.plugins import TRANSPORTS, load
+
+    found: Hosting = getattr(load(TRANSPORTS, scheme), "hosting", Hosting())
+    return found
+
+
+def scheme_of(uri: str) -> str:
+    """The transport that an address is of; empty where it names none."""
+    return uri.strip().partition("://")[0] if "://" in uri else ""
+
+
+def takes_keys(scheme: str) -> bool:
+    """Whether the transport has an option `keys`."""
+    return scheme != "" and _takes(scheme, "keys")
+
+
+def open_member(uri: str, rank: int, **offered: Any) -> Transport:
+    """The endpoint at `uri` as a member of a session, with those of the options that the transport has. Raises what
+    `open_transport` does."""
+    scheme = scheme_of(uri)
+    known = {name: value for name, value in offered.items() if scheme and _takes(scheme, name)}
+    return open_transport(uri, rank, **known)
+
+
+def facing(address: str) -> str:
+    """An address for an endpoint of this host that the one at `address` can reach. Raises TransportError."""
+    from pipeinfer.plugins import TRANSPORTS, load
+
+    scheme = scheme_of(address)
+    if not scheme:
+        raise TransportError(f'"{address}" is not a transport address; expected one like tcp://10.0.0.7:5555')
+    transport = load(TRANSPORTS, scheme)
+    return str(transport.facing(address)) if hasattr(transport, "facing") else hosting_of(scheme).local
+
+
+def _takes(scheme: str, option: str) -> bool:
+    from pipeinfer.plugins import TRANSPORTS, load
+
+    return option in inspect.signature(load(TRANSPORTS, scheme)).parameters

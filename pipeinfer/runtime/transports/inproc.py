@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 
-from pipeinfer.runtime.transports import MAX_PAYLOAD, Envelope, PeerLost, Traffic, TransportError, message_size
+from pipeinfer.runtime.transports import MAX_PAYLOAD, Envelope, Hosting, PeerLost, Traffic, TransportError, message_size
 
 _lock = threading.Lock()
 _fresh = itertools.count()
@@ -36,6 +36,8 @@ def _mailbox(address: str) -> _Mailbox:
 
 class InprocTransport:
     """One endpoint. `inproc://` and `inproc://*` take a fresh name. Raises TransportError when the name is taken."""
+
+    hosting = Hosting("threads", "inproc://", workers=False)
 
     def __init__(
         self, address: str, rank: int, *, max_payload: int = MAX_PAYLOAD, connect_s: float = 10.0

@@ -30,6 +30,7 @@ from pipeinfer.runtime.transports import (
     MAX_HEADER,
     MAX_PAYLOAD,
     Envelope,
+    Hosting,
     PeerLost,
     Traffic,
     TransportError,
@@ -63,6 +64,8 @@ class MpiTransport:
 
     Raises TransportError when MPI cannot be loaded or the address is another process's.
     """
+
+    hosting = Hosting("world", workers=False)
 
     def __init__(self, address: str, rank: int, *, max_payload: int = MAX_PAYLOAD) -> None:
         self._world = open_world()

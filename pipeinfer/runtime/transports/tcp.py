@@ -26,6 +26,7 @@ from pipeinfer.runtime.transports import (
     MAX_HEADER,
     MAX_PAYLOAD,
     Envelope,
+    Hosting,
     PeerLost,
     Traffic,
     TransportError,
@@ -69,6 +70,8 @@ class TcpTransport:
     Raises TransportError when the address cannot be had.
     """
 
+    hosting = Hosting("processes", "tcp://127.0.0.1:0")
+
     def __init__(
         self,
         address: str,
@@ -111,6 +114,17 @@ class TcpTransport:
         except TransportError:
             self.close()
             raise
+
+    @staticmethod
+    def facing(address: str) -> str:
+        """An address of the interface that leads to `address`, with a free port. Raises TransportError."""
+        host, port = resolved(address)
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((host, port))
+                return f"tcp://{_bracketed(probe.getsockname()[0])}:0"
+        except OSError as problem:
+            raise TransportError(f"no way leads to {address}: {problem.strerror}") from problem
 
     @property
     def traffic(self) -> dict[int, Traffic]:
