@@ -20,7 +20,7 @@ from pipeinfer.modelling.calibrate import calibrate
 from pipeinfer.modelling.profile import BadProfile, Curve, Profile, read_profile, write_profile
 from pipeinfer.modelling.rank_survey import parts_of, separate
 from pipeinfer.report.layer_times import layer_times
-from pipeinfer.runtime.transports import open_transport
+from pipeinfer.runtime.transports import open_member
 from pipeinfer.runtime.transports.keys import write_keys
 
 LAYER_S, ROW_S, DRAFT_S, DRAFT_ROW_S = 4e-3, 5e-4, 3e-3, 1e-3
@@ -241,7 +241,7 @@ def test_a_worker_that_cannot_be_reached(
 ) -> None:
     key = tmp_path / "key.json"
     write_keys(key)
-    monkeypatch.setattr("pipeinfer.cluster.reached_workers.open_transport", partial(open_transport, connect_s=0.2))
+    monkeypatch.setattr("pipeinfer.cluster.reached_workers.open_member", partial(open_member, connect_s=0.2))
     addresses = "tcp://127.0.0.1:9,tcp://127.0.0.1:9"
     run("calibrate", "--out", str(tmp_path / "p.json"), "--workers", addresses, "--key", str(key), code=2)
     errors = capsys.readouterr().err
