@@ -1,4 +1,4 @@
-"""A package of somebody else's adds a backend and a strategy without touching this repository."""
+"""A package of somebody else's adds a backend, a strategy and a transport without touching this repository."""
 
 import json
 import os
@@ -49,3 +49,39 @@ def test_its_strategy_gives_the_tokens_of_iterative_decoding_on_its_backend(envi
     assert found["follow"]["token_ids"] == found["pipeinfer"]["token_ids"] == found["iterative"]["token_ids"]
     assert len(found["iterative"]["token_ids"]) == 48
     assert found["follow"]["runs"]["speculative"] > 0
+
+
+UNIX = ("generate", "1 2", "--backend", "emulated", "--backend-option", "layer_s=0.0001", "--nodes", "2", "--json",
+        "--tokens", "6")  # fmt: skip
+
+
+def test_ranks_are_launched_over_its_transport(environment: Mapping[str, str]) -> None:
+    found = {
+        transport: json.loads(run(environment, "pipeinfer", *UNIX, "--transport", transport))["token_ids"]
+        for transport in ("unix", "inproc")
+    }
+    assert found["unix"] == found["inproc"]
+    assert len(found["unix"]) == 6
+
+
+def test_its_workers_are_reached_by_their_scheme_and_need_no_key(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    addresses = [f"unix://{tmp_path / str(rank)}" for rank in range(2)]
+    command = [sys.executable, "-m", "pipeinfer", "worker", "--once"]
+    workers = [
+        subprocess.Popen([*command, "--rank", str(rank), "--listen", address], env=environment, stdout=subprocess.PIPE,
+                         text=True)
+        for rank, address in enumerate(addresses)
+    ]  # fmt: skip
+    try:
+        for worker, address in zip(workers, addresses, strict=True):
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == f"listening {address}\n"
+        done = json.loads(run(environment, "pipeinfer", *UNIX, "--workers", ",".join(addresses)))
+        assert len(done["token_ids"]) == 6
+        assert [worker.wait(10) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
