@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken
 
 from pipeinfer.engine.backend import BadModel, Hidden
-from pipeinfer.engine.huggingface.checkpoint import Checkpoint
+from pipeinfer.engine.huggingface.checkpoint import HEAD, Checkpoint
 from pipeinfer.engine.huggingface.generation_config import end_tokens
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.engine.model_cache import made_once
@@ -24,7 +24,7 @@ from pipeinfer_numpy.weights import rotary_pairs
 QUANTISATIONS = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0"}
 """How matrices can be stored; norms are float32 always."""
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when what is written changes, so that files of an older version are not taken for new ones."""
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -203,9 +203,9 @@ def tensors_of(checkpoint: Checkpoint, config: LlamaConfig, *, untied: bool) -> 
     for layer in range(config.num_hidden_layers):
         yield from layer_tensors(checkpoint, config, layer)
     yield "output_norm.weight", checkpoint.tensor("model.norm.weight", hidden)
-    if untied or not config.tie_word_embeddings:
-        name = embedding if config.tie_word_embeddings else "lm_head.weight"
-        yield "output.weight", checkpoint.tensor(name, config.vocab_size, hidden)
+    tied = config.tie_word_embeddings and not checkpoint.holds(HEAD)
+    if untied or not tied:
+        yield "output.weight", checkpoint.tensor(embedding if tied else HEAD, config.vocab_size, hidden)
     if config.llama3_scaling is not None:
         yield "rope_freqs.weight", frequency_divisors(config)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeinfer.engine.backend import Hidden
-from pipeinfer.engine.huggingface.checkpoint import Checkpoint
+from pipeinfer.engine.huggingface.checkpoint import HEAD, Checkpoint
 from pipeinfer_numpy.config import LlamaConfig
 
 
@@ -54,8 +54,8 @@ def read_embedding(checkpoint: Checkpoint, config: LlamaConfig) -> Hidden:
 
 def read_head(checkpoint: Checkpoint, config: LlamaConfig, embedding: Hidden | None) -> Head:
     norm = checkpoint.tensor("model.norm.weight", config.hidden_size)
-    if not config.tie_word_embeddings:
-        return Head(norm, checkpoint.tensor("lm_head.weight", config.vocab_size, config.hidden_size))
+    if not config.tie_word_embeddings or checkpoint.holds(HEAD):
+        return Head(norm, checkpoint.tensor(HEAD, config.vocab_size, config.hidden_size))
     return Head(norm, read_embedding(checkpoint, config) if embedding is None else embedding)
 
 

@@ -95,6 +95,16 @@ class Skeleton:
         for module in self.base.modules():
             self._fill_buffers(module)
 
+    def untied_by(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint has an output matrix where the configuration says that the embedding is one: then it
+        is the one meant, and the configuration says so from here on."""
+        names = {module: name for name, module in self.model.named_modules()}
+        stored = f"{names[self.model.get_output_embeddings()]}.weight"
+        if not self._tied or not checkpoint.holds(stored):
+            return False
+        self.config.tie_word_embeddings = False
+        return True
+
     def cut(self, first: int, stop: int) -> None:
         """Drop all layers but [first, stop); the configuration speaks of those alone then."""
         self.config.num_hidden_layers = stop - first

@@ -25,7 +25,10 @@ def load_stage(
     first, stop = layers
     check_room(skeleton.stage_bytes(first, stop), device, f"layers [{first}, {stop}) of {model}")
     with torch.inference_mode():
-        skeleton.fill(first, stop, find_weights(model, skeleton.tensors(first, stop)))
+        checkpoint = find_weights(model, skeleton.tensors(first, stop))
+        if skeleton.untied_by(checkpoint):
+            checkpoint = find_weights(model, skeleton.tensors(first, stop))
+        skeleton.fill(first, stop, checkpoint)
         return TorchStage(skeleton, first, stop, cells=cells, sequences=sequences)
 
 

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from pipeinfer.engine.backend import BadModel, Hidden
 
+HEAD = "lm_head.weight"
+"""The output matrix. Where it is stored it is the one meant, as in transformers, even if config.json says that it is
+the embedding."""
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 STORED_AS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -50,6 +54,13 @@ class Checkpoint:
         if file_name not in self._files:
             self._files[file_name] = SafetensorsFile(self._folder / file_name)
         return self._files[file_name].tensor(name, shape)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of that name, in a file that is here or in the index."""
+        if self._weight_map:
+            return name in self._weight_map
+        path = self._folder / SINGLE
+        return path.is_file() and SafetensorsFile(path).holds(name)
 
     def present(self) -> list[Path]:
         """The files with tensors that are here."""
@@ -96,6 +107,9 @@ class SafetensorsFile:
             return {name: msgspec.json.decode(raw, type=Entry) for name, raw in fields.items()}
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadModel(f"expected a safetensors header in {self._path}, came {error}: download it again") from None
+
+    def holds(self, name: str) -> bool:
+        return name in self._entries
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Hidden:
         entry = self._entries.get(name)
