@@ -136,6 +136,15 @@ def test_what_a_cluster_file_cannot_say_is_one_line(
     assert errors.count("\n") == 1
 
 
+def test_reproduce_takes_what_its_recipes_leave_open(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = file.parent / "out [/b]"
+    assert run(["reproduce", "timeline", "--cluster-file", str(file), "--replot", "--out", str(out)]) == 0
+    assert f"note: {file}: the recipes themselves say what latency, layers, transport is" in capsys.readouterr().out
+    file.write_text('workers = ["tcp://10.0.0.1:5555", "tcp://10.0.0.2:5555"]')
+    assert run(["reproduce", "live", "--cluster-file", str(file), "--out", str(out)]) == 2
+    assert "they need their key file, so give --key as well" in capsys.readouterr().err
+
+
 def test_a_cluster_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["calibrate", "--cluster-file", str(tmp_path / "no.toml")]) == 2
     assert "no.toml: cannot be read: No such file or directory" in capsys.readouterr().err

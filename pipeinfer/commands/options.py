@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeinfer.core.messages import Sampling
 
 TEXT, MODELS, PIPELINE, SAMPLING, OUTPUT = "Text", "Models", "Pipeline", "Sampling", "Output"
+SIMULATION, ARTIFACT = "Simulation", "The authors' programs"
 """The panels of `--help`."""
 
 
@@ -88,17 +89,41 @@ class ModelOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterOptions(ModelOptions):
-    """And on which ranks, over which links."""
+class WorkerOptions(ModelOptions):
+    """And on which running workers, or as a cluster file says."""
 
     cluster_file: Annotated[
         Path | None, path_option(PIPELINE, "A TOML file of such settings; options win over it.")
     ] = None
+    workers: Annotated[str | None, option(PIPELINE, "Addresses of running workers, in rank order.")] = None
+    key: Annotated[Path | None, path_option(PIPELINE, "The workers' key file.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Fields of `Settings` that were given, here or in the cluster file. Raises ValueError."""
+        from pipeinfer.cluster.settings import Settings, read_settings
+
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given = {name: named[name] for name in Settings.__struct_fields__ if named.get(name) is not None}
+        given |= {name: str(given[name]) for name in ("profile", "key") if name in given}
+        if self.workers is not None:
+            given["workers"] = tuple(address.strip() for address in self.workers.split(","))
+        filed = read_settings(self.cluster_file) if self.cluster_file is not None else {}
+        given |= super().given()
+        there = filed.get("backend", "numpy")
+        if given.get("backend", there) != there:
+            filed.pop("backend_options", None)  # They are another backend's.
+        if options := filed.get("backend_options", {}) | given.get("backend_options", {}):
+            given["backend_options"] = options
+        return {**filed, **given}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterOptions(WorkerOptions):
+    """And how many ranks there are, with which layers, over which links."""
+
     nodes: Annotated[int | None, option(PIPELINE, "Ranks, the draft's included; default: 4, or MPI's.")] = None
     layers: Annotated[str | None, option(PIPELINE, "Layers per rank, / before the draft's: 4,4/1; or auto.")] = None
     profile: Annotated[Path | None, path_option(PIPELINE, "Split as this cluster was calibrated.")] = None
-    workers: Annotated[str | None, option(PIPELINE, "Addresses of running workers, in rank order.")] = None
-    key: Annotated[Path | None, path_option(PIPELINE, "The workers' key file.")] = None
     transport: Annotated[str | None, option(PIPELINE, "tcp, inproc, mpi; default: mpi under mpirun, or tcp.")] = None
     launcher: Annotated[str | None, option(PIPELINE, "mpi: start the ranks here by mpiexec.")] = None
     bandwidth: Annotated[str | None, option(PIPELINE, "Limit every link, like 1Gbit.")] = None
@@ -112,22 +137,9 @@ class ClusterOptions(ModelOptions):
 
     def settings(self) -> "Settings":
         """From the cluster file and what was given besides. Raises ValueError."""
-        from pipeinfer.cluster.settings import Settings, read_settings
+        from pipeinfer.cluster.settings import Settings
 
-        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(ClusterOptions)}
-        given = {name: named[name] for name in Settings.__struct_fields__ if named.get(name) is not None}
-        for name in ("profile", "key"):
-            if name in given:
-                given[name] = str(given[name])
-        if self.workers is not None:
-            given["workers"] = tuple(address.strip() for address in self.workers.split(","))
-        filed = read_settings(self.cluster_file) if self.cluster_file is not None else {}
-        given |= self.given()
-        if given.get("backend", there := filed.get("backend", "numpy")) == there:
-            given["backend_options"] = filed.get("backend_options", {}) | given.get("backend_options", {})
-        else:
-            filed.pop("backend_options", None)  # They are another backend's.
-        return Settings(**{**filed, **given})
+        return Settings(**self.given())
 
 
 @dataclasses.dataclass(frozen=True)

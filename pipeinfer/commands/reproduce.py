@@ -1,10 +1,21 @@
 """`pipeinfer reproduce`: the paper's claims, each with a figure and a verdict."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeinfer.commands.options import (
+    ARTIFACT,
+    OUTPUT,
+    SIMULATION,
+    WorkerOptions,
+    option,
+    path_option,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,49 +23,65 @@ if TYPE_CHECKING:
 
     from pipeinfer.report.claims import Claim
     from pipeinfer.report.page import Table as ReportTable
-    from pipeinfer.study.recipes import Recipe
+    from pipeinfer.study.recipes import Artifact, Recipe
+
+MODEL_FIELDS = ("backend", "backend_options", "target", "draft")
+USED = {*MODEL_FIELDS, "workers", "key"}
+"""What of a cluster file says something here."""
 
 SHOWN_COLUMNS = 6
 """How much of a report's table a terminal is shown: where, strategy, speed, its simulation or the mean gap, ratios."""
 
 
+@dataclass(frozen=True)
+class ArtifactOptions:
+    """How the authors' own programs are run beside ours."""
+
+    artifact: Annotated[str | None, option(ARTIFACT, "Where you built them, to run them too.", metavar="DIR")] = None
+    artifact_mpirun: Annotated[str, option(ARTIFACT, "What starts their ranks, with its options; default: mpirun.")] = (
+        "mpirun"
+    )
+    artifact_arguments: Annotated[str, option(ARTIFACT, "Added to their command lines; the last word counts.")] = ""
+
+    def chosen(self) -> "Artifact | None":
+        from pipeinfer.study.recipes import Artifact
+
+        return Artifact(self.artifact, self.artifact_mpirun, self.artifact_arguments) if self.artifact else None
+
+
+@with_options
 def reproduce(
+    real: WorkerOptions,
+    artifact: ArtifactOptions,
     sections: Annotated[list[str] | None, typer.Argument(help="Recipes of reproduce/; default: all of them.")] = None,
     fidelity: Annotated[
-        str | None, typer.Option(help="sim, emulated or real; default: sim, and real where a recipe is real.")
+        str | None, option(SIMULATION, "sim, emulated or real; default: sim, and real where a recipe is real.")
     ] = None,
     cluster: Annotated[
-        str | None,
-        typer.Option(help="Another cluster for what is simulated or emulated: a name, a TOML file, a calibrated JSON."),
+        str | None, option(SIMULATION, "Another cluster there: a name, a TOML file, a calibrated JSON.")
     ] = None,
-    workers: Annotated[str | None, typer.Option(help="Run on these workers: addresses in rank order.")] = None,
-    key: Annotated[Path | None, typer.Option(help="The workers' key file.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Another backend for what is really run.")] = None,
-    backend_option: Annotated[list[str] | None, typer.Option(help="An option of it, like dtype=bfloat16.")] = None,
-    target: Annotated[str | None, typer.Option(help="Another target model for what is really run.")] = None,
-    draft: Annotated[str | None, typer.Option(help="Another draft model for what is really run.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for records, figures and reports. Run again to resume.")] = Path(
+    jobs: Annotated[int, option(SIMULATION, "Processes; default: one per core.", min=0, max=1024)] = 0,
+    out: Annotated[Path, path_option(OUTPUT, "Folder of results (default: results); run again to resume.")] = Path(
         "results"
     ),
-    jobs: Annotated[int, typer.Option(help="Processes for simulations; 0: one per core.", min=0, max=1024)] = 0,
-    replot: Annotated[bool, typer.Option("--replot", help="Run nothing: draw and report what is recorded.")] = False,
-    artifact: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where you built the authors' programs, to run them too.")
-    ] = None,
-    artifact_mpirun: Annotated[str, typer.Option(help="What starts their ranks, with its options.")] = "mpirun",
-    artifact_arguments: Annotated[str, typer.Option(help="Added to their command lines; the last word counts.")] = "",
+    replot: Annotated[bool, option(OUTPUT, "Run nothing: draw and report what is recorded.", "--replot")] = False,
 ) -> None:
-    """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim."""
+    """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim.
+
+    Models and pipeline are those of what is really run.
+    """
     from pipeinfer.commands.output import console
     from pipeinfer.results.records import Store
-    from pipeinfer.study.recipes import Artifact
     from pipeinfer.study.run import check, run
     from pipeinfer.study.selection import Wish, select
 
-    live, ranks = _ranks(workers, key)
-    theirs = Artifact(artifact, artifact_mpirun, artifact_arguments) if artifact is not None else None
-    live |= _models(backend, backend_option, target, draft)
-    recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks, theirs))
+    given = real.given()
+    key = given.get("key")
+    live, ranks = _ranks(given.get("workers"), key)
+    live |= {name: given[name] for name in MODEL_FIELDS if name in given}
+    recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks, artifact.chosen()))
+    if unused := ", ".join(sorted(given.keys() - USED)):
+        notes = [*notes, f"{real.cluster_file}: the recipes themselves say what {unused} is"]
     check(recipes)
     store = Store(out)
     terminal = console()
@@ -70,7 +97,7 @@ def reproduce(
             progress.refresh()
 
         for recipe in [] if replot else recipes:
-            run(recipe, store, jobs or _cores(), on_progress, str(key) if key else None)
+            run(recipe, store, jobs or _cores(), on_progress, key)
     from pipeinfer.report.write import conclude  # pandas and seaborn, which nothing that runs needs
 
     with terminal.status("drawing and writing the report"):
@@ -82,7 +109,7 @@ def reproduce(
     _print(terminal, claims, out)
 
 
-def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int | None]:
+def _ranks(workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, Any], int | None]:
     """Fields of a live recipe that say on which ranks it runs, and how many they are: workers, an MPI world, or (None)
     processes that are started here."""
     from pipeinfer.cluster.mpi_world import in_world, settle
@@ -91,27 +118,17 @@ def _ranks(workers: str | None, key: Path | None) -> tuple[dict[str, Any], int |
     if key is not None and workers is None:
         raise ValueError("--key is the key file of running workers: give their addresses with --workers")
     if workers is not None:
-        addresses = tuple(workers.split(","))
-        if len(addresses) < 2:
-            raise ValueError(f"--workers {workers}: expected two or more, one of them for the draft")
-        transport = scheme_of(workers) or "tcp"
+        there = ",".join(workers)
+        if len(workers) < 2:
+            raise ValueError(f"--workers {there}: expected two or more, one of them for the draft")
+        transport = scheme_of(there) or "tcp"
         if key is None and takes_keys(transport):
-            raise ValueError(f"--workers {workers}: they need their key file, so give --key as well")
-        return {"transport": transport, "workers": addresses, "stages": len(addresses) - 1}, len(addresses)
+            raise ValueError(f"--workers {there}: they need their key file, so give --key as well")
+        return {"transport": transport, "workers": workers, "stages": len(workers) - 1}, len(workers)
     if not in_world():
         return {}, None
     transport, ranks = settle(None, None, None)
     return {"transport": transport, "stages": ranks - 1}, ranks
-
-
-def _models(
-    backend: str | None, backend_option: list[str] | None, target: str | None, draft: str | None
-) -> dict[str, Any]:
-    """Fields of a live recipe that say what it runs."""
-    from pipeinfer.commands.options import key_values
-
-    given = {"backend": backend, "target": target, "draft": draft, "backend_options": key_values(backend_option)}
-    return {name: value for name, value in given.items() if value}
 
 
 def _progress(console: "Console") -> "Progress":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from pipeinfer.commands.options import MODELS, OUTPUT, PIPELINE, TEXT, option, path_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
 
 def simulate(
     cluster: Annotated[
-        str, typer.Option(help="A name of workloads/clusters.toml, or a FILE.json of `pipeinfer calibrate`.")
+        str, option(PIPELINE, "A name of workloads/clusters.toml (default: haswell-gigabit), or a FILE.")
     ] = "haswell-gigabit",
-    pair: Annotated[
-        str | None,
-        typer.Option(help="A pair of workloads/pairs.toml (default: dolphin-tinyllama); a calibrated one has its own."),
-    ] = None,
-    strategy: Annotated[list[str] | None, typer.Option(help="May be given again; default: the three.")] = None,
     nodes: Annotated[
-        int | None, typer.Option(help="Ranks in all, the draft's included (default: 8, or as calibrated).", min=1)
+        int | None, option(PIPELINE, "Ranks, the draft's included; default: 8, or as calibrated.", min=1)
     ] = None,
-    acceptance: Annotated[
-        str, typer.Option(help="poor, good (both assumed), a rate from 0 to 1, `varied good`, or a recorded trace.")
-    ] = "good",
-    trace: Annotated[Path | None, typer.Option(help="Accept as in this trace of `pipeinfer record`.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 128,
-    prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Draws which drafts are accepted, or picks a trace's text.", min=0)] = 0,
     draft_ranks: Annotated[
-        int | None, typer.Option(help="How many of the ranks share the draft (default: 1, or as calibrated).", min=1)
+        int | None, option(PIPELINE, "Of them the draft's; default: 1, or as calibrated.", min=1)
     ] = None,
-    accounting: Annotated[str, typer.Option(help="same-ranks or as-published (docs/fairness.md).")] = "same-ranks",
-    width_cost: Annotated[float, typer.Option(help="Scales the arithmetic per row; 0: free.", min=0.0)] = 1.0,
-    sweep: Annotated[bool, typer.Option(help="Show each strategy at its best K or micro-batch, and cutoff.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    strategy: Annotated[list[str] | None, option(PIPELINE, "May be given again; default: the three.")] = None,
+    accounting: Annotated[str, option(PIPELINE, "same-ranks (default) or as-published (docs/fairness.md).")] = (
+        "same-ranks"
+    ),
+    sweep: Annotated[bool, option(PIPELINE, "Each strategy at its best K or micro-batch and cutoff (default).")] = True,
+    pair: Annotated[
+        str | None, option(MODELS, "Of workloads/pairs.toml; default: dolphin-tinyllama, or as calibrated.")
+    ] = None,
+    acceptance: Annotated[str, option(MODELS, "poor, good (default), 0 to 1, `varied good`, or a recorded trace.")] = (
+        "good"
+    ),
+    trace: Annotated[Path | None, path_option(MODELS, "Accept as in this trace of `pipeinfer record`.")] = None,
+    width_cost: Annotated[float, option(MODELS, "Scales the arithmetic per row; default: 1, and 0 is free.")] = 1.0,
+    tokens: Annotated[int, option(TEXT, "Tokens to generate; default: 128.", min=2)] = 128,
+    prompt: Annotated[int, option(TEXT, "Tokens of the prompt; default: 64.", min=1)] = 64,
+    seed: Annotated[int, option(TEXT, "Draws which drafts are accepted, or picks a trace's text; default: 0.")] = 0,
+    as_json: Annotated[bool, option(OUTPUT, "Print one JSON object.", "--json")] = False,
 ) -> None:
     """Simulate strategies on a cluster profile and print their metrics side by side."""
     from pipeinfer.commands.output import print_json
