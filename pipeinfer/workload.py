@@ -209,8 +209,8 @@ def convert(value: Any, kind: type[T], where: str) -> T:
 
 
 def load(path: Path, kind: type[T]) -> T:
-    """A whole TOML file as `kind`."""
-    return convert(_read(path), kind, f"{path}:")
+    """A whole TOML file as `kind`, as it is now."""
+    return convert(_parsed(path), kind, f"{path}:")
 
 
 def _explain(text: str, kind: type, where: str) -> str:
@@ -232,6 +232,10 @@ def _keys(kind: Any, steps: list[str]) -> list[str]:
 
 @cache
 def _read(path: Path) -> dict[str, Any]:
+    return _parsed(path)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     try:
         return msgspec.toml.decode(path.read_bytes().removeprefix(BOM_UTF8), type=dict[str, Any])
     except OSError as problem:
