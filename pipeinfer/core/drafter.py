@@ -159,7 +159,7 @@ class Draft:
         """Nothing more is wanted."""
         self._resting += self.leaves
         self.unfed, self.leaves, self.outbox = [], [], []
-        self.answered = True
+        self.answered = self.stalled = True
 
     def release(self) -> None:
         """Give every sequence back."""
@@ -298,8 +298,10 @@ class Drafter(Machine):
             return []
         full = len(draft.outbox) >= draft.settings.micro_batch
         rows = draft.rows(self.ledger.free, done=full and draft.settings.once)
-        if full or (not rows and (draft.outbox or not draft.answered)):
-            self._propose(draft, stalled=not rows and not draft.waiting)
+        # Whoever waits for more drafts than there will be hears of it, even where all there were are proposed.
+        stalled = not rows and not draft.waiting
+        if full or stalled or (not rows and (draft.outbox or not draft.answered)):
+            self._propose(draft, stalled=stalled)
         return rows
 
     def _compute(self, draft: Draft, rows: list[Node]) -> None:

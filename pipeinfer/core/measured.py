@@ -61,6 +61,13 @@ class Measured:
         self._draft.add(seconds)
         self.draft_s = self._draft.value
 
+    def traversal_s(self, rows: int) -> float:
+        """Seconds from submission to result of a run of about so many rows, in an empty pipe; 0 until it is known."""
+        if not self.rows:
+            return 0.0
+        nearest = min(self.rows, key=lambda known: (abs(known - rows), known))
+        return sum(average.value for average in self.rows[nearest]) + self.links_s
+
     def verdict(self, depth: int, right: bool) -> None:
         """The target spoke about a drafted token with `depth` drafted ones before it in its run."""
         self.right.setdefault(depth, deque(maxlen=WINDOW)).append(right)

@@ -1,14 +1,17 @@
 """Limits in closed form, as speedups over iterative decoding.
 
-N stages of equal time, traversal T, i.i.d. conditional acceptance a, draft time d per token, wide verification as cheap
-as narrow, cancellation free, links free, and for the pipelined chain drafts always ready. The simulator is held to
-these under these assumptions (tests/modelling/test_theory.py).
+N stages of equal time, traversal T, i.i.d. conditional acceptance a, draft time d per token, cancellation free, and for
+the pipelined chain drafts always ready. Unless given, wide verification is as cheap as narrow and links are free. The
+simulator is held to these under these assumptions (tests/modelling/test_theory.py).
 """
 
+from itertools import count
 
-def synchronous(a: float, k: int, draft: float = 0.0) -> float:
-    """Draft `k` tokens, verify them in one traversal, repeat. `draft` is d / T."""
-    return expected_length(a, k) / (1 + k * draft)
+
+def synchronous(a: float, k: int, draft: float = 0.0, row: float = 0.0, fixed: float = 0.0) -> float:
+    """Draft `k` tokens, verify them in one traversal, repeat. In units of T: `draft` is d, `row` what each further row
+    of a traversal costs, `fixed` what every round costs beside it (iterative decoding pays that as well)."""
+    return expected_length(a, k) * (1 + fixed) / (1 + k * (row + draft) + fixed)
 
 
 def expected_length(a: float, k: int) -> float:
@@ -16,9 +19,12 @@ def expected_length(a: float, k: int) -> float:
     return (1 - a ** (k + 1)) / (1 - a)
 
 
-def best_synchronous(a: float, draft: float, most: int = 8) -> tuple[int, float]:
-    """The best K up to `most`, and its speedup."""
-    return max(((k, synchronous(a, k, draft)) for k in range(1, most + 1)), key=lambda found: found[1])
+def best_synchronous(
+    a: float, draft: float, most: int = 8, row: float = 0.0, fixed: float = 0.0, least: int = 1
+) -> tuple[int, float]:
+    """The best K from `least` to `most`, and its speedup."""
+    found = ((k, synchronous(a, k, draft, row, fixed)) for k in range(least, most + 1))
+    return max(found, key=lambda one: one[1])
 
 
 def pipelined_chain(a: float, stages: int, k: int) -> float:
@@ -28,6 +34,32 @@ def pipelined_chain(a: float, stages: int, k: int) -> float:
     further run until the one that holds the rejected token: a / (1 - a^k) of them.
     """
     return stages / ((1 - a) * (stages + a / (1 - a**k)))
+
+
+def pipelined_chain_over_links(a: float, stages: int, links: float) -> float:
+    """The chain of single-token runs where all links of a traversal take `links` * T together, over iterative decoding
+    on the same links: each right token costs one stage time, each wrong one a traversal."""
+    return 1 / (a / (stages * (1 + links)) + 1 - a)
+
+
+def pearl(a: float, gamma: int) -> float:
+    """PEARL with `gamma` = T / d drafts made in each traversal: one round checks the first draft after a wrong one, and
+    each further round checks `gamma`."""
+    return asynchronous_chain(a, gamma)
+
+
+def asynchronous_chain(a: float, ratio: float) -> float:
+    """One verification in flight, of all that was drafted meanwhile. `ratio` is T / d, at least 1.
+
+    Round r + 1 after a wrong draft has checked floor(r * ratio) + 1 drafts; a further one comes if all were right.
+    """
+    rounds = 1.0
+    for further in count():
+        chance = a ** (int(further * ratio + 1e-9) + 1)
+        rounds += chance
+        if chance < 1e-12:
+            break
+    return 1 / ((1 - a) * rounds)
 
 
 def chain_ceiling(a: float) -> float:

@@ -171,11 +171,20 @@ def test_below_the_cutoff_it_stalls() -> None:
     assert d.handle(one(6, 0.49)) == [proposal(1, stalled=True)]
 
 
+def test_whoever_waits_for_more_hears_that_there_is_no_more() -> None:
+    d = drafter(micro_batch=1, context=4)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert not proposals(d.handle(one(6)))[0].stalled
+    assert not proposals(d.handle(one(7)))[0].stalled
+    assert not proposals(d.handle(one(8)))[0].stalled, "8 is read before it is seen that the context ends"
+    assert d.handle(one(9)) == [proposal(1, stalled=True)]
+
+
 def test_recovery_raises_the_cutoff_with_every_run() -> None:
     d = drafter(micro_batch=1, recovery=0.3)
     d.handle(DraftFrom(1, (5,), FAR))
     assert proposals(d.handle(one(6, 0.25)))[0].nodes, "nothing started yet: no cutoff"
-    assert d.handle(one(7, 0.25)) == [], "one started: the cutoff is .3"
+    assert d.handle(one(7, 0.25)) == [proposal(1, stalled=True)], "one started: the cutoff is .3"
     # An order resets it.
     effects = d.handle(DraftFrom(2, (), FAR + 1))
     assert proposals(effects)[0].nodes == (DraftNode(1, 0, 7, 0.25),)

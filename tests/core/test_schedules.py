@@ -121,10 +121,16 @@ OPTIONS: dict[str, Any] = {
     "speculative": speculative,
     "pipeinfer": pipeinfer,
     "redundant": pipeinfer,
+    "async-chain": st.fixed_dictionaries({"ahead": st.integers(1, 12)}),
+    "pearl": st.fixed_dictionaries({"gamma": st.integers(0, 6)}),
 }
 
 # Those that draft go together where they take the same draft policy: it is one per draft rank.
-TOGETHER = [["pipeinfer", "speculative", "redundant", "iterative"]]
+TOGETHER = {
+    "tree": ["pipeinfer", "speculative", "redundant", "iterative"],
+    "chain": ["async-chain", "pearl", "iterative"],
+}
+"""By the draft policy."""
 
 
 @st.composite
@@ -140,11 +146,11 @@ def requests(draw: Any, group: list[str]) -> Asked:
 
 @st.composite
 def scenarios(draw: Any) -> Scenario:
-    group = draw(st.sampled_from(TOGETHER))
-    asked = draw(st.lists(requests(group), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 3]))))
+    drafting = draw(st.sampled_from(list(TOGETHER)))
+    asked = draw(st.lists(requests(TOGETHER[drafting]), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 3]))))
     return Scenario(
         tuple(asked),
-        draw(st.sampled_from(["tree"])),
+        drafting,
         stages=draw(st.integers(1, 4)),
         spare_cells=draw(st.integers(1, 12) | st.integers(8, 60)),
         sequences=draw(st.sampled_from([1, 2, 3, 12])),

@@ -6,19 +6,24 @@ shuffled. Nothing is left to chance but their order, so few rounds are enough. O
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.strategies.async_chain import AsyncChain
 from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.core.strategies.pearl import Pearl
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.modelling import theory
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.oracle import Oracle, Trace, independent
-from pipeinfer.runtime.sim import Simulation
+from pipeinfer.runtime.sim import Link, Simulation
+from pipeinfer.runtime.transports import HEAD
 
 DEPTHS = (2, 4, 8, 16, 32)
 ACCEPTANCES = (0.5, 0.66, 0.79, 0.9)
@@ -29,13 +34,14 @@ TOLERANCE = 0.02
 
 
 class Ideal:
-    """Costs of the closed forms: a traversal takes 1 in all, whatever the width; a draft token takes `draft`."""
+    """Costs of the closed forms: a traversal of one row takes 1 in all, each further row adds `row`; a token drafted
+    takes `draft`."""
 
-    def __init__(self, stages: int, draft: float = 0.0) -> None:
-        self.stages, self.draft = stages, draft
+    def __init__(self, stages: int, draft: float = 0.0, row: float = 0.0) -> None:
+        self.stages, self.draft, self.row = stages, draft, row
 
     def stage_s(self, stage: int, rows: int, context: int) -> float:
-        return 1 / self.stages
+        return (1 + self.row * (rows - 1)) / self.stages
 
     def draft_s(self, rows: int, context: int) -> float:
         return self.draft
@@ -60,11 +66,24 @@ def stratified(lengths: list[int]) -> Trace:
     return Trace(ranks, [[1.0]] * len(ranks))
 
 
-def speed(strategy: Strategy, stages: int, oracle: Oracle, tokens: int, draft: float = 0.0) -> float:
-    """Tokens per traversal, which is the speedup over iterative decoding."""
-    room = 4 * stages + 64
+def free(_source: int, _target: int) -> Link:
+    return Link()
+
+
+def speed(
+    strategy: Strategy,
+    stages: int,
+    oracle: Oracle,
+    tokens: int,
+    draft: float = 0.0,
+    row: float = 0.0,
+    link: Callable[[int, int], Link] = free,
+) -> float:
+    """Tokens per traversal of one row without links, which is the speedup over iterative decoding on free links."""
+    room = 8 * stages + 64
     pipeline = Pipeline(stages, cells=PROMPT + tokens + 8 * room, sequences=room + 1)
-    trial = Simulation(pipeline, strategy, Ideal(stages, draft), oracle).generate(Request(tuple(range(PROMPT)), tokens))
+    simulation = Simulation(pipeline, strategy, Ideal(stages, draft, row), oracle, link)
+    trial = simulation.generate(Request(tuple(range(PROMPT)), tokens))
     assert list(trial.token_ids) == [oracle.target(PROMPT + i) for i in range(tokens)]
     rate = tokens_per_second(trial)
     assert rate is not None
@@ -103,6 +122,63 @@ def test_synchronous_speculation_follows_its_closed_form(stages: int, acceptance
         assert measured == pytest.approx(theory.synchronous(acceptance, width, draft), rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("fixed", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("row", [0.0, 0.1, 0.8])
+def test_synchronous_speculation_with_dear_rows_and_a_fixed_cost_per_round(row: float, fixed: float) -> None:
+    def link(source: int, target: int) -> Link:
+        return Link(fixed if (source, target) == (3, HEAD) else 0.0)
+
+    lengths = stretches(0.79)
+    tokens = 1 + sum(lengths) + len(lengths)
+    iterative = speed(Iterative(), 4, independent(0.5), 16, link=link)
+    for k in (1, 4, 12):
+        measured = speed(Speculative(k=k), 4, stratified(lengths), tokens, 0.02, row, link) / iterative
+        assert measured == pytest.approx(theory.synchronous(0.79, k, 0.02, row, fixed), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("links", [0.25, 4.0])
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_the_chain_of_single_tokens_over_slow_links(stages: int, links: float) -> None:
+    def link(source: int, _target: int) -> Link:
+        return Link(links / stages if source != HEAD and source < stages else 0.0)
+
+    lengths = stretches(0.79)
+    tokens = 1 + sum(lengths) + len(lengths)
+    iterative = speed(Iterative(), stages, independent(0.5), 16, link=link)
+    chain = PipeInfer(draft=1, in_flight=math.ceil(stages * (1 + links)) + 16)
+    measured = speed(chain, stages, stratified(lengths), tokens, link=link) / iterative
+    assert measured == pytest.approx(theory.pipelined_chain_over_links(0.79, stages, links), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("gamma", [2, 10])
+@pytest.mark.parametrize("acceptance", [0.66, 0.9])
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_pearl_follows_its_closed_form(stages: int, acceptance: float, gamma: int) -> None:
+    lengths = stretches(acceptance)
+    tokens = 1 + sum(lengths) + len(lengths)
+    # A hair faster than a round: the last draft is there when the verdicts are.
+    measured = speed(Pearl(gamma), stages, stratified(lengths), tokens, 0.999 / gamma)
+    assert measured == pytest.approx(theory.pearl(acceptance, gamma), rel=TOLERANCE)
+
+
+def test_pearl_finds_the_drafts_of_a_round_by_measuring() -> None:
+    lengths = stretches(0.9)
+    tokens = 1 + sum(lengths) + len(lengths)
+    measured = speed(Pearl(), 4, stratified(lengths), tokens, 0.999 / 12)
+    assert measured == pytest.approx(theory.pearl(0.9, 12), rel=TOLERANCE)
+    assert measured > 1.1 * theory.pearl(0.9, 4)
+
+
+@pytest.mark.parametrize("ratio", [1.3, 2.6, 9.7])
+@pytest.mark.parametrize("acceptance", [0.66, 0.9])
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_the_asynchronous_chain_follows_its_closed_form(stages: int, acceptance: float, ratio: float) -> None:
+    lengths = stretches(acceptance)
+    tokens = 1 + sum(lengths) + len(lengths)
+    measured = speed(AsyncChain(ahead=128), stages, stratified(lengths), tokens, 1 / ratio)
+    assert measured == pytest.approx(theory.asynchronous_chain(acceptance, ratio), rel=TOLERANCE)
+
+
 def test_independent_draws_give_the_same_within_their_noise() -> None:
     chain = speed(always_ready(2, 4), 4, independent(0.66, length=6000), 5000)
     assert chain == pytest.approx(theory.pipelined_chain(0.66, 4, 2), rel=TOLERANCE)
@@ -132,3 +208,17 @@ def test_the_closed_forms_give_the_table_of_the_docs(
         assert theory.best_synchronous(acceptance, draft)[1] == pytest.approx(expected, abs=0.005)
     for width, expected in zip(WIDTHS, pipelined, strict=True):
         assert theory.pipelined_chain(acceptance, stages, width) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "row", "at_once", "one_traversal", "four_traversals"),
+    [(0.52, 0.0, (5, 1.86), (6, 1.95), (7, 2.02)), (0.52, 0.8, (0, 1.00), (1, 1.08), (2, 1.35)),
+     (0.79, 0.1, (5, 2.25), (7, 2.84), (10, 3.55)), (0.9, 0.0, (19, 6.37), (24, 7.49), (31, 8.59)),
+     (0.9, 0.8, (1, 1.04), (4, 1.55), (7, 2.65))],
+)  # fmt: skip
+def test_the_best_synchronous_k_grows_with_slow_links_and_falls_with_dear_rows(
+    acceptance: float, row: float, at_once: Any, one_traversal: Any, four_traversals: Any
+) -> None:
+    for fixed, (k, expected) in zip((0, 1, 4), (at_once, one_traversal, four_traversals), strict=True):
+        best, found = theory.best_synchronous(acceptance, 0.02, 64, row, fixed, least=0)
+        assert (best, found) == (k, pytest.approx(expected, abs=0.006))

@@ -43,7 +43,8 @@ OTHERS = {
     "pipeinfer-no-cancellation": ("pipeinfer", {"cancellation": False}),
     "pipeinfer-redundant-runs": ("redundant", {}),
 }
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS}
+FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {})}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS, **FURTHER}
 
 
 class Cell(NamedTuple):
@@ -63,6 +64,7 @@ CELLS = [
     *(Cell("iterative", stages, 0.6, link) for stages, link in product((1, 4, 8, 16), LINKS)),
     *(Cell(*point) for point in product(MAIN, (1, 4, 8, 16), (0.3, 0.6, 0.9), LINKS)),
     *(Cell(*point, "gigabit") for point in product(OTHERS, (4, 16), (0.3, 0.9))),
+    *(Cell(*point, "gigabit") for point in product(FURTHER, (4,), (0.3, 0.9))),
 ]
 
 
