@@ -176,10 +176,12 @@ def check_byte_level(path: Path, tokenizer: TokenizerJson) -> None:
 def tokens_by_id(
     path: Path, tokenizer: TokenizerJson, found: Mapping[int, AddedToken], size: int
 ) -> tuple[list[str], list[int]]:
-    """Tokens and their types; `found` are those that are found in the text before BPE sees it."""
+    """Tokens and their types; `found` are those that are found in the text before BPE sees it. Of these the files may
+    name some that the model has no rows for: no text of it can have them."""
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
-    added = {number: (token.content, CONTROL if token.special else USER_DEFINED) for number, token in found.items()}
+    rows = {number: token for number, token in found.items() if number < size}
+    added = {number: (token.content, CONTROL if token.special else USER_DEFINED) for number, token in rows.items()}
     known = {number: (token, NORMAL) for token, number in tokenizer.model.vocab.items()} | added
     if max(known) >= size:
         raise BadModel(f"expected token ids 0..{size - 1} in {path}, came {max(known)}: config.json and tokenizer.json"

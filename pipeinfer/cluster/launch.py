@@ -91,6 +91,7 @@ class Cluster(Contact):
         policy = open_drafting(*chosen) if strategy.drafting else None
         if policy and policy.model and self.models.draft is None:
             raise LaunchError("this strategy drafts: give a draft model, or --drafting ngram, which needs none")
+        self._check_ids(prompt)
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
         start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy_name, options or {})
         pipeline = Pipeline(len(self.models.split), self.models.cells, self.plan.sequences,
@@ -107,6 +108,13 @@ class Cluster(Contact):
             trial = head.generate(start, fidelity=fidelity, precision=self.models.target.precision)
         self._next_run, self._last_order = scheduler.next_run, scheduler.order
         return trial
+
+    def _check_ids(self, prompt: Sequence[int]) -> None:
+        """Raises ValueError where the tokenizer's files name tokens that the model was never given rows for."""
+        largest, known = max(prompt, default=0), self.models.target.vocabulary
+        if largest >= known:
+            raise ValueError(f"the prompt has token {largest}, and {self.plan.target} knows 0..{known - 1} alone: its"
+                             " tokenizer names tokens that the model lacks, leave them out of the prompt")  # fmt: skip
 
     # Bringing up
 

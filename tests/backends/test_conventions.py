@@ -98,6 +98,18 @@ def test_every_backend_is_fed_the_same(tmp_path: Path, backend: str, generate: G
     assert generate(backend, folder, text)["prompt_ids"] == generate("numpy", folder, text)["prompt_ids"]
 
 
+def test_a_token_that_the_model_has_no_row_for_is_one_line(
+    tmp_path: Path, backend: str, generate: Generate, refused: Any
+) -> None:
+    """Some fine-tuned models name a token for padding that their embedding was never made larger for."""
+    folder = edit(write_llama(tmp_path / "model"), "tokenizer_config.json", pad_token="[PAD]")
+    assert generate(backend, folder, "def f(")["prompt_tokens"] == 6
+    cache = ["--backend-option", f"cache={tmp_path}"] if backend == "llamacpp" else []
+    errors = refused("a[PAD]", "--backend", backend, *cache, "--target", str(folder), "--strategy", "iterative",
+                     "--nodes", "1")  # fmt: skip
+    assert f"the prompt has token 300, and {folder} knows 0..299 alone" in errors
+
+
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_ends_of_both_files_end_a_text(
     tmp_path: Path, backend: str, generate: Generate, file: str, written: list[int]

@@ -477,7 +477,7 @@ def test_from_the_hub_come_only_the_stages_files(folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     load("org/name@v1", (1, 3))
     assert [files for _, _, files in asked] == [
-        ["*.json"],
+        ["*.jinja", "*.json"],
         ["model.safetensors.index.json"],
         ["part-1.safetensors", "part-2.safetensors"],
     ]
