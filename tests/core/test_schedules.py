@@ -122,13 +122,14 @@ OPTIONS: dict[str, Any] = {
     "pipeinfer": pipeinfer,
     "redundant": pipeinfer,
     "async-chain": st.fixed_dictionaries({"ahead": st.integers(1, 12)}),
+    "adaptive": st.fixed_dictionaries({"every": st.integers(1, 4), "cutoff": probability, "decay": probability}),
     "pearl": st.fixed_dictionaries({"gamma": st.integers(0, 6)}),
 }
 
 # Those that draft go together where they take the same draft policy: it is one per draft rank.
 TOGETHER = {
-    "tree": ["pipeinfer", "speculative", "redundant", "iterative"],
-    "chain": ["async-chain", "pearl", "iterative"],
+    "tree": ["pipeinfer", "speculative", "redundant", "iterative", "adaptive"],
+    "chain": ["async-chain", "pearl", "iterative", "adaptive"],
 }
 """By the draft policy."""
 

@@ -248,7 +248,7 @@ class ToyCluster(World):
             first = len(decode.tokens) - decode.outputs
             ids = tuple([self.language.token(output) for output in stage.outputs[first:]])
         payload = None if aborted else stage.outputs
-        self.tell(stage.machine, Computed(decode.run, 0.0, aborted, payload, ids))
+        self.tell(stage.machine, Computed(decode.run, 0.01 * (1 + len(decode.tokens)), aborted, payload, ids))
 
     def apply(self, machine: Machine, effect: Apply) -> None:
         cells = self.draft_cells if machine is self.drafter else self._stage(machine).cells

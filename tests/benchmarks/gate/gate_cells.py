@@ -42,6 +42,7 @@ OTHERS = {
     "pipeinfer-one-at-a-time": ("pipeinfer", {"continuous": False}),
     "pipeinfer-no-cancellation": ("pipeinfer", {"cancellation": False}),
     "pipeinfer-redundant-runs": ("redundant", {}),
+    "adaptive": ("adaptive", {}),
 }
 FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {})}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS, **FURTHER}

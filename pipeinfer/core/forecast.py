@@ -1,0 +1,94 @@
+"""What a way of decoding would take per token, from what has been measured of the pipeline.
+
+Closed forms, in seconds per token. a: conditional acceptance; K: drafted tokens per run; t(r), T(r): of r rows the
+slowest stage's time, and a whole traversal with its links; d: a forward of the draft. For the last, h: the chance that
+the target's token is among the w drafted ones of its level.
+
+    plain                T(1)
+    synchronous, K       (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
+    pipelined chain, K   (1 - a) (T(K) + max(t(K), K d) a / (1 - a^K))
+    pipelined tree, w    h max(t(w), d(w)) + (1 - h) T(w)
+"""
+
+from collections.abc import Sequence
+from math import ceil
+
+from pipeinfer.core.measured import Measured
+
+PRIOR_WIDTH = 0.2
+"""What one more row costs, as a share of the first, until two widths have been measured."""
+
+SAME_WIDTH = 0.02
+"""Rows whose cost is below this share are as good as free."""
+
+
+class Forecast:
+    """Times of a pipeline as `measured` knows them now. Needs a measured run: see `ready`."""
+
+    def __init__(self, measured: Measured) -> None:
+        self.acceptance = min(0.99, measured.acceptance)
+        self.draft_s = measured.draft_s
+        self.links_s = measured.links_s
+        self._one, self._more = _lines(measured)
+        self.stages = len(self._one)
+        self.width_cost = sum(self._more) / max(sum(self._one), 1e-12)
+
+    @staticmethod
+    def ready(measured: Measured) -> bool:
+        """Whether enough has been measured to forecast anything."""
+        return bool(measured.rows) and measured.draft_s > 0
+
+    def slowest_s(self, rows: int) -> float:
+        """The slowest stage's computation of so many rows."""
+        return max(self._stage_s(stage, rows) for stage in range(self.stages))
+
+    def traversal_s(self, rows: int) -> float:
+        """From the head through every stage and back."""
+        return sum(self._stage_s(stage, rows) for stage in range(self.stages)) + self.links_s
+
+    def plain_s(self) -> float:
+        return self.traversal_s(1)
+
+    def synchronous_s(self, k: int) -> float:
+        """With the order to the draft and its answer on the way as well."""
+        a = self.acceptance
+        hops = 2 * self.links_s / (self.stages + 1)
+        return (k * self.draft_s + hops + self.traversal_s(k + 1)) * (1 - a) / (1 - a ** (k + 1))
+
+    def chain_s(self, k: int) -> float:
+        a = self.acceptance
+        pace = max(self.slowest_s(k), k * self.draft_s)
+        return (1 - a) * (self.traversal_s(k) + pace * a / (1 - a**k))
+
+    def tree_s(self, width: int, hit: float) -> float:
+        """`hit` is the chance that a level of that width holds the target's token."""
+        return hit * max(self.slowest_s(width), self.draft_s) + (1 - hit) * self.traversal_s(width)
+
+    def window(self, rows: int, draft_s: float) -> int:
+        """Runs of so many rows that keep every stage busy: the bandwidth-delay product, and one to spare each end."""
+        return ceil(self.traversal_s(rows) / max(self.slowest_s(rows), draft_s, 1e-9)) + 2
+
+    def _stage_s(self, stage: int, rows: int) -> float:
+        return self._one[stage] + self._more[stage] * (rows - 1)
+
+
+def _lines(measured: Measured) -> tuple[Sequence[float], Sequence[float]]:
+    """Per stage: the time of one row, and of each further one; a line through what was measured, by how often."""
+    points = [(rows, min(stages[0].count, 20), [average.value for average in stages])
+              for rows, stages in sorted(measured.rows.items())]  # fmt: skip
+    count = len(points[0][2])
+    if len(points) == 1:
+        rows, _, seconds = points[0]
+        one = [value / (1 + PRIOR_WIDTH * (rows - 1)) for value in seconds]
+        return one, [PRIOR_WIDTH * value for value in one]
+    weight = sum(number for _, number, _ in points)
+    middle = sum(number * rows for rows, number, _ in points) / weight
+    spread = sum(number * (rows - middle) ** 2 for rows, number, _ in points)
+    ones, mores = [], []
+    for stage in range(count):
+        mean = sum(number * seconds[stage] for _, number, seconds in points) / weight
+        slope = sum(number * (rows - middle) * seconds[stage] for rows, number, seconds in points) / spread
+        slope = max(0.0, slope)
+        ones.append(max(1e-9, mean - slope * (middle - 1)))
+        mores.append(slope)
+    return ones, mores

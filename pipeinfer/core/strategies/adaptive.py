@@ -1,0 +1,176 @@
+"""Speculation that measures its pipeline as it goes, and decodes in whichever way would now be the fastest.
+
+Every few verified runs the closed forms of `pipeinfer.core.forecast` are worked out with what was measured: seconds of
+each stage by rows, of links and draft, and how often the draft was right. What really came of the way in use corrects
+its forecasts, since ranks that share cores slow one another down in ways that no part shows by itself.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from math import ceil, log
+from typing import NamedTuple
+
+from pipeinfer.core.forecast import Forecast
+from pipeinfer.core.generation import Generation, Order, Strategy
+from pipeinfer.core.messages import DraftSettings
+from pipeinfer.core.strategies.options import require
+from pipeinfer.core.tree import Node
+
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Tokens per run of a pipelined chain that are considered."""
+
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Drafted tokens per round of synchronous speculation that are considered."""
+
+SWITCH = 0.9
+"""Another way is taken when it would need at most this share of the time."""
+
+HOPELESS = 0.02
+"""Nothing is drafted that becomes text with a smaller chance."""
+
+LEAST_TOKENS = 8
+"""Of a segment whose speed corrects the forecast."""
+
+
+class Way(NamedTuple):
+    """How to decode: `kind` is plain, synchronous or chain; `k` tokens are drafted per run."""
+
+    kind: str
+    k: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "plain" else f"{self.kind} of {self.k}"
+
+
+class Adaptive(Strategy):
+    """Chooses anew after every `every` verified runs. `cutoff` and `decay` are those of `pipeinfer`, for its chains."""
+
+    cancels = True
+    drafting = "chain"
+
+    def __init__(self, every: int = 8, cutoff: float = 0.3, decay: float = 0.05) -> None:
+        require("every", every, 1, 1000)
+        require("cutoff", cutoff, 0, 1)
+        require("decay", decay, 0, 1)
+        self.every, self.cutoff, self.decay = every, cutoff, decay
+        self.way = Way("chain", 2)
+        self.forecast_s = 0.0
+        """Seconds per token that the way in use should take, corrected by what came; 0 until it is known."""
+        self._window = 0
+        self._waiting: deque[list[Node]] = deque()
+        self._ready = False
+        self._until = -1
+        self._seen = 0
+        self._corrections: dict[str, float] = {}
+        self._segment = (0.0, 0)
+        self._forecast: Forecast | None = None
+
+    # What to send
+
+    def started(self, generation: Generation) -> None:
+        self._window = 2 * generation.pipe.pipeline.stages + 2
+
+    def next_run(self, generation: Generation) -> Sequence[Node] | None:
+        if self.way.kind == "synchronous":
+            return self._round(generation)
+        if not generation.covered():
+            return [generation.tip]
+        return self._micro_batch(generation) if self.way.kind == "chain" else None
+
+    def _round(self, generation: Generation) -> Sequence[Node] | None:
+        if generation.covered() or not self._ready:
+            return None
+        drafted = [node for nodes in self._waiting for node in nodes if node.alive and not node.committed]
+        nodes = [generation.tip, *drafted[: self.way.k]]
+        while len(nodes) > 1 and not generation.fits(nodes):
+            nodes.pop()
+        return nodes
+
+    def _micro_batch(self, generation: Generation) -> Sequence[Node] | None:
+        while self._waiting:
+            nodes = [node for node in self._waiting[0] if node.alive and node.run is None]
+            if nodes:
+                room = len(generation.pipe.in_flight) < self._window and generation.fits(nodes)
+                return nodes if room else None
+            self._waiting.popleft()
+        return None
+
+    # What to draft
+
+    def next_order(self, generation: Generation) -> Order:
+        tip, kind, k = generation.tip.position, self.way.kind, self.way.k
+        if kind == "synchronous":
+            return Order(tip + (k if generation.generated else 0), DraftSettings(k, once=True))
+        if kind == "plain":
+            return Order(tip, DraftSettings(1, once=True))
+        # The draft is let on by whole micro-batches: each commit's one token more would make a batch of one.
+        reach = tip + self._reach(generation)
+        if reach >= self._until + k or reach < self._until - k:
+            self._until = reach
+        return Order(self._until, DraftSettings(k, self.cutoff, decay=self.decay))
+
+    def _reach(self, generation: Generation) -> int:
+        """How far ahead of the text to draft: as far as the pipeline takes runs, and as there is any hope."""
+        hope = ceil(log(HOPELESS) / log(min(0.99, generation.pipe.measured.acceptance)))
+        return max(self.way.k, min(self._window * self.way.k, hope))
+
+    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+        self._waiting.append(nodes)
+        self._ready = stalled
+
+    def advanced(self, generation: Generation) -> None:
+        if self.way.kind == "synchronous":
+            self._waiting = deque([[node for nodes in self._waiting for node in nodes
+                                    if node.alive and not node.committed]])  # fmt: skip
+        self._ready = False
+        verified = sum(len(verdicts) for verdicts in generation.pipe.measured.right.values())
+        self._seen += 1
+        if self._seen >= self.every:
+            self._seen = 0
+            self._choose(generation, verified)
+
+    # Choosing
+
+    def _choose(self, generation: Generation, verified: int) -> None:
+        measured = generation.pipe.measured
+        if not Forecast.ready(measured):
+            return
+        forecast = self._forecast = Forecast(measured)
+        self._correct(generation, forecast)
+        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in _ways(forecast)}
+        best = min(ways, key=lambda way: ways[way])
+        if best != self.way and ways[best] < SWITCH * ways.get(self.way, float("inf")):
+            generation.note(self._why(best, ways[best], forecast))
+            self.way = best
+            self._segment = (generation.pipe.now, len(generation.text))
+        self.forecast_s = ways.get(self.way, 0.0)
+        if self.way.kind == "chain":
+            self._window = max(2, forecast.window(self.way.k, self.way.k * forecast.draft_s))
+
+    def _correct(self, generation: Generation, forecast: Forecast) -> None:
+        """Hold the last segment's speed against the forecast of the way in which it was decoded."""
+        began, length = self._segment
+        now, tokens = generation.pipe.now, len(generation.text) - length
+        expected = dict(_ways(forecast)).get(self.way)
+        if length and tokens >= LEAST_TOKENS and expected:
+            ratio = (now - began) / tokens / expected
+            before = self._corrections.get(self.way.kind, 1.0)
+            self._corrections[self.way.kind] = min(4.0, max(0.5, before + 0.5 * (ratio - before)))
+        if tokens >= LEAST_TOKENS or not length:
+            self._segment = (now, len(generation.text))
+
+    def _why(self, way: Way, seconds: float, forecast: Forecast) -> str:
+        return (
+            f"{way}: {1 / max(seconds, 1e-9):.1f} tokens/s expected; acceptance {forecast.acceptance:.2f}, a further "
+            f"row costs {forecast.width_cost:.2f} of one, slowest stage {1e3 * forecast.slowest_s(1):.2f} ms, links "
+            f"{1e3 * forecast.links_s:.2f} ms, draft {1e3 * forecast.draft_s:.2f} ms"
+        )
+
+
+def _ways(forecast: Forecast) -> list[tuple[Way, float]]:
+    """Every way there is, with the seconds that it should take per token."""
+    return [
+        (Way("plain"), forecast.plain_s()),
+        *((Way("synchronous", k), forecast.synchronous_s(k)) for k in LENGTHS),
+        *((Way("chain", k), forecast.chain_s(k)) for k in WIDTHS),
+    ]
