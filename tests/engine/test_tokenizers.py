@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizer_families import FAMILIES, write_folder, write_vocabulary
 from tokenizers import Tokenizer as TokenizerFile
@@ -191,3 +192,20 @@ def test_what_llama_cpp_finds_wrong_with_a_vocabulary_is_handed_on(tmp_path: Pat
     assert bad.warnings[0] == "missing pre-tokenizer type, using: 'default'"
     assert any("QUALITY WILL BE DEGRADED" in warning for warning in bad.warnings)
     assert not any("***" in warning for warning in bad.warnings)
+
+
+def test_wordpiece_in_a_gguf_file_is_refused(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]")
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
+    from pipeinfer_llamacpp.gguf_file import GgufFile
+    from pipeinfer_llamacpp.tokenizer import GgufTokenizer
+
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tokenizer_model("bert")
+    writer.add_tensor("token_embd.weight", np.zeros((1, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(BadModel, match=r"expected BPE or Unigram in .*, came WordPiece, .* a model that generates$"):
+        GgufTokenizer(GgufFile(tmp_path / "model.gguf"))
