@@ -8,6 +8,8 @@ is kept by a ledger of its own, like the target's. Several requests take turns, 
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.ledger import Ledger
@@ -91,18 +93,26 @@ class Draft:
         """What recovery and decay add to the thresholds now."""
         return self.started * self.settings.recovery - self.rejects * self.settings.decay
 
-    def may_grow(self, node: Node) -> bool:
-        """A token after `node` is wanted, has a sequence, and the draft could read on from it."""
+    @property
+    def resting(self) -> list[Node]:
+        """Ends of branches that rest."""
+        return list(self._resting)
+
+    def may_grow(self, node: Node, score: float = 0.0) -> bool:
+        """A token after `node` is wanted, has a sequence, and the draft could read on from it. One of that `score` may
+        take the sequence of a branch that rests and is less likely."""
         wanted = node.position + 1 <= self.until and node.position + 2 <= self.limit
-        return wanted and (bool(self._free) or self._hands_on(node))
+        return wanted and (bool(self._free) or self._hands_on(node) or self._least_likely(score, node) is not None)
 
     def branch(self, parent: Node, token: int, confidence: float, *, last: bool = True, propose: bool = True) -> Node:
         """Try `token` after `parent`. `last`: nothing else is tried after it, so that its sequence goes on."""
         sequence = parent.sequence
+        node = self.tree.add(parent, token, confidence)
         if not (last and self._hands_on(parent)):
+            if not self._free:
+                self._forget(node.score, parent)
             sequence = self._free.pop()
             self._ledger.fork(parent.sequence, sequence, parent.position + 1)
-        node = self.tree.add(parent, token, confidence)
         node.id, self._next_id = self._next_id, self._next_id + 1
         node.sequence = sequence
         if last and parent in self.leaves:
@@ -113,9 +123,15 @@ class Draft:
         return node
 
     def rest(self, leaf: Node) -> None:
-        """Let this branch grow no further; it stays where it is, and goes on if the text comes to its end."""
+        """Let this branch grow no further; it stays where it is until it is resumed, the text comes to its end, or a
+        likelier one takes its sequence."""
         self.leaves.remove(leaf)
         self._resting.append(leaf)
+
+    def resume(self, leaf: Node) -> None:
+        """Let a branch that rests go on."""
+        self._resting.remove(leaf)
+        self.leaves.append(leaf)
 
     def retry_later(self) -> None:
         """Ask again in a millisecond, when decay has lowered the thresholds."""
@@ -134,7 +150,7 @@ class Draft:
             self._commit(token)
         self._resting = [leaf for leaf in self._resting if self._still_open(leaf)]
         self.leaves = [leaf for leaf in self.leaves if self._still_open(leaf)]
-        if not self.leaves:
+        if not self.leaves and not self._resting:
             self.leaves = [self.tip]
         # A token that was committed before it was proposed is no proposal any more.
         self.outbox = [node for node in self.outbox if node.alive and node.position > self.tip.position]
@@ -170,6 +186,30 @@ class Draft:
     def _hands_on(self, node: Node) -> bool:
         """A branch ends here, on a sequence of its own, which its last child may take."""
         return node.sequence != self.sequence and node in self.leaves
+
+    def _least_likely(self, score: float, parent: Node) -> Node | None:
+        """Of the branches that rest and are less likely than one of this score, the least likely; none of `parent`'s
+        own, which may be all that holds it."""
+        below = [leaf for leaf in self._resting if leaf.score < score and not _is_below(leaf, parent)]
+        return min(below, key=lambda leaf: leaf.score, default=None)
+
+    def _forget(self, score: float, parent: Node) -> None:
+        """Give back the sequence of the least likely branch that rests. What only it held is drafted no more: should it
+        come true, it is read like any text."""
+        leaf = self._least_likely(score, parent)
+        assert leaf is not None
+        self._resting.remove(leaf)
+        self._ledger.release(leaf.sequence)
+        self._free.append(leaf.sequence)
+        ends = {*self.leaves, *self._resting}
+        node: Node | None = leaf
+        while node is not None and not node.committed and node.sequence == leaf.sequence:
+            holder = next((below for below in node.subtree() if below in ends), None)
+            if holder is not None:
+                node.sequence = holder.sequence
+            elif node.parent is not None:
+                del node.parent.children[node.token]
+            node = node.parent
 
     def _commit(self, token: int) -> None:
         """Move the tip one token on, into the branch that drafted it if there is one, and drop its siblings."""
@@ -208,6 +248,7 @@ class Drafter(Machine):
         self._free = list(range(sequences - 1, -1, -1))
         self._turns: list[Draft] = []
         self._ended: list[Draft] = []
+        self._waiting: dict[int, DraftFrom] = {}
         self._current: Draft | None = None
         self._computing: list[Node] | None = None
         self._outputs: list[Node] = []
@@ -241,7 +282,9 @@ class Drafter(Machine):
         draft = self.drafts.get(order.request)
         if draft is None:
             if not self._free:
-                raise PeerError(f"request {order.request} came, but all {self.ledger.sequences} sequences are in use")
+                self._put_off(order)
+                return
+            order = self._with_what_was_put_off(order)
             draft = Draft(order.request, self.ledger, self._free, self._limit, self._open_policy())
             self.drafts[order.request] = draft
             self._turns.append(draft)
@@ -258,6 +301,22 @@ class Drafter(Machine):
         if computing and not self._aborting and (ended or not any(node.alive for node in computing)):
             self._aborting = True
             self._effects.append(Abort())
+
+    def _put_off(self, order: DraftFrom) -> None:
+        """Others' branches have all sequences: nothing is drafted before the request's next order."""
+        if order.until < 0:
+            self._waiting.pop(order.request, None)
+            return
+        self._waiting[order.request] = self._with_what_was_put_off(order)
+        self._effects.append(Forward(Proposal(order.order, (), stalled=True, request=order.request)))
+
+    def _with_what_was_put_off(self, order: DraftFrom) -> DraftFrom:
+        """The order, with the tokens and settings of those before it."""
+        before = self._waiting.pop(order.request, None)
+        if before is None:
+            return order
+        settings = order.settings or before.settings
+        return msgspec.structs.replace(order, tokens=before.tokens + order.tokens, settings=settings)
 
     def _computed(self, event: Drafted) -> None:
         if self._computing is None or self._current is None:
@@ -336,6 +395,13 @@ class Drafter(Machine):
         mean = sum(spent) / len(spent) if spent else 0.0
         self._effects.append(Forward(Proposal(draft.order, nodes, stalled, draft.number, mean)))
         draft.outbox = []
+
+
+def _is_below(node: Node, ancestor: Node) -> bool:
+    above: Node | None = node
+    while above is not None and above.position > ancestor.position:
+        above = above.parent
+    return above is ancestor
 
 
 def _as_message(node: Node, tip: Node) -> DraftNode:

@@ -284,10 +284,13 @@ class Generation:
 
     def _judge(self, tip: Node, token: int) -> None:
         """Note whether the first that was drafted after the tip was right."""
-        for child in tip.children.values():
-            run = child.run
-            if run is not None and run.drafted:
-                self.pipe.measured.verdict(child.row - (run.rows - run.drafted), child.token == token)
+        for run in {child.run: None for child in tip.children.values() if child.run is not None and child.run.drafted}:
+            # Of several in one run the target chooses one at most: it is asked whether the run holds that one.
+            first = run.nodes[run.rows - run.drafted]
+            chosen = tip.children.get(token)
+            self.pipe.measured.verdict(
+                max(0, tip.position + 1 - first.position), chosen is not None and chosen.run is run
+            )
 
     def _ended(self, token: int) -> str | None:
         if token in self.request.stop_ids:

@@ -115,6 +115,7 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     `micro_batch`: tokens of a proposal. A branch stops where confidence < `cutoff` + proposals since the last order *
     `recovery` - failed attempts * `decay`. At most `width` branches grow at a time, and a draft policy that splits does
     so where another candidate is above `split` plus the same adjustment. `once`: one proposal per order, then wait.
+    `nodes`: a draft policy that grows trees keeps at most so many undecided tokens (0: as many as there is room for).
     """
 
     micro_batch: int = 3
@@ -124,6 +125,7 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     recovery: float = 0.0
     decay: float = 0.0
     once: bool = False
+    nodes: int = 0
 
 
 class DraftFrom(Message, frozen=True):

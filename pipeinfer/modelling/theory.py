@@ -65,3 +65,10 @@ def asynchronous_chain(a: float, ratio: float) -> float:
 def chain_ceiling(a: float) -> float:
     """No chain of drafts can be faster, whatever its depth and micro-batch."""
     return 1 / (1 - a)
+
+
+def pipelined_tree(h: float, stages: int) -> float:
+    """A tree whose levels follow one another down the pipeline, where the target's token is in the next level with
+    probability `h`: a hit takes one stage time, a miss the whole traversal. The chain in runs of one is its case
+    h = a."""
+    return 1 / (h / stages + 1 - h)

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter
+from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter, DraftPolicy
+from pipeinfer.core.drafting.beam import Beam
 from pipeinfer.core.drafting.chain import Chain
 from pipeinfer.core.drafting.tree import Tree
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
@@ -16,9 +17,16 @@ FAR = 100
 class Told:
     """A drafter under test, whose first order carries its settings."""
 
-    def __init__(self, cells: int, context: int, settings: DraftSettings) -> None:
-        policy = Tree if settings.width > 1 else Chain
-        self.machine = Drafter(cells, settings.width + 2, context, policy)
+    def __init__(
+        self,
+        cells: int,
+        context: int,
+        settings: DraftSettings,
+        policy: type[DraftPolicy] | None = None,
+        sequences: int = 0,
+    ) -> None:
+        policy = policy or (Tree if settings.width > 1 else Chain)
+        self.machine = Drafter(cells, sequences or settings.width + 2, context, policy)
         self.ledger = self.machine.ledger
         self._settings: DraftSettings | None = settings
 
@@ -278,3 +286,75 @@ def test_proposals_say_how_long_the_draft_takes() -> None:
     d.handle(Drafted((((6, 0.9),),), seconds=0.25))
     (said,) = proposals(d.handle(Drafted((((7, 0.9),),), seconds=0.75)))
     assert said.forward_s == 0.5
+
+
+# Trees of the best branches
+
+
+def beam(width: int, sequences: int, **settings: Any) -> Told:
+    return Told(64, 64, DraftSettings(micro_batch=1, width=width, **settings), Beam, sequences)
+
+
+def tokens_of(effects: list[Any]) -> list[tuple[int, ...]]:
+    """Of each proposal."""
+    return [tuple(node.token for node in proposal.nodes) for proposal in proposals(effects)]
+
+
+def test_the_best_candidates_of_a_level_go_on() -> None:
+    d = beam(2, 10)
+    assert d.handle(DraftFrom(1, (5,), FAR)) == [forward((5, 0, 0), count=2)]
+    assert tokens_of(d.handle(drafted(((6, 0.6), (7, 0.4))))) == [(6, 7)]
+    # 0.6 * 0.5 and 0.6 * 0.45 are more than 0.4 * 0.6: the branch of 7 rests.
+    effects = d.handle(drafted(((60, 0.5), (61, 0.45)), ((70, 0.6), (71, 0.4))))
+    assert tokens_of(effects) == [(60, 61)]
+    assert effects[-1].tokens == (60, 61)
+
+
+def test_what_rests_goes_on_when_the_text_comes_to_it() -> None:
+    d = beam(2, 10)
+    for event in (DraftFrom(1, (5,), FAR), drafted(((6, 0.6), (7, 0.4)))):
+        d.handle(event)
+    d.handle(drafted(((60, 0.5), (61, 0.45)), ((70, 0.6), (71, 0.4))))
+    assert d.handle(DraftFrom(2, (7,), FAR)) == [Abort()]
+    # It was read before it rested: there is nothing to wait for.
+    effects = d.handle(Drafted((), aborted=True))
+    assert tokens_of(effects) == [(70, 71)]
+    assert effects[-1].positions == (2, 2)
+
+
+def test_what_rests_above_the_tip_goes_on_where_all_below_it_died() -> None:
+    d = beam(2, 10)
+    for event in (DraftFrom(1, (5,), FAR), drafted(((6, 0.5), (7, 0.5)))):
+        d.handle(event)
+    d.handle(drafted(((60, 0.5), (61, 0.5)), ((70, 0.4),)))
+    d.handle(drafted(((600, 0.5), (601, 0.5)), ((610, 0.2),)))  # 61 rests
+    d.handle(drafted(((6000, 0.9), (6001, 0.05)), ((6010, 0.04),)))
+    d.handle(DraftFrom(2, (6, 61), FAR))
+    effects = d.handle(Drafted((), aborted=True))
+    assert tokens_of(effects) == [(610,)]
+
+
+def test_a_likelier_branch_takes_the_sequence_of_one_that_rests() -> None:
+    d = beam(2, 3)
+    for event in (DraftFrom(1, (5,), FAR), drafted(((6, 0.6), (7, 0.1)))):
+        d.handle(event)
+    effects = d.handle(drafted(((60, 0.5), (61, 0.45)), ((70, 0.6), (71, 0.4))))
+    assert tokens_of(effects) == [(60,)], "both sequences are taken when the level is made: 7 still holds one"
+    # Now it rests and is the least likely.
+    effects = d.handle(drafted(((600, 0.5), (601, 0.4))))
+    assert tokens_of(effects) == [(600, 601)]
+    assert KvSeqRm(2, 0, -1) in effects[1].ops
+    # The text takes the branch that was forgotten: it is read like any other.
+    assert d.handle(DraftFrom(2, (7,), FAR)) == [Abort()]
+    assert d.handle(Drafted((), aborted=True))[-1] == forward((7, 1, 0), count=2)
+
+
+def test_a_request_without_a_sequence_drafts_from_its_next_order_on() -> None:
+    d = beam(2, 3)
+    d.handle(DraftFrom(1, (5,), FAR))
+    d.handle(drafted(((6, 0.6), (7, 0.4))))
+    settings = DraftSettings(1, width=2)
+    assert d.handle(DraftFrom(1, (9,), FAR, settings, request=7)) == [Forward(Proposal(1, (), True, 7))]
+    assert d.handle(DraftFrom(2, (), -1)) == [Abort()]
+    d.handle(Drafted((), aborted=True))
+    assert d.handle(DraftFrom(2, (8,), FAR, request=7))[-1].tokens == (9, 8)

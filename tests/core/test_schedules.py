@@ -124,12 +124,14 @@ OPTIONS: dict[str, Any] = {
     "async-chain": st.fixed_dictionaries({"ahead": st.integers(1, 12)}),
     "adaptive": st.fixed_dictionaries({"every": st.integers(1, 4), "cutoff": probability, "decay": probability}),
     "pearl": st.fixed_dictionaries({"gamma": st.integers(0, 6)}),
+    "specpipe": st.fixed_dictionaries({"width": st.integers(1, 8), "in_flight": st.sampled_from([0, 0, 2, 3, 9])}),
 }
 
 # Those that draft go together where they take the same draft policy: it is one per draft rank.
 TOGETHER = {
     "tree": ["pipeinfer", "speculative", "redundant", "iterative", "adaptive"],
     "chain": ["async-chain", "pearl", "iterative", "adaptive"],
+    "beam": ["specpipe", "iterative"],
 }
 """By the draft policy."""
 

@@ -6,6 +6,7 @@ import pytest
 
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.speculative import Speculative
 
 
@@ -14,6 +15,7 @@ from pipeinfer.core.strategies.speculative import Speculative
     [
         (Speculative, "k", 0), (Speculative, "cutoff", -0.1), (Speculative, "branches", 9), (Speculative, "split", 1.1),
         (PipeInfer, "draft", 65), (PipeInfer, "cutoff", float("nan")), (PipeInfer, "branches", 0),
+        (SpecPipe, "width", 33), (SpecPipe, "in_flight", 1),
         (PipeInfer, "split", -1), (PipeInfer, "recovery", -0.1), (PipeInfer, "decay", 2), (PipeInfer, "in_flight", -1),
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from pipeinfer.core.strategies.async_chain import AsyncChain
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pearl import Pearl
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.modelling import theory
 from pipeinfer.results.metrics import tokens_per_second
@@ -81,7 +82,7 @@ def speed(
 ) -> float:
     """Tokens per traversal of one row without links, which is the speedup over iterative decoding on free links."""
     room = 8 * stages + 64
-    pipeline = Pipeline(stages, cells=PROMPT + tokens + 8 * room, sequences=room + 1)
+    pipeline = Pipeline(stages, cells=PROMPT + tokens + 8 * room, sequences=8 * room)
     simulation = Simulation(pipeline, strategy, Ideal(stages, draft, row), oracle, link)
     trial = simulation.generate(Request(tuple(range(PROMPT)), tokens))
     assert list(trial.token_ids) == [oracle.target(PROMPT + i) for i in range(tokens)]
@@ -222,3 +223,36 @@ def test_the_best_synchronous_k_grows_with_slow_links_and_falls_with_dear_rows(
     for fixed, (k, expected) in zip((0, 1, 4), (at_once, one_traversal, four_traversals), strict=True):
         best, found = theory.best_synchronous(acceptance, 0.02, 64, row, fixed, least=0)
         assert (best, found) == (k, pytest.approx(expected, abs=0.006))
+
+
+def forked(lengths: list[int], every: int) -> Trace:
+    """Stretch after stretch of tokens that are among the draft's best two, each ended by one that is not among its
+    candidates. One in `every` tokens is an even toss between the two, which nobody can foresee."""
+    trace = stratified(lengths)
+    ranks, confidences = list(trace.ranks), []
+    for position, rank in enumerate(ranks):
+        toss = position % every == 0
+        confidences.append([0.5, 0.5, *[1e-9] * 6] if toss else [1.0, *[1e-9] * 7])
+        if toss and rank == 0:
+            ranks[position] = position // every % 2
+    return Trace(ranks, confidences)
+
+
+@pytest.mark.parametrize("hit_rate", ACCEPTANCES)
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_a_pipelined_tree_follows_its_closed_form(stages: int, hit_rate: float) -> None:
+    lengths = stretches(hit_rate)
+    tokens = 1 + sum(lengths) + len(lengths)
+    # As many tosses as three are open at once: eight branches hold all that can come of them.
+    trace = forked(lengths, every=max(2, (stages + 4) // 3 + 1))
+    measured = speed(SpecPipe(width=8), stages, trace, tokens)
+    assert measured == pytest.approx(theory.pipelined_tree(hit_rate, stages), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_a_pipelined_tree_of_width_one_is_the_chain(stages: int) -> None:
+    lengths = stretches(0.79)
+    tokens = 1 + sum(lengths) + len(lengths)
+    measured = speed(SpecPipe(width=1), stages, stratified(lengths), tokens)
+    assert measured == pytest.approx(theory.pipelined_chain(0.79, stages, 1), rel=TOLERANCE)
+    assert theory.pipelined_tree(0.79, stages) == pytest.approx(theory.pipelined_chain(0.79, stages, 1))

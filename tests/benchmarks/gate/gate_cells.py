@@ -43,6 +43,8 @@ OTHERS = {
     "pipeinfer-no-cancellation": ("pipeinfer", {"cancellation": False}),
     "pipeinfer-redundant-runs": ("redundant", {}),
     "adaptive": ("adaptive", {}),
+    "specpipe": ("specpipe", {}),
+    "specpipe-chain": ("specpipe", {"width": 1}),
 }
 FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {})}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS, **FURTHER}

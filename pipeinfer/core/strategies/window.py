@@ -1,0 +1,39 @@
+"""What fills a pipe: how many runs in flight, and how many nodes of a run there is room for."""
+
+from collections.abc import Sequence
+from math import ceil
+
+from pipeinfer.core.generation import Generation
+from pipeinfer.core.messages import RunKind
+from pipeinfer.core.tree import Node
+
+
+def depth(generation: Generation) -> int:
+    """Runs in flight that keep the slowest stage busy: what a traversal takes, links and all, in times of that stage;
+    one waits before it and one is on its way back. As many as there are stages before anything was measured."""
+    pipe = generation.pipe
+    runs = float(pipe.pipeline.stages)
+    for averages in pipe.measured.rows.values():
+        seconds = [average.value for average in averages]
+        if max(seconds) > 0:
+            runs = max(runs, (sum(seconds) + pipe.measured.links_s) / max(seconds))
+    return min(ceil(runs), 4 * pipe.pipeline.stages) + 2
+
+
+def that_fit(generation: Generation, nodes: Sequence[Node]) -> Sequence[Node] | None:
+    """These nodes; where there are not enough sequence ids or cells, None while runs that hold some are in flight, and
+    the first of them that fit otherwise."""
+    if generation.fits(nodes):
+        return nodes
+    if any(run.kind is RunKind.SPECULATIVE for run in generation.in_flight):
+        return None
+    for count in range(len(nodes) - 1, 0, -1):
+        if generation.fits(nodes[:count]):
+            return nodes[:count]
+    return None
+
+
+def sendable(node: Node) -> bool:
+    """It is alive and not sent, and what it continues was sent."""
+    parent = node.parent
+    return node.alive and node.run is None and parent is not None and (parent.committed or parent.run is not None)
