@@ -12,6 +12,7 @@ import typer
 
 from pipeinfer.commands import (
     calibrate,
+    cell,
     compare,
     doctor,
     generate,
@@ -42,6 +43,7 @@ app.command()(replay.replay)
 app.command()(worker.worker)
 app.command()(plugins.plugins)
 app.command()(compare.compare)
+app.command()(cell.cell)
 app.command()(doctor.doctor)
 
 USER_ERROR, RANK_LOST, NO_READER, INTERRUPTED = 2, 1, 1, 130

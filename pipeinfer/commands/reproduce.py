@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pipeinfer.report.claims import Claim
     from pipeinfer.report.page import Table as ReportTable
+    from pipeinfer.results.records import Store
     from pipeinfer.study.recipes import Artifact, Recipe
 
 MODEL_FIELDS = ("backend", "backend_options", "target", "draft")
@@ -65,6 +66,8 @@ def reproduce(
         "results"
     ),
     replot: Annotated[bool, option(OUTPUT, "Run nothing: draw and report what is recorded.", "--replot")] = False,
+    emit: Annotated[str | None, option(OUTPUT, "Run nothing: write jobs, for shell, slurm or pbs.")] = None,
+    collect: Annotated[bool, option(OUTPUT, "Run nothing: add what such jobs wrote.", "--collect")] = False,
 ) -> None:
     """Reproduce the paper: simulate, emulate, run live, draw, and judge every claim.
 
@@ -87,6 +90,13 @@ def reproduce(
     terminal = console()
     for note in notes:
         terminal.print(f"note: {note}", soft_wrap=True)
+    if emit is not None:
+        if live or artifact.artifact:
+            raise ValueError("--emit goes with --fidelity and --cluster: jobs start their ranks themselves")
+        _emit(terminal, emit, recipes, store, out, fidelity, cluster)
+        return
+    if collect:
+        _collect(terminal, recipes, store, out)
     with _progress(terminal) as progress:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
@@ -96,7 +106,7 @@ def reproduce(
             progress.update(tasks[recipe.name], completed=done, total=total, left_s=left_s)
             progress.refresh()
 
-        for recipe in [] if replot else recipes:
+        for recipe in [] if replot or collect else recipes:
             run(recipe, store, jobs or _cores(), on_progress, key)
     from pipeinfer.report.write import conclude  # pandas and seaborn, which nothing that runs needs
 
@@ -107,6 +117,24 @@ def reproduce(
     for table in tables:
         _print_table(terminal, table)
     _print(terminal, claims, out)
+
+
+def _emit(
+    terminal: "Console", kind: str, recipes: "list[Recipe]", store: "Store", out: Path, fidelity: str | None,
+    cluster: str | None,
+) -> None:  # fmt: skip
+    from pipeinfer.study.jobs import emit
+
+    options = [word for name, value in (("--fidelity", fidelity), ("--cluster", cluster)) if value
+               for word in (name, value)]  # fmt: skip
+    script, count = emit(kind, recipes, store, out, options)
+    terminal.print(f"{script}: {count} cells; when they have run: reproduce --collect --out {out}", soft_wrap=True)
+
+
+def _collect(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: Path) -> None:
+    from pipeinfer.study.jobs import collect
+
+    terminal.print(f"{collect(recipes, store, out)} records collected", soft_wrap=True)
 
 
 def _ranks(workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, Any], int | None]:

@@ -42,16 +42,16 @@ def check(recipes: list[Recipe]) -> None:
 def run(recipe: Recipe, store: Store, jobs: int, on_progress: OnProgress, key: str | None = None) -> None:
     """Run the cells of a recipe that have no trial yet, and record each as it ends. `key`: the key file of workers."""
     found = cells(recipe)
-    missing = [cell for cell in found if not _done(store, config_hash(cell))]
+    missing = [cell for cell in found if not is_done(store.records.get(config_hash(cell)))]
     done = len(found) - len(missing)
     on_progress(recipe, done, len(found), None)
-    for count, record in enumerate(_records(missing, jobs, key), start=1):
+    for count, record in enumerate(records_of(missing, jobs, key), start=1):
         store.append(record)
         on_progress(recipe, done + count, len(found), _seconds_left(missing[count:], store))
 
 
-def _records(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Record]:
-    # In the order of `cells`.
+def records_of(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Record]:
+    """The records of cells as each ends, in the order of `cells`."""
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
     for cell, live in _by_rehearsal(missing):
@@ -86,6 +86,6 @@ START_S = 0.5
 """What an emulated cell takes beside its generation: its share in starting ranks."""
 
 
-def _done(store: Store, cell: str) -> bool:
-    record = store.records.get(cell)
+def is_done(record: Record | None) -> bool:
+    """Whether a cell with this record need not be run again."""
     return record is not None and (record.trial is not None or record.rehearsed is not None)

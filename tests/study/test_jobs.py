@@ -1,0 +1,77 @@
+"""A sweep as jobs gives the records of a sweep that is run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_reproduce import comparable
+
+from pipeinfer.results.records import FILE, Store
+from pipeinfer.study.jobs import FOLDER, collect, emit, run_cell
+from pipeinfer.study.recipes import cells
+from pipeinfer.study.run import run
+from pipeinfer.study.selection import Wish, select
+from pipeinfer.workload import WorkloadError
+
+(TIMELINE,) = select(["timeline"], Wish("sim")).recipes
+COUNT = len(cells(TIMELINE))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same sweep, run."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(TIMELINE, Store(folder), 1, lambda *_: None)
+    return folder
+
+
+def run_script(script: Path, **environment: str) -> None:
+    """With a `pipeinfer` on the path, as where it is installed."""
+    folder = script.parent / "bin"
+    folder.mkdir(exist_ok=True)
+    program = folder / "pipeinfer"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeinfer "$@"\n')
+    program.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", str(script)], env=os.environ | {"PATH": path} | environment, check=True, timeout=240)
+
+
+def test_a_script_run_and_collected_is_the_sweep(whole: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert run_cell(TIMELINE, 2, tmp_path)
+    assert not run_cell(TIMELINE, 2, tmp_path), "its record lies there"
+    script, count = emit("shell", [TIMELINE], store, tmp_path, ["--fidelity", "sim"])
+    assert count == COUNT - 1
+    run_script(script)
+    assert emit("shell", [TIMELINE], store, tmp_path, [])[1] == 0
+    assert collect([TIMELINE], store, tmp_path) == COUNT
+    assert comparable(tmp_path) == comparable(whole)
+    assert collect([TIMELINE], Store(tmp_path), tmp_path) == 0, "nothing is added twice"
+
+
+@pytest.mark.parametrize(("kind", "variable"), [("slurm", "SLURM_ARRAY_TASK_ID"), ("pbs", "PBS_ARRAY_INDEX")])
+def test_an_array_s_job_runs_its_own_cell(kind: str, variable: str, tmp_path: Path) -> None:
+    script, count = emit(kind, [TIMELINE], Store(tmp_path), tmp_path, [])
+    assert f"1-{count}\n" in script.read_text()
+    run_script(script, **{variable: "3"})
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [f"{hash_of(2)}.json"]
+
+
+def hash_of(index: int) -> str:
+    from pipeinfer.study.identity import config_hash
+
+    return config_hash(cells(TIMELINE)[index])
+
+
+def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=f"--index 99: timeline has {COUNT} cells"):
+        run_cell(TIMELINE, 99, tmp_path)
+    with pytest.raises(WorkloadError, match='--emit "lsf": expected one of shell, slurm, pbs'):
+        emit("lsf", [TIMELINE], Store(tmp_path), tmp_path, [])
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / f"{hash_of(0)}.json").write_text('{"half')
+    with pytest.raises(WorkloadError, match=r"is not a record .*: remove it"):
+        collect([TIMELINE], Store(tmp_path), tmp_path)
+    assert (tmp_path / FILE).read_bytes() == b""
