@@ -48,7 +48,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def own_loop(model: Path) -> Callable[[], Tokens]:
     """llama-cpp-python's generate, greedy."""
-    library = llama_cpp.Llama(str(model), n_ctx=CELLS, n_threads=1, n_threads_batch=1, verbose=False)
+    library = llama_cpp.Llama(str(model), n_ctx=CELLS, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False)
 
     def generate() -> Tokens:
         library.reset()

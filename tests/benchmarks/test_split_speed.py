@@ -44,7 +44,7 @@ Way = Callable[[], tuple[float, tuple[int, ...]]]
 def own_loop(target: str, quantisation: str) -> Way:
     """llama-cpp-python's generate, greedy."""
     path = exported(find_model(target), quantisation, cache_folder("llamacpp"))
-    library = llama_cpp.Llama(str(path), n_ctx=CELLS, n_threads=1, n_threads_batch=1, verbose=False)
+    library = llama_cpp.Llama(str(path), n_ctx=CELLS, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False)
     prompt = LlamaCppBackend().tokenizer(str(path)).encode(PROMPT)
 
     def generate() -> tuple[float, tuple[int, ...]]:
