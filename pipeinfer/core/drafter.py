@@ -89,6 +89,11 @@ class Draft:
         return len(self._free)
 
     @property
+    def room(self) -> int:
+        """Cells of the draft's cache that are free."""
+        return self._ledger.free
+
+    @property
     def adjustment(self) -> float:
         """What recovery and decay add to the thresholds now."""
         return self.started * self.settings.recovery - self.rejects * self.settings.decay
@@ -119,8 +124,12 @@ class Draft:
             self.leaves.remove(parent)
         self.leaves.append(node)
         if propose:
-            self.outbox.append(node)
+            self.propose(node)
         return node
+
+    def propose(self, node: Node) -> None:
+        """Have this node proposed, which was tried without; those above it must have been before."""
+        self.outbox.append(node)
 
     def rest(self, leaf: Node) -> None:
         """Let this branch grow no further; it stays where it is until it is resumed, the text comes to its end, or a

@@ -6,7 +6,7 @@ event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.cor
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -76,7 +76,7 @@ class Strategy:
 
     drafting: str = ""
     """The draft policy that goes with it, by name; without one nobody drafts."""
-    drafting_options: ClassVar[dict[str, float | int]] = {}
+    drafting_options: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - replaced, never changed
     cancels: bool = False
     """Runs and rows that can become text no more are given up wherever they are."""
 

@@ -49,7 +49,7 @@ class DrafterHeader(msgspec.Struct, frozen=True, tag="drafter"):
     sequences: int
     context: int
     drafting: str
-    options: dict[str, float | int] = {}
+    options: dict[str, bool | int | float | str] = {}
 
 
 Header: TypeAlias = SchedulerHeader | StageHeader | DrafterHeader
@@ -98,7 +98,7 @@ def read(lines: Iterable[bytes]) -> tuple[Header, list[Entry]]:
 def replay(
     lines: Iterable[bytes],
     open_strategy: Callable[[str, Options], Strategy],
-    open_drafting: Callable[[str, dict[str, float | int]], DraftPolicy],
+    open_drafting: Callable[[str, dict[str, bool | int | float | str]], DraftPolicy],
 ) -> list[list[Any]]:
     """The effects of each event in the log, from a fresh machine with the plug-ins that the two functions make of name
     and options. Raises ReplayDiffers."""
@@ -118,7 +118,7 @@ def replay(
 def _machine(
     header: Header,
     open_strategy: Callable[[str, Options], Strategy],
-    open_drafting: Callable[[str, dict[str, float | int]], DraftPolicy],
+    open_drafting: Callable[[str, dict[str, bool | int | float | str]], DraftPolicy],
 ) -> Machine:
     if isinstance(header, SchedulerHeader):
         return Scheduler(header.pipeline, lambda start: open_strategy(start.strategy, start.options),

@@ -257,7 +257,7 @@ class Begin(Message, frozen=True):
 
     sampling: dict[int, Sampling]
     drafting: str = ""
-    drafting_options: dict[str, float | int] = {}
+    drafting_options: dict[str, bool | int | float | str] = {}
     context: int = 0
     margins: bool = False
     logits_on_wire: bool = False

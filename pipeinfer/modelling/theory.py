@@ -42,6 +42,14 @@ def pipelined_chain_over_links(a: float, stages: int, links: float) -> float:
     return 1 / (a / (stages * (1 + links)) + 1 - a)
 
 
+def ssd(a: float, k: int, draft: float, foreseen: float) -> float:
+    """Rounds of `k` drafts whose drafting is hidden where the round's outcome was prepared: all right and the token
+    after them too, or, with the chance `foreseen`, another candidate. What is prepared takes no longer than T."""
+    hidden = a ** (k + 1)
+    hidden += (1 - hidden) * foreseen
+    return expected_length(a, k) / (1 + (1 - hidden) * k * draft)
+
+
 def pearl(a: float, gamma: int) -> float:
     """PEARL with `gamma` = T / d drafts made in each traversal: one round checks the first draft after a wrong one, and
     each further round checks `gamma`."""

@@ -37,6 +37,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
     asked: tuple[Asked, ...]
     drafting: str
+    drafting_options: dict[str, Any]
     stages: int
     spare_cells: int
     sequences: int
@@ -45,6 +46,7 @@ class Scenario(msgspec.Struct, frozen=True):
     stop_ids: int
     stop_after: int
     draft_cells: int
+    draft_sequences: int
     agreement: int
     salt: int
     schedule: bytes
@@ -64,7 +66,7 @@ class Scenario(msgspec.Struct, frozen=True):
         )
 
     def open_policy(self) -> DraftPolicy:
-        made: DraftPolicy = open_drafting(self.drafting, {})
+        made: DraftPolicy = open_drafting(self.drafting, self.drafting_options)
         return made
 
     def run(self, **watch: Any) -> ToyCluster:
@@ -77,6 +79,7 @@ class Scenario(msgspec.Struct, frozen=True):
             self.open_policy,
             self.schedule,
             draft_cells=self.draft_cells,
+            draft_sequences=self.draft_sequences,
             stop_after=self.stop_after,
             **watch,
         )
@@ -123,6 +126,7 @@ OPTIONS: dict[str, Any] = {
     "redundant": pipeinfer,
     "async-chain": st.fixed_dictionaries({"ahead": st.integers(1, 12)}),
     "adaptive": st.fixed_dictionaries({"every": st.integers(1, 4), "cutoff": probability, "decay": probability}),
+    "ssd": st.fixed_dictionaries({"k": st.integers(1, 8)}),
     "pearl": st.fixed_dictionaries({"gamma": st.integers(0, 6)}),
     "specpipe": st.fixed_dictionaries({"width": st.integers(1, 8), "in_flight": st.sampled_from([0, 0, 2, 3, 9])}),
 }
@@ -132,8 +136,16 @@ TOGETHER = {
     "tree": ["pipeinfer", "speculative", "redundant", "iterative", "adaptive"],
     "chain": ["async-chain", "pearl", "iterative", "adaptive"],
     "beam": ["specpipe", "iterative"],
+    "outcomes": ["ssd", "pipeinfer", "async-chain"],
 }
 """By the draft policy."""
+
+DRAFTING: dict[str, Any] = {
+    "outcomes": st.fixed_dictionaries(
+        {"alternatives": st.integers(1, 7), "length": st.integers(1, 7), "rounds": st.booleans()}
+    ),
+}
+"""Options of draft policies."""
 
 
 @st.composite
@@ -154,6 +166,7 @@ def scenarios(draw: Any) -> Scenario:
     return Scenario(
         tuple(asked),
         drafting,
+        draw(DRAFTING.get(drafting, st.just({}))),
         stages=draw(st.integers(1, 4)),
         spare_cells=draw(st.integers(1, 12) | st.integers(8, 60)),
         sequences=draw(st.sampled_from([1, 2, 3, 12])),
@@ -162,6 +175,7 @@ def scenarios(draw: Any) -> Scenario:
         stop_ids=draw(st.sampled_from([0, 0, 0, 1])),
         stop_after=draw(st.sampled_from([0, 0, 0, 3, 8])),
         draft_cells=draw(st.sampled_from([0, 0, 100, 5, 14])) if len(asked) == 1 else 0,
+        draft_sequences=draw(st.sampled_from([10, 10, 40])),
         agreement=draw(st.sampled_from([60, 80, 90, 95, 100, 30, 0])),
         salt=draw(st.integers(0, 2**32)),
         schedule=draw(st.binary(min_size=400, max_size=400)).rstrip(b"\0"),

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeinfer.core.drafter import DraftPolicy
+from pipeinfer.core.drafting.outcomes import Outcomes
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.strategies.async_chain import AsyncChain
@@ -20,6 +22,7 @@ from pipeinfer.core.strategies.pearl import Pearl
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.speculative import Speculative
+from pipeinfer.core.strategies.ssd import Ssd
 from pipeinfer.modelling import theory
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.oracle import Oracle, Trace, independent
@@ -58,13 +61,13 @@ def stretches(acceptance: float) -> list[int]:
     return np.random.Generator(np.random.Philox(key=[0, 1])).permutation(lengths).tolist()
 
 
-def stratified(lengths: list[int]) -> Trace:
+def stratified(lengths: list[int], wrong: int = -1) -> Trace:
     """Draft ranks by position: the prompt and the first token (so that the first round starts afresh), then stretch
-    after stretch of right drafts, each ended by a wrong one."""
+    after stretch of right drafts, each ended by one that is not the first candidate but the `wrong`-th (-1: none)."""
     ranks = [0] * PROMPT + [-1]
     for length in lengths:
-        ranks += [0] * length + [-1]
-    return Trace(ranks, [[1.0]] * len(ranks))
+        ranks += [0] * length + [wrong]
+    return Trace(ranks, [[1.0, *[0.0] * 7]] * len(ranks))
 
 
 def free(_source: int, _target: int) -> Link:
@@ -79,11 +82,12 @@ def speed(
     draft: float = 0.0,
     row: float = 0.0,
     link: Callable[[int, int], Link] = free,
+    policy: DraftPolicy | None = None,
 ) -> float:
     """Tokens per traversal of one row without links, which is the speedup over iterative decoding on free links."""
     room = 8 * stages + 64
     pipeline = Pipeline(stages, cells=PROMPT + tokens + 8 * room, sequences=8 * room)
-    simulation = Simulation(pipeline, strategy, Ideal(stages, draft, row), oracle, link)
+    simulation = Simulation(pipeline, strategy, Ideal(stages, draft, row), oracle, link, policy=policy)
     trial = simulation.generate(Request(tuple(range(PROMPT)), tokens))
     assert list(trial.token_ids) == [oracle.target(PROMPT + i) for i in range(tokens)]
     rate = tokens_per_second(trial)
@@ -168,6 +172,29 @@ def test_pearl_finds_the_drafts_of_a_round_by_measuring() -> None:
     measured = speed(Pearl(), 4, stratified(lengths), tokens, 0.999 / 12)
     assert measured == pytest.approx(theory.pearl(0.9, 12), rel=TOLERANCE)
     assert measured > 1.1 * theory.pearl(0.9, 4)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+@pytest.mark.parametrize("acceptance", [0.66, 0.9])
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_speculation_on_the_outcome_hides_drafting_where_it_was_foreseen(
+    stages: int, acceptance: float, wrong: int
+) -> None:
+    lengths = stretches(acceptance)
+    tokens = 1 + sum(lengths) + len(lengths)
+    measured = speed(Ssd(k=4, alternatives=1 + wrong % 2), stages, stratified(lengths, wrong), tokens, 0.1)
+    assert measured == pytest.approx(theory.ssd(acceptance, 4, 0.1, foreseen=float(wrong == 1)), rel=TOLERANCE)
+
+
+def test_prepared_outcomes_hide_the_draft_s_restart_from_pipeinfer() -> None:
+    lengths = stretches(0.66)
+    tokens = 1 + sum(lengths) + len(lengths)
+    found = [
+        speed(PipeInfer(draft=4, in_flight=2), 8, stratified(lengths, 1), tokens, 0.08, policy=policy)
+        for policy in (None, Outcomes(alternatives=1, length=4))
+    ]
+    assert found[1] > 1.02 * found[0]
+    assert found[1] < theory.pipelined_chain(0.66, 8, 4)
 
 
 @pytest.mark.parametrize("ratio", [1.3, 2.6, 9.7])

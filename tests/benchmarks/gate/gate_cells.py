@@ -46,7 +46,7 @@ OTHERS = {
     "specpipe": ("specpipe", {}),
     "specpipe-chain": ("specpipe", {"width": 1}),
 }
-FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {})}
+FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {}), "ssd": ("ssd", {})}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS, **FURTHER}
 
 
