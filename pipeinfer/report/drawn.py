@@ -13,8 +13,8 @@ import pandas as pd
 from pipeinfer.report.experiment import Experiment
 
 LIBRARIES = ("matplotlib", "seaborn", "pandas", "numpy", "scipy")
-LISTS = ["token_ids", "margins"]
-"""Columns that pandas cannot hash, and that no figure shows."""
+UNSHOWN = ["token_ids", "margins", "seconds"]
+"""Columns that no figure shows: lists, which pandas cannot hash, and how long it took to obtain a trial."""
 
 
 def draw_unless_drawn(path: Path, mark: str, draw: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ def fingerprint(what: Any, *tables: pd.DataFrame) -> str:
     """Of a description, of rows, and of whatever draws them."""
     found = hashlib.sha256(msgspec.json.encode((what, _makers())))
     for rows in tables:
-        known = rows.drop(columns=LISTS, errors="ignore")
+        known = rows.drop(columns=UNSHOWN, errors="ignore")
         found.update(pd.util.hash_pandas_object(known, index=False).to_numpy().tobytes())
     return found.hexdigest()[:16]
 
