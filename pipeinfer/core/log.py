@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pipeinfer.core.drafter import Drafter, DraftPolicy
+from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import Compute, Computed, Drafted, Forward, Start, Stop, Woken
 from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Proposal
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
+from pipeinfer.core.text_drafter import TextDrafter
 
 Event: TypeAlias = Start | Stop | Logits | Proposal | Decode | CancelRun | Computed | DraftFrom | Drafted | Woken
 Options: TypeAlias = dict[str, bool | int | float | str]
@@ -49,7 +50,7 @@ class DrafterHeader(msgspec.Struct, frozen=True, tag="drafter"):
     sequences: int
     context: int
     drafting: str
-    options: dict[str, bool | int | float | str] = {}
+    options: Options = {}
 
 
 Header: TypeAlias = SchedulerHeader | StageHeader | DrafterHeader
@@ -98,7 +99,7 @@ def read(lines: Iterable[bytes]) -> tuple[Header, list[Entry]]:
 def replay(
     lines: Iterable[bytes],
     open_strategy: Callable[[str, Options], Strategy],
-    open_drafting: Callable[[str, dict[str, bool | int | float | str]], DraftPolicy],
+    open_drafting: Callable[[str, Options], Any],
 ) -> list[list[Any]]:
     """The effects of each event in the log, from a fresh machine with the plug-ins that the two functions make of name
     and options. Raises ReplayDiffers."""
@@ -118,15 +119,20 @@ def replay(
 def _machine(
     header: Header,
     open_strategy: Callable[[str, Options], Strategy],
-    open_drafting: Callable[[str, dict[str, bool | int | float | str]], DraftPolicy],
+    open_drafting: Callable[[str, Options], Any],
 ) -> Machine:
     if isinstance(header, SchedulerHeader):
         return Scheduler(header.pipeline, lambda start: open_strategy(start.strategy, start.options),
                          first_run=header.first_run, first_order=header.first_order)  # fmt: skip
     if isinstance(header, StageHeader):
         return Stage(header.index, header.count)
-    return Drafter(header.cells, header.sequences, header.context,
-                   lambda: open_drafting(header.drafting, header.options))  # fmt: skip
+
+    def open_policy() -> Any:
+        return open_drafting(header.drafting, header.options)
+
+    if not open_policy().model:
+        return TextDrafter(open_policy)
+    return Drafter(header.cells, header.sequences, header.context, open_policy)
 
 
 def _without_payload(message: Any) -> Any:

@@ -14,37 +14,46 @@ class TextPolicy:
 
     model: bool = False
 
-    def continuation(self, text: Sequence[int], count: int) -> Sequence[int]:
-        """Up to `count` tokens that may follow `text`; none where it has no idea."""
+    def continuation(self, text: Sequence[int], count: int, unchanged: int = 0) -> Sequence[int]:
+        """Up to `count` tokens that may follow `text`; none where it has no idea. So many tokens at the front are the
+        `unchanged` ones of the text before: it ends in guesses, which may have been wrong."""
         raise NotImplementedError
 
 
 class _Draft:
-    """What was guessed for one request: tokens beyond the committed text, each with its id."""
+    """What was guessed for one request: `known` is the text, `committed` tokens of it, and the guesses beyond; `ids`
+    are those of the guesses."""
 
     def __init__(self, policy: TextPolicy) -> None:
         self.policy = policy
         self.settings = DraftSettings()
-        self.text: list[int] = []
-        self.guessed: list[tuple[int, int]] = []
-        self.next_id = 0
+        self.known: list[int] = []
+        self.ids: list[int] = []
+        self.committed = 0
+        self._unchanged = 0
+        self._next_id = 0
 
     def commit(self, token: int) -> None:
-        self.text.append(token)
-        if self.guessed and self.guessed[0][1] == token:
-            self.guessed.pop(0)
+        if self.ids and self.known[self.committed] == token:
+            self.ids.pop(0)
         else:
-            self.guessed = []
+            self.ids = []
+            self._unchanged = min(self._unchanged, self.committed)
+            del self.known[self.committed :]
+            self.known.append(token)
+        self.committed += 1
 
     def guess(self, until: int) -> list[DraftNode]:
         """New tokens up to position `until`, each the child of the one before."""
-        known = self.text + [token for _, token in self.guessed]
+        count = max(0, until + 1 - len(self.known))
+        tokens = list(self.policy.continuation(self.known, count, self._unchanged))
+        self._unchanged = len(self.known)
         nodes: list[DraftNode] = []
-        for token in self.policy.continuation(known, max(0, until + 1 - len(known))):
-            parent = self.guessed[-1][0] if self.guessed else -1
-            nodes.append(DraftNode(self.next_id, parent, token, 1.0))
-            self.guessed.append((self.next_id, token))
-            self.next_id += 1
+        for token in tokens:
+            nodes.append(DraftNode(self._next_id, self.ids[-1] if self.ids else -1, token, 1.0))
+            self.known.append(token)
+            self.ids.append(self._next_id)
+            self._next_id += 1
         return nodes
 
 
@@ -69,7 +78,7 @@ class TextDrafter(Machine):
         for token in event.tokens:
             draft.commit(token)
         size = draft.settings.micro_batch
-        reach = min(event.until, len(draft.text) - 1 + size) if draft.settings.once else event.until
+        reach = min(event.until, draft.committed - 1 + size) if draft.settings.once else event.until
         nodes = draft.guess(reach)
         batches = [nodes[start : start + size] for start in range(0, len(nodes), size)] or [[]]
         for batch in batches:

@@ -16,6 +16,7 @@ from toy_model import ToyLanguage
 from pipeinfer.core.drafter import DraftPolicy
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.text_drafter import TextPolicy
 from pipeinfer.plugins import open_drafting, open_strategy
 
 
@@ -65,13 +66,15 @@ class Scenario(msgspec.Struct, frozen=True):
             prompt_chunk=self.prompt_chunk,
         )
 
-    def open_policy(self) -> DraftPolicy:
-        made: DraftPolicy = open_drafting(self.drafting, self.drafting_options)
+    def open_policy(self) -> DraftPolicy | TextPolicy:
+        made: DraftPolicy | TextPolicy = open_drafting(self.drafting, self.drafting_options)
         return made
 
     def run(self, **watch: Any) -> ToyCluster:
         """Generate, and compare with the plain loop."""
-        language = ToyLanguage(self.salt, self.stages, agreement=self.agreement)
+        # With few tokens a text repeats itself, as drafting from the text wants it.
+        vocabulary = 3 if self.drafting == "ngram" else 24
+        language = ToyLanguage(self.salt, self.stages, vocabulary, self.agreement)
         cluster = ToyCluster(
             language,
             self.pipeline,
@@ -136,11 +139,13 @@ TOGETHER = {
     "tree": ["pipeinfer", "speculative", "redundant", "iterative", "adaptive"],
     "chain": ["async-chain", "pearl", "iterative", "adaptive"],
     "beam": ["specpipe", "iterative"],
+    "ngram": ["pipeinfer", "speculative", "redundant", "async-chain", "pearl", "ssd", "adaptive"],
     "outcomes": ["ssd", "pipeinfer", "async-chain"],
 }
 """By the draft policy."""
 
 DRAFTING: dict[str, Any] = {
+    "ngram": st.fixed_dictionaries({"longest": st.integers(2, 4), "shortest": st.integers(1, 2)}),
     "outcomes": st.fixed_dictionaries(
         {"alternatives": st.integers(1, 7), "length": st.integers(1, 7), "rounds": st.booleans()}
     ),

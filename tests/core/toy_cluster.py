@@ -11,7 +11,7 @@ from typing import Any
 
 from toy_model import Cell, ToyCells, ToyLanguage, Values
 
-from pipeinfer.core.drafter import Drafter, DraftPolicy
+from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import (
     Abort,
     Apply,
@@ -36,6 +36,7 @@ from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
+from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.runtime.world import World
 
 MOST_STEPS = 200_000
@@ -79,7 +80,7 @@ class ToyCluster(World):
         language: ToyLanguage,
         pipeline: Pipeline,
         open_strategy: Callable[[Start], Strategy],
-        open_policy: Callable[[], DraftPolicy],
+        open_policy: Callable[[], Any],
         schedule: bytes = b"",
         *,
         draft_cells: int = 0,
@@ -91,7 +92,9 @@ class ToyCluster(World):
         self.scheduler = Scheduler(pipeline, open_strategy)
         self.stages = [ToyStage(index, pipeline) for index in range(pipeline.stages)]
         draft_cells = draft_cells or pipeline.cells
-        self.drafter = Drafter(draft_cells, draft_sequences, pipeline.context, open_policy)
+        self.drafter: Drafter | TextDrafter = TextDrafter(open_policy)
+        if open_policy().model:
+            self.drafter = Drafter(draft_cells, draft_sequences, pipeline.context, open_policy)
         self.draft_cells = ToyCells(draft_cells)
         self.emitted: dict[int, list[int]] = {}
         self.finishes: dict[int, str] = {}
@@ -329,6 +332,7 @@ class ToyCluster(World):
 
     def compute_draft(self, machine: Machine, work: ComputeDraft) -> None:
         seen = self.draft_cells.store(0, work.tokens, work.positions, work.sequences)
+        assert isinstance(self.drafter, Drafter)
         assert len(self.draft_cells.cells) <= self.drafter.ledger.used
         self._draft_rows = len(work.tokens)
         texts: list[Values] = [text for text in seen if text is not None]

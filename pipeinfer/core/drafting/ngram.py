@@ -15,25 +15,32 @@ class NGram(TextPolicy):
         require("shortest", shortest, 1, longest)
         self._sizes = range(longest, shortest - 1, -1)
         self._places: dict[tuple[int, ...], int] = {}
-        self._seen: list[int] = []
+        self._replaced: list[list[tuple[tuple[int, ...], int | None]]] = []
 
-    def continuation(self, text: Sequence[int], count: int) -> Sequence[int]:
-        self._learn(text)
+    def continuation(self, text: Sequence[int], count: int, unchanged: int = 0) -> Sequence[int]:
+        self._learn(text, unchanged)
         for size in self._sizes:
             at = self._places.get(tuple(text[-size:])) if len(text) > size else None
             if at is not None:
                 return text[at : at + count]
         return []
 
-    def _learn(self, text: Sequence[int]) -> None:
-        """Remember where each suffix but the last was followed by something; forget what a wrong guess had added."""
-        same = 0
-        while same < min(len(text), len(self._seen)) and text[same] == self._seen[same]:
-            same += 1
-        if same < len(self._seen):
-            self._places = {key: at for key, at in self._places.items() if at <= same}
-        for at in range(max(1, same), len(text)):
+    def _learn(self, text: Sequence[int], unchanged: int) -> None:
+        """Remember where each suffix but the last was followed by something; take back what a wrong guess had added."""
+        while len(self._replaced) > unchanged:
+            self._take_back()
+        for at in range(len(self._replaced), len(text)):
+            self._replaced.append([])
             for size in self._sizes:
                 if size <= at:
-                    self._places[tuple(text[at - size : at])] = at
-        self._seen = list(text)
+                    suffix = tuple(text[at - size : at])
+                    self._replaced[at].append((suffix, self._places.get(suffix)))
+                    self._places[suffix] = at
+
+    def _take_back(self) -> None:
+        """Forget the last position: its suffixes stood where they had stood before."""
+        for suffix, before in self._replaced.pop():
+            if before is None:
+                del self._places[suffix]
+            else:
+                self._places[suffix] = before
