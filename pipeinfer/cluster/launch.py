@@ -87,6 +87,8 @@ class Cluster(Contact):
         committed tokens and may give a Stop; `open_log` gives the head's event log; `prompt_chunk` replaces the plan's,
         `drafting` the strategy's own draft policy. `strategy_name` and `options` are for the log, to replay it.
         Raises RankLost, or ValueError on a prompt that does not fit."""
+        if strategy.simulated_only:
+            raise LaunchError(f"this strategy needs {strategy.simulated_only}: only `pipeinfer simulate` takes it")
         chosen = (drafting, drafting_options or {}) if drafting else (strategy.drafting, strategy.drafting_options)
         policy = open_drafting(*chosen) if strategy.drafting else None
         if policy and policy.model and self.models.draft is None:

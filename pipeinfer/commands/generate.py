@@ -81,6 +81,9 @@ class StrategyOptions:
         from pipeinfer.plugins import open_strategy
 
         strategy: Strategy = open_strategy(self.strategy, key_values(self.strategy_option))
+        if strategy.simulated_only:
+            needs = f'strategy "{self.strategy}" needs {strategy.simulated_only}'
+            raise ValueError(f"{needs}: only `pipeinfer simulate` takes it")
         return strategy
 
     def needs_draft_model(self, strategy: "Strategy") -> bool:

@@ -80,6 +80,13 @@ class Strategy:
     cancels: bool = False
     """Runs and rows that can become text no more are given up wherever they are."""
 
+    simulated_only: str = ""
+    """What it needs that no live cluster has, which is why only the simulator takes it."""
+    drafts_on_last_stage: bool = False
+    """The target's last stage drafts: no rank of its own does, and orders and proposals arrive at once."""
+    endless_stages: bool = False
+    """A run finds every stage free, however many others it computes."""
+
     @property
     def drafts(self) -> bool:
         """Somebody has to draft."""

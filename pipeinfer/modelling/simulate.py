@@ -130,11 +130,12 @@ def layout(strategy: Strategy, setting: Setting, target_layers: int, speed: Call
     """Where a strategy's models lie on the ranks; how fast each computes is asked where the split goes by `speed`.
     Raises WorkloadError when the layers cannot be split so."""
     name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
-    together = not strategy.drafts or (published and name == "speculative")
+    tail = strategy.drafts_on_last_stage
+    together = not strategy.drafts or tail or (published and name == "speculative")
     if published and setting.draft_ranks > 1:
         raise WorkloadError("the layouts as published have one draft rank")
     stages = nodes if together else nodes - setting.draft_ranks
-    draft_rank = None if not strategy.drafts else 0 if together else stages
+    draft_rank = None if not strategy.drafts else stages - 1 if tail else 0 if together else stages
     try:
         if published and name == "pipeinfer" and stages > 1:
             layers = parse_split(_published_split(stages), target_layers)

@@ -50,6 +50,12 @@ def ssd(a: float, k: int, draft: float, foreseen: float) -> float:
     return expected_length(a, k) / (1 + (1 - hidden) * k * draft)
 
 
+def unbounded(a: float, draft: float) -> float:
+    """Every draft verified at once on hardware without end (DSI): a right token costs a draft, a wrong one a traversal
+    from when it was drafted."""
+    return 1 / (1 - a + a * draft)
+
+
 def pearl(a: float, gamma: int) -> float:
     """PEARL with `gamma` = T / d drafts made in each traversal: one round checks the first draft after a wrong one, and
     each further round checks `gamma`."""

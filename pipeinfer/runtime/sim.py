@@ -169,6 +169,9 @@ class Simulation(World):
         self._tickets = [0] * (count + 1)
         self._needs = [0.0] * (count + 1)
         self._ended_at = [0.0] * (count + 1)
+        self._leaves_at = [0.0] * count
+        model = policy is None or policy.model
+        self._drafts_apart = model and not strategy.drafts_on_last_stage
 
     @property
     def generation(self) -> Generation:
@@ -273,7 +276,17 @@ class Simulation(World):
         """Nothing is kept."""
 
     def compute(self, machine: Machine, effect: Compute) -> None:
-        self._begin(self._rank(machine), effect.decode)
+        if self._strategy.endless_stages:
+            self._compute_beside(self._rank(machine), effect.decode)
+        else:
+            self._begin(self._rank(machine), effect.decode)
+
+    def _compute_beside(self, stage: int, what: Decode) -> None:
+        """The stage takes its time for this run, which leaves it after those before, and is free at once."""
+        seconds = self._cost(stage, len(what.tokens), what.positions[-1] + 1)
+        self._leaves_at[stage] = max(self._leaves_at[stage], self.time + seconds)
+        self._began[stage] = self.time - seconds
+        self.tell(*self._computed(stage, what, aborted=False))
 
     def compute_draft(self, machine: Machine, effect: ComputeDraft) -> None:
         self._begin(self._draft, effect)
@@ -290,8 +303,8 @@ class Simulation(World):
 
     def to_draft(self, machine: Machine, effect: ToDraft) -> None:
         size = HEADER_BYTES + ROW_BYTES * len(effect.message.tokens)
-        if self._policy is not None and not self._policy.model:
-            self._schedule(self.time, _told, self._drafter, effect.message)  # it drafts on the head
+        if not self._drafts_apart:
+            self._schedule(self.time, _told, self._drafter, effect.message)
         else:
             self._deliver(self._orders.arrival(self.time, size), self._draft, self._drafter, effect.message)
 
@@ -310,14 +323,14 @@ class Simulation(World):
         if message.cancelled_at == NOT_CANCELLED:
             rows = len(message.ids) if isinstance(message, Logits) else len(message.tokens)
             size += rows * (ROW_BYTES + self._costs.row_bytes(stage))
-        arrival = self._down[stage + 1].arrival(self.time, size)
+        arrival = self._down[stage + 1].arrival(max(self.time, self._leaves_at[stage]), size)
         if isinstance(message, Logits):
             self._deliver(arrival, HEAD, self.scheduler, message)
         else:
             self._deliver(arrival, stage + 1, self._stages[stage + 1], Arrival(message))
 
     def _propose(self, proposal: Proposal) -> None:
-        if self._policy is not None and not self._policy.model:
+        if not self._drafts_apart:
             self._schedule(self.time, _told, self.scheduler, proposal)
             return
         size = HEADER_BYTES + ROW_BYTES * len(proposal.nodes)

@@ -129,6 +129,8 @@ OPTIONS: dict[str, Any] = {
     "redundant": pipeinfer,
     "async-chain": st.fixed_dictionaries({"ahead": st.integers(1, 12)}),
     "adaptive": st.fixed_dictionaries({"every": st.integers(1, 4), "cutoff": probability, "decay": probability}),
+    "dsi": st.just({}),
+    "sync-tail": st.fixed_dictionaries({"k": st.integers(1, 8)}),
     "ssd": st.fixed_dictionaries({"k": st.integers(1, 8)}),
     "pearl": st.fixed_dictionaries({"gamma": st.integers(0, 6)}),
     "specpipe": st.fixed_dictionaries({"width": st.integers(1, 8), "in_flight": st.sampled_from([0, 0, 2, 3, 9])}),
@@ -137,7 +139,7 @@ OPTIONS: dict[str, Any] = {
 # Those that draft go together where they take the same draft policy: it is one per draft rank.
 TOGETHER = {
     "tree": ["pipeinfer", "speculative", "redundant", "iterative", "adaptive"],
-    "chain": ["async-chain", "pearl", "iterative", "adaptive"],
+    "chain": ["dsi", "sync-tail", "async-chain", "pearl", "iterative", "adaptive"],
     "beam": ["specpipe", "iterative"],
     "ngram": ["pipeinfer", "speculative", "redundant", "async-chain", "pearl", "ssd", "adaptive"],
     "outcomes": ["ssd", "pipeinfer", "async-chain"],

@@ -17,6 +17,7 @@ from pipeinfer.core.drafting.outcomes import Outcomes
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.strategies.async_chain import AsyncChain
+from pipeinfer.core.strategies.dsi import Dsi
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pearl import Pearl
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
@@ -195,6 +196,15 @@ def test_prepared_outcomes_hide_the_draft_s_restart_from_pipeinfer() -> None:
     ]
     assert found[1] > 1.02 * found[0]
     assert found[1] < theory.pipelined_chain(0.66, 8, 4)
+
+
+@pytest.mark.parametrize("draft", [0.02, 0.3])
+@pytest.mark.parametrize("stages", DEPTHS)
+def test_the_oracle_of_endless_hardware_follows_its_closed_form(stages: int, draft: float) -> None:
+    lengths = stretches(0.79)
+    tokens = 1 + sum(lengths) + len(lengths)
+    measured = speed(Dsi(), stages, stratified(lengths), tokens, draft)
+    assert measured == pytest.approx(theory.unbounded(0.79, draft), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("ratio", [1.3, 2.6, 9.7])

@@ -46,7 +46,8 @@ OTHERS = {
     "specpipe": ("specpipe", {}),
     "specpipe-chain": ("specpipe", {"width": 1}),
 }
-FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {}), "ssd": ("ssd", {})}
+FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {}), "ssd": ("ssd", {}),
+           "sync-tail": ("sync-tail", {}), "dsi": ("dsi", {})}  # fmt: skip
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"iterative": ("iterative", {}), **MAIN, **OTHERS, **FURTHER}
 
 
