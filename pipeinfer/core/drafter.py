@@ -218,6 +218,7 @@ class Draft:
                 node.sequence = holder.sequence
             elif node.parent is not None:
                 del node.parent.children[node.token]
+                node.alive = False
             node = node.parent
 
     def _commit(self, token: int) -> None:

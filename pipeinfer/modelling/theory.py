@@ -5,6 +5,8 @@ the pipelined chain drafts always ready. Unless given, wide verification is as c
 simulator is held to these under these assumptions (tests/modelling/test_theory.py).
 """
 
+from collections.abc import Sequence
+from heapq import heappop, heappush
 from itertools import count
 
 
@@ -86,3 +88,24 @@ def pipelined_tree(h: float, stages: int) -> float:
     probability `h`: a hit takes one stage time, a miss the whole traversal. The chain in runs of one is its case
     h = a."""
     return 1 / (h / stages + 1 - h)
+
+
+def segmented_chain(a: float, stages: int, k: int) -> float:
+    """The pipelined chain in segments of `k` drafted tokens, of which the first is sent as soon as it has one."""
+    return stages / ((1 - a) * (stages + a * (1 + a / (1 - a**k))))
+
+
+def expected_tree_length(chances: Sequence[float], nodes: int) -> float:
+    """Tokens per verification of the most probable connected tree of `nodes` drafted tokens, where the k-th candidate
+    after each is right with probability chances[k]: the target's own, and each of the tree's with its probability.
+
+    Also the speedup of an asynchronous tree (one verification in flight, drafts always ready).
+    """
+    found, heap = 1.0, [(-chances[0], 0, 1.0)]
+    for _ in range(nodes):
+        negative, rank, parent = heappop(heap)
+        found -= negative
+        heappush(heap, (negative * chances[0], 0, -negative))
+        if rank + 1 < len(chances):
+            heappush(heap, (-parent * chances[rank + 1], rank + 1, parent))
+    return found

@@ -7,6 +7,7 @@ import msgspec
 from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter, DraftPolicy
 from pipeinfer.core.drafting.beam import Beam
 from pipeinfer.core.drafting.chain import Chain
+from pipeinfer.core.drafting.frontier import Frontier
 from pipeinfer.core.drafting.tree import Tree
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
 from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, KvSeqCp, KvSeqRm, Proposal
@@ -295,6 +296,10 @@ def beam(width: int, sequences: int, **settings: Any) -> Told:
     return Told(64, 64, DraftSettings(micro_batch=1, width=width, **settings), Beam, sequences)
 
 
+def frontier(width: int, sequences: int, **settings: Any) -> Told:
+    return Told(64, 64, DraftSettings(micro_batch=1, width=width, **settings), Frontier, sequences)
+
+
 def tokens_of(effects: list[Any]) -> list[tuple[int, ...]]:
     """Of each proposal."""
     return [tuple(node.token for node in proposal.nodes) for proposal in proposals(effects)]
@@ -358,3 +363,42 @@ def test_a_request_without_a_sequence_drafts_from_its_next_order_on() -> None:
     assert d.handle(DraftFrom(2, (), -1)) == [Abort()]
     d.handle(Drafted((), aborted=True))
     assert d.handle(DraftFrom(2, (8,), FAR, request=7))[-1].tokens == (9, 8)
+
+
+def test_the_likeliest_grow_wherever_they_hang() -> None:
+    d = frontier(2, 10)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert tokens_of(d.handle(drafted(((6, 0.6), (7, 0.3))))) == [(6, 7)]
+    # 0.6 * 0.3 is less than 0.3 * 0.9 and more than 0.6 * 0.2.
+    effects = d.handle(drafted(((60, 0.3), (61, 0.2)), ((70, 0.9), (71, 0.1))))
+    assert tokens_of(effects) == [(70, 60)]
+    # After what 70 and 60 may go on with, 61 is the likeliest, below a node that has grown already.
+    effects = d.handle(drafted(((700, 0.2), (701, 0.2)), ((600, 0.8), (601, 0.1))))
+    assert tokens_of(effects) == [(600, 61)]
+    (read,) = [effect for effect in effects if isinstance(effect, ComputeDraft)]
+    assert (read.tokens, read.positions) == ((600, 61), (3, 2))
+
+
+def test_a_tree_has_so_many_nodes_and_no_more() -> None:
+    d = frontier(2, 10, nodes=3)
+    d.handle(DraftFrom(1, (5,), FAR))
+    d.handle(drafted(((6, 0.6), (7, 0.3))))
+    effects = d.handle(drafted(((60, 0.3), (61, 0.2)), ((70, 0.9), (71, 0.1))))
+    assert tokens_of(effects) == [(70,)]
+    # Where the text went on there is room again.
+    d.handle(DraftFrom(2, (7,), FAR))
+    assert tokens_of(d.handle(drafted(((700, 0.5), (701, 0.2))))) == [(700, 701)]
+
+
+def test_the_last_level_is_read_when_the_order_reaches_beyond_it_the_likeliest_first() -> None:
+    d = frontier(2, 10)
+    d.handle(DraftFrom(1, (5,), 2))
+    d.handle(drafted(((6, 0.6), (7, 0.3))))
+    (said,) = proposals(d.handle(drafted(((60, 0.5), (61, 0.4)), ((70, 0.9), (71, 0.1)))))
+    assert ([node.token for node in said.nodes], said.stalled) == ([60, 70], True)
+    assert d.handle(DraftFrom(2, (), 3))[-1].tokens == (60, 70)
+    d = frontier(1, 10)
+    d.handle(DraftFrom(1, (5,), 1))
+    d.handle(drafted(((6, 0.6),)))
+    d.handle(DraftFrom(2, (), 2))
+    assert d.handle(drafted(((60, 0.5),)))[-1] == proposal(2, DraftNode(1, 0, 60, 0.5), stalled=True)

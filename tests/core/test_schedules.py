@@ -133,6 +133,23 @@ OPTIONS: dict[str, Any] = {
     "sync-tail": st.fixed_dictionaries({"k": st.integers(1, 8)}),
     "ssd": st.fixed_dictionaries({"k": st.integers(1, 8)}),
     "pearl": st.fixed_dictionaries({"gamma": st.integers(0, 6)}),
+    "swiftspec": st.fixed_dictionaries(
+        {
+            "batch": st.integers(2, 12),
+            "width": st.integers(1, 8),
+            "depth": st.integers(1, 6),
+            "nodes": st.integers(1, 40),
+        }
+    ),
+    "flowspec": st.fixed_dictionaries(
+        {
+            "segment": st.integers(1, 8),
+            "width": st.integers(1, 10),
+            "depth": st.integers(1, 6),
+            "nodes": st.integers(8, 40),
+            "in_flight": st.sampled_from([0, 0, 2, 3, 9]),
+        }
+    ),
     "specpipe": st.fixed_dictionaries({"width": st.integers(1, 8), "in_flight": st.sampled_from([0, 0, 2, 3, 9])}),
 }
 
@@ -143,6 +160,7 @@ TOGETHER = {
     "beam": ["specpipe", "iterative"],
     "ngram": ["pipeinfer", "speculative", "redundant", "async-chain", "pearl", "ssd", "adaptive"],
     "outcomes": ["ssd", "pipeinfer", "async-chain"],
+    "frontier": ["swiftspec", "flowspec", "iterative"],
 }
 """By the draft policy."""
 

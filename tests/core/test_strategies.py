@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from pipeinfer.core.strategies.flowspec import FlowSpec
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.speculative import Speculative
+from pipeinfer.core.strategies.swiftspec import SwiftSpec
 
 
 @pytest.mark.parametrize(
@@ -15,7 +17,9 @@ from pipeinfer.core.strategies.speculative import Speculative
     [
         (Speculative, "k", 0), (Speculative, "cutoff", -0.1), (Speculative, "branches", 9), (Speculative, "split", 1.1),
         (PipeInfer, "draft", 65), (PipeInfer, "cutoff", float("nan")), (PipeInfer, "branches", 0),
-        (SpecPipe, "width", 33), (SpecPipe, "in_flight", 1),
+        (SwiftSpec, "batch", 1), (SwiftSpec, "width", 0), (SwiftSpec, "depth", 65), (SwiftSpec, "nodes", 0),
+        (FlowSpec, "segment", 65), (FlowSpec, "width", 0), (FlowSpec, "depth", 0), (FlowSpec, "nodes", 15),
+        (FlowSpec, "in_flight", 1), (SpecPipe, "width", 33), (SpecPipe, "in_flight", 1),
         (PipeInfer, "split", -1), (PipeInfer, "recovery", -0.1), (PipeInfer, "decay", 2), (PipeInfer, "in_flight", -1),
     ],
 )  # fmt: skip

@@ -6,9 +6,10 @@ shuffled. Nothing is left to chance but their order, so few rounds are enough. O
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,15 +19,17 @@ from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.strategies.async_chain import AsyncChain
 from pipeinfer.core.strategies.dsi import Dsi
+from pipeinfer.core.strategies.flowspec import FlowSpec
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pearl import Pearl
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.core.strategies.ssd import Ssd
+from pipeinfer.core.strategies.swiftspec import SwiftSpec
 from pipeinfer.modelling import theory
 from pipeinfer.results.metrics import tokens_per_second
-from pipeinfer.runtime.oracle import Oracle, Trace, independent
+from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent
 from pipeinfer.runtime.sim import Link, Simulation
 from pipeinfer.runtime.transports import HEAD
 
@@ -293,3 +296,67 @@ def test_a_pipelined_tree_of_width_one_is_the_chain(stages: int) -> None:
     measured = speed(SpecPipe(width=1), stages, stratified(lengths), tokens)
     assert measured == pytest.approx(theory.pipelined_chain(0.79, stages, 1), rel=TOLERANCE)
     assert theory.pipelined_tree(0.79, stages) == pytest.approx(theory.pipelined_chain(0.79, stages, 1))
+
+
+def chances_of(acceptance: float) -> list[float]:
+    """That the k-th of the draft's candidates is right, in `independent` traces."""
+    return [acceptance * (1 - acceptance) ** rank for rank in range(RANKS)]
+
+
+def knowing(acceptance: float, length: int) -> Trace:
+    """Independent draws by a draft that knows how good its candidates are."""
+    trace = independent(acceptance, length=length)
+    return msgspec.structs.replace(trace, confidences=[chances_of(acceptance)] * length)
+
+
+def best_tree(chances: list[float], nodes: int) -> set[tuple[int, ...]]:
+    """The most probable connected tree, each node as the ranks on the way to it."""
+    tree: dict[tuple[int, ...], float] = {(): 1.0}
+    while len(tree) <= nodes:
+        options = {
+            (*path, rank): p * q for path, p in tree.items() for rank, q in enumerate(chances)
+            if (*path, rank) not in tree
+        }  # fmt: skip
+        best = max(options, key=lambda path: options[path])
+        tree[best] = options[best]
+    return set(tree)
+
+
+def rounds(ranks: Sequence[int], tree: set[tuple[int, ...]]) -> list[int]:
+    """Tokens of each verification where the target's tokens have these ranks."""
+    lengths, path = [], []
+    for rank in ranks:
+        path.append(rank)
+        if tuple(path) not in tree:
+            lengths.append(len(path))
+            path = []
+    return lengths
+
+
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+def test_an_asynchronous_tree_follows_its_closed_form(acceptance: float) -> None:
+    tree = best_tree(chances_of(acceptance), 7)
+    expected = theory.expected_tree_length(chances_of(acceptance), 7)
+    many = rounds(independent(acceptance, length=100_000).ranks, tree)
+    assert sum(many) / len(many) == pytest.approx(expected, rel=TOLERANCE)
+    # The simulator makes exactly these rounds, 64 of them, if the tree has grown beyond what is sent of it.
+    trace = knowing(acceptance, 2000)
+    lengths = rounds(trace.ranks[PROMPT + 1 :], tree)[:64]
+    measured = speed(SwiftSpec(batch=8, width=8, depth=12, nodes=200), 4, trace, 1 + sum(lengths))
+    assert measured == pytest.approx(sum(lengths) / len(lengths), rel=1e-6)
+
+
+def test_an_asynchronous_tree_of_width_one_is_a_synchronous_chain_whose_drafts_cost_nothing() -> None:
+    assert theory.expected_tree_length([0.79], 7) == pytest.approx(theory.synchronous(0.79, 7))
+
+
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+@pytest.mark.parametrize("stages", [2, 4, 8])
+def test_segments_of_a_tree_of_width_one_are_the_chain(stages: int, acceptance: float) -> None:
+    lengths = stretches(acceptance)
+    tokens = 1 + sum(lengths) + len(lengths)
+    for segment in WIDTHS:
+        strategy = FlowSpec(segment=segment, width=1, depth=64, nodes=64)
+        measured = speed(strategy, stages, stratified(lengths), tokens)
+        assert measured == pytest.approx(theory.segmented_chain(acceptance, stages, segment), rel=TOLERANCE)
+    assert theory.segmented_chain(0.79, stages, 1) == pytest.approx(theory.pipelined_chain(0.79, stages, 1))

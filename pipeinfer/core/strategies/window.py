@@ -1,4 +1,4 @@
-"""What fills a pipe: how many runs in flight, and how many nodes of a run there is room for."""
+"""What fills a pipe: how many runs in flight, which nodes can be sent, and how many of a run there is room for."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -37,3 +37,10 @@ def sendable(node: Node) -> bool:
     """It is alive and not sent, and what it continues was sent."""
     parent = node.parent
     return node.alive and node.run is None and parent is not None and (parent.committed or parent.run is not None)
+
+
+def by_score(generation: Generation) -> list[Node]:
+    """The undecided nodes that were not sent, the likeliest first: parents before their children, which cannot be
+    likelier, so that the first of them are connected to what was sent."""
+    unsent = [node for node in generation.tip.subtree() if node.run is None and not node.committed]
+    return sorted(unsent, key=lambda node: (-node.score, node.position))

@@ -44,6 +44,8 @@ OTHERS = {
     "pipeinfer-redundant-runs": ("redundant", {}),
     "adaptive": ("adaptive", {}),
     "specpipe": ("specpipe", {}),
+    "swiftspec": ("swiftspec", {}),
+    "flowspec": ("flowspec", {}),
     "specpipe-chain": ("specpipe", {"width": 1}),
 }
 FURTHER = {"async-chain": ("async-chain", {}), "pearl": ("pearl", {}), "ssd": ("ssd", {}),

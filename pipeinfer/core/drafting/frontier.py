@@ -1,0 +1,57 @@
+"""Best first: the likeliest tokens anywhere in the tree are tried next, wherever they hang."""
+
+from heapq import heapify, heappop, heappush
+from itertools import count
+from math import log
+
+from pipeinfer.core.drafter import Draft, DraftPolicy
+from pipeinfer.core.messages import DraftSettings
+from pipeinfer.core.tree import LEAST_CONFIDENCE, Node
+
+Option = tuple[float, int, Node, tuple[int, float] | None]
+"""What may be read next: minus the score of its branch, a number that breaks ties, and either a leaf that rests unread
+or a node with the candidate after it that has not been tried."""
+
+
+class Frontier(DraftPolicy):
+    """Each forward reads the `width` likeliest nodes of the tree that were not read, new ones among them, until the
+    tree has `nodes` undecided ones."""
+
+    def candidates(self, settings: DraftSettings) -> int:
+        return settings.width
+
+    def grow(self, draft: Draft) -> None:
+        resting = set(draft.resting)
+        known = [node for node in draft.tip.subtree() if node is not draft.tip]
+        slots = draft.settings.width - sum(not leaf.fed for leaf in draft.leaves)
+        room = draft.settings.nodes - len(known) if draft.settings.nodes else slots
+        serial = count()
+        heap = [option for node in (draft.tip, *known) for option in _options(draft, node, resting, next(serial))]
+        heapify(heap)
+        while heap and slots > 0:
+            negative, _, node, candidate = heappop(heap)
+            if not node.alive:
+                continue  # it gave its sequence to a likelier one
+            if candidate is None:
+                draft.resume(node)
+            elif room > 0 and draft.may_grow(node, -negative):
+                room -= 1
+                child = draft.branch(node, *candidate)
+                if child.position >= draft.until:
+                    draft.rest(child)  # it is read when the order reaches beyond it
+                for option in _options(draft, node, resting, next(serial)):
+                    heappush(heap, option)
+            else:
+                continue
+            slots -= 1
+
+
+def _options(draft: Draft, node: Node, resting: set[Node], serial: int) -> list[Option]:
+    """The one thing that may be read next at this node, if there is any."""
+    if node.next is None:
+        waits = not node.fed and node.position < draft.until and node in resting
+        return [(-node.score, serial, node, None)] if waits else []
+    untried = next((option for option in node.next if option[0] not in node.children), None)
+    if untried is None:
+        return []
+    return [(-node.score - log(max(untried[1], LEAST_CONFIDENCE)), serial, node, untried)]
