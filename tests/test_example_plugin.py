@@ -36,7 +36,8 @@ def test_it_passes_the_conformance_kit(environment: Mapping[str, str]) -> None:
 def test_it_is_listed(environment: Mapping[str, str]) -> None:
     listed = {(plugin["name"], plugin["distribution"], plugin["state"])
               for plugin in json.loads(run(environment, "pipeinfer", "plugins", "--json"))}  # fmt: skip
-    assert {("recency", "pipeinfer-example", "ok"), ("follow", "pipeinfer-example", "ok")} <= listed
+    for name in ("recency", "follow", "alternate", "phrases"):
+        assert (name, "pipeinfer-example", "ok") in listed
 
 
 def test_its_strategy_gives_the_tokens_of_iterative_decoding_on_its_backend(environment: Mapping[str, str]) -> None:
@@ -85,3 +86,16 @@ def test_its_workers_are_reached_by_their_scheme_and_need_no_key(
         for worker in workers:
             worker.kill()
             worker.communicate()
+
+
+def test_its_draft_policy_and_a_strategy_of_its_own_go_together(environment: Mapping[str, str]) -> None:
+    common = ("--backend", "recency", "--target", "recency", "--transport", "inproc", "--nodes", "2", "--tokens", "48",
+              "--json")  # fmt: skip
+    phrases = ("--drafting", "phrases", "--drafting-option", "least=2")
+    found = {
+        name: json.loads(run(environment, "pipeinfer", "generate", "a b a b", "--strategy", name, *more, *common))
+        for name, more in {"iterative": (), "alternate": (), "pipeinfer": phrases}.items()
+    }
+    assert found["alternate"]["token_ids"] == found["pipeinfer"]["token_ids"] == found["iterative"]["token_ids"]
+    assert len(found["iterative"]["token_ids"]) == 48
+    assert found["alternate"]["runs"]["speculative"] > 0

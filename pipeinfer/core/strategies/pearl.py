@@ -24,7 +24,7 @@ class Pearl(Strategy):
     the next ones (post-verify), for as long as all of them are right.
 
     `gamma` is the number of drafts in a round; 0: as many as the draft makes during one traversal of the pipeline, by
-    what was measured.
+    what was measured, and fewer where each row costs the target time.
     """
 
     drafting = "chain"
@@ -47,7 +47,7 @@ class Pearl(Strategy):
 
     def next_order(self, generation: Generation) -> Order:
         if self._adapts:
-            self.gamma = drafts_per_traversal(generation.pipe.measured, self.gamma)
+            self.gamma = best_round(generation.pipe.measured, self.gamma)
         # The next round's drafts follow those that are being verified.
         verified = max([generation.tip.position, *(run.nodes[-1].position for run in generation.in_flight)])
         return Order(verified + self.gamma, self._settings)
@@ -61,9 +61,21 @@ class Pearl(Strategy):
         self._stalled = False
 
 
-def drafts_per_traversal(measured: Measured, rows: int) -> int:
-    """How many drafts are made while a run of about so many rows is under way; `rows` while that is not known."""
-    traversal_s = measured.traversal_s(rows)
-    if not measured.draft_s or not traversal_s:
-        return rows
-    return max(1, min(MOST, round(traversal_s / measured.draft_s)))
+def best_round(measured: Measured, unknown: int) -> int:
+    """The drafts of a round that promise the most tokens per second; `unknown` before target and draft were timed.
+
+    From one wrong draft to the next, a run of one row is followed by a / (1 - a^gamma) rounds, each as long as the
+    slower of its two sides. Where rows are free that makes T / d; where they are dear, fewer.
+    """
+    narrow_s, draft_s = measured.traversal_s(1), measured.draft_s
+    if not narrow_s or not draft_s:
+        return unknown
+    widest = max(measured.rows)
+    row_s = max(0.0, measured.traversal_s(widest) - narrow_s) / max(1, widest - 1)
+    right = min(measured.acceptance, 0.99)
+
+    def seconds(gamma: int) -> float:
+        round_s = max(narrow_s + row_s * (gamma - 1), draft_s * gamma)
+        return round_s / (1 - right**gamma)
+
+    return min(range(1, MOST + 1), key=seconds)

@@ -6,7 +6,7 @@ from told import Told, chain, decode, draft_from, single, started
 from pipeinfer.core.effects import Emit
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import KvSeqCp, KvSeqRm, Logits, RunKind
-from pipeinfer.core.strategies.pearl import Pearl, drafts_per_traversal
+from pipeinfer.core.strategies.pearl import Pearl, best_round
 from pipeinfer.core.tree import Node, Run
 
 
@@ -61,12 +61,26 @@ def test_after_a_wrong_draft_it_checks_one_again() -> None:
     ]
 
 
-@pytest.mark.parametrize(("draft_s", "expected"), [(0.0, 5), (0.1, 11), (1.1, 1), (5.0, 1), (0.001, 64)])
-def test_a_round_is_as_many_drafts_as_a_traversal_takes(draft_s: float, expected: int) -> None:
+def timed(draft_s: float, row_s: float) -> Measured:
+    """A target of 1.1 s for one row and `row_s` for each further, whose draft is right in 9 of 10 cases."""
     measured = Measured(2)
-    run = Run(1, 0, RunKind.SINGLE, [Node(8, 3, None)], 1, 0.0)
-    run.compute_s, run.finished_at = (0.5, 0.5), 1.1
-    measured.run(run, 1)
+    for rows in (1, 5):
+        run = Run(rows, 0, RunKind.SINGLE, [Node(8, 3, None)], 1, 0.0)
+        each = 0.5 + row_s * (rows - 1) / 2
+        run.compute_s, run.finished_at = (each, each), 2 * each + 0.1
+        measured.run(run, rows)
+    for verdict in range(40):
+        measured.verdict(0, verdict % 10 > 0)
     if draft_s:
         measured.draft(draft_s)
-    assert drafts_per_traversal(measured, 5) == expected
+    return measured
+
+
+@pytest.mark.parametrize(("draft_s", "expected"), [(0.0, 5), (0.1, 11), (1.1, 1), (5.0, 1)])
+def test_a_round_is_as_many_drafts_as_a_traversal_takes(draft_s: float, expected: int) -> None:
+    assert best_round(timed(draft_s, row_s=0.0), unknown=5) == expected
+
+
+def test_where_rows_are_dear_rounds_are_short() -> None:
+    assert best_round(timed(0.02, row_s=0.1), unknown=5) < 20
+    assert best_round(timed(0.02, row_s=1.0), unknown=5) == 1
