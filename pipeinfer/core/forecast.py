@@ -6,8 +6,11 @@ the target's token is among the w drafted ones of its level.
 
     plain                T(1)
     synchronous, K       (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
-    pipelined chain, K   (1 - a) (T(K) + max(t(K), K d) a / (1 - a^K))
-    pipelined tree, w    h max(t(w), d(w)) + (1 - h) T(w)
+    pipelined chain, K   (1 - a) (T(K) + a r(K) + p(K) a / (1 - a^K))     p(K) = max(t(K), K d)
+    pipelined tree, w    h p(w) + (1 - h) (T(w) + r(w))                   p(w) = max(t(w), d)
+
+After a miss the first drafts come later than the pipeline could take them, by r: order and answer on the way, and a
+micro-batch drafted, less the time that the first stage is busy anyway.
 """
 
 from collections.abc import Sequence
@@ -52,21 +55,37 @@ class Forecast:
     def synchronous_s(self, k: int) -> float:
         """With the order to the draft and its answer on the way as well."""
         a = self.acceptance
-        hops = 2 * self.links_s / (self.stages + 1)
-        return (k * self.draft_s + hops + self.traversal_s(k + 1)) * (1 - a) / (1 - a ** (k + 1))
+        return self.round_s(k) * (1 - a) / (1 - a ** (k + 1))
+
+    def round_s(self, k: int) -> float:
+        """One round of it, however much of it is right."""
+        return k * self.draft_s + self.hops_s + self.traversal_s(k + 1)
 
     def chain_s(self, k: int) -> float:
-        a = self.acceptance
-        pace = max(self.slowest_s(k), k * self.draft_s)
-        return (1 - a) * (self.traversal_s(k) + pace * a / (1 - a**k))
+        a, pace = self.acceptance, self.pace_s(k, k)
+        return (1 - a) * (self.traversal_s(k) + a * self.restart_s(k, k) + pace * a / (1 - a**k))
 
     def tree_s(self, width: int, hit: float) -> float:
         """`hit` is the chance that a level of that width holds the target's token."""
-        return hit * max(self.slowest_s(width), self.draft_s) + (1 - hit) * self.traversal_s(width)
+        missed = self.traversal_s(width) + self.restart_s(width, 1)
+        return hit * self.pace_s(width, 1) + (1 - hit) * missed
 
-    def window(self, rows: int, draft_s: float) -> int:
-        """Runs of so many rows that keep every stage busy: the bandwidth-delay product, and one to spare each end."""
-        return ceil(self.traversal_s(rows) / max(self.slowest_s(rows), draft_s, 1e-9)) + 2
+    @property
+    def hops_s(self) -> float:
+        """An order on its way to the draft, and the answer."""
+        return 2 * self.links_s / (self.stages + 1)
+
+    def pace_s(self, rows: int, forwards: int) -> float:
+        """Between two runs of so many rows, for each of which the draft is run so often, in a full pipeline."""
+        return max(self.slowest_s(rows), forwards * self.draft_s)
+
+    def restart_s(self, rows: int, forwards: int) -> float:
+        """By how much the first run after a miss comes later than the pipeline could take it."""
+        return max(0.0, self.hops_s + forwards * self.draft_s - self.pace_s(rows, forwards))
+
+    def window(self, rows: int, forwards: int) -> int:
+        """Runs that keep every stage busy: the bandwidth-delay product, and one to spare at each end."""
+        return ceil(self.traversal_s(rows) / max(self.pace_s(rows, forwards), 1e-9)) + 2
 
     def _stage_s(self, stage: int, rows: int) -> float:
         return self._one[stage] + self._more[stage] * (rows - 1)

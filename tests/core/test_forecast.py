@@ -54,8 +54,8 @@ def test_a_pipelined_chain_is_best_where_theory_has_it(
 
 def test_links_that_take_four_traversals_want_a_window_of_their_delay() -> None:
     near, far = Forecast(measured(8, 0.8, 0.0)), Forecast(measured(8, 0.8, 0.0, links=4.0))
-    assert near.window(1, 0.0) == 10
-    assert far.window(1, 0.0) == 42
+    assert near.window(1, 0) == 10
+    assert far.window(1, 0) == 42
 
 
 def test_until_two_widths_are_known_a_row_costs_what_is_usual() -> None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
-from pipeinfer.core.messages import DraftSettings
+from pipeinfer.core.messages import DraftSettings, RunKind
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.tree import Node
+from pipeinfer.core.tree import Node, Run
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Tokens per run of a pipelined chain that are considered."""
@@ -22,8 +22,8 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Drafted tokens per round of synchronous speculation that are considered."""
 
-SWITCH = 0.9
-"""Another way is taken when it would need at most this share of the time."""
+SWITCH, SAME_KIND = 0.94, 0.97
+"""Another way is taken when it would need at most this share of the time; one that differs in width alone, earlier."""
 
 HOPELESS = 0.02
 """Nothing is drafted that becomes text with a smaller chance."""
@@ -42,13 +42,20 @@ class Way(NamedTuple):
         return self.kind if self.kind == "plain" else f"{self.kind} of {self.k}"
 
 
+class Segment(NamedTuple):
+    """What the way in use is held against: since when, and how many tokens there were."""
+
+    began: float
+    tokens: int
+
+
 class Adaptive(Strategy):
     """Chooses anew after every `every` verified runs. `cutoff` and `decay` are those of `pipeinfer`, for its chains."""
 
     cancels = True
     drafting = "chain"
 
-    def __init__(self, every: int = 8, cutoff: float = 0.3, decay: float = 0.05) -> None:
+    def __init__(self, every: int = 6, cutoff: float = 0.3, decay: float = 0.05) -> None:
         require("every", every, 1, 1000)
         require("cutoff", cutoff, 0, 1)
         require("decay", decay, 0, 1)
@@ -62,8 +69,7 @@ class Adaptive(Strategy):
         self._until = -1
         self._seen = 0
         self._corrections: dict[str, float] = {}
-        self._segment = (0.0, 0)
-        self._forecast: Forecast | None = None
+        self._segment = Segment(0.0, 0)
 
     # What to send
 
@@ -123,41 +129,56 @@ class Adaptive(Strategy):
             self._waiting = deque([[node for nodes in self._waiting for node in nodes
                                     if node.alive and not node.committed]])  # fmt: skip
         self._ready = False
-        verified = sum(len(verdicts) for verdicts in generation.pipe.measured.right.values())
         self._seen += 1
         if self._seen >= self.every:
             self._seen = 0
-            self._choose(generation, verified)
+            self._choose(generation)
 
     # Choosing
 
-    def _choose(self, generation: Generation, verified: int) -> None:
-        measured = generation.pipe.measured
-        if not Forecast.ready(measured):
+    def _choose(self, generation: Generation) -> None:
+        if not Forecast.ready(generation.pipe.measured):
             return
-        forecast = self._forecast = Forecast(measured)
+        forecast = Forecast(generation.pipe.measured)
         self._correct(generation, forecast)
         ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in _ways(forecast)}
         best = min(ways, key=lambda way: ways[way])
-        if best != self.way and ways[best] < SWITCH * ways.get(self.way, float("inf")):
+        enough = SAME_KIND if best.kind == self.way.kind else SWITCH
+        if best != self.way and ways[best] < enough * ways.get(self.way, float("inf")):
             generation.note(self._why(best, ways[best], forecast))
             self.way = best
-            self._segment = (generation.pipe.now, len(generation.text))
+            self._segment = _now(generation)
         self.forecast_s = ways.get(self.way, 0.0)
         if self.way.kind == "chain":
-            self._window = max(2, forecast.window(self.way.k, self.way.k * forecast.draft_s))
+            self._window = max(2, forecast.window(self.way.k, self.way.k))
 
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
-        """Hold the last segment's speed against the forecast of the way in which it was decoded."""
-        began, length = self._segment
-        now, tokens = generation.pipe.now, len(generation.text) - length
-        expected = dict(_ways(forecast)).get(self.way)
-        if length and tokens >= LEAST_TOKENS and expected:
-            ratio = (now - began) / tokens / expected
+        """Hold the last segment against what its rounds, or its hits and misses, should have taken.
+
+        What luck the draft had is thereby left out: it is for the acceptance to say.
+        """
+        tokens = len(generation.text) - self._segment.tokens
+        if not self._segment.tokens:
+            self._segment = _now(generation)
+        if not self._segment.tokens or tokens < LEAST_TOKENS:
+            return
+        expected = self._expected(_returned(generation, self._segment.began), forecast, tokens)
+        if expected > 0:
+            ratio = (generation.pipe.now - self._segment.began) / expected
             before = self._corrections.get(self.way.kind, 1.0)
             self._corrections[self.way.kind] = min(4.0, max(0.5, before + 0.5 * (ratio - before)))
-        if tokens >= LEAST_TOKENS or not length:
-            self._segment = (now, len(generation.text))
+        self._segment = _now(generation)
+
+    def _expected(self, runs: Sequence[Run], forecast: Forecast, tokens: int) -> float:
+        """Seconds that a segment in which these runs came back should take in this way."""
+        if self.way.kind == "plain":
+            return tokens * forecast.plain_s()
+        if self.way.kind == "synchronous":
+            return sum(forecast.round_s(run.rows - 1) for run in runs)
+        k = self.way.k
+        misses = sum(run.kind is RunKind.SINGLE for run in runs)
+        hits = sum(run.accepted > 0 for run in runs)
+        return misses * (forecast.traversal_s(1) + forecast.restart_s(k, k)) + hits * forecast.pace_s(k, k)
 
     def _why(self, way: Way, seconds: float, forecast: Forecast) -> str:
         return (
@@ -165,6 +186,21 @@ class Adaptive(Strategy):
             f"row costs {forecast.width_cost:.2f} of one, slowest stage {1e3 * forecast.slowest_s(1):.2f} ms, links "
             f"{1e3 * forecast.links_s:.2f} ms, draft {1e3 * forecast.draft_s:.2f} ms"
         )
+
+
+def _now(generation: Generation) -> Segment:
+    return Segment(generation.pipe.now, len(generation.text))
+
+
+def _returned(generation: Generation, since: float) -> list[Run]:
+    """Runs that came back since then, newest first."""
+    found: list[Run] = []
+    for run in reversed(generation.runs):
+        if run.finished_at is not None:
+            if run.finished_at <= since:
+                break
+            found.append(run)
+    return found
 
 
 def _ways(forecast: Forecast) -> list[tuple[Way, float]]:
