@@ -98,7 +98,7 @@ class Pipeline:
     ) -> GeneratedText:  # fmt: skip
         """Continue `prompt` by up to `tokens` tokens.
 
-        `strategy` is "pipeinfer" unless given, or "iterative" without a draft; `options` are its own, like {"k": 6}.
+        `strategy` is "adaptive" unless given, or "iterative" without a draft; `options` are its own, like {"k": 6}.
         `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in. The same `seed` gives the same tokens
         whatever the strategy. The text ends before any of the strings `stop`. `raw` leaves the model's special tokens
         out of the prompt, and `ignore_eos` goes on after tokens that end a text. Raises ValueError, or RankLost.
@@ -121,7 +121,7 @@ class Pipeline:
             raise ValueError("the ranks are not running: use the pipeline in a `with` block, or call start()")
         if tokens < 1:
             raise ValueError(f"tokens = {tokens}: expected 1 or more")
-        chosen = open_strategy(strategy or ("pipeinfer" if self._drafts else "iterative"), dict(options or {}))
+        chosen = open_strategy(strategy or ("adaptive" if self._drafts else "iterative"), dict(options or {}))
         sampling = Sampling(temperature, top_k, top_p, seed)
         prompt_ids = self._cluster.tokenizer.encode(prompt, add_special=not raw)
         ends = () if ignore_eos else self._cluster.models.target.eos

@@ -64,8 +64,8 @@ class TextOptions:
 class StrategyOptions:
     """When to send which run."""
 
-    strategy: Annotated[str, option(PIPELINE, "iterative, speculative, pipeinfer (default), or a plug-in's.")] = (
-        "pipeinfer"
+    strategy: Annotated[str, option(PIPELINE, "adaptive (default), pipeinfer, iterative, or another one's name.")] = (
+        "adaptive"
     )
     strategy_option: Annotated[
         list[str] | None,
@@ -165,7 +165,7 @@ def generate(
     if output.as_json:
         _print_json(trial, prompt_ids, stream.text, checked)
     else:
-        view.print_summary(trial)
+        view.print_summary(trial, chosen.conclusion())
     # The text is out: now what a full disk may keep from being written.
     if output.trace is not None:
         _write_trace(ranks, output.trace)

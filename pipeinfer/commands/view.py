@@ -67,9 +67,13 @@ class View:
     def close(self) -> None:
         """No more text comes, whether all went well or not."""
 
-    def print_summary(self, trial: Trial) -> None:
-        """A short table on standard error, so that standard output holds the text alone."""
-        console(errors=True).print(summary_table(summary(trial)))
+    def print_summary(self, trial: Trial, conclusion: str = "") -> None:
+        """A short table on standard error, so that standard output holds the text alone; then what the strategy says
+        of itself, beside what was measured."""
+        values = summary(trial)
+        console(errors=True).print(summary_table(values))
+        if conclusion:
+            console(errors=True).print(f"{conclusion}, {_number(values['tokens_per_second'])} measured")
 
 
 class PlainView(View):

@@ -39,7 +39,7 @@ class Forecast:
     @staticmethod
     def ready(measured: Measured) -> bool:
         """Whether enough has been measured to forecast anything."""
-        return bool(measured.rows) and measured.draft_s > 0
+        return bool(measured.rows) and bool(measured.right)
 
     def slowest_s(self, rows: int) -> float:
         """The slowest stage's computation of so many rows."""

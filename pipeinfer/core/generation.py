@@ -116,6 +116,10 @@ class Strategy:
         """A node that a run carries came true: its cell becomes part of the text's."""
         generation.keep(node)
 
+    def conclusion(self) -> str:
+        """What it settled on, for people; empty where there is nothing to tell."""
+        return ""
+
     def reserve(self, generation: "Generation", rows: int) -> int:
         """Cells that a speculative run of so many rows must leave free for this request's text."""
         return 1

@@ -71,6 +71,10 @@ class Adaptive(Strategy):
         self._corrections: dict[str, float] = {}
         self._segment = Segment(0.0, 0)
 
+    def conclusion(self) -> str:
+        expected = f"{1 / self.forecast_s:.1f} tokens/s expected" if self.forecast_s else "nothing measured yet"
+        return f"settled on {self.way}: {expected}"
+
     # What to send
 
     def started(self, generation: Generation) -> None:
