@@ -16,7 +16,7 @@ micro-batch drafted, less the time that the first stage is busy anyway.
 from collections.abc import Sequence
 from math import ceil
 
-from pipeinfer.core.measured import Measured
+from pipeinfer.core.measured import Average, Measured
 
 PRIOR_WIDTH = 0.2
 """What one more row costs, as a share of the first, until two widths have been measured."""
@@ -92,22 +92,21 @@ class Forecast:
 
 
 def _lines(measured: Measured) -> tuple[Sequence[float], Sequence[float]]:
-    """Per stage: the time of one row, and of each further one; a line through what was measured, by how often."""
-    points = [(rows, min(stages[0].count, 20), [average.value for average in stages])
-              for rows, stages in sorted(measured.rows.items())]  # fmt: skip
-    count = len(points[0][2])
-    if len(points) == 1:
-        rows, _, seconds = points[0]
-        one = [value / (1 + PRIOR_WIDTH * (rows - 1)) for value in seconds]
-        return one, [PRIOR_WIDTH * value for value in one]
+    """Per stage: the time of one row, and of each further one."""
+    stages = range(len(next(iter(measured.rows.values()))))
+    lines = [_line([(rows, stages_[stage]) for rows, stages_ in sorted(measured.rows.items())]) for stage in stages]
+    return [one for one, _ in lines], [more for _, more in lines]
+
+
+def _line(measured: Sequence[tuple[int, Average]]) -> tuple[float, float]:
+    """Through what was measured of one stage, each number of rows by how often it was."""
+    points = [(rows, min(average.count, 20), average.value) for rows, average in measured if average.count]
     weight = sum(number for _, number, _ in points)
     middle = sum(number * rows for rows, number, _ in points) / weight
+    mean = sum(number * seconds for _, number, seconds in points) / weight
     spread = sum(number * (rows - middle) ** 2 for rows, number, _ in points)
-    ones, mores = [], []
-    for stage in range(count):
-        mean = sum(number * seconds[stage] for _, number, seconds in points) / weight
-        slope = sum(number * (rows - middle) * seconds[stage] for rows, number, seconds in points) / spread
-        slope = max(0.0, slope)
-        ones.append(max(1e-9, mean - slope * (middle - 1)))
-        mores.append(slope)
-    return ones, mores
+    if not spread:
+        one = mean / (1 + PRIOR_WIDTH * (middle - 1))
+        return one, PRIOR_WIDTH * one
+    slope = max(0.0, sum(number * (rows - middle) * seconds for rows, number, seconds in points) / spread)
+    return max(1e-9, mean - slope * (middle - 1)), slope

@@ -294,14 +294,13 @@ class Generation:
         return tokens[::-1]
 
     def _judge(self, tip: Node, token: int) -> None:
-        """Note whether the first that was drafted after the tip was right."""
-        for run in {child.run: None for child in tip.children.values() if child.run is not None and child.run.drafted}:
-            # Of several in one run the target chooses one at most: it is asked whether the run holds that one.
-            first = run.nodes[run.rows - run.drafted]
-            chosen = tip.children.get(token)
-            self.pipe.measured.verdict(
-                max(0, tip.position + 1 - first.position), chosen is not None and chosen.run is run
-            )
+        """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
+        sent = [child for child in tip.children.values() if child.run is not None and child.run.drafted]
+        if sent:
+            best = max(sent, key=lambda child: child.confidence)
+            assert best.run is not None
+            first = best.run.nodes[best.run.rows - best.run.drafted]
+            self.pipe.measured.verdict(max(0, best.position - first.position), best.token == token)
 
     def _ended(self, token: int) -> str | None:
         if token in self.request.stop_ids:

@@ -4,6 +4,7 @@ Averages forget: what matters is how things are now (another rank may share the 
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.tree import Node, Run
@@ -47,13 +48,15 @@ class Measured:
         self._stages = stages
         self._draft = Average()
 
-    def run(self, run: Run, rows: int) -> None:
-        """A run of so many computed rows came back whole."""
-        if run.kind is RunKind.PROMPT or len(run.compute_s) != self._stages or run.finished_at is None:
+    def run(self, run: Run, computed: Sequence[int]) -> None:
+        """A run came back whole, of which each stage has computed so many rows."""
+        if run.kind is RunKind.PROMPT or len(run.compute_s) != len(computed) or run.finished_at is None:
             return
-        averages = self.rows.setdefault(rows, tuple([Average() for _ in range(self._stages)]))
-        for average, seconds in zip(averages, run.compute_s, strict=True):
-            average.add(seconds)
+        if len(computed) != self._stages:
+            return
+        for stage, (rows, seconds) in enumerate(zip(computed, run.compute_s, strict=True)):
+            averages = self.rows.setdefault(rows, tuple([Average() for _ in range(self._stages)]))
+            averages[stage].add(seconds)
         self.links_s = min(self.links_s, run.finished_at - run.submitted_at - sum(run.compute_s))
 
     def draft(self, seconds: float) -> None:
@@ -73,11 +76,15 @@ class Measured:
         self.right.setdefault(depth, deque(maxlen=WINDOW)).append(right)
 
     @property
+    def verdicts(self) -> int:
+        """How many are remembered."""
+        return sum(len(verdicts) for verdicts in self.right.values())
+
+    @property
     def acceptance(self) -> float:
         """The chance that a drafted token is right where its predecessors were."""
-        seen = sum(len(verdicts) for verdicts in self.right.values())
         right = sum(sum(verdicts) for verdicts in self.right.values())
-        return (right + PRIOR_RIGHT) / (seen + PRIOR_SEEN)
+        return (right + PRIOR_RIGHT) / (self.verdicts + PRIOR_SEEN)
 
     def survival(self, tip: Node, node: Node) -> float:
         """The chance that a node becomes text, by its distance from the tip."""

@@ -62,7 +62,8 @@ class Decode(Message, frozen=True):
 
     `requests` is the request of each row, or of all where it has one entry: rows are sampled as their request says.
     `kept`: which rows of the run as it was sent these are, where some were pruned on the way (empty: all of them).
-    `candidates`: how many the draft's last rank is to give after each output row.
+    `candidates`: how many the draft's last rank is to give after each output row. `computed`: how many rows each stage
+    passed has computed, beside `compute_s`.
     """
 
     run: int
@@ -77,6 +78,7 @@ class Decode(Message, frozen=True):
     requests: tuple[int, ...] = (0,)
     kept: tuple[int, ...] = ()
     candidates: int = 0
+    computed: tuple[int, ...] = ()
 
 
 class Logits(Message, frozen=True):
@@ -84,7 +86,7 @@ class Logits(Message, frozen=True):
 
     `margins` (how far each choice was from being another one, in logits) are there when the request asked for them.
     From the draft's last rank to its first there are `candidates` instead, per output row. `kept`: the rows of the run,
-    as it was sent, that they are of, where some were pruned (empty: all its output rows).
+    as it was sent, that they are of, where some were pruned (empty: all its output rows). `computed`: rows per stage.
     """
 
     run: int
@@ -95,6 +97,7 @@ class Logits(Message, frozen=True):
     candidates: Candidates = ()
     requests: tuple[int, ...] = (0,)
     kept: tuple[int, ...] = ()
+    computed: tuple[int, ...] = ()
 
 
 class CancelRun(Message, frozen=True):

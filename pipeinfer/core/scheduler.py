@@ -158,7 +158,7 @@ class Scheduler(Machine):
         run.finished_at, run.compute_s, run.cancelled_at = self.now, message.compute_s, message.cancelled_at
         if message.cancelled_at == NOT_CANCELLED:
             self._judge(run, message)
-            self.measured.run(run, len(message.kept) or run.rows)
+            self.measured.run(run, message.computed)
         generation = self.generations[run.request]
         before = len(generation.text)
         if generation.reason is None:

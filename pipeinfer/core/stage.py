@@ -121,16 +121,18 @@ class Stage(Machine):
         self._cancelled.discard(decode.run)
         self._pruned.pop(decode.run, None)
         spent = (*decode.compute_s, seconds)
+        rows = (*decode.computed, len(decode.tokens) if computed is not None else 0)
         at = decode.cancelled_at
         if cancelled and at == NOT_CANCELLED:
             at = self.index
         if not self.is_last:
             payload = computed.payload if computed is not None and not cancelled else None
-            passed = msgspec.structs.replace(decode, cancelled_at=at, compute_s=spent)
+            passed = msgspec.structs.replace(decode, cancelled_at=at, compute_s=spent, computed=rows)
             self._effects.append(Forward(passed, payload))
         elif cancelled or computed is None:
-            self._effects.append(Forward(Logits(decode.run, (), (), at, spent, requests=decode.requests)))
+            marker = Logits(decode.run, (), (), at, spent, requests=decode.requests, computed=rows)
+            self._effects.append(Forward(marker))
         else:
             logits = Logits(decode.run, computed.ids, computed.margins, at, spent, computed.candidates,
-                            decode.requests, decode.kept)  # fmt: skip
+                            decode.requests, decode.kept, rows)  # fmt: skip
             self._effects.append(Forward(logits, computed.payload))

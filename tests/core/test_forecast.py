@@ -19,7 +19,7 @@ def measured(
         run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0)
         run.compute_s = ((1 + width_cost * (count - 1)) / stages,) * stages
         run.finished_at = sum(run.compute_s) + links
-        found.run(run, count)
+        found.run(run, (count,) * stages)
     found.draft(DRAFT)
     right = round(4000 * acceptance)
     found.right[0] = [True] * right + [False] * (4000 - right)  # type: ignore[assignment]

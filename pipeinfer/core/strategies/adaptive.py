@@ -14,29 +14,48 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings, RunKind
 from pipeinfer.core.strategies.options import require
+from pipeinfer.core.strategies.window import that_fit
 from pipeinfer.core.tree import Node, Run
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Tokens per run of a pipelined chain that are considered."""
 
+BEAMS = (2, 4, 8)
+"""Branches per level of a pipelined tree that are considered."""
+
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Drafted tokens per round of synchronous speculation that are considered."""
 
-SWITCH, SAME_KIND = 0.94, 0.97
-"""Another way is taken when it would need at most this share of the time; one that differs in width alone, earlier."""
+SWITCH, SAME_KIND, TREE = 0.94, 0.97, 0.85
+"""Another way is taken when it would need at most this share of the time; one that differs in width alone, earlier; a
+tree, whose hits are not known beforehand, later, and not before EVIDENCE verdicts on drafts."""
 
-HOPELESS = 0.02
+EVIDENCE = 24
+
+HOPELESS = 1e-4
 """Nothing is drafted that becomes text with a smaller chance."""
 
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
 
+DEAR = 0.5
+"""Where a further row costs as much of the first, no tree is tried: its levels hold the slowest stage up."""
+
+PRIOR_LEVELS, PRIOR_BRANCH = 12.0, 0.5
+"""Before levels of a width were seen: as if so many had been, each further branch as good as so much of a first."""
+
 
 class Way(NamedTuple):
-    """How to decode: `kind` is plain, synchronous or chain; `k` tokens are drafted per run."""
+    """How to decode: `kind` is plain, synchronous, chain or tree; runs are of `k` drafted tokens, or of levels of `k`
+    branches."""
 
     kind: str
     k: int = 0
+
+    @property
+    def forwards(self) -> int:
+        """Of the draft, for a run."""
+        return 1 if self.kind == "tree" else self.k
 
     def __str__(self) -> str:
         return self.kind if self.kind == "plain" else f"{self.kind} of {self.k}"
@@ -53,7 +72,7 @@ class Adaptive(Strategy):
     """Chooses anew after every `every` verified runs. `cutoff` and `decay` are those of `pipeinfer`, for its chains."""
 
     cancels = True
-    drafting = "chain"
+    drafting = "by-width"
 
     def __init__(self, every: int = 6, cutoff: float = 0.3, decay: float = 0.05) -> None:
         require("every", every, 1, 1000)
@@ -70,6 +89,8 @@ class Adaptive(Strategy):
         self._seen = 0
         self._corrections: dict[str, float] = {}
         self._segment = Segment(0.0, 0)
+        self._levels: dict[int, tuple[float, float]] = {}
+        """Per width of a tree: levels that held the target's token, and all that were judged."""
 
     def conclusion(self) -> str:
         expected = f"{1 / self.forecast_s:.1f} tokens/s expected" if self.forecast_s else "nothing measured yet"
@@ -85,7 +106,7 @@ class Adaptive(Strategy):
             return self._round(generation)
         if not generation.covered():
             return [generation.tip]
-        return self._micro_batch(generation) if self.way.kind == "chain" else None
+        return None if self.way.kind == "plain" else self._micro_batch(generation)
 
     def _round(self, generation: Generation) -> Sequence[Node] | None:
         if generation.covered() or not self._ready:
@@ -98,10 +119,9 @@ class Adaptive(Strategy):
 
     def _micro_batch(self, generation: Generation) -> Sequence[Node] | None:
         while self._waiting:
-            nodes = [node for node in self._waiting[0] if node.alive and node.run is None]
+            nodes = _unsent(self._waiting[0])
             if nodes:
-                room = len(generation.pipe.in_flight) < self._window and generation.fits(nodes)
-                return nodes if room else None
+                return that_fit(generation, nodes) if len(generation.pipe.in_flight) < self._window else None
             self._waiting.popleft()
         return None
 
@@ -113,6 +133,8 @@ class Adaptive(Strategy):
             return Order(tip + (k if generation.generated else 0), DraftSettings(k, once=True))
         if kind == "plain":
             return Order(tip, DraftSettings(1, once=True))
+        if kind == "tree":
+            return Order(tip + self._window, DraftSettings(1, width=k))
         # The draft is let on by whole micro-batches: each commit's one token more would make a batch of one.
         reach = tip + self._reach(generation)
         if reach >= self._until + k or reach < self._until - k:
@@ -145,16 +167,17 @@ class Adaptive(Strategy):
             return
         forecast = Forecast(generation.pipe.measured)
         self._correct(generation, forecast)
-        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in _ways(forecast)}
+        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in self._ways(forecast)}
+        if self.way.kind != "tree" and generation.pipe.measured.verdicts < EVIDENCE:
+            ways = {way: seconds for way, seconds in ways.items() if way.kind != "tree"}
         best = min(ways, key=lambda way: ways[way])
-        enough = SAME_KIND if best.kind == self.way.kind else SWITCH
+        enough = SAME_KIND if best.kind == self.way.kind else TREE if best.kind == "tree" else SWITCH
         if best != self.way and ways[best] < enough * ways.get(self.way, float("inf")):
             generation.note(self._why(best, ways[best], forecast))
             self.way = best
             self._segment = _now(generation)
         self.forecast_s = ways.get(self.way, 0.0)
-        if self.way.kind == "chain":
-            self._window = max(2, forecast.window(self.way.k, self.way.k))
+        self._window = max(2, forecast.window(self.way.k, self.way.forwards))
 
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
         """Hold the last segment against what its rounds, or its hits and misses, should have taken.
@@ -166,23 +189,44 @@ class Adaptive(Strategy):
             self._segment = _now(generation)
         if not self._segment.tokens or tokens < LEAST_TOKENS:
             return
-        expected = self._expected(_returned(generation, self._segment.began), forecast, tokens)
+        returned = _returned(generation, self._segment.began)
+        misses = sum(run.kind is RunKind.SINGLE for run in returned)
+        if self.way.kind == "tree":
+            hits, seen = self._levels.get(self.way.k, (0.0, 0.0))
+            self._levels[self.way.k] = (0.7 * hits + max(0, tokens - misses), 0.7 * seen + tokens)
+        expected = self._expected(returned, misses, forecast, tokens)
         if expected > 0:
             ratio = (generation.pipe.now - self._segment.began) / expected
             before = self._corrections.get(self.way.kind, 1.0)
             self._corrections[self.way.kind] = min(4.0, max(0.5, before + 0.5 * (ratio - before)))
         self._segment = _now(generation)
 
-    def _expected(self, runs: Sequence[Run], forecast: Forecast, tokens: int) -> float:
+    def _expected(self, runs: Sequence[Run], misses: int, forecast: Forecast, tokens: int) -> float:
         """Seconds that a segment in which these runs came back should take in this way."""
-        if self.way.kind == "plain":
+        way = self.way
+        if way.kind == "plain":
             return tokens * forecast.plain_s()
-        if self.way.kind == "synchronous":
+        if way.kind == "synchronous":
             return sum(forecast.round_s(run.rows - 1) for run in runs)
-        k = self.way.k
-        misses = sum(run.kind is RunKind.SINGLE for run in runs)
         hits = sum(run.accepted > 0 for run in runs)
-        return misses * (forecast.traversal_s(1) + forecast.restart_s(k, k)) + hits * forecast.pace_s(k, k)
+        refill = forecast.traversal_s(1) + forecast.restart_s(way.k, way.forwards)
+        return misses * refill + hits * forecast.pace_s(way.k, way.forwards)
+
+    def _ways(self, forecast: Forecast) -> list[tuple[Way, float]]:
+        """Every way there is, with the seconds that it should take per token."""
+        return [
+            (Way("plain"), forecast.plain_s()),
+            *((Way("synchronous", k), forecast.synchronous_s(k)) for k in LENGTHS),
+            *((Way("chain", k), forecast.chain_s(k)) for k in WIDTHS),
+            *((Way("tree", w), forecast.tree_s(w, self._hit(w, forecast.acceptance)))
+              for w in BEAMS if forecast.width_cost < DEAR),
+        ]  # fmt: skip
+
+    def _hit(self, width: int, acceptance: float) -> float:
+        """The chance that a level of so many branches holds the target's token."""
+        prior = 1 - (1 - acceptance) ** (1 + PRIOR_BRANCH * (width - 1))
+        hits, seen = self._levels.get(width, (0.0, 0.0))
+        return (hits + PRIOR_LEVELS * prior) / (seen + PRIOR_LEVELS)
 
     def _why(self, way: Way, seconds: float, forecast: Forecast) -> str:
         return (
@@ -190,6 +234,18 @@ class Adaptive(Strategy):
             f"row costs {forecast.width_cost:.2f} of one, slowest stage {1e3 * forecast.slowest_s(1):.2f} ms, links "
             f"{1e3 * forecast.links_s:.2f} ms, draft {1e3 * forecast.draft_s:.2f} ms"
         )
+
+
+def _unsent(drafted: Sequence[Node]) -> list[Node]:
+    """Those of a proposal that are alive, not sent, and continue what was sent or another of them."""
+    found: dict[Node, None] = {}
+    for node in drafted:
+        parent = node.parent
+        if not node.alive or node.run is not None or parent is None:
+            continue
+        if parent.committed or parent.run is not None or parent in found:
+            found[node] = None
+    return list(found)
 
 
 def _now(generation: Generation) -> Segment:
@@ -205,12 +261,3 @@ def _returned(generation: Generation, since: float) -> list[Run]:
                 break
             found.append(run)
     return found
-
-
-def _ways(forecast: Forecast) -> list[tuple[Way, float]]:
-    """Every way there is, with the seconds that it should take per token."""
-    return [
-        (Way("plain"), forecast.plain_s()),
-        *((Way("synchronous", k), forecast.synchronous_s(k)) for k in LENGTHS),
-        *((Way("chain", k), forecast.chain_s(k)) for k in WIDTHS),
-    ]
