@@ -15,6 +15,9 @@ REPETITIVE = "for x in range(10):\n    print(x)\n" * 2
 SCHEDULERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "async-chain": ("async-chain", {}, None),
     "pearl": ("pearl", {}, None),
+    "specpipe": ("specpipe", {}, None),
+    "swiftspec": ("swiftspec", {}, None),
+    "flowspec": ("flowspec", {}, None),
     "ssd": ("ssd", {"k": 4}, None),
     "pipeinfer, outcomes": ("pipeinfer", {}, "outcomes"),
     "pipeinfer, ngram": ("pipeinfer", {}, "ngram"),
