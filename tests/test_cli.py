@@ -151,7 +151,7 @@ def test_what_stands_after_the_slash_splits_the_draft(run: Run, options: list[st
 
 def test_few_sequence_ids_cost_branches_and_no_token(run: Run) -> None:
     for sequences in ("1", "4"):
-        _, output, _ = run(*QUICK, "--json", "--sequences", sequences, "-o", "branches=8")
+        _, output, _ = run(*QUICK, "--json", "--strategy", "pipeinfer", "--sequences", sequences, "-o", "branches=8")
         assert json.loads(output)["token_ids"] == emulated_ids(24)
 
 
@@ -227,16 +227,25 @@ def test_help_is_there(run: Run, command: list[str]) -> None:
     assert "Usage: pipeinfer" in output
 
 
+PIPEINFER = ("--strategy", "pipeinfer")
+
+
 # What it refuses -----------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "unknown strategy": (["--strategy", "pipeinfr"], ["no strategy", 'did you mean "pipeinfer"?']),
     "unknown backend": (["--backend", "nunpy"], ["no backend", 'did you mean "numpy"?']),
     "unknown transport": (["--transport", "tpc"], ["no transport", 'did you mean "tcp"?']),
-    "unknown strategy option": (["--strategy", "pipeinfer", "-o", "drafts=3"], ['no option "drafts"', 'did you mean "draft"?', "cutoff"]),
-    "strategy option out of range": (["--strategy", "pipeinfer", "-o", "draft=0"], ["draft = 0", "1 to 64"]),
-    "strategy option of the wrong type": (["--strategy", "pipeinfer", "-o", "draft=many"], ["draft = many: expected a whole number"]),
-    "strategy option that is no switch": (["--strategy", "pipeinfer", "-o", "cancellation=no"], ["cancellation = no: expected true or false"]),
+    "unknown strategy option": (
+        [*PIPEINFER, "-o", "drafts=3"],
+        ['no option "drafts"', 'did you mean "draft"?', "cutoff"],
+    ),
+    "strategy option out of range": ([*PIPEINFER, "-o", "draft=0"], ["draft = 0", "1 to 64"]),
+    "strategy option of the wrong type": ([*PIPEINFER, "-o", "draft=many"], ["draft = many: expected a whole number"]),
+    "strategy option that is no switch": (
+        [*PIPEINFER, "-o", "cancellation=no"],
+        ["cancellation = no: expected true or false"],
+    ),
     "option without a value": (["-o", "draft"], ["draft", "name=value"]),
     "unknown backend option": (["--backend-option", "layers_s=3"], ["emulated", 'did you mean "layer_s"?']),
     "backend option out of range": (["--backend-option", "acceptance=3"], ["acceptance"]),

@@ -224,7 +224,7 @@ class Adaptive(Strategy):
 
     def _hit(self, width: int, acceptance: float) -> float:
         """The chance that a level of so many branches holds the target's token."""
-        prior = 1 - (1 - acceptance) ** (1 + PRIOR_BRANCH * (width - 1))
+        prior: float = 1 - (1 - acceptance) ** (1 + PRIOR_BRANCH * (width - 1))
         hits, seen = self._levels.get(width, (0.0, 0.0))
         return (hits + PRIOR_LEVELS * prior) / (seen + PRIOR_LEVELS)
 

@@ -68,7 +68,7 @@ def timed(draft_s: float, row_s: float) -> Measured:
         run = Run(rows, 0, RunKind.SINGLE, [Node(8, 3, None)], 1, 0.0)
         each = 0.5 + row_s * (rows - 1) / 2
         run.compute_s, run.finished_at = (each, each), 2 * each + 0.1
-        measured.run(run, rows)
+        measured.run(run, (rows, rows))
     for verdict in range(40):
         measured.verdict(0, verdict % 10 > 0)
     if draft_s:
