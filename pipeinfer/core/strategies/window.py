@@ -15,7 +15,7 @@ def depth(generation: Generation) -> int:
     runs = float(pipe.pipeline.stages)
     for averages in pipe.measured.rows.values():
         seconds = [average.value for average in averages]
-        if max(seconds) > 0:
+        if all(average.count for average in averages) and max(seconds) > 0:
             runs = max(runs, (sum(seconds) + pipe.measured.links_s) / max(seconds))
     return min(ceil(runs), 4 * pipe.pipeline.stages) + 2
 
