@@ -10,21 +10,12 @@ import pytest
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core import messages
-from pipeinfer.core.messages import (
-    AskReport,
-    Begin,
-    CancelRun,
-    Decode,
-    Logits,
-    Ready,
-    RunKind,
-    Setup,
-    Shutdown,
-)
+from pipeinfer.core.messages import CancelRun, Decode, Logits, RunKind
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import AskReport, Begin, Ready, Setup, Shutdown
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD, Transport, open_transport
@@ -59,12 +50,12 @@ class LoneStage:
         endpoint.close()
 
     def send(self, message: object, *, urgent: bool = False) -> None:
-        self.transport.send(0, messages.encode(message), urgent=urgent)
+        self.transport.send(0, control.encode(message), urgent=urgent)
 
     def receive(self) -> object:
         envelope = self.transport.receive(10)
         assert envelope is not None
-        return messages.decode(envelope.header)
+        return control.decode(envelope.header)
 
     def decode(self, run: int, position: int) -> None:
         self.send(Decode(run, RunKind.SPECULATIVE, (7,), (position,), ((0,),), 1))
@@ -76,7 +67,7 @@ class LoneStage:
         """What it says it was busy with."""
         self.send(AskReport())
         report = self.receive()
-        assert isinstance(report, messages.Report)
+        assert isinstance(report, control.Report)
         return [Span(*span).name for span in report.spans]
 
     def close(self) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from pipeinfer.cluster.inspection import target_load
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import BadSplit, LayerRange, fastest_split
-from pipeinfer.core.messages import Inspected, Sampling
+from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.profile import check_profile, read_profile
 from pipeinfer.modelling.rank_survey import Grid, Survey
+from pipeinfer.runtime.control import Inspected
 from pipeinfer.units import size
 
 ROWS, CONTEXT = 3, 128

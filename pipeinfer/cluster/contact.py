@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from pipeinfer.cluster.open_ranks import open_ranks
 from pipeinfer.cluster.ranks import Ranks
-from pipeinfer.core import messages
-from pipeinfer.core.messages import Failure, LinkLimit, Shutdown
 from pipeinfer.errors import LaunchError, RankLost
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import Failure, LinkLimit, Shutdown
 from pipeinfer.runtime.cpu_latency import cores_awake
 from pipeinfer.runtime.live import shaped
 from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport
@@ -69,12 +69,12 @@ class Contact:
     def close(self) -> None:
         """End every rank that was started here and let go of the others. Idempotent."""
         self._awake.close()
-        self._ranks.close(messages.encode(Shutdown()))
+        self._ranks.close(control.encode(Shutdown()))
 
     def send(self, rank: int, message: Any, *, urgent: bool = False) -> None:
         """Send to a rank that the transport is connected to. Raises RankLost."""
         try:
-            self.transport.send(rank, messages.encode(message), urgent=urgent)
+            self.transport.send(rank, control.encode(message), urgent=urgent)
         except PeerLost as lost:
             raise self.lost(lost.rank, str(lost)) from lost
 
@@ -94,7 +94,7 @@ class Contact:
             if dead is not None:
                 raise self.lost(*dead)
             return None
-        message = messages.decode(envelope.header)
+        message = control.decode(envelope.header)
         self._last_message[envelope.sender] = type(message).__name__
         if isinstance(message, Failure):
             if message.user_error:

@@ -5,7 +5,8 @@ import msgspec
 
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import LayerRange
-from pipeinfer.core.messages import Inspect, Load, Sampling
+from pipeinfer.core.messages import Sampling
+from pipeinfer.runtime.control import Inspect, Load
 
 
 def inspections(models: Models, count: int, head_address: str, *, limited: bool) -> dict[int, Inspect]:

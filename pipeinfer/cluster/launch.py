@@ -16,7 +16,7 @@ from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.generation import Pipeline, Strategy
 from pipeinfer.core.log import EventLog
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, Ready, Report, Sampling, Setup
+from pipeinfer.core.messages import DraftFrom, Sampling
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
@@ -25,6 +25,7 @@ from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import RankRecord, Trial
+from pipeinfer.runtime.control import AskReport, Begin, Ready, Report, Setup
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
 

@@ -6,11 +6,11 @@ import msgspec
 
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.cluster.plan import AUTO, Plan
-from pipeinfer.core.messages import Setup
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.fingerprint import fingerprints
 from pipeinfer.engine.vocabulary import differences
 from pipeinfer.plugins import open_backend
+from pipeinfer.runtime.control import Setup
 from pipeinfer.runtime.transports import HEAD
 
 SPARE_CELLS = 256

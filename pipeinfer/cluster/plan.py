@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.core.messages import LinkLimit
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.strategies.options import require
+from pipeinfer.runtime.control import LinkLimit
 
 AUTO = "auto"
 """The `layers` of a plan whose target is split by the speed and memory of the ranks."""

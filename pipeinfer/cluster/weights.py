@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from pipeinfer.core.messages import Ready, Setup
 from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.control import Ready, Setup
 
 Digests = Mapping[str, str]
 """File name to fingerprint (`pipeinfer.engine.fingerprint`)."""

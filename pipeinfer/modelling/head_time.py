@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeinfer.core import messages
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Pipeline
 from pipeinfer.core.messages import Logits, Proposal
 from pipeinfer.plugins import open_strategy
+from pipeinfer.runtime import control
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.runtime.sim import Simulation
 
@@ -38,12 +38,12 @@ def head_event_s() -> float:
     times: list[float] = []
 
     def timed(now: float, event: Any) -> Any:
-        header = messages.encode(event) if isinstance(event, Logits | Proposal) else None
+        header = control.encode(event) if isinstance(event, Logits | Proposal) else None
         start = time.perf_counter()
-        effects = handle(now, event if header is None else messages.decode(header))
+        effects = handle(now, event if header is None else control.decode(header))
         for effect in effects:
             if hasattr(effect, "message"):
-                messages.encode(effect.message)
+                control.encode(effect.message)
         times.append(time.perf_counter() - start)
         return effects
 

@@ -8,7 +8,6 @@ from math import inf
 from pipeinfer.cluster.placement import LayerRange, even_split
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Strategy
-from pipeinfer.core.messages import LinkLimit
 from pipeinfer.modelling.costs import HIDDEN_BYTES, ID_BYTES, LOGIT_BYTES
 from pipeinfer.modelling.profile import LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.simulate import (
@@ -25,6 +24,7 @@ from pipeinfer.modelling.simulate import (
     strategy_of,
 )
 from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.control import LinkLimit
 from pipeinfer.runtime.oracle import Oracle
 from pipeinfer.runtime.sim import HEADER_BYTES, ROW_BYTES, Hosts, Link, Simulation
 from pipeinfer.runtime.spans import Span

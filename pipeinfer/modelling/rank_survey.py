@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.placement import LayerRange
-from pipeinfer.core.messages import (
+from pipeinfer.engine.backend import ModelInfo
+from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.control import (
     Inspect,
     Inspected,
     LinkMeasured,
@@ -25,8 +27,6 @@ from pipeinfer.core.messages import (
     MeasureLink,
     Ping,
 )
-from pipeinfer.engine.backend import ModelInfo
-from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.probe import answer_ping, time_link
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.units import size
@@ -44,7 +44,7 @@ Seconds = NDArray[np.float64]
 
 
 class Grid(NamedTuple):
-    """What to time (`pipeinfer.core.messages.Measure`), per part of a model."""
+    """What to time (`pipeinfer.core.control.Measure`), per part of a model."""
 
     rows: tuple[int, ...]
     contexts: tuple[int, ...]

@@ -17,13 +17,13 @@ import msgspec
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import Pipeline, Strategy
-from pipeinfer.core.messages import LinkLimit
 from pipeinfer.modelling import theory
 from pipeinfer.modelling.acceptance import Acceptance
 from pipeinfer.modelling.costs import Roofline, check_memory, memory_bytes
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.control import LinkLimit
 from pipeinfer.runtime.oracle import Difficulty, Oracle
 from pipeinfer.runtime.sim import Costs, Link, Simulation
 from pipeinfer.runtime.spans import Span

@@ -7,10 +7,11 @@ from typing import Any
 from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import Begin, CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling
+from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import Floats, best_candidates
 from pipeinfer.plugins import open_drafting
+from pipeinfer.runtime.control import Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
 from pipeinfer.runtime.stage_rank import GREEDY, apply, as_bytes
 from pipeinfer.runtime.transports import HEAD

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.core import messages
-from pipeinfer.core.messages import Failure, Inspect, LinkLimit, Ready, Setup, Shutdown
 from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.errors import LaunchError
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import Failure, Inspect, LinkLimit, Ready, Setup, Shutdown
 from pipeinfer.runtime.cpu_latency import cores_awake
 from pipeinfer.runtime.draft_rank import DraftWorker
 from pipeinfer.runtime.loading import explained, load_stage, weights_here
@@ -47,7 +47,7 @@ def wait_for_head(transport: Transport, patience_s: float = float("inf")) -> Set
 
 def _decoded(envelope: Envelope) -> Any:
     try:
-        return messages.decode(envelope.header)
+        return control.decode(envelope.header)
     except msgspec.DecodeError as problem:
         raise Stray(f"{_name(envelope.sender)} sent something that is no message: {problem}") from problem
 
@@ -105,7 +105,7 @@ def _dismissed(transport: Transport) -> bool:
             if lost.rank == HEAD:
                 raise
         else:
-            if envelope is not None and isinstance(messages.decode(envelope.header), Shutdown):
+            if envelope is not None and isinstance(control.decode(envelope.header), Shutdown):
                 return True
     return False
 
@@ -127,7 +127,7 @@ def _session(transport: Transport, setup: Setup) -> None:
     weights = weights_here(setup.rank, setup.backend, setup.options, setup.model)
     now = time.monotonic()
     ready = Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now, weights)
-    transport.send(HEAD, messages.encode(ready))
+    transport.send(HEAD, control.encode(ready))
     try:
         endpoint.serve()
     except PeerLost:
@@ -152,4 +152,4 @@ def shaped(transport: Transport, bandwidth_bps: float, latency_s: float, limits:
 
 
 def _tell(transport: Transport, failure: Failure) -> None:
-    transport.send(HEAD, messages.encode(failure))
+    transport.send(HEAD, control.encode(failure))

@@ -5,9 +5,10 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core import messages
-from pipeinfer.core.messages import Begin, Decode, KvOp, KvSeqCp, KvSeqRm, RunKind, Setup
+from pipeinfer.core.messages import Decode, KvOp, KvSeqCp, KvSeqRm, RunKind
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import Begin, Setup
 from pipeinfer.runtime.rank_links import Endpoint
 from pipeinfer.runtime.stage_rank import StageWorker
 from pipeinfer.runtime.transports import Envelope, Traffic
@@ -60,8 +61,8 @@ def run_handling_s() -> float:
     for run in range(RUNS):
         kv = (KvSeqCp(0, 1, 0, run), KvSeqRm(1, run, -1))
         sent = Decode(run, RunKind.SPECULATIVE, (1, 2), (run, run + 1), ((1,), (1,)), ROWS, kv, compute_s=(1e-3,))
-        header = messages.encode(sent)
+        header = control.encode(sent)
         start = time.perf_counter()
-        worker.take(messages.decode(header), payload)
+        worker.take(control.decode(header), payload)
         times.append(time.perf_counter() - start)
     return float(np.median(times))

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeinfer.core import messages
-from pipeinfer.core.messages import (
+from pipeinfer.errors import LaunchError
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import (
     Inspect,
     Inspected,
     LinkMeasured,
@@ -25,7 +26,6 @@ from pipeinfer.core.messages import (
     Setup,
     Shutdown,
 )
-from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.loading import free_here, load_stage
 from pipeinfer.runtime.message_overhead import run_handling_s
 from pipeinfer.runtime.rank_links import IDLE_S, unexpected
@@ -95,7 +95,7 @@ class _Prober:
             except PeerLost as lost:
                 if lost.rank == HEAD:
                     raise
-        return messages.decode(envelope.header)
+        return control.decode(envelope.header)
 
     def _answer(self, message: Any) -> None:
         rank = self._transport.rank
@@ -127,14 +127,14 @@ class _Prober:
         return Inspected(rank, socket.gethostname(), os.getpid(), os.cpu_count() or 1, *free)
 
     def _tell(self, answer: Any) -> None:
-        self._transport.send(HEAD, messages.encode(answer))
+        self._transport.send(HEAD, control.encode(answer))
 
     def _receive(self, timeout: float) -> Any:
         """What comes while a link is measured: anything but a Pong is for later."""
         envelope = self._transport.receive(timeout)
         if envelope is None:
             return None
-        message = messages.decode(envelope.header)
+        message = control.decode(envelope.header)
         if isinstance(message, Shutdown):
             raise Interrupted
         if not isinstance(message, Pong):
@@ -154,14 +154,14 @@ class _Prober:
             self._keep(envelope)
 
     def _keep(self, envelope: Envelope) -> None:
-        self._leaving = self._leaving or isinstance(messages.decode(envelope.header), Shutdown)
+        self._leaving = self._leaving or isinstance(control.decode(envelope.header), Shutdown)
         self._later.append(envelope)
 
 
 def answer_ping(transport: Transport, ping: Ping) -> None:
     """Send the Pong."""
     transport.connect(ping.sender, ping.address)
-    transport.send(ping.sender, messages.encode(Pong()))
+    transport.send(ping.sender, control.encode(Pong()))
 
 
 def time_link(
@@ -169,7 +169,7 @@ def time_link(
 ) -> LinkMeasured:  # fmt: skip
     """Ping rank `target`, which `transport` is connected to and which answers at `reply_to`. `receive` gives the next
     message, as the transport does but decoded. Latency is half of a small round trip."""
-    header = messages.encode(Ping(transport.rank, reply_to))
+    header = control.encode(Ping(transport.rank, reply_to))
 
     def trip(ballast: bytes) -> float:
         time.sleep(PAUSE_S)

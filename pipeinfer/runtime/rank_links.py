@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from pipeinfer.core import messages
-from pipeinfer.core.messages import AskReport, Begin, Report, Setup, Shutdown
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import AskReport, Begin, Report, Setup, Shutdown
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD, Envelope, Transport
 
@@ -70,7 +70,7 @@ class Endpoint:
         self, rank: int, message: Any, payload: bytes | memoryview = b"", *, urgent: bool = False
     ) -> None:  # fmt: skip
         """Send to a rank that is linked."""
-        self.transport.send(rank, messages.encode(message), payload, urgent=urgent)
+        self.transport.send(rank, control.encode(message), payload, urgent=urgent)
 
     def serve(self) -> None:
         """Take messages until told to leave. Raises PeerLost."""
@@ -136,7 +136,7 @@ class Endpoint:
         return self.transport.receive(timeout)
 
     def _dispatch(self, envelope: Envelope) -> None:
-        message = messages.decode(envelope.header)
+        message = control.decode(envelope.header)
         between = isinstance(message, AskReport | Begin)
         if isinstance(message, Shutdown):
             self.leaving = self.over = self.abort_requested = True
@@ -159,7 +159,7 @@ class Endpoint:
         spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
         self.spans.clear()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.transport.send(HEAD, messages.encode(Report(self.setup.rank, peak, sent, self._busy_s, spans)))
+        self.transport.send(HEAD, control.encode(Report(self.setup.rank, peak, sent, self._busy_s, spans)))
         self._busy_s = 0.0
 
 

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import Begin, CancelRun, Decode, KvOp, Sampling
+from pipeinfer.core.messages import CancelRun, Decode, KvOp, Sampling
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
 from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.control import Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
 from pipeinfer.runtime.world import World
 

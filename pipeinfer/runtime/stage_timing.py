@@ -6,9 +6,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from pipeinfer.core.messages import TO_THE_END, KvSeqRm, Load, Measure
+from pipeinfer.core.messages import TO_THE_END, KvSeqRm
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import NotFinite, best_candidates, sample
+from pipeinfer.runtime.control import Load, Measure
 
 FILL_ROWS = 64
 """Context that is only there to be attended to is read this many rows at a time."""

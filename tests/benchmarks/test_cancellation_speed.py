@@ -18,10 +18,11 @@ import pytest
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core import messages
-from pipeinfer.core.messages import Begin, CancelRun, Decode, RunKind, Setup, Shutdown
+from pipeinfer.core.messages import CancelRun, Decode, RunKind
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import Begin, Setup, Shutdown
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, open_transport
 from pipeinfer.runtime.transports.keys import Keys
@@ -57,12 +58,12 @@ def test_inside_a_stage(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> N
     head.connect(0, rank.address)
 
     def send(message: object, *, urgent: bool = False) -> None:
-        head.send(0, messages.encode(message), urgent=urgent)
+        head.send(0, control.encode(message), urgent=urgent)
 
     def receive() -> Any:
         envelope = head.receive(10)
         assert envelope is not None
-        return messages.decode(envelope.header)
+        return control.decode(envelope.header)
 
     send(Setup(
         rank=0, role="target", backend="emulated", options=msgspec.json.encode({"layers": 1, "layer_s": STAGE_S}),

@@ -22,9 +22,9 @@ import zmq
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core import messages
 from pipeinfer.core.messages import Decode, RunKind
 from pipeinfer.plugins import open_strategy
+from pipeinfer.runtime import control
 from pipeinfer.runtime.transports.framing import PREFIX_SIZE
 from pipeinfer.runtime.transports.keys import Keys, read_keys, write_keys
 
@@ -64,7 +64,7 @@ def test_a_hop_through_live_ranks(
 @contextmanager
 def bare_ring(stages: int, keys: Keys) -> Iterator[Any]:
     """What sends a message around a ring of `stages` bare processes and this one, and gives the seconds that took."""
-    header = messages.encode(Decode(999, RunKind.SINGLE, (99,), (999,), ((0,),), 1, compute_s=(0.1,)))
+    header = control.encode(Decode(999, RunKind.SINGLE, (99,), (999,), ((0,),), 1, compute_s=(0.1,)))
     message = [bytes(PREFIX_SIZE) + header, bytes(4 * HIDDEN)]
     with ExitStack() as stack:
         context = stack.enter_context(zmq.Context())

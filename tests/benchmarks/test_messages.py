@@ -7,19 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeinfer.core.messages import (
-    CancelRun,
-    Decode,
-    DraftFrom,
-    DraftNode,
-    KvSeqCp,
-    KvSeqRm,
-    Logits,
-    Proposal,
-    RunKind,
-    decode,
-    encode,
-)
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
+from pipeinfer.runtime.control import decode, encode
 
 PROMPT = tuple(range(64))
 MESSAGES = {

@@ -7,10 +7,11 @@ from contextlib import closing
 import pytest
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.core import messages
-from pipeinfer.core.messages import CancelRun, Setup
+from pipeinfer.core.messages import CancelRun
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.metrics import summary
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import Setup
 from pipeinfer.runtime.rank_links import Endpoint
 from pipeinfer.runtime.transports import HEAD, Transport, open_transport
 
@@ -78,7 +79,7 @@ def test_time_without_the_processor_is_no_work(head: Transport) -> None:
 
 def test_a_whole_share_waits_for_nothing(head: Transport) -> None:
     endpoint = rank(head, cpu_share=1.0)
-    head.send(0, messages.encode(CancelRun((0,))))
+    head.send(0, control.encode(CancelRun((0,))))
     start = endpoint.start()
     assert not endpoint.finish("run", start, aborted=False)[1]
     assert endpoint.transport.receive(0) is not None
@@ -89,7 +90,7 @@ def test_a_cancellation_ends_the_wait(head: Transport, cpu_share: float) -> None
     endpoint = rank(head, cpu_share)
     start = endpoint.start()
     burn()
-    head.send(0, messages.encode(CancelRun((0,))))
+    head.send(0, control.encode(CancelRun((0,))))
     seconds, aborted = endpoint.finish("run", start, aborted=False)
     assert aborted
     assert seconds < 100 * WORK_S  # of 1000

@@ -13,9 +13,9 @@ from processes import emulated_text, generating, start
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core import messages
 from pipeinfer.errors import RankLost
 from pipeinfer.plugins import open_strategy
+from pipeinfer.runtime import control
 from pipeinfer.runtime.transports.keys import Keys
 
 WITHIN_S = 5.0
@@ -120,7 +120,7 @@ def test_a_signal_to_end_leaves_no_folder_and_no_rank(
         assert code == 128 + number
         assert errors == ""
         assert list(tmp_path.iterdir()) == []
-        generation.assert_nothing_left(within=0.5)
+        generation.assert_nothing_left(within=WITHIN_S)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -175,7 +175,7 @@ class Strangers:
 
     def _say(self, dealer: "zmq.Socket[bytes]", address: str) -> "zmq.Socket[bytes]":
         dealer.connect(address)
-        dealer.send(messages.encode(messages.Shutdown()))
+        dealer.send(control.encode(control.Shutdown()))
         return dealer
 
     def leave(self) -> None:

@@ -8,11 +8,11 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.cluster.weights import check_weights
-from pipeinfer.core.messages import Ready, Setup
 from pipeinfer.engine.fingerprint import BLOCK_BYTES, fingerprint, fingerprints
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_backend
 from pipeinfer.runtime import live
+from pipeinfer.runtime.control import Ready, Setup
 from pipeinfer.testing.models import write_llama
 
 OLD, NEW = {"model.safetensors": "old"}, {"model.safetensors": "new"}

@@ -15,10 +15,10 @@ from processes import PROMPT, start
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core import messages
-from pipeinfer.core.messages import AskReport, Begin, Inspect
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import AskReport, Begin, Inspect
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.runtime.transports.keys import write_keys
 from pipeinfer.runtime.transports.tcp import TcpTransport
@@ -177,11 +177,11 @@ def test_a_second_head_may_wait_for_the_first(workers: Workers) -> None:
 
 
 STRAYS = {
-    "of another kind": (3, messages.encode(Begin({})), "rank 3 sent Begin, which begins no session"),
+    "of another kind": (3, control.encode(Begin({})), "rank 3 sent Begin, which begins no session"),
     "no message": (3, b"\xff\xff", "rank 3 sent something that is no message: "),
-    "not by the head": (1, messages.encode(Inspect(0, "numpy", b"", "")), "rank 1 sent Inspect, which begins no"),
-    "not for a worker": (HEAD, messages.encode(AskReport()), "the head sent AskReport, which begins no session"),
-    "no way back": (HEAD, messages.encode(Inspect(0, "numpy", b"", "nowhere")), "a head that cannot be answered: "),
+    "not by the head": (1, control.encode(Inspect(0, "numpy", b"", "")), "rank 1 sent Inspect, which begins no"),
+    "not for a worker": (HEAD, control.encode(AskReport()), "the head sent AskReport, which begins no session"),
+    "no way back": (HEAD, control.encode(Inspect(0, "numpy", b"", "nowhere")), "a head that cannot be answered: "),
 }
 
 

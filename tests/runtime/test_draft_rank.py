@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core import messages
-from pipeinfer.core.messages import AskReport, Begin, DraftFrom, DraftSettings, KvOp, Proposal, Report, Setup, Shutdown
+from pipeinfer.core.messages import DraftFrom, DraftSettings, KvOp, Proposal
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import AskReport, Begin, Report, Setup, Shutdown
 from pipeinfer.runtime.draft_rank import DraftWorker
 from pipeinfer.runtime.rank_links import Endpoint
 from pipeinfer.runtime.transports import Envelope, Traffic
@@ -39,7 +40,7 @@ class Wire:
     def connect(self, rank: int, address: str) -> None: ...
 
     def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"", *, urgent: bool = False) -> None:
-        self.sent.append(messages.decode(header))
+        self.sent.append(control.decode(header))
 
     def receive(self, timeout: float) -> Envelope | None:
         if not self.waiting:
@@ -53,7 +54,7 @@ class Wire:
                 self.waiting.popleft()
             return None
         message = self.waiting.popleft() if self.waiting else Shutdown()
-        return Envelope(-1, messages.encode(message), memoryview(b""))
+        return Envelope(-1, control.encode(message), memoryview(b""))
 
     def close(self) -> None: ...
 

@@ -6,9 +6,9 @@ from threading import Thread
 
 import pytest
 
-from pipeinfer.core import messages
-from pipeinfer.core.messages import Failure, Inspect, Inspected, MeasureLink, Ping, Pong, Setup, Shutdown
 from pipeinfer.errors import LaunchError
+from pipeinfer.runtime import control
+from pipeinfer.runtime.control import Failure, Inspect, Inspected, MeasureLink, Ping, Pong, Setup, Shutdown
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, open_transport
 
@@ -32,7 +32,7 @@ class Head:
         self.rank.close()
 
     def tell(self, message: object) -> None:
-        self.transport.send(0, messages.encode(message))
+        self.transport.send(0, control.encode(message))
 
     def hear(self) -> object:
         return hear(self.transport)
@@ -41,7 +41,7 @@ class Head:
 def hear(transport: Transport) -> object:
     envelope = transport.receive(WITHIN_S)
     assert envelope is not None
-    return messages.decode(envelope.header)
+    return control.decode(envelope.header)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_neighbour_may_leave_first(head: Head) -> None:
     inspect(head)
     head.hear()
     head.neighbour.connect(0, head.rank.address)
-    head.neighbour.send(0, messages.encode(Ping(1, head.neighbour.address)))
+    head.neighbour.send(0, control.encode(Ping(1, head.neighbour.address)))
     assert isinstance(hear(head.neighbour), Pong)
     head.neighbour.close()
     inspect(head)
@@ -84,7 +84,7 @@ def test_a_neighbour_that_is_gone_cannot_be_timed(head: Head) -> None:
     inspect(head)
     head.hear()
     head.neighbour.connect(0, head.rank.address)
-    head.neighbour.send(0, messages.encode(Ping(1, head.neighbour.address)))
+    head.neighbour.send(0, control.encode(Ping(1, head.neighbour.address)))
     head.neighbour.close()
     head.tell(MeasureLink(1, head.neighbour.address, head.rank.address))
     said = head.hear()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeinfer.core.messages import KvOp, KvSeqRm, Load, Measure
+from pipeinfer.core.messages import KvOp, KvSeqRm
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
+from pipeinfer.runtime.control import Load, Measure
 from pipeinfer.runtime.stage_timing import LEAST_ROUNDS, Bench, Interrupted
 
 HIDDEN, VOCABULARY, WAIT_S = 3, 7, 2e-3
