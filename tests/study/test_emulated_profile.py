@@ -7,9 +7,10 @@ import msgspec
 import pytest
 from experiments import analyse
 from processes import start
+from typer.testing import CliRunner
 
+from pipeinfer.cli import app
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.profile import write_profile as write
@@ -171,5 +172,6 @@ def test_ranks_that_do_not_come_up_are_told_of(uneven: str, tmp_path: Path) -> N
 
 
 def test_workers_without_their_key_are_refused() -> None:
+    command = ["reproduce", "--fidelity", "emulated", "--workers", "tcp://a:1,tcp://b:1"]
     with pytest.raises(ValueError, match="--workers tcp://a:1,tcp://b:1: they need their key file"):
-        reproduce(fidelity="emulated", workers="tcp://a:1,tcp://b:1", key=None)
+        CliRunner().invoke(app, command, catch_exceptions=False)
