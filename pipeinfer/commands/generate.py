@@ -133,13 +133,12 @@ def generate(
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.files import check_writable
 
-    settings = cluster.settings()
-    transport, nodes = settings.settle()
     conversation = text.conversation(prompt)
     words = "" if conversation else read_prompt(prompt, text.file)
     chosen = strategy.open()
+    settings = cluster.settings()
     drafts = strategy.needs_draft_model(chosen)
-    plan = settings.plan(transport, nodes, drafts=drafts, trace=output.trace is not None)
+    plan = settings.plan(*settings.settle(), drafts=drafts, trace=output.trace is not None)
     if conversation:
         words = written(conversation, plan)
     # No token is of less than a byte.
@@ -166,13 +165,17 @@ def generate(
         _print_json(trial, prompt_ids, stream.text, checked)
     else:
         view.print_summary(trial, chosen.conclusion())
-    # The text is out: now what a full disk may keep from being written.
-    if output.trace is not None:
-        _write_trace(ranks, output.trace)
-    if log is not None:
-        log.close()
+    _write_files(ranks, output.trace, log)
     if checked is not None:
         checked.conclude()
+
+
+def _write_files(ranks: "Cluster", trace: Path | None, log: "EventFile | None") -> None:
+    """The text is out: now what a full disk may keep from being written."""
+    if trace is not None:
+        _write_trace(ranks, trace)
+    if log is not None:
+        log.close()
 
 
 class EventFile:

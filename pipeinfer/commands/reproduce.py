@@ -75,7 +75,7 @@ def reproduce(
     """
     from pipeinfer.commands.output import console
     from pipeinfer.results.records import Store
-    from pipeinfer.study.run import check, run
+    from pipeinfer.study.run import check
     from pipeinfer.study.selection import Wish, select
 
     given = real.given()
@@ -97,6 +97,15 @@ def reproduce(
         return
     if collect:
         _collect(terminal, recipes, store, out)
+    if not (replot or collect):
+        _run(terminal, recipes, store, jobs or _cores(), key)
+    _report(terminal, recipes, store, out, notes)
+
+
+def _run(terminal: "Console", recipes: "list[Recipe]", store: "Store", jobs: int, key: str | None) -> None:
+    """Run what has no record, with a bar per recipe."""
+    from pipeinfer.study.run import run
+
     with _progress(terminal) as progress:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
@@ -106,8 +115,12 @@ def reproduce(
             progress.update(tasks[recipe.name], completed=done, total=total, left_s=left_s)
             progress.refresh()
 
-        for recipe in [] if replot or collect else recipes:
-            run(recipe, store, jobs or _cores(), on_progress, key)
+        for recipe in recipes:
+            run(recipe, store, jobs, on_progress, key)
+
+
+def _report(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: Path, notes: list[str]) -> None:
+    """Draw, judge and write what is recorded, and say where it is."""
     from pipeinfer.report.write import conclude  # pandas and seaborn, which nothing that runs needs
 
     with terminal.status("drawing and writing the report"):

@@ -14,7 +14,7 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings, RunKind
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.strategies.window import that_fit
+from pipeinfer.core.strategies.window import that_fit, unsent
 from pipeinfer.core.tree import Node, Run
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -93,7 +93,7 @@ class Adaptive(Strategy):
         """Per width of a tree: levels that held the target's token, and all that were judged."""
 
     def conclusion(self) -> str:
-        expected = f"{1 / self.forecast_s:.1f} tokens/s expected" if self.forecast_s else "nothing measured yet"
+        expected = f"{1 / self.forecast_s:.1f} tokens/s expected" if self.forecast_s else "nothing measured"
         return f"settled on {self.way}: {expected}"
 
     # What to send
@@ -119,7 +119,7 @@ class Adaptive(Strategy):
 
     def _micro_batch(self, generation: Generation) -> Sequence[Node] | None:
         while self._waiting:
-            nodes = _unsent(self._waiting[0])
+            nodes = unsent(self._waiting[0])
             if nodes:
                 return that_fit(generation, nodes) if len(generation.pipe.in_flight) < self._window else None
             self._waiting.popleft()
@@ -234,18 +234,6 @@ class Adaptive(Strategy):
             f"row costs {forecast.width_cost:.2f} of one, slowest stage {1e3 * forecast.slowest_s(1):.2f} ms, links "
             f"{1e3 * forecast.links_s:.2f} ms, draft {1e3 * forecast.draft_s:.2f} ms"
         )
-
-
-def _unsent(drafted: Sequence[Node]) -> list[Node]:
-    """Those of a proposal that are alive, not sent, and continue what was sent or another of them."""
-    found: dict[Node, None] = {}
-    for node in drafted:
-        parent = node.parent
-        if not node.alive or node.run is not None or parent is None:
-            continue
-        if parent.committed or parent.run is not None or parent in found:
-            found[node] = None
-    return list(found)
 
 
 def _now(generation: Generation) -> Segment:

@@ -44,3 +44,15 @@ def by_score(generation: Generation) -> list[Node]:
     likelier, so that the first of them are connected to what was sent."""
     unsent = [node for node in generation.tip.subtree() if node.run is None and not node.committed]
     return sorted(unsent, key=lambda node: (-node.score, node.position))
+
+
+def unsent(drafted: Sequence[Node]) -> list[Node]:
+    """Those of a proposal that are alive, not sent, and continue what was sent or another of them."""
+    found: dict[Node, None] = {}
+    for node in drafted:
+        parent = node.parent
+        if not node.alive or node.run is not None or parent is None:
+            continue
+        if parent.committed or parent.run is not None or parent in found:
+            found[node] = None
+    return list(found)
