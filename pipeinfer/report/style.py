@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeinfer.plugins import STRATEGIES, names
+
 # The palette of Okabe and Ito.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -25,15 +27,19 @@ STYLES: dict[str, tuple[str, str]] = {
     "independent": (VERMILLION, "^"),
 }
 """Colour and marker of the project's own strategies, and of kinds of drafts; others take what is left."""
-SPARE = [(GREEN, "D"), (PURPLE, "v"), (ORANGE, "P"), (SKY, "X")]
+COLOURS, MARKERS = (GREEN, PURPLE, ORANGE, SKY, GREY), ("D", "v", "P", "X", "*", "<", "h", ">", "p", "d", "8")
 
 WIDTH_IN = 7.2
 CAPTION_CHARACTERS = 122
 
 
 def style(strategy: str) -> tuple[str, str]:
-    """Colour and marker of a strategy."""
-    return STYLES.get(strategy) or SPARE[sum(map(ord, strategy)) % len(SPARE)]
+    """Colour and marker of a strategy: no two of those installed have the same."""
+    if strategy in STYLES:
+        return STYLES[strategy]
+    others = [name for name in names(STRATEGIES) if name not in STYLES]
+    at = others.index(strategy) if strategy in others else sum(map(ord, strategy))
+    return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeinfer.report.style import new_figure
+from pipeinfer.plugins import STRATEGIES, names
+from pipeinfer.report.style import new_figure, style
 
 DRAW = """
 import sys
@@ -72,3 +73,8 @@ def test_a_dollar_begins_no_formula(tmp_path: Path) -> None:
         axis.set_yticks([1, 100], ["$one", "h$alf_{"])
         axis.legend()
     assert (tmp_path / "figure.svg").exists()
+
+
+def test_no_two_strategies_look_alike() -> None:
+    looks = [style(name) for name in names(STRATEGIES)]
+    assert len(set(looks)) == len(looks)
