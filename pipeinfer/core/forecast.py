@@ -16,7 +16,7 @@ micro-batch drafted, less the time that the first stage is busy anyway.
 from collections.abc import Sequence
 from math import ceil
 
-from pipeinfer.core.measured import Average, Measured
+from pipeinfer.core.measured import Measured
 
 PRIOR_WIDTH = 0.2
 """What one more row costs, as a share of the first, until two widths have been measured."""
@@ -93,14 +93,16 @@ class Forecast:
 
 def _lines(measured: Measured) -> tuple[Sequence[float], Sequence[float]]:
     """Per stage: the time of one row, and of each further one."""
-    stages = range(len(next(iter(measured.rows.values()))))
-    lines = [_line([(rows, stages_[stage]) for rows, stages_ in sorted(measured.rows.items())]) for stage in stages]
+    stages = range(len(next(iter(measured.rows.values())).seconds))
+    known = sorted(measured.rows.items())
+    lines = [_line([(rows, min(times.counts[stage], 20), times.seconds[stage]) for rows, times in known])
+             for stage in stages]  # fmt: skip
     return [one for one, _ in lines], [more for _, more in lines]
 
 
-def _line(measured: Sequence[tuple[int, Average]]) -> tuple[float, float]:
-    """Through what was measured of one stage, each number of rows by how often it was."""
-    points = [(rows, min(average.count, 20), average.value) for rows, average in measured if average.count]
+def _line(measured: Sequence[tuple[int, int, float]]) -> tuple[float, float]:
+    """Through what was measured of one stage: rows, how often, and seconds."""
+    points = [point for point in measured if point[1]]
     weight = sum(number for _, number, _ in points)
     middle = sum(number * rows for rows, number, _ in points) / weight
     mean = sum(number * seconds for _, number, seconds in points) / weight

@@ -19,25 +19,38 @@ PRIOR_RIGHT, PRIOR_SEEN = 1.2, 2.0
 """As if the draft had been right in so many of so many cases before any verdict."""
 
 
-class Average:
-    """An average that forgets."""
+class StageTimes:
+    """Of each stage, an average that forgets of the seconds that so many rows take, and how many it is of."""
 
-    __slots__ = ("count", "value")
+    __slots__ = ("counts", "seconds")
 
-    def __init__(self) -> None:
-        self.value = 0.0
-        self.count = 0
+    def __init__(self, stages: int) -> None:
+        self.seconds = [0.0] * stages
+        self.counts = [0] * stages
 
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.value += (value - self.value) * max(FORGET, 1 / self.count)
+    def add(self, stage: int, seconds: float) -> None:
+        """One computation of one stage."""
+        self.counts[stage] += 1
+        self.seconds[stage] += (seconds - self.seconds[stage]) * max(FORGET, 1 / self.counts[stage])
+
+    def add_all(self, seconds: Sequence[float]) -> None:
+        """One computation of every stage. In one go, where they have had as many: it is done for every result."""
+        counts = self.counts
+        if counts[0] != counts[-1] or counts[0] != min(counts):
+            for stage, value in enumerate(seconds):
+                self.add(stage, value)
+            return
+        count = counts[0] + 1
+        weight = max(FORGET, 1 / count)
+        self.counts = [count] * len(counts)
+        self.seconds = [mean + (value - mean) * weight for mean, value in zip(self.seconds, seconds, strict=True)]
 
 
 class Measured:
     """Seconds per stage of a pipeline of `stages`, keyed by rows; of its links; of the draft; and acceptance."""
 
     def __init__(self, stages: int) -> None:
-        self.rows: dict[int, tuple[Average, ...]] = {}
+        self.rows: dict[int, StageTimes] = {}
         """Per number of rows, each stage's computation."""
         self.links_s = float("inf")
         """All links of a traversal together, messages handled: the least that a run was under way beside computing."""
@@ -46,7 +59,7 @@ class Measured:
         self.right: dict[int, deque[bool]] = {}
         """Newest verdicts on drafted tokens whose predecessors were right, by how many of their run came before."""
         self._stages = stages
-        self._draft = Average()
+        self._draft = StageTimes(1)
 
     def run(self, run: Run, computed: Sequence[int]) -> None:
         """A run came back whole, of which each stage has computed so many rows."""
@@ -54,26 +67,37 @@ class Measured:
             return
         if len(computed) != self._stages:
             return
-        for stage, (rows, seconds) in enumerate(zip(computed, run.compute_s, strict=True)):
-            averages = self.rows.setdefault(rows, tuple([Average() for _ in range(self._stages)]))
-            averages[stage].add(seconds)
+        if computed.count(computed[0]) == len(computed):
+            self._of(computed[0]).add_all(run.compute_s)
+        else:
+            for stage, rows in enumerate(computed):
+                self._of(rows).add(stage, run.compute_s[stage])
         self.links_s = min(self.links_s, run.finished_at - run.submitted_at - sum(run.compute_s))
 
     def draft(self, seconds: float) -> None:
         """A forward of the draft took so long."""
-        self._draft.add(seconds)
-        self.draft_s = self._draft.value
+        self._draft.add(0, seconds)
+        self.draft_s = self._draft.seconds[0]
 
     def traversal_s(self, rows: int) -> float:
         """Seconds from submission to result of a run of about so many rows, in an empty pipe; 0 until it is known."""
         if not self.rows:
             return 0.0
         nearest = min(self.rows, key=lambda known: (abs(known - rows), known))
-        return sum(average.value for average in self.rows[nearest]) + self.links_s
+        return sum(self.rows[nearest].seconds) + self.links_s
+
+    def _of(self, rows: int) -> StageTimes:
+        times = self.rows.get(rows)
+        if times is None:
+            times = self.rows[rows] = StageTimes(self._stages)
+        return times
 
     def verdict(self, depth: int, right: bool) -> None:
         """The target spoke about a drafted token with `depth` drafted ones before it in its run."""
-        self.right.setdefault(depth, deque(maxlen=WINDOW)).append(right)
+        verdicts = self.right.get(depth)
+        if verdicts is None:
+            verdicts = self.right[depth] = deque(maxlen=WINDOW)
+        verdicts.append(right)
 
     @property
     def verdicts(self) -> int:

@@ -66,8 +66,9 @@ class Scheduler(Machine):
 
     def fits(self, generation: Generation, nodes: Sequence[Node]) -> bool:
         """A speculative run of these nodes has sequence ids and cells, and every request keeps what its text needs."""
-        others = self._promised() - (generation.limit - self.ledger.length(generation.sequence))
-        reserve = generation.strategy.reserve(generation, len(nodes)) + others
+        reserve = generation.strategy.reserve(generation, len(nodes))
+        if len(self._live) > 1:
+            reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
         return self.ledger.free - len(nodes) >= reserve and len(_leaves(nodes)) <= len(self._free)
 
     def _promised(self) -> int:

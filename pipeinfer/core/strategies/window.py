@@ -13,10 +13,10 @@ def depth(generation: Generation) -> int:
     one waits before it and one is on its way back. As many as there are stages before anything was measured."""
     pipe = generation.pipe
     runs = float(pipe.pipeline.stages)
-    for averages in pipe.measured.rows.values():
-        seconds = [average.value for average in averages]
-        if all(average.count for average in averages) and max(seconds) > 0:
-            runs = max(runs, (sum(seconds) + pipe.measured.links_s) / max(seconds))
+    for times in pipe.measured.rows.values():
+        slowest = max(times.seconds)
+        if min(times.counts) and slowest > 0:
+            runs = max(runs, (sum(times.seconds) + pipe.measured.links_s) / slowest)
     return min(ceil(runs), 4 * pipe.pipeline.stages) + 2
 
 

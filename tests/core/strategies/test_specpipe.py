@@ -5,7 +5,7 @@ from typing import Any
 from test_scheduler import Told, started
 
 from pipeinfer.core.effects import Emit, ToFirstStage, ToStages
-from pipeinfer.core.measured import Average
+from pipeinfer.core.measured import StageTimes
 from pipeinfer.core.messages import CancelRun, DraftNode, Logits, Proposal, RunKind
 from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.window import depth
@@ -75,8 +75,7 @@ def test_the_pipe_is_as_deep_as_its_links_make_it() -> None:
     assert depth(told.generation) == 7 + 2
 
 
-def _seconds(*stages: float) -> tuple[Average, ...]:
-    averages = tuple([Average() for _ in stages])
-    for average, seconds in zip(averages, stages, strict=True):
-        average.add(seconds)
-    return averages
+def _seconds(*stages: float) -> StageTimes:
+    times = StageTimes(len(stages))
+    times.add_all(stages)
+    return times
