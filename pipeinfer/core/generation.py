@@ -295,10 +295,11 @@ class Generation:
 
     def _judge(self, tip: Node, token: int) -> None:
         """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
-        sent = [child for child in tip.children.values() if child.run is not None and child.run.drafted]
-        if sent:
-            best = max(sent, key=lambda child: child.confidence)
-            assert best.run is not None
+        best: Node | None = None
+        for child in tip.children.values():
+            if child.run is not None and child.run.drafted and (best is None or child.confidence > best.confidence):
+                best = child
+        if best is not None and best.run is not None:
             first = best.run.nodes[best.run.rows - best.run.drafted]
             self.pipe.measured.verdict(max(0, best.position - first.position), best.token == token)
 

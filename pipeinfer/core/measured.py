@@ -15,6 +15,9 @@ FORGET = 0.2
 WINDOW = 40
 """Verdicts that are kept per place in a run."""
 
+MOST_NEW = 256
+"""Results that are kept until they are averaged."""
+
 PRIOR_RIGHT, PRIOR_SEEN = 1.2, 2.0
 """As if the draft had been right in so many of so many cases before any verdict."""
 
@@ -50,10 +53,9 @@ class Measured:
     """Seconds per stage of a pipeline of `stages`, keyed by rows; of its links; of the draft; and acceptance."""
 
     def __init__(self, stages: int) -> None:
-        self.rows: dict[int, StageTimes] = {}
-        """Per number of rows, each stage's computation."""
-        self.links_s = float("inf")
-        """All links of a traversal together, messages handled: the least that a run was under way beside computing."""
+        self._rows: dict[int, StageTimes] = {}
+        self._links_s = float("inf")
+        self._new: list[tuple[Sequence[int], Run]] = []
         self.draft_s = 0.0
         """One forward of the draft over few rows; 0 until it is known."""
         self.right: dict[int, deque[bool]] = {}
@@ -63,16 +65,37 @@ class Measured:
 
     def run(self, run: Run, computed: Sequence[int]) -> None:
         """A run came back whole, of which each stage has computed so many rows."""
-        if run.kind is RunKind.PROMPT or len(run.compute_s) != len(computed) or run.finished_at is None:
-            return
-        if len(computed) != self._stages:
-            return
+        if run.kind is not RunKind.PROMPT and len(run.compute_s) == len(computed) == self._stages:
+            self._new.append((computed, run))
+            if len(self._new) >= MOST_NEW:
+                self._take_in()
+
+    @property
+    def rows(self) -> dict[int, StageTimes]:
+        """Per number of rows, each stage's computation."""
+        self._take_in()
+        return self._rows
+
+    @property
+    def links_s(self) -> float:
+        """All links of a traversal together, messages handled: the least that a run was under way beside computing."""
+        self._take_in()
+        return self._links_s
+
+    def _take_in(self) -> None:
+        """Average what has come since somebody last asked: for every result it would be a good part of handling it."""
+        for computed, run in self._new:
+            self._average(computed, run)
+        self._new.clear()
+
+    def _average(self, computed: Sequence[int], run: Run) -> None:
+        assert run.finished_at is not None
         if computed.count(computed[0]) == len(computed):
             self._of(computed[0]).add_all(run.compute_s)
         else:
             for stage, rows in enumerate(computed):
                 self._of(rows).add(stage, run.compute_s[stage])
-        self.links_s = min(self.links_s, run.finished_at - run.submitted_at - sum(run.compute_s))
+        self._links_s = min(self._links_s, run.finished_at - run.submitted_at - sum(run.compute_s))
 
     def draft(self, seconds: float) -> None:
         """A forward of the draft took so long."""
@@ -87,9 +110,9 @@ class Measured:
         return sum(self.rows[nearest].seconds) + self.links_s
 
     def _of(self, rows: int) -> StageTimes:
-        times = self.rows.get(rows)
+        times = self._rows.get(rows)
         if times is None:
-            times = self.rows[rows] = StageTimes(self._stages)
+            times = self._rows[rows] = StageTimes(self._stages)
         return times
 
     def verdict(self, depth: int, right: bool) -> None:

@@ -206,12 +206,16 @@ class Scheduler(Machine):
 
     def _kill(self, generation: Generation, tops: Sequence[Node]) -> None:
         touched: set[Run] = set()
+        last: Run | None = None
         for top in tops:
             for node in top.subtree():
                 node.alive = False
-                if node.run is not None:
-                    node.run.live -= 1
-                    touched.add(node.run)
+                run = node.run
+                if run is not None:
+                    run.live -= 1
+                    if run is not last:
+                        touched.add(run)
+                        last = run
         if touched and generation.strategy.cancels:
             self._cancel(touched)
 
@@ -276,8 +280,9 @@ class Scheduler(Machine):
                 self.ledger.extend((text,), node.position)
             self._send(generation, RunKind.SINGLE, list(nodes), ((text,),) * len(nodes), outputs=len(nodes))
             return
-        partition = tuple([self._free.popleft() for _ in _leaves(nodes)])
-        tags = self._tag(generation, nodes, partition)
+        leaves = _leaves(nodes)
+        partition = tuple([self._free.popleft() for _ in leaves])
+        tags = self._tag(generation, nodes, leaves, partition)
         for node in nodes:
             self.ledger.extend(tags[node], node.position)
             node.sequence = tags[node][-1]
@@ -310,10 +315,9 @@ class Scheduler(Machine):
         return run
 
     def _tag(
-        self, generation: Generation, nodes: Sequence[Node], partition: tuple[int, ...]
+        self, generation: Generation, nodes: Sequence[Node], leaves: Sequence[Node], partition: tuple[int, ...]
     ) -> dict[Node, tuple[int, ...]]:
         """Give each leaf of the run a sequence of its own, forked from its prefix; a row carries its leaves' ids."""
-        leaves = set(_leaves(nodes))
         free = iter(partition)
         tags: dict[Node, tuple[int, ...]] = dict.fromkeys(nodes, ())
         for node in reversed(nodes):
@@ -336,5 +340,7 @@ class Scheduler(Machine):
 
 def _leaves(nodes: Sequence[Node]) -> list[Node]:
     """Those that no other of them continues, in order."""
+    if len(nodes) == 1:
+        return list(nodes)
     inner = {node.parent for node in nodes}
     return [node for node in nodes if node not in inner]

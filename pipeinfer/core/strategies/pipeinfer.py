@@ -61,11 +61,12 @@ class PipeInfer(Strategy):
 
     def next_micro_batch(self, generation: Generation) -> Sequence[Node] | None:
         """The oldest that waits, if there is room; what died or was sent meanwhile is left out."""
+        if len(generation.pipe.in_flight) >= self.in_flight:
+            return None
         while self._waiting:
             nodes = [node for node in self._waiting[0] if node.alive and node.run is None]
             if nodes:
-                room = len(generation.pipe.in_flight) < self.in_flight and generation.fits(nodes)
-                return nodes if room else None
+                return nodes if generation.fits(nodes) else None
             self._waiting.popleft()
         return None
 
