@@ -27,11 +27,11 @@ class WorkloadError(ValueError):
     """A workload cannot be used; one line."""
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what a file lists by name."""
 
 
-class Model(Entry, frozen=True):
+class Model(FileEntry, frozen=True):
     """Dimensions of a decoder-only model; `quantised_gb` are 1e9 bytes of weights as they lie in memory."""
 
     title: str
@@ -75,7 +75,7 @@ class Model(Entry, frozen=True):
         return self.quantised_gb * 1e9 / self.counted_parameters
 
 
-class Node(Entry, frozen=True):
+class Computer(FileEntry, frozen=True):
     """One computer: what its data sheet says (1e9 bytes/s, 1e9 operations/s) and how much of it an engine gets."""
 
     title: str
@@ -88,7 +88,7 @@ class Node(Entry, frozen=True):
     source: str
 
 
-class LinkKind(Entry, frozen=True):
+class LinkKind(FileEntry, frozen=True):
     """A network: one-way latency in microseconds, bandwidth in 1e9 bit/s per direction."""
 
     title: str
@@ -97,24 +97,24 @@ class LinkKind(Entry, frozen=True):
     source: str
 
 
-class _ClusterEntry(Entry, frozen=True):
+class _ClusterEntry(FileEntry, frozen=True):
     nodes: Annotated[list[str], msgspec.Meta(min_length=1)]
     link: str
 
 
-class _PairEntry(Entry, frozen=True):
+class _PairEntry(FileEntry, frozen=True):
     target: str
     draft: str
 
 
-class Cluster(msgspec.Struct, frozen=True):
+class Hardware(msgspec.Struct, frozen=True):
     """Kinds of node, repeated over the ranks, on one kind of link."""
 
     name: str
-    nodes: tuple[Node, ...]
+    nodes: tuple[Computer, ...]
     link: LinkKind
 
-    def node(self, rank: int) -> Node:
+    def node(self, rank: int) -> Computer:
         return self.nodes[rank % len(self.nodes)]
 
     @property
@@ -135,7 +135,7 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 @cache
-def cluster(name: str) -> Cluster:
+def cluster(name: str) -> Hardware:
     """A profile of workloads/clusters.toml, by name, or one of a file like it: `mine.toml`, `mine.toml:rack2`. Such a
     file may name nodes and links of workloads/clusters.toml beside its own."""
     path, entry_name = asset("workloads/clusters.toml"), name
@@ -150,7 +150,7 @@ def cluster(name: str) -> Cluster:
     at = f"{path}: cluster.{entry_name}"
     kinds, links = ({**shared.get(section, {}), **file[section]} for section in ("node", "link"))
     nodes = tuple(pick(kinds, node, f"{at}.nodes: node") for node in entry.nodes)
-    return Cluster(entry_name, nodes, pick(links, entry.link, f"{at}.link: link"))
+    return Hardware(entry_name, nodes, pick(links, entry.link, f"{at}.link: link"))
 
 
 def cluster_name(name: str) -> str:
@@ -158,7 +158,7 @@ def cluster_name(name: str) -> str:
     return cluster(name).name if _OF_A_FILE.fullmatch(name) else name
 
 
-_CLUSTERS: dict[str, type] = {"node": Node, "link": LinkKind, "cluster": _ClusterEntry}
+_CLUSTERS: dict[str, type] = {"node": Computer, "link": LinkKind, "cluster": _ClusterEntry}
 _OF_A_FILE = re.compile(r"(?P<path>.*\.toml)(:(?P<name>[^:/]+))?")
 
 
@@ -261,7 +261,7 @@ def _sections(path: Path, kinds: dict[str, type]) -> dict[str, dict[str, Any]]:
     }
 
 
-class _Prompt(Entry, frozen=True):
+class _Prompt(FileEntry, frozen=True):
     name: str
     text: str
 

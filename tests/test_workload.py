@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.workload import Entry, WorkloadError, load
+from pipeinfer.workload import FileEntry, WorkloadError, load
 
 PAIRS = workload.names("pairs", "pair")
 
@@ -52,13 +52,13 @@ def test_an_unknown_name_gets_the_nearest_known_one(call, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-class Inner(Entry, frozen=True):
+class Inner(FileEntry, frozen=True):
     """A nested table."""
 
     width: int = 1
 
 
-class Outer(Entry, frozen=True):
+class Outer(FileEntry, frozen=True):
     """A file."""
 
     title: str

@@ -25,7 +25,7 @@ class Entered(NamedTuple):
     sequences: Sequence[Tags]
 
 
-class Cells:
+class CellTags:
     """Tags of `cells` cells for sequence ids 0..sequences-1, with llama.cpp's semantics."""
 
     def __init__(self, cells: int, sequences: int) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer.engine.backend import BadModel
+from pipeinfer_llamacpp.abort_thread import Flag
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
 from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama, native_strlen
-from pipeinfer_llamacpp.watcher import Flag
 
 FLASH_ATTENTION_OFF = 0
 """Flash attention adds up in an order of its own for many rows, so that a row's logits depend more on the rows it is

@@ -44,7 +44,7 @@ LAYER = re.compile(r"layer +(\d+): (filtered|dev)")
 """What llama.cpp logs of a context for a model with sliding windows: two caches, and which layers each has."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class CutPoint(msgspec.Struct, frozen=True):
     """The node at which rows enter a stage, or why it cannot be cut."""
 
     entry: str = ""
@@ -65,7 +65,7 @@ def cut_stage(source: GgufFile, layers: tuple[int, int], folder: Path, *, thread
     first, stop = layers
     name = f"{source.path.stem}-{fingerprint(source)}-{first}-{stop}"
     kept = made_once(folder / name, partial(cut_and_try, source, layers, threads=threads))
-    found = msgspec.json.decode((kept / FOUND).read_bytes(), type=Found)
+    found = msgspec.json.decode((kept / FOUND).read_bytes(), type=CutPoint)
     if found.refused:
         raise BadModel(f"expected layers [{first}, {stop}) of {source.path} to compute by themselves what they compute"
                        f" in the whole model, came {found.refused} ({source.architecture}): cut elsewhere, or run the"
@@ -75,18 +75,18 @@ def cut_stage(source: GgufFile, layers: tuple[int, int], folder: Path, *, thread
 
 def cut_and_try(source: GgufFile, layers: tuple[int, int], folder: Path, *, threads: int) -> None:
     folder.mkdir()
-    with Trial(source, threads) as trial:
+    with ProbedModel(source, threads) as trial:
         write_stage(source, layers, folder / STAGE, trial.windowed)
         try:
             found = trial.find(layers, folder / STAGE)
         except (BadModel, RuntimeError, ValueError) as error:
-            found = Found(refused=f"a stage that does not run: {error}")
+            found = CutPoint(refused=f"a stage that does not run: {error}")
     if found.refused:
         (folder / STAGE).unlink()
     (folder / FOUND).write_bytes(msgspec.json.encode(found))
 
 
-class Trial:
+class ProbedModel:
     """The whole model, and what its layers give for a few rows."""
 
     def __init__(self, source: GgufFile, threads: int) -> None:
@@ -102,28 +102,28 @@ class Trial:
         with everything_said() as lines, self._opened(self._whole, **WHOLE):
             self.windowed = windows_in(lines, self._layers)
 
-    def __enter__(self) -> "Trial":
+    def __enter__(self) -> "ProbedModel":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._whole.close()
 
-    def find(self, layers: tuple[int, int], path: Path) -> Found:
+    def find(self, layers: tuple[int, int], path: Path) -> CutPoint:
         """How the stage file at `path` has to be fed to give what `layers` give in the whole model."""
         first, stop = layers
         entering = self._leaving_whole(first) if first else None
         expected = self._leaving_whole(stop)
         if not all(np.isfinite(rows).all() for rows in expected):
-            return Found(refused="numbers that are not finite")
+            return CutPoint(refused="numbers that are not finite")
         model = self._load(path)
         try:
             for entry in self._nodes_before_layers(model, layers, entering):
                 with self._opened(model, **ports_of(self._source, layers, entry)) as stage:
                     if same(self._run(stage, entering), expected):
-                        return Found(entry=entry)
+                        return CutPoint(entry=entry)
         finally:
             model.close()
-        return Found(refused="other numbers")
+        return CutPoint(refused="other numbers")
 
     def _nodes_before_layers(
         self, model: LoadedModel, layers: tuple[int, int], entering: list[Hidden] | None

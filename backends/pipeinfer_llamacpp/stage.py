@@ -14,13 +14,13 @@ import numpy as np
 
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
-from pipeinfer_llamacpp.cells import Cells, Tags
+from pipeinfer_llamacpp.abort_thread import AbortThread, new_flag
+from pipeinfer_llamacpp.cells import CellTags, Tags
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
 from pipeinfer_llamacpp.library import first_error, forget_errors, llama
 from pipeinfer_llamacpp.model import MICRO_BATCH, LoadedModel
 from pipeinfer_llamacpp.rows import Rows, needed_tags
-from pipeinfer_llamacpp.watcher import AbortWatcher, new_flag
 
 DECODED, NO_CELLS, ABORTED, BAD_BATCH = 0, 1, 2, -1
 
@@ -62,10 +62,10 @@ class LlamaCppStage:
         self._open_context = partial(model.open_context, sequences=sequences, threads=threads, kv_type=kv_type,
                                      flash=flash, flag=self._flag, hidden=hidden)  # fmt: skip
         now = cells if fixed_cells else min(cells, FIRST_CELLS)
-        self._cells = Cells(now, sequences)
+        self._cells = CellTags(now, sequences)
         self._rows = Rows(min(cells, MICRO_BATCH), sequences)
         self._context = self._open_context(now)
-        self._watcher = AbortWatcher(self._flag)
+        self._abort_thread = AbortThread(self._flag)
         self._decode = llama().llama_decode
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
@@ -99,7 +99,7 @@ class LlamaCppStage:
 
     def release(self) -> None:
         """Give back everything but the model."""
-        self._watcher.close()
+        self._abort_thread.close()
         llama().llama_free(self._context)
 
     def _memory(self) -> Any:
@@ -148,9 +148,9 @@ class LlamaCppStage:
         if self._hidden is not None:
             self._hidden.expect(entering, leaving if self._gives_hidden else None)
         forget_errors()
-        self._watcher.start(abort, rows.n_tokens)
+        self._abort_thread.start(abort, rows.n_tokens)
         status = self._decode(self._context, rows)
-        stopped = self._watcher.stop(computed=status == DECODED)
+        stopped = self._abort_thread.stop(computed=status == DECODED)
         if status == DECODED and not stopped:
             if self._hidden is not None:
                 self._hidden.check()
@@ -163,7 +163,7 @@ class LlamaCppStage:
         an abort."""
         computed = start if status in (NO_CELLS, BAD_BATCH) else len(positions)
         self._take_back(positions[:computed], tags[:computed])
-        self._watcher.raise_error()
+        self._abort_thread.raise_error()
         if status not in (DECODED, ABORTED):
             raise failure(status)
 

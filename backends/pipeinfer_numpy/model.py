@@ -8,7 +8,7 @@ from pipeinfer.engine.backend import AbortCheck, Batch, Hidden, check_batch
 from pipeinfer.engine.kv_cells import Cells, Taken
 from pipeinfer_numpy.config import LlamaConfig
 from pipeinfer_numpy.rope import inverse_frequencies, rotations
-from pipeinfer_numpy.weights import Head, LayerWeights, StageWeights
+from pipeinfer_numpy.weights import LayerWeights, OutputHead, StageWeights
 
 GEMM_ROWS = 8
 """From this many rows on one matrix product beats a vector-matrix product per row (measured with OpenBLAS)."""
@@ -80,7 +80,7 @@ class LlamaStage:
         grouped = queries.reshape(rows, kv_heads, -1, head_size)
         return grouped.swapaxes(0, 1), keys.transpose(1, 2, 0), values.swapaxes(0, 1)
 
-    def _logits(self, head: Head, x: Hidden) -> Hidden:
+    def _logits(self, head: OutputHead, x: Hidden) -> Hidden:
         return linear(rms_norm(x, self._eps) * head.norm, head.output.T)
 
 

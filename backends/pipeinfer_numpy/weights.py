@@ -24,7 +24,7 @@ class LayerWeights(NamedTuple):
     down: Hidden  # [ffn, hidden]
 
 
-class Head(NamedTuple):
+class OutputHead(NamedTuple):
     """The final norm and the output matrix, as stored: with tied embeddings it is the embedding."""
 
     norm: Hidden  # [hidden]
@@ -36,7 +36,7 @@ class StageWeights(NamedTuple):
 
     embedding: Hidden | None
     layers: list[LayerWeights]
-    head: Head | None
+    head: OutputHead | None
 
 
 def read_weights(checkpoint: Checkpoint, config: LlamaConfig, layers: tuple[int, int]) -> StageWeights:
@@ -52,11 +52,11 @@ def read_embedding(checkpoint: Checkpoint, config: LlamaConfig) -> Hidden:
     return checkpoint.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
 
 
-def read_head(checkpoint: Checkpoint, config: LlamaConfig, embedding: Hidden | None) -> Head:
+def read_head(checkpoint: Checkpoint, config: LlamaConfig, embedding: Hidden | None) -> OutputHead:
     norm = checkpoint.tensor("model.norm.weight", config.hidden_size)
     if not config.tie_word_embeddings or checkpoint.holds(HEAD):
-        return Head(norm, checkpoint.tensor(HEAD, config.vocab_size, config.hidden_size))
-    return Head(norm, read_embedding(checkpoint, config) if embedding is None else embedding)
+        return OutputHead(norm, checkpoint.tensor(HEAD, config.vocab_size, config.hidden_size))
+    return OutputHead(norm, read_embedding(checkpoint, config) if embedding is None else embedding)
 
 
 def read_layer(checkpoint: Checkpoint, config: LlamaConfig, prefix: str) -> LayerWeights:

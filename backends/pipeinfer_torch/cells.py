@@ -10,7 +10,7 @@ from pipeinfer.engine.backend import Batch
 from pipeinfer.engine.kv_cells import Cells, Taken
 
 
-class View(NamedTuple):
+class CellsView(NamedTuple):
     """What one forward needs of the cells."""
 
     taken: slice | Tensor
@@ -39,10 +39,10 @@ class KvCells:
         shape = (2, 1, kv_heads, self._cells, head_size)
         self.layers = [self._like.new_zeros(shape) for _ in range(self._count)]
 
-    def view(self, batch: Batch, taken: Taken) -> View:
+    def view(self, batch: Batch, taken: Taken) -> CellsView:
         cells = taken if isinstance(taken, slice) else torch.from_numpy(taken).to(self._like.device)
         masks = {
             reach: torch.from_numpy(self.tags.mask(batch.positions, batch.sequences, reach)).to(self._like)
             for reach in self._reaches
         }
-        return View(cells, self.tags.window, masks)
+        return CellsView(cells, self.tags.window, masks)

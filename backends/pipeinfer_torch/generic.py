@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from pipeinfer.engine.backend import AbortCheck, BadModel
-from pipeinfer_torch.cells import KvCells, View
+from pipeinfer_torch.cells import CellsView, KvCells
 from pipeinfer_torch.config import briefly
 from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
 
 
-class Left(Exception):  # noqa: N818 - reads as what happened
+class ForwardEnded(Exception):  # noqa: N818 - reads as what happened
     """The model's forward ended early: with the hidden states behind the stage's last layer, or None when aborted."""
 
     def __init__(self, hidden: Tensor | None) -> None:
@@ -49,12 +49,14 @@ class GenericLayers:
         else:
             skeleton.layers[-1].register_forward_hook(leave)
         try:
-            self._rehearse(skeleton)
+            self._try_one_row(skeleton)
         except Exception as error:  # code of another version of transformers may fail anywhere
             raise BadModel(f"expected layers that run apart from the rest of {type(self._model).__name__}, came"
                            f" {briefly(error)}: install another version of transformers") from None
 
-    def run(self, entering: Tensor, positions: Tensor, view: View, outputs: int, abort: AbortCheck) -> Tensor | None:
+    def run(
+        self, entering: Tensor, positions: Tensor, view: CellsView, outputs: int, abort: AbortCheck
+    ) -> Tensor | None:
         """From token ids [rows] or hidden states [rows, hidden_size] to hidden states or logits [outputs, vocabulary];
         None when aborted."""
         self._cache.view, self._entering, self._abort = view, entering[None], abort
@@ -69,8 +71,8 @@ class GenericLayers:
                 use_cache=True,
                 logits_to_keep=torch.arange(rows - outputs, rows, device=entering.device),
             )
-        except Left as left:
-            return left.hidden
+        except ForwardEnded as ended:
+            return ended.hidden
         logits: Tensor = result.logits[0]
         return logits
 
@@ -79,7 +81,7 @@ class GenericLayers:
 
         def enter(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             if self._abort():
-                raise Left(None)
+                raise ForwardEnded(None)
             if place == 0 and not self._is_first:
                 args = (self._entering, *args[1:])
             return args, kwargs | {"attention_mask": self._cache.view.masks[self._reaches[place]][None, None]}
@@ -88,16 +90,16 @@ class GenericLayers:
 
     def _before_output(self, output: nn.Module, args: tuple[Any, ...]) -> None:
         if self._abort():
-            raise Left(None)
+            raise ForwardEnded(None)
 
-    def _rehearse(self, skeleton: Skeleton) -> None:
+    def _try_one_row(self, skeleton: Skeleton) -> None:
         """Run one row. That shows the shape of the cells, and whether each layer uses them as a stage needs it."""
         device = skeleton.device
         entering = torch.zeros((1,), dtype=torch.long, device=device) if self._is_first else torch.zeros(
             (1, skeleton.config.hidden_size), dtype=skeleton.dtype, device=device
         )
         mask = torch.zeros((1, 1), dtype=skeleton.dtype, device=device)
-        view = View(slice(0, 1), 1, dict.fromkeys(self._reaches, mask))
+        view = CellsView(slice(0, 1), 1, dict.fromkeys(self._reaches, mask))
         self.run(entering, torch.zeros((1,), dtype=torch.long, device=device), view, 1, lambda: False)
         if self._cache.stored != set(range(len(self._reaches))):
             raise ValueError("its layers do not each keep one pair of keys and values")
@@ -108,7 +110,7 @@ class CellCache(Cache):
 
     def __init__(self, cells: KvCells, first: int) -> None:
         super().__init__(layers=[])
-        self.view: View
+        self.view: CellsView
         self.stored: set[int] = set()
         """Layers of the stage that have stored anything so far."""
         self._cells = cells
@@ -147,4 +149,4 @@ def quicken(module: nn.Module) -> None:
 
 def leave(_layer: nn.Module, _args: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
     """The hook behind the stage's last layer."""
-    raise Left((output if isinstance(output, Tensor) else output[0])[0])
+    raise ForwardEnded((output if isinstance(output, Tensor) else output[0])[0])

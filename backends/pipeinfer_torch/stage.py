@@ -8,9 +8,9 @@ from pipeinfer.core.messages import KvOp
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden, check_batch, check_layers
 from pipeinfer.engine.kv_cells import Taken
 from pipeinfer_torch.cells import KvCells
-from pipeinfer_torch.config import LEAN
+from pipeinfer_torch.config import FUSED
+from pipeinfer_torch.fused_layers import FusedLayers
 from pipeinfer_torch.generic import GenericLayers
-from pipeinfer_torch.lean import LeanLayers
 from pipeinfer_torch.memory import check_room
 from pipeinfer_torch.skeleton import Skeleton
 from pipeinfer_torch.source import find_model, find_weights
@@ -42,7 +42,7 @@ class TorchStage:
         self._like = torch.empty(0, dtype=skeleton.dtype, device=skeleton.device)
         reaches = [skeleton.reach(layer) for layer in range(first, stop)]
         self._cells = KvCells(reaches, cells, sequences, self._like)
-        kind = LeanLayers if config.model_type in LEAN else GenericLayers
+        kind = FusedLayers if config.model_type in FUSED else GenericLayers
         self._layers = kind(skeleton, first, stop, self._cells)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:

@@ -12,11 +12,11 @@ from pipeinfer.cluster.ranks import Ranks
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import Failure, LinkLimit, Shutdown
-from pipeinfer.runtime.cpu_latency import cores_awake
+from pipeinfer.runtime.cpu_latency import without_deep_idle
 from pipeinfer.runtime.live import shaped
 from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport
 
-WATCH_S = 0.1
+CHECK_S = 0.1
 """How often a waiting head looks at the processes it started."""
 
 NOTE_S = 60.0
@@ -36,8 +36,8 @@ class Contact:
         """What a rank said of where it is: `HOST (pid N)`."""
         self._ranks: Ranks = open_ranks(transport, count, workers, key)
         self._last_message: dict[int, str] = {}
-        self._awake = ExitStack()
-        self._awake.enter_context(cores_awake())
+        self._idle_states = ExitStack()
+        self._idle_states.enter_context(without_deep_idle())
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +68,7 @@ class Contact:
 
     def close(self) -> None:
         """End every rank that was started here and let go of the others. Idempotent."""
-        self._awake.close()
+        self._idle_states.close()
         self._ranks.close(control.encode(Shutdown()))
 
     def send(self, rank: int, message: Any, *, urgent: bool = False) -> None:
@@ -106,7 +106,7 @@ class Contact:
         """The next message in its envelope, however long it takes: whether ranks live is the transport's to say, by
         their heartbeats. `what` says what is waited for. Raises RankLost or LaunchError."""
         last = noted = time.monotonic()
-        while (found := self.receive_from(WATCH_S)) is None:
+        while (found := self.receive_from(CHECK_S)) is None:
             now = time.monotonic()
             if now - noted >= NOTE_S:
                 _log.warning("the ranks live and have sent nothing for %.0f s; waiting for %s", now - last, what())

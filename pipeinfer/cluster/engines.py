@@ -3,7 +3,7 @@
 import subprocess
 from typing import Any
 
-from pipeinfer.cluster.doctor import Finding
+from pipeinfer.cluster.doctor import Diagnosis
 from pipeinfer.cluster.process_end import how_it_ended
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.plugins import BACKENDS, BrokenPlugin, load, names
@@ -12,7 +12,7 @@ LONGEST_S = 120.0
 """An engine that is not done by then hangs."""
 
 
-def examine_engines() -> list[Finding]:
+def examine_engines() -> list[Diagnosis]:
     """A finding for each backend that is installed. They are tried at the same time."""
     return [finding_of(name, started) for name, started in [(name, start(name)) for name in names(BACKENDS)]]
 
@@ -28,11 +28,11 @@ def start(name: str) -> "subprocess.Popen[str] | None":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def finding_of(name: str, trial: "subprocess.Popen[str] | None") -> Finding:
+def finding_of(name: str, trial: "subprocess.Popen[str] | None") -> Diagnosis:
     """What came of the trial, once it has ended."""
     what = f"engine {name}"
     if trial is None:
-        return Finding(what, "unknown", "not installed")
+        return Diagnosis(what, "unknown", "not installed")
     try:
         tried, said = trial.communicate(timeout=LONGEST_S)
     except subprocess.TimeoutExpired:
@@ -40,12 +40,12 @@ def finding_of(name: str, trial: "subprocess.Popen[str] | None") -> Finding:
         tried, said = trial.communicate()
     lines = tried.splitlines() or ["loading"]
     if trial.returncode == 0:
-        return Finding(what, "ok", f"loads, and computes in {', '.join(lines[1:])}" if lines[1:] else "loads")
+        return Diagnosis(what, "ok", f"loads, and computes in {', '.join(lines[1:])}" if lines[1:] else "loads")
     if trial.returncode > 0:
-        return Finding(what, "advice", lines[-1], cure(name))
+        return Diagnosis(what, "advice", lines[-1], cure(name))
     words = said.strip().splitlines()[-1:]
     found = ": ".join([f"{lines[-1]}: {how_it_ended(trial.returncode)}", *words])
-    return Finding(what, "advice", found, cure(name))
+    return Diagnosis(what, "advice", found, cure(name))
 
 
 def cure(name: str) -> str:

@@ -7,14 +7,14 @@ import msgspec
 
 from pipeinfer.cluster.auto_split import auto_split, check_memory
 from pipeinfer.cluster.contact import Contact
-from pipeinfer.cluster.garbage import uncollected
+from pipeinfer.cluster.garbage_collection import uncollected
 from pipeinfer.cluster.head import Head, OnTokens
 from pipeinfer.cluster.inspection import inspections
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Request, Start
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import DraftFrom, Sampling
 from pipeinfer.core.prompt import PromptChunk
@@ -97,7 +97,7 @@ class Cluster(Contact):
         self._check_ids(prompt)
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
         start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy_name, options or {})
-        pipeline = Pipeline(len(self.models.split), self.models.cells, self.plan.sequences,
+        pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
                             self.models.target.context, prompt_chunk or self.plan.prompt_chunk)  # fmt: skip
         scheduler = Scheduler(pipeline, lambda _: strategy, first_run=self._next_run, first_order=self._last_order)
         self.scheduler = scheduler

@@ -19,7 +19,7 @@ from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, TransportError, hosting_of, open_transport
 
 if TYPE_CHECKING:
-    from pipeinfer.runtime.transports.mpi import World
+    from pipeinfer.runtime.transports.mpi import MpiProcess
 
 NODES = 4
 """Ranks, unless the user or the MPI world says how many."""
@@ -66,7 +66,7 @@ def settle(launcher: str | None, transport: str | None, nodes: int | None) -> tu
     """
     if launcher not in (None, "mpi"):
         raise ValueError(f'no launcher "{launcher}"; there is: mpi')
-    if launcher == "mpi" and not in_world():
+    if launcher == "mpi" and not in_mpi_world():
         start_world(nodes or NODES)
     if _is_world(transport):
         there = join_world()
@@ -77,7 +77,7 @@ def settle(launcher: str | None, transport: str | None, nodes: int | None) -> tu
 def _is_world(transport: str | None) -> bool:
     """Whether ranks over it are the other processes of this one's world; None: whatever this process was started as."""
     try:
-        return in_world() if transport is None else hosting_of(transport).start == "world"
+        return in_mpi_world() if transport is None else hosting_of(transport).start == "world"
     except BrokenPlugin:
         _let_the_first_say()
         raise
@@ -90,7 +90,7 @@ def _let_the_first_say() -> None:
         sys.exit(2)
 
 
-def in_world() -> bool:
+def in_mpi_world() -> bool:
     """Whether a launcher started this process as one of several."""
     return STARTED in os.environ or place()[1] > 1
 
@@ -154,7 +154,7 @@ class MpiProcesses(Unwatched):
         self.addresses = [f"mpi://{rank - HEAD}" for rank in range(count)]
 
 
-def _serve(world: "World") -> None:
+def _serve(world: "MpiProcess") -> None:
     """One session after another, each told by the head who this rank is; the head also reports what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -170,7 +170,7 @@ def _serve(world: "World") -> None:
             transport.close()
 
 
-def _world() -> "World":
+def _world() -> "MpiProcess":
     load(TRANSPORTS, "mpi")  # says what to install where it does not load
     from pipeinfer.runtime.transports.mpi import library, open_world
 

@@ -2,7 +2,7 @@
 
 from pipeinfer.cluster.processes import Processes
 from pipeinfer.cluster.ranks import Ranks
-from pipeinfer.cluster.reached_workers import Workers
+from pipeinfer.cluster.remote_workers import Workers
 from pipeinfer.cluster.threads import Threads
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.transports import hosting_of

@@ -124,11 +124,8 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Continue a prompt (default: some Python) on a pipeline of ranks, streamed as it is committed."""
-    import msgspec
-
     from pipeinfer.cluster.launch import Cluster
-    from pipeinfer.cluster.mpi_world import in_world
-    from pipeinfer.commands.conversation import written
+    from pipeinfer.cluster.mpi_world import in_mpi_world
     from pipeinfer.commands.view import starting
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.files import check_writable
@@ -139,10 +136,7 @@ def generate(
     settings = cluster.settings()
     drafts = strategy.needs_draft_model(chosen)
     plan = settings.plan(*settings.settle(), drafts=drafts, trace=output.trace is not None)
-    if conversation:
-        words = written(conversation, plan)
-    # No token is of less than a byte.
-    plan = msgspec.structs.replace(plan, longest=len(words.encode()) + text.tokens)
+    plan, words = _with_room(plan, words, conversation, text.tokens)
     how = sampling.sampling()
     if output.trace is not None:
         check_writable(output.trace)
@@ -150,7 +144,7 @@ def generate(
     with starting():
         ranks = Cluster(plan)
     with ranks:
-        _print_notes(ranks, layout=in_world() or plan.layers == "auto")
+        _print_notes(ranks, layout=in_mpi_world() or plan.layers == "auto")
         prompt_ids = ranks.tokenizer.encode(words, add_special=not (text.raw or conversation))
         ends = () if text.ignore_eos else ranks.models.target.eos
         stream = TextStream(ranks.tokenizer, text.stop or [], prompt=prompt_ids, ends=ends)
@@ -168,6 +162,18 @@ def generate(
     _write_files(ranks, output.trace, log)
     if checked is not None:
         checked.conclude()
+
+
+def _with_room(plan: "Plan", words: str, conversation: "list[Message]", tokens: int) -> "tuple[Plan, str]":
+    """The plan with cells for the whole text, and the prompt: the conversation in the model's own template if any."""
+    import msgspec
+
+    from pipeinfer.commands.conversation import written
+
+    if conversation:
+        words = written(conversation, plan)
+    # No token is of less than a byte.
+    return msgspec.structs.replace(plan, longest=len(words.encode()) + tokens), words
 
 
 def _write_files(ranks: "Cluster", trace: Path | None, log: "EventFile | None") -> None:
@@ -225,11 +231,11 @@ def _print_notes(cluster: "Cluster", *, layout: bool) -> None:
 
 
 def _view(cluster: "Cluster", stream: "TextStream", prompt: str, *, quiet: bool) -> Any:
-    from pipeinfer.cluster.mpi_world import in_world
+    from pipeinfer.cluster.mpi_world import in_mpi_world
     from pipeinfer.commands.view import LiveView, PlainView, View
 
     # Open MPI gives the head a terminal, wherever its output goes.
-    terminal = sys.stdout.isatty() and not in_world()
+    terminal = sys.stdout.isatty() and not in_mpi_world()
     if quiet:
         return View(stream, prompt)
     return LiveView(stream, prompt, lambda: cluster.scheduler) if terminal else PlainView(stream, prompt)

@@ -153,7 +153,7 @@ def _collect(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: 
 def _ranks(workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, Any], int | None]:
     """Fields of a live recipe that say on which ranks it runs, and how many they are: workers, an MPI world, or (None)
     processes that are started here."""
-    from pipeinfer.cluster.mpi_world import in_world, settle
+    from pipeinfer.cluster.mpi_world import in_mpi_world, settle
     from pipeinfer.runtime.transports import scheme_of, takes_keys
 
     if key is not None and workers is None:
@@ -166,7 +166,7 @@ def _ranks(workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, 
         if key is None and takes_keys(transport):
             raise ValueError(f"--workers {there}: they need their key file, so give --key as well")
         return {"transport": transport, "workers": workers, "stages": len(workers) - 1}, len(workers)
-    if not in_world():
+    if not in_mpi_world():
         return {}, None
     transport, ranks = settle(None, None, None)
     return {"transport": transport, "stages": ranks - 1}, ranks
@@ -184,7 +184,7 @@ def _progress(console: "Console") -> "Progress":
     )
     from rich.text import Text
 
-    class Left(TimeRemainingColumn):
+    class TimeLeft(TimeRemainingColumn):
         """What is known of the rest, or else what the pace so far lets expect."""
 
         def render(self, task: Task) -> Text:
@@ -194,7 +194,7 @@ def _progress(console: "Console") -> "Progress":
     # Redrawn when a cell ends and never beside one: what is being timed has the cores to itself.
     return Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left", markup=False), Left(), console=console, auto_refresh=False,
+        TextColumn("left", markup=False), TimeLeft(), console=console, auto_refresh=False,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeinfer.modelling.side_by_side import SideBySide
-    from pipeinfer.modelling.simulate import Found, Limits, Setting
+    from pipeinfer.modelling.simulate import BestFound, Limits, Setting
 
 
 def simulate(
@@ -87,7 +87,7 @@ def _drafts(setting: "Setting") -> str:
     return "by position, assumed" if setting.difficulty is not None else "i.i.d., assumed"
 
 
-def _table(found: "Sequence[Found]", bound: "Limits") -> "Table":
+def _table(found: "Sequence[BestFound]", bound: "Limits") -> "Table":
     from rich.table import Table
 
     from pipeinfer.results.metrics import summary
@@ -116,12 +116,12 @@ def _table(found: "Sequence[Found]", bound: "Limits") -> "Table":
     return table
 
 
-def _heading(one: "Found") -> str:
+def _heading(one: "BestFound") -> str:
     options = ", ".join(f"{name} {value}" for name, value in one.options.items())
     return f"{one.strategy}\n({options}; best of {one.tried})" if one.tried > 1 else one.strategy
 
 
-def _limit(one: "Found", bound: "Limits") -> str:
+def _limit(one: "BestFound", bound: "Limits") -> str:
     if one.strategy == "pipeinfer":
         value = bound.pipelined.get(one.options.get("draft", 3))
     else:

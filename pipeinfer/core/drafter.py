@@ -15,7 +15,7 @@ from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, Proposal
-from pipeinfer.core.tree import Node, Tree
+from pipeinfer.core.tree import Node, TokenTree
 
 RETRY_S = 1e-3
 """A stalled branch looks at its decayed cutoff again this often (seconds)."""
@@ -53,7 +53,7 @@ class Draft:
         self.number = number
         self.policy = policy
         self.settings = DraftSettings()
-        self.tree = Tree()
+        self.tree = TokenTree()
         self.leaves: list[Node] = []
         self.until = -1
         self.limit = limit

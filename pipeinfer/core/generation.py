@@ -16,13 +16,13 @@ from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import DraftFrom, DraftSettings, Proposal
 from pipeinfer.core.prompt import PromptChunk
-from pipeinfer.core.tree import Node, Run, Tree
+from pipeinfer.core.tree import Node, Run, TokenTree
 
 NOWHERE = -1
 """The `until` of an order that stops the drafter."""
 
 
-class Pipeline(msgspec.Struct, frozen=True):
+class PipelineShape(msgspec.Struct, frozen=True):
     """What is known of the target pipeline: its depth, each stage's KV cells and sequence ids, the model's context
     (tokens), and in how many tokens at a time the prompt is sent."""
 
@@ -48,7 +48,7 @@ class Pipeline(msgspec.Struct, frozen=True):
 class Pipe(Protocol):
     """What a request shares with the others: the scheduler, as far as its requests use it."""
 
-    pipeline: Pipeline
+    pipeline: PipelineShape
     ledger: Ledger
     measured: Measured
     now: float
@@ -140,7 +140,7 @@ class Generation:
         self.request = request
         self.strategy = strategy
         self.sequence = sequence
-        self.tree = Tree()
+        self.tree = TokenTree()
         self.text = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.margins: list[float] = []

@@ -20,12 +20,12 @@ class LedgerError(OurError):
     """An operation would break an invariant: a bug in whoever asked for it, caught before any stage saw it."""
 
 
-class Cell:
+class KvCell:
     """One KV cell: `refs` counts the sequences that end here plus the cells that continue it."""
 
     __slots__ = ("parent", "position", "refs")
 
-    def __init__(self, position: int, parent: "Cell | None") -> None:
+    def __init__(self, position: int, parent: "KvCell | None") -> None:
         self.position = position
         self.parent = parent
         self.refs = 0
@@ -39,9 +39,9 @@ class Ledger:
         self.sequences = sequences
         self.used = 0
         self.pending: list[KvOp] = []
-        self._root = Cell(-1, None)
+        self._root = KvCell(-1, None)
         self._root.refs = 1
-        self._last: dict[int, Cell] = {}
+        self._last: dict[int, KvCell] = {}
 
     @property
     def free(self) -> int:
@@ -81,7 +81,7 @@ class Ledger:
             raise LedgerError(f"row at {position} does not continue every sequence of {tags}")
         if self.used >= self.capacity:
             raise LedgerError(f"all {self.capacity} cells are in use")
-        cell = Cell(position, last)
+        cell = KvCell(position, last)
         last.refs += 1
         self.used += 1
         for sequence in tags:
@@ -119,9 +119,9 @@ class Ledger:
 
     def validate(self) -> None:
         """Recount everything; raises LedgerError. For tests: O(cells)."""
-        reachable: dict[int, Cell] = {id(self._root): self._root}
+        reachable: dict[int, KvCell] = {id(self._root): self._root}
         for last in self._last.values():
-            cell: Cell | None = last
+            cell: KvCell | None = last
             while cell is not None and id(cell) not in reachable:
                 reachable[id(cell)] = cell
                 cell = cell.parent
@@ -133,17 +133,17 @@ class Ledger:
         if sequence in self._last or not 0 <= sequence < self.sequences:
             raise LedgerError(f"sequence {sequence} is in use or outside 0..{self.sequences - 1}")
 
-    def _at(self, sequence: int) -> Cell:
+    def _at(self, sequence: int) -> KvCell:
         cell = self._last.get(sequence)
         if cell is None:
             raise LedgerError(f"sequence {sequence} is not in use")
         return cell
 
-    def _hold(self, sequence: int, cell: Cell) -> None:
+    def _hold(self, sequence: int, cell: KvCell) -> None:
         self._last[sequence] = cell
         cell.refs += 1
 
-    def _drop(self, cell: Cell) -> None:
+    def _drop(self, cell: KvCell) -> None:
         cell.refs -= 1
         while cell.refs == 0:
             parent = cell.parent

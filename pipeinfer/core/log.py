@@ -13,7 +13,7 @@ import msgspec
 
 from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import Compute, Computed, Drafted, Forward, Start, Stop, Woken
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Proposal
 from pipeinfer.core.scheduler import Scheduler
@@ -31,7 +31,7 @@ class ReplayDiffers(RuntimeError):  # noqa: N818 - reads as what happened
 class SchedulerHeader(msgspec.Struct, frozen=True, tag="scheduler"):
     """All that a scheduler is made of; its strategies are named by the Start events."""
 
-    pipeline: Pipeline
+    pipeline: PipelineShape
     first_run: int = 0
     first_order: int = 0
 
@@ -56,7 +56,7 @@ class DrafterHeader(msgspec.Struct, frozen=True, tag="drafter"):
 Header: TypeAlias = SchedulerHeader | StageHeader | DrafterHeader
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     """One event: when it was handled, and a digest of its effects."""
 
     now: float
@@ -74,7 +74,7 @@ class EventLog:
 
     def record(self, now: float, event: Any, effects: Sequence[Any]) -> None:
         """Append what `handle(now, event)` was told and gave; no effects where it raised."""
-        self._write(self._encoder.encode(Entry(now, _without_payload(event), digest(effects))) + b"\n")
+        self._write(self._encoder.encode(LogEntry(now, _without_payload(event), digest(effects))) + b"\n")
 
 
 def digest(effects: Sequence[Any]) -> int:
@@ -82,11 +82,11 @@ def digest(effects: Sequence[Any]) -> int:
     return zlib.crc32(msgspec.json.encode([_without_payload(effect) for effect in effects]))
 
 
-def read(lines: Iterable[bytes]) -> tuple[Header, list[Entry]]:
+def read(lines: Iterable[bytes]) -> tuple[Header, list[LogEntry]]:
     """A log's header and entries. Half a line at the end is left out; anywhere else it raises msgspec.DecodeError."""
     header, *rest = lines
-    decoder = msgspec.json.Decoder(Entry)
-    entries: list[Entry] = []
+    decoder = msgspec.json.Decoder(LogEntry)
+    entries: list[LogEntry] = []
     for number, line in enumerate(rest, 1):
         try:
             entries.append(decoder.decode(line))

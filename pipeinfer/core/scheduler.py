@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeinfer.core.effects import Finish, HeadEffect, Start, Stop, ToFirstStage, ToStages
 from pipeinfer.core.errors import OurError, PeerError
-from pipeinfer.core.generation import Generation, Pipeline, Strategy
+from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.measured import Measured
@@ -31,7 +31,7 @@ class Scheduler(Machine):
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: PipelineShape,
         open_strategy: Callable[[Start], Strategy],
         *,
         first_run: int = 0,

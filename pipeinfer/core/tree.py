@@ -57,7 +57,7 @@ class Node:
             stack.extend(node.children.values())
 
 
-class Tree:
+class TokenTree:
     """A trunk that grows token by token, and branches from its tip."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ class TooLong(TemplateError):  # noqa: N818
     """More text than any model reads."""
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """`{% generation %}` marks what the model wrote, for training; here it is only text."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own form
@@ -61,7 +61,7 @@ def tojson(
 
 def render(source: str, variables: dict[str, Any]) -> str:
     """The text. Raises jinja2's TemplateError, and whatever Python raises inside a template."""
-    world = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    world = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     world.filters["tojson"] = tojson
     world.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     pieces, length = [], 0

@@ -173,7 +173,7 @@ def lock(path: Path, *, alone: bool = False) -> int | None:
     return descriptor
 
 
-class Entry(NamedTuple):
+class CachedFile(NamedTuple):
     """Something that was made: its bytes on disk, and when it was last used, in ns."""
 
     used: int
@@ -181,7 +181,7 @@ class Entry(NamedTuple):
     size: int
 
 
-def entries(root: Path) -> Iterator[Entry]:
+def entries(root: Path) -> Iterator[CachedFile]:
     """What is kept beneath `root`: in a cache's parts, or in a folder that was chosen."""
     with suppress(OSError):
         for path in sorted(root.iterdir()):
@@ -190,7 +190,7 @@ def entries(root: Path) -> Iterator[Entry]:
                 continue
             if path.name.startswith(UNFINISHED) or MADE.fullmatch(path.name):
                 with suppress(OSError):
-                    yield Entry(path.stat().st_atime_ns, path, disk_bytes(path))
+                    yield CachedFile(path.stat().st_atime_ns, path, disk_bytes(path))
 
 
 def disk_bytes(path: Path) -> int:

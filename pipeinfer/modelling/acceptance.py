@@ -9,7 +9,7 @@ import msgspec
 
 from pipeinfer.assets import asset
 from pipeinfer.runtime.oracle import Difficulty, Oracle, Trace, independent, read_trace, varied
-from pipeinfer.workload import Entry, Rate, WorkloadError, load, pick, suggest
+from pipeinfer.workload import FileEntry, Rate, WorkloadError, load, pick, suggest
 
 FILE = "workloads/acceptance.toml"
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -34,24 +34,24 @@ class Acceptance(msgspec.Struct, frozen=True):
         return independent(self.rate, seed=seed, length=length)
 
 
-class _Level(Entry, frozen=True):
+class _Level(FileEntry, frozen=True):
     rate: Rate
     source: str
 
 
-class _Difficulty(Entry, frozen=True):
+class _Difficulty(FileEntry, frozen=True):
     spread: Share
     noise: Annotated[float, msgspec.Meta(ge=0)]
     source: str
 
 
-class _Recorded(Entry, frozen=True):
+class _Recorded(FileEntry, frozen=True):
     title: str
     file: str
     source: str
 
 
-class _File(Entry, frozen=True):
+class _File(FileEntry, frozen=True):
     level: dict[str, _Level]
     difficulty: dict[str, _Difficulty]
     trace: dict[str, _Recorded]

@@ -9,7 +9,7 @@ import msgspec
 
 from pipeinfer import __version__
 from pipeinfer.cluster.contact import Contact
-from pipeinfer.cluster.garbage import uncollected
+from pipeinfer.cluster.garbage_collection import uncollected
 from pipeinfer.cluster.inspection import draft_load, inspections, target_load
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import Plan
@@ -113,9 +113,9 @@ class _Calibration:
 
     def _rank(self, rank: int, times: LayerTimes) -> RankProfile:
         inspected = self._survey.ranks[rank]
-        beside = len(self._survey.by_host(self._survey.ranks)[inspected.host]) if inspected.shared else 1
+        sharing = len(self._survey.by_host(self._survey.ranks)[inspected.host]) if inspected.shared else 1
         curves = [self._curve(part) for part in times]
-        return RankProfile(inspected.host, inspected.memory_bytes // beside, *curves)
+        return RankProfile(inspected.host, inspected.memory_bytes // sharing, *curves)
 
     def _curve(self, seconds: Seconds) -> Curve:
         return Curve(self._grid.rows, self._grid.contexts, tuple([tuple(line) for line in seconds.tolist()]))

@@ -1,4 +1,4 @@
-"""A rehearsal: a few real generations that a profile is held against, and fitted to.
+"""A profile is fitted to a few real generations, the fit trials.
 
 `pipeinfer calibrate` times every part by itself: layers one after another on a busy core, links on idle ones. In a
 generation a stage starts after a pause, when its weights have left the caches; a message has to wake its rank; and work
@@ -55,21 +55,21 @@ SLOW_S = 2e-3
 SLOW = "iterative, slow links"
 
 
-class Rehearsal(NamedTuple):
-    """Real trials by what was rehearsed (a strategy, or SLOW), and the setting of each and the draft's trace, to
-    simulate them."""
+class FitTrials(NamedTuple):
+    """Real trials by strategy (or SLOW), and what it takes to simulate the same: the setting of each, and the draft's
+    trace."""
 
-    trials: dict[str, list[Trial]]
+    by_strategy: dict[str, list[Trial]]
     settings: dict[str, Setting]
     trace: Trace
 
 
-def rehearsed(profile: Profile, plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Profile:
-    """The profile, fitted to a rehearsal. Raises what `pipeinfer.cluster.launch.Cluster` does."""
-    return fitted(profile, rehearse(plan, prompt, sampling))
+def fitted_to_trials(profile: Profile, plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Profile:
+    """The profile, fitted to trials that are run for it. Raises what `pipeinfer.cluster.launch.Cluster` does."""
+    return fitted(profile, run_fit_trials(plan, prompt, sampling))
 
 
-def rehearse(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Rehearsal:
+def run_fit_trials(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> FitTrials:
     """Generate after `prompt` by every strategy in turn, on `plan` with STAGES stages."""
     plan = replace(plan, stages=STAGES, layers=None, bandwidth_bps=float("inf"), latency_s=0.0)
     what = {name: name for name in STRATEGIES} | {SLOW: "iterative"}
@@ -88,7 +88,7 @@ def rehearse(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Rehearsal
         for name in STRATEGIES
     }
     settings[SLOW] = replace(settings["iterative"], latency_us=SLOW_S * 1e6)
-    return Rehearsal(trials, settings, next(traces(plan, [prompt], TOKENS, sampling)))
+    return FitTrials(trials, settings, next(traces(plan, [prompt], TOKENS, sampling)))
 
 
 def nodes(strategy: str, stages: int) -> int:
@@ -107,43 +107,43 @@ def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: 
     target = load_whole(models.backend, plan.target, limit)
     draft = load_whole(models.backend, plan.draft, limit, models.shared_vocabulary)
     for prompt in prompts:
-        yield record(target, draft, [prompt], tokens, sampling, limit=limit, source="rehearsal").text(0, len(prompt))
+        yield record(target, draft, [prompt], tokens, sampling, limit=limit, source="fit trial").text(0, len(prompt))
 
 
-def fitted(profile: Profile, rehearsal: Rehearsal) -> Profile:
-    """The profile with what was rehearsed."""
+def fitted(profile: Profile, trials: FitTrials) -> Profile:
+    """The profile, fitted to these trials."""
     for _ in range(ROUNDS_OF_FITTING):
         for step in (_with_cold, _with_computing, _with_messages, _with_hops):
-            profile = step(profile, rehearsal)
-    return _with_crowding(profile, rehearsal)
+            profile = step(profile, trials)
+    return _with_crowding(profile, trials)
 
 
-def _with_cold(profile: Profile, rehearsal: Rehearsal) -> Profile:
+def _with_cold(profile: Profile, trials: FitTrials) -> Profile:
     """Pauses are longer where links are slow: so much longer does computing take there."""
-    real = _over_trials(rehearsal, SLOW, _stages_s) / _over_trials(rehearsal, "iterative", _stages_s)
+    real = _over_trials(trials, SLOW, _stages_s) / _over_trials(trials, "iterative", _stages_s)
     if real < 1 + NOISE:
         return replace(profile, cold=0.0)
 
     def too_warm(cold: float) -> bool:
         changed = replace(profile, cold=cold)
-        slow, fast = (_stages_s(_simulated(changed, rehearsal, name)) for name in (SLOW, "iterative"))
+        slow, fast = (_stages_s(_simulated(changed, trials, name)) for name in (SLOW, "iterative"))
         return slow / fast < real
 
     return replace(profile, cold=_bisect(too_warm, 0.0, MOST_COLD))
 
 
-def _with_computing(profile: Profile, rehearsal: Rehearsal) -> Profile:
+def _with_computing(profile: Profile, trials: FitTrials) -> Profile:
     """Where nothing overlaps, ranks are busy for as long as their computations take."""
-    stages = _over_trials(rehearsal, "iterative", _stages_s) / _stages_s(_simulated(profile, rehearsal, "iterative"))
+    stages = _over_trials(trials, "iterative", _stages_s) / _stages_s(_simulated(profile, trials, "iterative"))
     spans: list[Span] = []
-    _simulated(profile, rehearsal, "speculative", spans)
+    _simulated(profile, trials, "speculative", spans)
     forwards = [span.end - span.start - profile.message_s for span in spans if span.rank == STAGES]
-    draft = _over_trials(rehearsal, "speculative", lambda trial: trial.ranks[-1].busy_s) / sum(forwards)
+    draft = _over_trials(trials, "speculative", lambda trial: trial.ranks[-1].busy_s) / sum(forwards)
     ranks = [
         replace(rank, run=_scaled(rank.run, stages), layer=_scaled(rank.layer, stages), head=_scaled(rank.head, stages))
         for rank in profile.ranks
     ]
-    assert isinstance(profile.draft, Curve), "what is rehearsed has one draft rank"
+    assert isinstance(profile.draft, Curve), "fit trials have one draft rank"
     return replace(profile, ranks=tuple(ranks), draft=_scaled(profile.draft, draft))
 
 
@@ -156,7 +156,7 @@ def _scaled(curve: Curve, factor: float) -> Curve:
     return replace(curve, seconds=tuple([tuple([factor * value for value in line]) for line in curve.seconds]))
 
 
-def _with_messages(profile: Profile, rehearsal: Rehearsal) -> Profile:
+def _with_messages(profile: Profile, trials: FitTrials) -> Profile:
     """Where links are slow, what is neither computing nor links is messages."""
 
     def busier(more_s: float) -> Profile:
@@ -164,20 +164,20 @@ def _with_messages(profile: Profile, rehearsal: Rehearsal) -> Profile:
             profile, message_s=max(0.0, profile.message_s + more_s), head_s=max(0.0, profile.head_s + more_s)
         )
 
-    return _fit(busier, -MOST_MESSAGE_S, MOST_MESSAGE_S, rehearsal, [SLOW])
+    return _fit(busier, -MOST_MESSAGE_S, MOST_MESSAGE_S, trials, [SLOW])
 
 
-def _with_hops(profile: Profile, rehearsal: Rehearsal) -> Profile:
+def _with_hops(profile: Profile, trials: FitTrials) -> Profile:
     """Where nothing overlaps, what is left is links."""
 
     def slower(hop_s: float) -> Profile:
         links = [replace(link, latency_s=max(0.0, link.latency_s + hop_s)) for link in profile.links]
         return replace(profile, links=tuple(links))
 
-    return _fit(slower, -MOST_HOP_S, MOST_HOP_S, rehearsal, ["iterative", "speculative"])
+    return _fit(slower, -MOST_HOP_S, MOST_HOP_S, trials, ["iterative", "speculative"])
 
 
-def _with_crowding(profile: Profile, rehearsal: Rehearsal) -> Profile:
+def _with_crowding(profile: Profile, trials: FitTrials) -> Profile:
     """Where everything overlaps, the rest is how much ranks are in one another's way, beyond the share of the cores
     that is left to each: which no measurement of seconds tells better than their number."""
     cores = min(profile.environment.get("cores", {}).values(), default=1)
@@ -187,16 +187,16 @@ def _with_crowding(profile: Profile, rehearsal: Rehearsal) -> Profile:
         slowdown = [factor * (1 + crowding * (1 - 1 / k)) for k, factor in enumerate(shared, start=1)]
         return replace(profile, contention=tuple(slowdown))
 
-    return _fit(fuller, 0.0, MOST_CROWDING, rehearsal, ["pipeinfer"])
+    return _fit(fuller, 0.0, MOST_CROWDING, trials, ["pipeinfer"])
 
 
 def _fit(
-    changed: Callable[[float], Profile], low: float, high: float, rehearsal: Rehearsal, strategies: Sequence[str]
+    changed: Callable[[float], Profile], low: float, high: float, trials: FitTrials, strategies: Sequence[str]
 ) -> Profile:
     """The change with which these are simulated as fast as they were; it slows them down."""
 
     def too_fast(change: float) -> bool:
-        return bool(sum(np.log(_speed_ratio(changed(change), rehearsal, name)) for name in strategies) > 0)
+        return bool(sum(np.log(_speed_ratio(changed(change), trials, name)) for name in strategies) > 0)
 
     return changed(_bisect(too_fast, low, high))
 
@@ -208,18 +208,18 @@ def _bisect(too_small: Callable[[float], bool], low: float, high: float) -> floa
     return (low + high) / 2
 
 
-def _speed_ratio(profile: Profile, rehearsal: Rehearsal, strategy: str) -> float:
+def _speed_ratio(profile: Profile, trials: FitTrials, strategy: str) -> float:
     """Simulated over real tokens per second."""
-    return _speed(_simulated(profile, rehearsal, strategy)) / _over_trials(rehearsal, strategy, _speed)
+    return _speed(_simulated(profile, trials, strategy)) / _over_trials(trials, strategy, _speed)
 
 
 def _speed(trial: Trial) -> float:
     return metrics.tokens_per_second(trial) or 0.0
 
 
-def _over_trials(rehearsal: Rehearsal, strategy: str, measure: Callable[[Trial], float]) -> float:
-    return float(np.median([measure(trial) for trial in rehearsal.trials[strategy]]))
+def _over_trials(trials: FitTrials, strategy: str, measure: Callable[[Trial], float]) -> float:
+    return float(np.median([measure(trial) for trial in trials.by_strategy[strategy]]))
 
 
-def _simulated(profile: Profile, rehearsal: Rehearsal, strategy: str, spans: list[Span] | None = None) -> Trial:
-    return simulate_one(profile, rehearsal.settings[strategy], spans, oracle=rehearsal.trace)
+def _simulated(profile: Profile, trials: FitTrials, strategy: str, spans: list[Span] | None = None) -> Trial:
+    return simulate_one(profile, trials.settings[strategy], spans, oracle=trials.trace)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeinfer.cluster.placement import LayerRange
-from pipeinfer.workload import Cluster, Model, Node, Pair, WorkloadError
+from pipeinfer.workload import Computer, Hardware, Model, Pair, WorkloadError
 
 KV_BYTES = 2
 HIDDEN_BYTES = 4
@@ -52,7 +52,7 @@ class Roofline:
     def __init__(
         self,
         pair: Pair,
-        cluster: Cluster,
+        cluster: Hardware,
         layers: Sequence[LayerRange],
         draft_rank: int,
         *,
@@ -101,7 +101,7 @@ class Roofline:
         return self._row_bytes[stage]
 
 
-def _roofline(model: Model, layers: int, head: bool, node: Node, width_cost: float) -> _Rank:
+def _roofline(model: Model, layers: int, head: bool, node: Computer, width_cost: float) -> _Rank:
     bandwidth = node.memory_bandwidth_gbs * 1e9 * node.bandwidth_efficiency
     arithmetic = node.peak_gflops * 1e9 * node.arithmetic_efficiency
     weights = layers * model.layer_parameters + (model.head_parameters if head else 0)
@@ -128,7 +128,7 @@ def memory_bytes(model: Model, layers: LayerRange, context: int) -> int:
     return round(weights * model.bytes_per_weight) + (stop - start) * kv_bytes_per_position(model) * context
 
 
-def check_memory(cluster: Cluster, rank: int, needed: int, what: str) -> None:
+def check_memory(cluster: Hardware, rank: int, needed: int, what: str) -> None:
     """Raise WorkloadError when a rank has less memory than `what` needs there."""
     node = cluster.node(rank)
     if needed > node.memory_gb * 1e9:

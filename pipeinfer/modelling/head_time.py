@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.messages import Logits, Proposal
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime import control
@@ -33,7 +33,7 @@ def head_event_s() -> float:
     """Mean seconds in which the head reads a message, decides what follows from it and writes that, over the events of
     a generation by `pipeinfer` at its defaults."""
     strategy = open_strategy("pipeinfer", {})
-    simulation = Simulation(Pipeline(STAGES), strategy, _Even(), independent(ACCEPTANCE))
+    simulation = Simulation(PipelineShape(STAGES), strategy, _Even(), independent(ACCEPTANCE))
     handle = simulation.scheduler.handle
     times: list[float] = []
 

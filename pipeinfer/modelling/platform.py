@@ -11,15 +11,15 @@ from pipeinfer.modelling.profile import Profile, read_profile
 from pipeinfer.modelling.simulate import Limits, Prepared, Setting
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.spans import Span
-from pipeinfer.workload import Cluster, Pair, WorkloadError
+from pipeinfer.workload import Hardware, Pair, WorkloadError
 
 USUAL_PAIR = "dolphin-tinyllama"
 
 
-class Modelled(NamedTuple):
+class ModelledPlatform(NamedTuple):
     """Files of workloads/, or of the user."""
 
-    cluster: Cluster
+    cluster: Hardware
     pair: Pair
 
     @property
@@ -72,7 +72,7 @@ class Modelled(NamedTuple):
         return simulate.limits(self.cluster, self.pair, setting)
 
 
-class Calibrated(NamedTuple):
+class CalibratedPlatform(NamedTuple):
     """The same of what `pipeinfer calibrate` measured."""
 
     profile: Profile
@@ -128,11 +128,11 @@ def is_calibrated(cluster: str) -> bool:
     return cluster.endswith(".json")
 
 
-def platform_of(cluster: str, pair: str | None = None) -> Modelled | Calibrated:
+def platform_of(cluster: str, pair: str | None = None) -> ModelledPlatform | CalibratedPlatform:
     """A cluster as `--cluster` takes it, with a pair of workloads/pairs.toml; a calibrated one has its own. Raises
     WorkloadError or BadProfile."""
     if not is_calibrated(cluster):
-        return Modelled(workload.cluster(cluster), workload.pair(pair or USUAL_PAIR))
+        return ModelledPlatform(workload.cluster(cluster), workload.pair(pair or USUAL_PAIR))
     found = calibrated_platform(cluster)
     if pair not in (None, found.pair):
         raise WorkloadError(f"{cluster} was calibrated with its own pair, {found.pair}: there is no {pair} on it")
@@ -145,6 +145,6 @@ def cluster_name(cluster: str) -> str:
 
 
 @cache
-def calibrated_platform(path: str) -> Calibrated:
+def calibrated_platform(path: str) -> CalibratedPlatform:
     """The profile in that file. Raises BadProfile."""
-    return Calibrated(read_profile(Path(path)))
+    return CalibratedPlatform(read_profile(Path(path)))

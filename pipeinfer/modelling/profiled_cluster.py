@@ -26,7 +26,7 @@ from pipeinfer.modelling.simulate import (
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.control import LinkLimit
 from pipeinfer.runtime.oracle import Oracle
-from pipeinfer.runtime.sim import HEADER_BYTES, ROW_BYTES, Hosts, Link, Simulation
+from pipeinfer.runtime.sim import HEADER_BYTES, ROW_BYTES, Hosts, SimulatedLink, Simulation
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.workload import WorkloadError
@@ -65,7 +65,7 @@ def prepare(profile: Profile, setting: Setting, oracle: Oracle | None = None) ->
         widths=(profile.target.hidden_size, profile.draft_model.hidden_size),
         vocabulary=profile.target.vocabulary,
         pipeline=pipeline_of(stages, setting),
-        costs=Calibrated(profile, placed.layers, setting, drafting),
+        costs=ProfiledCosts(profile, placed.layers, setting, drafting),
         oracle=oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
         memory=held,
         latency_s=0.0,
@@ -111,10 +111,10 @@ def _speed(profile: Profile, setting: Setting, rank: int) -> float:
 def limits(profile: Profile, setting: Setting) -> Limits:
     """As `pipeinfer.modelling.simulate.limits`."""
     layers = even_split(profile.target.layers, setting.nodes)
-    return limits_of(Calibrated(profile, layers, setting, setting.nodes - setting.draft_ranks), setting)
+    return limits_of(ProfiledCosts(profile, layers, setting, setting.nodes - setting.draft_ranks), setting)
 
 
-class Calibrated:
+class ProfiledCosts:
     """Costs (`pipeinfer.runtime.sim.Costs`) of a profile's pair: `layers` of the target on ranks 0, 1, ..., the draft
     from rank `draft_rank` on, over links as `setting` says. Where there are more ranks than were measured, these are
     repeated."""
@@ -177,18 +177,18 @@ def hosts(profile: Profile, layers: Sequence[LayerRange], draft_rank: int) -> Ho
     )
 
 
-def links(profile: Profile, draft_rank: int, stages: int, setting: Setting) -> Callable[[int, int], Link]:
+def links(profile: Profile, draft_rank: int, stages: int, setting: Setting) -> Callable[[int, int], SimulatedLink]:
     """The links as measured, `stages` being the rank that drafts; or shaped to a latency and a bandwidth, which does
     not make them faster than they are."""
 
-    def link(source: int, target: int) -> Link:
+    def link(source: int, target: int) -> SimulatedLink:
         source, target = (draft_rank if end == stages else end for end in (source, target))
         return _link(profile, source, target, setting)
 
     return link
 
 
-def _draft_links(profile: Profile, draft_rank: int, count: int, setting: Setting) -> list[Link]:
+def _draft_links(profile: Profile, draft_rank: int, count: int, setting: Setting) -> list[SimulatedLink]:
     """Along `count` ranks of the draft, and from the last back to the first; none for a single one."""
     if count == 1:
         return []
@@ -208,14 +208,14 @@ def _limits(profile: Profile, stages: int, draft_rank: int, count: int, setting:
         yield LinkLimit(source, target, one.latency_s, 8 / one.s_per_byte if one.s_per_byte else inf, one.floor_s)
 
 
-def _link(profile: Profile, source: int, target: int, setting: Setting) -> Link:
+def _link(profile: Profile, source: int, target: int, setting: Setting) -> SimulatedLink:
     found = [link for link in profile.links if (link.source, link.target) == (source, target)]
     real = found[0] if found else _like(profile, source, target)
     latency_us, bandwidth_gbps = setting.latency_us, setting.bandwidth_gbps
     if latency_us is None and bandwidth_gbps is None:
-        return Link(real.latency_s, real.bandwidth_bps)
+        return SimulatedLink(real.latency_s, real.bandwidth_bps)
     bandwidth = min((bandwidth_gbps or float("inf")) * 1e9, real.bandwidth_bps)
-    return Link((latency_us or 0.0) * 1e-6, bandwidth, real.latency_s)
+    return SimulatedLink((latency_us or 0.0) * 1e-6, bandwidth, real.latency_s)
 
 
 def _like(profile: Profile, source: int, target: int) -> LinkProfile:

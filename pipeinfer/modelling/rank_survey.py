@@ -16,13 +16,13 @@ from pipeinfer.cluster.placement import LayerRange
 from pipeinfer.engine.backend import ModelInfo
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.control import (
+    ForwardTimes,
     Inspect,
     Inspected,
     LinkMeasured,
     Load,
     Loaded,
     Measure,
-    Measured,
     MeasureHandling,
     MeasureLink,
     Ping,
@@ -118,7 +118,7 @@ class Survey:
     def parts(self, ranks: Sequence[int], load: Load, grid: Grid) -> dict[int, Seconds]:
         """Per rank the times of a part of a model, all ranks at once."""
         self._ask(dict.fromkeys(ranks, load), Loaded)
-        measured = self._ask(dict.fromkeys(ranks, Measure(*grid)), Measured)
+        measured = self._ask(dict.fromkeys(ranks, Measure(*grid)), ForwardTimes)
         return {rank: np.array(answer.seconds) for rank, answer in measured.items()}
 
     def contention(self, ranks: Sequence[int], load: Load, context: int, seconds: float) -> tuple[float, ...]:
@@ -128,7 +128,7 @@ class Survey:
 
         def mean(some: Sequence[int]) -> dict[int, float]:
             self.say(f"{_ranks(some)} at once")
-            answers = self._ask(dict.fromkeys(some, measure), Measured)
+            answers = self._ask(dict.fromkeys(some, measure), ForwardTimes)
             return {rank: answer.seconds[0][0] for rank, answer in answers.items()}
 
         alone = {rank: mean([rank])[rank] for rank in ranks}
@@ -140,7 +140,7 @@ class Survey:
 
     def handling_s(self, rank: int) -> float:
         """What a run costs a rank beside computing."""
-        return float(self._ask({rank: MeasureHandling()}, Measured)[rank].seconds[0][0])
+        return float(self._ask({rank: MeasureHandling()}, ForwardTimes)[rank].seconds[0][0])
 
     def link(self, source: int, target: int) -> LinkMeasured:
         """The link from one rank, or the head, to another."""

@@ -10,7 +10,7 @@ from pipeinfer import workload
 from pipeinfer.modelling.acceptance import Acceptance, recorded
 from pipeinfer.modelling.acceptance import acceptance as read_acceptance
 from pipeinfer.modelling.platform import platform_of
-from pipeinfer.modelling.simulate import SWEEPS, Found, Limits, Setting, side_by_side
+from pipeinfer.modelling.simulate import SWEEPS, BestFound, Limits, Setting, side_by_side
 from pipeinfer.results.metrics import summary
 
 
@@ -21,7 +21,7 @@ class SideBySide(msgspec.Struct, frozen=True):
     models: str
     cluster: str
     setting: Setting
-    strategies: tuple[Found, ...]
+    strategies: tuple[BestFound, ...]
     limits: Limits
 
     @property

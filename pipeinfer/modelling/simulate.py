@@ -16,7 +16,7 @@ import msgspec
 
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.modelling import theory
 from pipeinfer.modelling.acceptance import Acceptance
 from pipeinfer.modelling.costs import Roofline, check_memory, memory_bytes
@@ -25,9 +25,9 @@ from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.control import LinkLimit
 from pipeinfer.runtime.oracle import Difficulty, Oracle
-from pipeinfer.runtime.sim import Costs, Link, Simulation
+from pipeinfer.runtime.sim import Costs, SimulatedLink, Simulation
 from pipeinfer.runtime.spans import Span
-from pipeinfer.workload import Cluster, Pair, WorkloadError
+from pipeinfer.workload import Hardware, Pair, WorkloadError
 
 Accounting = Literal["same-ranks", "as-published"]
 
@@ -116,7 +116,7 @@ class Prepared(NamedTuple):
     draft_layers: list[LayerRange]
     widths: tuple[int, int]
     vocabulary: int
-    pipeline: Pipeline
+    pipeline: PipelineShape
     costs: RankCosts
     oracle: Oracle
     memory: list[int]
@@ -167,17 +167,17 @@ def _published_split(stages: int) -> str:
     return ",".join(map(repr, shares))
 
 
-def check(cluster: Cluster, pair: Pair, setting: Setting) -> None:
+def check(cluster: Hardware, pair: Pair, setting: Setting) -> None:
     """Raise WorkloadError if the setting cannot be simulated: the models do not fit, an option is out of range."""
     _memory(cluster, pair, _placed(cluster, pair, strategy_of(setting), setting), setting)
 
 
-def _placed(cluster: Cluster, pair: Pair, strategy: Strategy, setting: Setting) -> Layout:
+def _placed(cluster: Hardware, pair: Pair, strategy: Strategy, setting: Setting) -> Layout:
     """The split by speed goes by memory bandwidth, which bounds a narrow run."""
     return layout(strategy, setting, pair.target.layers, lambda rank: cluster.node(rank).memory_bandwidth_gbs)
 
 
-def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
+def simulate_one(cluster: Hardware, pair: Pair, setting: Setting, spans: list[Span] | None = None) -> Trial:
     """One generation. Raises WorkloadError as `check` does."""
     ready = prepare(cluster, pair, setting)
     simulation = Simulation(
@@ -185,13 +185,13 @@ def simulate_one(cluster: Cluster, pair: Pair, setting: Setting, spans: list[Spa
         ready.strategy,
         ready.costs,
         ready.oracle,
-        link=lambda _source, _target: Link(ready.latency_s, ready.bandwidth_bps),
+        link=lambda _source, _target: SimulatedLink(ready.latency_s, ready.bandwidth_bps),
         spans=spans,
     )
     return completed(simulation.generate(ready.request), ready, setting)
 
 
-def prepare(cluster: Cluster, pair: Pair, setting: Setting) -> Prepared:
+def prepare(cluster: Hardware, pair: Pair, setting: Setting) -> Prepared:
     """The same for every fidelity. Raises WorkloadError as `check` does."""
     strategy = strategy_of(setting)
     placed = _placed(cluster, pair, strategy, setting)
@@ -231,10 +231,10 @@ def room(setting: Setting) -> int:
     return 16 * setting.nodes + 64
 
 
-def pipeline_of(stages: int, setting: Setting) -> Pipeline:
+def pipeline_of(stages: int, setting: Setting) -> PipelineShape:
     """Of that many stages, with room for everything in flight, and sequence ids to match."""
     length, spare = setting.prompt + setting.tokens, room(setting)
-    return Pipeline(
+    return PipelineShape(
         stages, cells=length + 4 * spare, sequences=4 * spare, prompt_chunk=setting.prompt_chunk
     )  # fmt: skip
 
@@ -248,7 +248,7 @@ def strategy_of(setting: Setting) -> Strategy:
     return strategy
 
 
-def _memory(cluster: Cluster, pair: Pair, placed: Layout, setting: Setting) -> list[int]:
+def _memory(cluster: Hardware, pair: Pair, placed: Layout, setting: Setting) -> list[int]:
     """Bytes per target rank, then those of the draft's; checked against the nodes."""
     length = setting.prompt + setting.tokens
     target = [memory_bytes(pair.target, layers, length) for layers in placed.layers]
@@ -289,7 +289,7 @@ def with_ranks(trial: Trial, ready: Prepared, setting: Setting) -> Trial:
 # Strategies side by side
 
 
-class Found(msgspec.Struct, frozen=True):
+class BestFound(msgspec.Struct, frozen=True):
     """A strategy at its best: over the options tried, the one with the highest decoding speed."""
 
     strategy: str
@@ -304,7 +304,7 @@ class Found(msgspec.Struct, frozen=True):
 
 def side_by_side(
     run: Callable[[Setting], Trial], strategies: Iterable[str], setting: Setting, sweep: bool
-) -> list[Found]:
+) -> list[BestFound]:
     """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`); `run` runs
     a setting."""
     found = []
@@ -316,11 +316,11 @@ def side_by_side(
     return found
 
 
-def best(strategy: str, options: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> Found:
+def best(strategy: str, options: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> BestFound:
     """The fastest of a strategy's trials; the first of equals."""
     speeds = [metrics.tokens_per_second(trial) or 0.0 for trial in trials]
     at = speeds.index(max(speeds))
-    return Found(strategy, dict(options[at]), trials[at], len(trials))
+    return BestFound(strategy, dict(options[at]), trials[at], len(trials))
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -333,7 +333,7 @@ class Limits(msgspec.Struct, frozen=True):
     ceiling: float
 
 
-def limits(cluster: Cluster, pair: Pair, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+def limits(cluster: Hardware, pair: Pair, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
     """What theory allows where width, links and cancellation are free: T is the traversal of one row halfway through
     the generation, links left out, d one forward of the draft."""
     stages = tuple(even_split(pair.target.layers, setting.nodes))

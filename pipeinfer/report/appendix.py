@@ -10,7 +10,7 @@ import msgspec
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import Table
 from pipeinfer.results.records import FILE, environment
-from pipeinfer.study.recipes import RehearsalCell, cells
+from pipeinfer.study.recipes import PredictorCell, cells
 
 HOW_TO = """\
 pipeinfer reproduce                                   # every experiment: simulated, and the live table on this machine
@@ -65,7 +65,7 @@ def _row(experiment: Experiment) -> list[str]:
         recipe.hardware,
         f"{_minutes(experiment):.2g}",
         f"{experiment.trials.seconds.sum():.0f}",
-        str(sum(not isinstance(cell, RehearsalCell) for cell in cells(recipe))),
+        str(sum(not isinstance(cell, PredictorCell) for cell in cells(recipe))),
         str(len(done) + len(experiment.simulated)),
     ]
 

@@ -36,7 +36,7 @@ def scatter(experiment: Experiment, path: Path) -> None:
         f"Fidelity: sim over real and emulated (processes that wait). {', '.join(map(str, check.stages))} target "
         f"stages and 1 draft over {check.transport} on one machine with {first.cores} cores ({first.processor}), links "
         f"shaped to {links}; {check.tokens} tokens, greedy; median of {check.repeats} trials. The simulator was "
-        f"calibrated and rehearsed on 2 stages with links as they are. Line: equal; band: within {BAND:.0%}."
+        f"calibrated and fitted on 2 stages with links as they are. Line: equal; band: within {BAND:.0%}."
     )
     with new_figure(path, caption, height=4.2) as figure:
         axis = figure.subplots()

@@ -4,10 +4,10 @@ from functools import cache
 
 from pipeinfer import workload
 from pipeinfer.assets import asset
-from pipeinfer.workload import Entry
+from pipeinfer.workload import FileEntry
 
 
-class Published(Entry, frozen=True):
+class Published(FileEntry, frozen=True):
     """An entry of the file. `value` stays absent where none could be obtained."""
 
     claim: str

@@ -64,7 +64,7 @@ def notes(experiment: Experiment) -> Iterator[Block]:
     if recipe.checked:
         yield every_cell(predictions(experiment), experiment)
     if recipe.emulation is not None:
-        yield from _beside(experiment)
+        yield from _emulated_blocks(experiment)
     for status, words in (("failed", ""), ("differs", ""), ("no reference", ""), ("tie", TIES)):
         some = experiment.trials[experiment.trials.status == status]
         if not some.empty:
@@ -78,7 +78,7 @@ def notes(experiment: Experiment) -> Iterator[Block]:
 # What was emulated, and the simulation of the same
 
 
-def beside(experiment: Experiment) -> pd.DataFrame:
+def emulated_and_simulated(experiment: Experiment) -> pd.DataFrame:
     """Of each emulated variant the medians, with `simulated_tokens_per_s`, and the deviations `speed` and `first` from
     it (medians over the draws), and whether the token ids are the `same`."""
     keys = ["contender", "variant", "draw", *PLACE]
@@ -94,8 +94,8 @@ def beside(experiment: Experiment) -> pd.DataFrame:
     return found.assign(same=same.to_numpy())
 
 
-def _beside(experiment: Experiment) -> Iterator[Block]:
-    found = beside(experiment)
+def _emulated_blocks(experiment: Experiment) -> Iterator[Block]:
+    found = emulated_and_simulated(experiment)
     sizes = found.speed.abs().dropna()
     text = "nothing to compare"
     if len(sizes):

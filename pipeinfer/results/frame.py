@@ -124,7 +124,7 @@ def read_tables(folder: Path) -> Tables:
 
 
 def trial_rows(record: Record, memberships: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The rows of a record: one for each (recipe, contender) that it belongs to. None of a rehearsal's."""
+    """The rows of a record: one for each (recipe, contender) that it belongs to. None of a predictor's."""
     config = record.config
     if "setting" in config:
         row = _simulated(config)

@@ -26,8 +26,8 @@ FILE = "trials.jsonl"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One cell's outcome: its trial (or what was rehearsed), or the error that kept it from having one. `environment`
-    and `seconds` (what it took to obtain) are all that differs between two machines that simulate the same cell."""
+    """One cell's outcome: its trial (or the predictor that it made), or the error that kept it from having one.
+    `environment` and `seconds` (what it took to obtain) are all that differs when two machines simulate a cell."""
 
     config_hash: str
     config: dict[str, Any]
@@ -38,7 +38,7 @@ class Record(msgspec.Struct, frozen=True):
     spans: list[Span] = []
     seconds: float = 0.0
     environment: dict[str, Any] = {}
-    rehearsed: dict[str, Any] | None = None
+    predictor: dict[str, Any] | None = None
 
 
 def encode(record: Record) -> bytes:

@@ -160,7 +160,7 @@ class Measure(Message, frozen=True):
     burst: int = 1
 
 
-class Measured(Message, frozen=True):
+class ForwardTimes(Message, frozen=True):
     """Seconds of one forward, by context and then rows."""
 
     rank: int
@@ -168,7 +168,7 @@ class Measured(Message, frozen=True):
 
 
 class MeasureHandling(Message, frozen=True):
-    """What does a run cost you beside its computation? A Measured answers."""
+    """What does a run cost you beside its computation? A ForwardTimes answers."""
 
 
 class MeasureLink(Message, frozen=True):
@@ -213,7 +213,7 @@ class Shutdown(Message, frozen=True):
 
 AnyMessage: TypeAlias = (
     Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin | AskReport | Report | Failure | Shutdown
-    | Inspect | Inspected | Load | Loaded | Measure | Measured | MeasureHandling | MeasureLink | LinkMeasured | Ping
+    | Inspect | Inspected | Load | Loaded | Measure | ForwardTimes | MeasureHandling | MeasureLink | LinkMeasured | Ping
     | Pong
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Cores that stay awake while ranks are at work.
+"""Keeps the cores out of their deep idle states while ranks are at work.
 
 A pipeline is made of short waits: a core falls asleep between two messages, and waking it costs more than the message
 does. Linux keeps cores from it on request (PM QoS, Documentation/power/pm_qos_interface.rst), for as long as the
@@ -16,7 +16,7 @@ AT_ONCE = struct.pack("=i", 0)
 """How long a core may take to wake up, in microseconds."""
 
 
-def cores_awake(requests: Path = REQUESTS) -> AbstractContextManager[object]:
+def without_deep_idle(requests: Path = REQUESTS) -> AbstractContextManager[object]:
     """From now until the context is left, where the system lets us."""
     try:
         request = os.fdopen(os.open(requests, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0)

@@ -12,7 +12,7 @@ from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import Failure, Inspect, LinkLimit, Ready, Setup, Shutdown
-from pipeinfer.runtime.cpu_latency import cores_awake
+from pipeinfer.runtime.cpu_latency import without_deep_idle
 from pipeinfer.runtime.draft_rank import DraftWorker
 from pipeinfer.runtime.loading import explained, load_stage, weights_here
 from pipeinfer.runtime.probe import probe
@@ -74,7 +74,7 @@ def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
         raise Stray(f"a head that cannot be answered: {problem}") from problem
     try:
         setup: Setup | None
-        with cores_awake():
+        with without_deep_idle():
             if isinstance(first, Inspect):
                 transport = shaped(transport, first.bandwidth_bps, first.latency_s)
                 setup = probe(transport, first)
@@ -141,10 +141,10 @@ def shaped(transport: Transport, bandwidth_bps: float, latency_s: float, limits:
     """The transport with its links limited, where there is a limit: on all of them, or on any one of the session's."""
     if latency_s <= 0 and bandwidth_bps == float("inf") and not limits:
         return transport
-    from pipeinfer.runtime.transports.shaped import Link, ShapedTransport
+    from pipeinfer.runtime.transports.shaped import LinkShape, ShapedTransport
 
     links = {
-        limit.target: Link(limit.bandwidth_bps, limit.latency_s, limit.floor_s)
+        limit.target: LinkShape(limit.bandwidth_bps, limit.latency_s, limit.floor_s)
         for limit in limits
         if limit.source == transport.rank
     }

@@ -12,13 +12,13 @@ import numpy as np
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import (
+    ForwardTimes,
     Inspect,
     Inspected,
     LinkMeasured,
     Load,
     Loaded,
     Measure,
-    Measured,
     MeasureHandling,
     MeasureLink,
     Ping,
@@ -110,9 +110,9 @@ class _Prober:
             self._bench = Bench(stage, message, self._abort, self._rest)
             self._tell(Loaded(rank))
         elif isinstance(message, Measure) and self._bench is not None:
-            self._tell(Measured(rank, self._bench.measure(message)))
+            self._tell(ForwardTimes(rank, self._bench.measure(message)))
         elif isinstance(message, MeasureHandling):
-            self._tell(Measured(rank, ((run_handling_s(),),)))
+            self._tell(ForwardTimes(rank, ((run_handling_s(),),)))
         elif isinstance(message, MeasureLink):
             self._transport.connect(message.target, message.address)
             self._tell(time_link(self._transport, message.target, message.reply_to, self._receive))

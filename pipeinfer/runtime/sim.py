@@ -30,7 +30,7 @@ from pipeinfer.core.effects import (
     Wake,
     Woken,
 )
-from pipeinfer.core.generation import Generation, Pipeline, Strategy
+from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import NOT_CANCELLED, Decode, Logits, Proposal
 from pipeinfer.core.scheduler import Scheduler
@@ -61,7 +61,7 @@ class Costs(Protocol):
         """Bytes of payload per row that a stage sends on: hidden states, or logits where they travel."""
 
 
-class Link:
+class SimulatedLink:
     """One direction between two ranks: `latency_s` seconds, `bandwidth_bps` bit/s (infinite by default). No message
     takes less than `floor_s`: that of the real link which a slower one is emulated on."""
 
@@ -93,8 +93,8 @@ class Link:
         return max(now + self.floor_s, now + size * self.s_per_byte + self.latency_s)
 
 
-def _perfect(_source: int, _target: int) -> Link:
-    return Link()
+def _perfect(_source: int, _target: int) -> SimulatedLink:
+    return SimulatedLink()
 
 
 class Hosts(NamedTuple):
@@ -127,11 +127,11 @@ class Simulation(World):
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: PipelineShape,
         strategy: Strategy,
         costs: Costs,
         oracle: Oracle,
-        link: Callable[[int, int], Link] = _perfect,
+        link: Callable[[int, int], SimulatedLink] = _perfect,
         spans: list[Span] | None = None,
         hosts: Hosts | None = None,
         policy: DraftPolicy | TextPolicy | None = None,

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from pipeinfer import workload
-from pipeinfer.cluster.mpi_world import in_world
+from pipeinfer.cluster.mpi_world import in_mpi_world
 from pipeinfer.cluster.placement import even_split
 from pipeinfer.engine.backend import BadModel, Tokenizer
 from pipeinfer.engine.huggingface.folder import builtin_folder
@@ -26,7 +26,7 @@ from pipeinfer.errors import one_line
 from pipeinfer.plugins import BACKENDS, load, open_backend
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
-from pipeinfer.study.external_program import Chunk, Watched, joined, watch
+from pipeinfer.study.external_program import Chunk, ProgramRun, joined, run_program
 from pipeinfer.study.identity import record_of
 from pipeinfer.study.recipes import BUILD, Artifact, ProgramCell, Recipe
 from pipeinfer.workload import WorkloadError
@@ -58,7 +58,7 @@ CHATTER = re.compile(rb"Size of (?:first|second) split: \d+, element: [\d.]+\n")
 def with_artifact(recipe: Recipe, artifact: Artifact) -> Recipe:
     """The recipe with its programs, and with GGUF files that both sides can read. Raises WorkloadError or BadModel."""
     assert recipe.live is not None
-    if in_world():
+    if in_mpi_world():
         raise WorkloadError("--artifact starts MPI worlds of its own, one for each side: run it without mpirun")
     for program in {contender.program for contender in recipe.strategies.values() if contender.program}:
         find_program(artifact.folder, program)
@@ -136,11 +136,11 @@ def _run(cell: ProgramCell, silence_s: float) -> Trial:
         prompt = Path(folder) / "prompt.txt"
         prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break
         line = command(cell, backend.info(cell.live.target).layers, prompt)
-        found = watch(line, Path(folder), silence_s=silence_s, last=LAST)
+        found = run_program(line, Path(folder), silence_s=silence_s, last=LAST)
     return trial_of(found, cell, text, backend.tokenizer(cell.live.target))
 
 
-def trial_of(found: Watched, cell: ProgramCell, prompt: str, tokenizer: Tokenizer) -> Trial:
+def trial_of(found: ProgramRun, cell: ProgramCell, prompt: str, tokenizer: Tokenizer) -> Trial:
     """A trial with a token at the time at which its text was read. Raises _Failed."""
     said = joined(found.err)
     if found.problem or LAST.search(said) is None:

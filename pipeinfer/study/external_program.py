@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeinfer.runtime.cpu_latency import cores_awake
+from pipeinfer.runtime.cpu_latency import without_deep_idle
 
 LEAVE_S = 5.0
 """How long a program may go on after it has written its last line."""
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
     data: bytes
 
 
-class Watched(NamedTuple):
+class ProgramRun(NamedTuple):
     """What a program wrote to standard output and standard error, how long it ran, and its exit code (None: it had to
     be ended). `problem`: why it was ended before its last line, or ""."""
 
@@ -49,15 +49,15 @@ def joined(chunks: Sequence[Chunk]) -> bytes:
     return b"".join(chunk.data for chunk in chunks)
 
 
-def watch(command: Sequence[str], folder: Path, *, silence_s: float, last: "re.Pattern[bytes]") -> Watched:
+def run_program(command: Sequence[str], folder: Path, *, silence_s: float, last: "re.Pattern[bytes]") -> ProgramRun:
     """Run `command` in `folder` until it exits, or writes nothing for `silence_s`, or lingers after it has written
     `last` to standard error. Nothing of it is left running. Raises OSError when it cannot be started."""
     start = time.monotonic()
-    with cores_awake(), subprocess.Popen(
+    with without_deep_idle(), subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:  # fmt: skip
-        found = Watched([], [], 0.0, None)
+        found = ProgramRun([], [], 0.0, None)
         problem: str | None = ""
         try:
             problem = _read(process, found, start, silence_s, last)
@@ -72,7 +72,7 @@ def watch(command: Sequence[str], folder: Path, *, silence_s: float, last: "re.P
 
 
 def _read(
-    process: "subprocess.Popen[bytes]", found: Watched, start: float, silence_s: float, last: "re.Pattern[bytes]"
+    process: "subprocess.Popen[bytes]", found: ProgramRun, start: float, silence_s: float, last: "re.Pattern[bytes]"
 ) -> str | None:
     """Read until both streams end (None), or until there is a reason to end the program ("": it has said it all)."""
     size, said_all = 0, False

@@ -23,7 +23,7 @@ def record_of(
     spans: list[Span],
     error: str,
     seconds: float,
-    rehearsed: dict[str, Any] | None = None,
+    predictor: dict[str, Any] | None = None,
 ) -> Record:
     """What is kept of a cell that was run, or that failed."""
     return Record(
@@ -36,7 +36,7 @@ def record_of(
         spans=spans,
         seconds=seconds,
         environment=stamped(),
-        rehearsed=rehearsed,
+        predictor=predictor,
     )
 
 

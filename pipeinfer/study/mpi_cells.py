@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeinfer.cluster.mpi_world import find_mpiexec, in_world, join_world, world_environment
+from pipeinfer.cluster.mpi_world import find_mpiexec, in_mpi_world, join_world, world_environment
 from pipeinfer.cluster.python_process import python_command
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import BrokenPlugin
@@ -24,7 +24,7 @@ MODULE = "pipeinfer.study.mpi_cells"
 
 def needs_world(cells: Iterable[LiveCell]) -> bool:
     """Whether they run over MPI, and this process is not in a world yet."""
-    return any(hosting_of(cell.live.transport).start == "world" for cell in cells) and not in_world()
+    return any(hosting_of(cell.live.transport).start == "world" for cell in cells) and not in_mpi_world()
 
 
 def check_world(cells: Iterable[LiveCell]) -> None:

@@ -1,4 +1,4 @@
-"""What the simulator makes of generations that were really run, from a rehearsal of them."""
+"""What the simulator predicts of generations that were really run."""
 
 import msgspec
 
@@ -10,7 +10,7 @@ from pipeinfer.runtime.oracle import Trace
 from pipeinfer.study.recipes import LiveCell
 
 
-class Rehearsed(msgspec.Struct, frozen=True):
+class Predictor(msgspec.Struct, frozen=True):
     """What predictions are made from: a fitted profile, and the draft's trace per text (`text_of`)."""
 
     profile: Profile
@@ -22,7 +22,7 @@ def text_of(prompt: str, temperature: float) -> str:
     return f"{prompt}, temperature {temperature:g}"
 
 
-def predicted_tokens_per_s(rehearsed: Rehearsed, cell: LiveCell, prompt_tokens: int) -> float | None:
+def predicted_tokens_per_s(predictor: Predictor, cell: LiveCell, prompt_tokens: int) -> float | None:
     """Simulated generation speed of a cell whose prompt has so many tokens."""
     from pipeinfer.modelling.calibration_fit import nodes
 
@@ -31,5 +31,5 @@ def predicted_tokens_per_s(rehearsed: Rehearsed, cell: LiveCell, prompt_tokens: 
         cell.strategy, cell.options, nodes=nodes(cell.strategy, live.stages), tokens=live.tokens, prompt=prompt_tokens,
         bandwidth_gbps=live.bandwidth_gbps, latency_us=live.latency_us or None,
     )  # fmt: skip
-    trace = rehearsed.traces[text_of(cell.prompt, cell.temperature)]
-    return metrics.tokens_per_second(simulate_one(rehearsed.profile, setting, oracle=trace))
+    trace = predictor.traces[text_of(cell.prompt, cell.temperature)]
+    return metrics.tokens_per_second(simulate_one(predictor.profile, setting, oracle=trace))

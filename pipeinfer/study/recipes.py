@@ -9,7 +9,7 @@ import msgspec
 from pipeinfer.assets import asset
 from pipeinfer.modelling.acceptance import Acceptance, acceptance
 from pipeinfer.modelling.simulate import Accounting, Setting
-from pipeinfer.workload import Count, Entry, Fraction, Positive, WorkloadError, convert, load, suggest
+from pipeinfer.workload import Count, FileEntry, Fraction, Positive, WorkloadError, convert, load, suggest
 
 Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
 Field = Literal["cluster", "nodes", "node", "acceptance", "drafts", "rate", "pair", "accounting", "prompt"]
@@ -30,7 +30,7 @@ BUILD = (
 """What to do where they are missing; docs/artifact.md has the whole way."""
 
 
-class Simulated(Entry, frozen=True, kw_only=True):
+class Simulated(FileEntry, frozen=True, kw_only=True):
     """A sweep in simulation: every combination of the lists. `acceptance` are words of
     `pipeinfer.modelling.acceptance`; of a recorded trace, `seeds` pick the texts. Empty lists
     of bandwidths (1e9 bit/s) and latencies: the clusters' own."""
@@ -55,7 +55,7 @@ class Simulated(Entry, frozen=True, kw_only=True):
         return self.prompt if isinstance(self.prompt, list) else [self.prompt]
 
 
-class Contender(Entry, frozen=True):
+class Contender(FileEntry, frozen=True):
     """A strategy as a recipe runs it. `of` names the strategy (default: what the contender is called); every
     combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting, or
     `prompt_chunk` where it is really run.
@@ -68,13 +68,13 @@ class Contender(Entry, frozen=True):
     arguments: list[str] = msgspec.field(default_factory=list)
 
 
-class Live(Entry, frozen=True, kw_only=True):
+class Live(FileEntry, frozen=True, kw_only=True):
     """Real generations: every strategy in turn, `repeats` times, per prompt and temperature. On this machine, or on
     `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`. A prompt that is
     shorter than `prompt_tokens` gets the suite's other prompts before it, up to that many. With a `cpu_share`
     below 1 every rank is as slow as a node of that share of the speed, and links can be limited: slow nodes on one
     machine, whose cores they then do not take from one another. `predicted`: the simulator says how fast each should
-    be, from a rehearsal."""
+    be, from fit trials."""
 
     backend: str
     target: str
@@ -96,16 +96,16 @@ class Live(Entry, frozen=True, kw_only=True):
     predicted: bool = False
 
 
-class Shape(Entry, frozen=True):
+class Shape(FileEntry, frozen=True):
     """What links are limited to."""
 
     bandwidth_gbps: Positive
     latency_us: NotNegative
 
 
-class Checked(Entry, frozen=True, kw_only=True):
+class Checked(FileEntry, frozen=True, kw_only=True):
     """The simulator held against generations of several backends (name to options), on every number of stages and every
-    shape of links: each backend is calibrated, rehearsed and then run, `repeats` times in turn."""
+    shape of links: each backend is calibrated, fitted and then run, `repeats` times in turn."""
 
     backends: dict[str, dict[str, Any]]
     target: str
@@ -144,7 +144,7 @@ class Site(NamedTuple):
     accounting: str
 
 
-class Figure(Entry, frozen=True):
+class Figure(FileEntry, frozen=True):
     """How a recipe is drawn: `lines` of `y` along `x` with a panel for each value of `panels`, the single trials as
     `dots`, the `percentiles` of the gaps between tokens, the `timeline` of one draw; or the drafts themselves, by
     `calibration` of their confidence and by `stretches` of right ones; or the `scatter` of what is predicted over what
@@ -165,7 +165,7 @@ class Artifact(msgspec.Struct, frozen=True):
     arguments: str = ""
 
 
-class Recipe(Entry, frozen=True, kw_only=True):
+class Recipe(FileEntry, frozen=True, kw_only=True):
     """What a file of `reproduce/` says. `claims` are ids of paper_figures/reference/claims.toml. There
     is a table in any case, besides the `figures`.
 
@@ -241,13 +241,13 @@ class ProgramCell(msgspec.Struct, frozen=True):
     artifact: Artifact
 
 
-class RehearsalCell(msgspec.Struct, frozen=True):
-    """What it takes to predict generations of `live`: a calibration, a rehearsal, and the draft's traces."""
+class PredictorCell(msgspec.Struct, frozen=True):
+    """What it takes to predict generations of `live`: a calibration, fit trials, and the draft's traces."""
 
     live: Live
 
 
-Cell = SimCell | LiveCell | ProgramCell | RehearsalCell
+Cell = SimCell | LiveCell | ProgramCell | PredictorCell
 
 
 class Point(NamedTuple):
@@ -296,9 +296,9 @@ def simulated_twin(cell: EmulatedCell) -> SimCell:
 
 def cells(recipe: Recipe) -> list[Cell]:
     """Every cell of a recipe's sweep, in the order in which they are run: first the simulated ones, for an emulated
-    recipe too, whose results are held against them; and what is predicted right after its rehearsal."""
+    recipe too, whose results are held against them; and what is predicted right after its predictor."""
     if recipe.checked is not None or (recipe.live is not None and recipe.live.predicted):
-        return list(_with_rehearsals(recipe))
+        return list(_with_predictors(recipe))
     found = [point.cell for point in points(recipe)]
     return [*[simulated_twin(cell) for cell in found if isinstance(cell, EmulatedCell)], *found]
 
@@ -316,23 +316,23 @@ def points(recipe: Recipe) -> list[Point]:
     return list(_live_points(recipe, recipe.live))
 
 
-def rehearsal_of(live: Live) -> RehearsalCell:
+def predictor_of(live: Live) -> PredictorCell:
     """The one for these generations: the same for all depths and links, so that it says nothing about any of them."""
-    return RehearsalCell(
-        msgspec.structs.replace(live, stages=REHEARSED, repeats=1, bandwidth_gbps=None, latency_us=0.0)
+    return PredictorCell(
+        msgspec.structs.replace(live, stages=PREDICTOR_STAGES, repeats=1, bandwidth_gbps=None, latency_us=0.0)
     )
 
 
-REHEARSED = 2
-"""Stages of a rehearsal."""
+PREDICTOR_STAGES = 2
+"""Stages of fit trials."""
 
 
-def _with_rehearsals(recipe: Recipe) -> Iterator[Cell]:
-    rehearsed = None
+def _with_predictors(recipe: Recipe) -> Iterator[Cell]:
+    predictor = None
     for point in points(recipe):
         assert isinstance(point.cell, LiveCell)
-        if rehearsed != (rehearsed := rehearsal_of(point.cell.live)):
-            yield rehearsed
+        if predictor != (predictor := predictor_of(point.cell.live)):
+            yield predictor
         yield point.cell
 
 
@@ -384,7 +384,7 @@ def _meant(
     return found
 
 
-class _LiveSetting(Entry, frozen=True):
+class _LiveSetting(FileEntry, frozen=True):
     prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
 
 

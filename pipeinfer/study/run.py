@@ -8,18 +8,18 @@ from pipeinfer.study.cells import check_live, check_simulated, run_live, run_sim
 from pipeinfer.study.emulated import run_emulated
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
+from pipeinfer.study.predictor import run_predictor
 from pipeinfer.study.recipes import (
     Cell,
     EmulatedCell,
     LiveCell,
+    PredictorCell,
     ProgramCell,
     Recipe,
-    RehearsalCell,
     SimCell,
     cells,
     simulated_twin,
 )
-from pipeinfer.study.rehearsal import run_rehearsal
 from pipeinfer.workload import WorkloadError
 
 OnProgress = Callable[[Recipe, int, int, float | None], None]
@@ -54,17 +54,17 @@ def records_of(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Reco
     """The records of cells as each ends, in the order of `cells`."""
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
-    for cell, live in _by_rehearsal(missing):
-        yield from run_rehearsal(cell, key) if cell is not None else ()
+    for cell, live in _by_predictor(missing):
+        yield from run_predictor(cell, key) if cell is not None else ()
         yield from run_in_world(live) if needs_world(live) else run_live(live, key)
     yield from run_programs(cell for cell in missing if isinstance(cell, ProgramCell))
 
 
-def _by_rehearsal(missing: list[Cell]) -> list[tuple[RehearsalCell | None, list[LiveCell]]]:
-    """What is really run, after the rehearsal that it follows."""
-    found: list[tuple[RehearsalCell | None, list[LiveCell]]] = [(None, [])]
+def _by_predictor(missing: list[Cell]) -> list[tuple[PredictorCell | None, list[LiveCell]]]:
+    """What is really run, after the predictor that it is held against."""
+    found: list[tuple[PredictorCell | None, list[LiveCell]]] = [(None, [])]
     for cell in missing:
-        if isinstance(cell, RehearsalCell):
+        if isinstance(cell, PredictorCell):
             found.append((cell, []))
         elif isinstance(cell, LiveCell):
             found[-1][1].append(cell)
@@ -88,4 +88,4 @@ START_S = 0.5
 
 def is_done(record: Record | None) -> bool:
     """Whether a cell with this record need not be run again."""
-    return record is not None and (record.trial is not None or record.rehearsed is not None)
+    return record is not None and (record.trial is not None or record.predictor is not None)

@@ -15,15 +15,15 @@ from pipeinfer.results.frame import Tables, gaps_table, ranks_table, spans_table
 from pipeinfer.results.records import Record
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.places import Place
-from pipeinfer.study.predictions import Rehearsed, predicted_tokens_per_s
+from pipeinfer.study.predictions import Predictor, predicted_tokens_per_s
 from pipeinfer.study.recipes import (
     EmulatedCell,
     LiveCell,
+    PredictorCell,
     Recipe,
-    RehearsalCell,
     cells,
     points,
-    rehearsal_of,
+    predictor_of,
     simulated_twin,
 )
 
@@ -75,21 +75,21 @@ def _limit(row: Any) -> float | None:
 
 
 def _predictions(trials: pd.DataFrame, recipes: Iterable[Recipe], records: Mapping[str, Record]) -> pd.Series:
-    """What the simulator says of the best variants that were rehearsed."""
-    rehearsed = {
-        msgspec.json.encode(cell): msgspec.convert(record.rehearsed, Rehearsed, strict=False)
-        for recipe in recipes for cell in cells(recipe) if isinstance(cell, RehearsalCell)
-        for record in [records.get(config_hash(cell))] if record is not None and record.rehearsed is not None
+    """What the simulator says of the best variants for which there is a predictor."""
+    predictors = {
+        msgspec.json.encode(cell): msgspec.convert(record.predictor, Predictor, strict=False)
+        for recipe in recipes for cell in cells(recipe) if isinstance(cell, PredictorCell)
+        for record in [records.get(config_hash(cell))] if record is not None and record.predictor is not None
     }  # fmt: skip
     known: dict[bytes, float | None] = {}
     found = {}
     for row in (
-        trials[trials.best & trials.temperature.notna() & (trials.program == "")].itertuples() if rehearsed else ()
+        trials[trials.best & trials.temperature.notna() & (trials.program == "")].itertuples() if predictors else ()
     ):
         cell = msgspec.convert(records[row.config_hash].config, LiveCell)
-        profile = rehearsed.get(msgspec.json.encode(rehearsal_of(cell.live)))
+        predictor = predictors.get(msgspec.json.encode(predictor_of(cell.live)))
         key = msgspec.json.encode(msgspec.structs.replace(cell, repeat=0))
-        if profile is not None and key not in known:
-            known[key] = predicted_tokens_per_s(profile, cell, int(row.prompt_tokens))
+        if predictor is not None and key not in known:
+            known[key] = predicted_tokens_per_s(predictor, cell, int(row.prompt_tokens))
         found[row.Index] = known.get(key)
     return pd.Series(found, dtype="float64").reindex(trials.index)

@@ -30,7 +30,7 @@ TREES = {
 }
 """Trees as the parent of each node, -1 for the last prompt token."""
 
-Opener: TypeAlias = Callable[..., "Pipeline"]
+Opener: TypeAlias = Callable[..., "LocalStages"]
 
 
 class BackendConformance:
@@ -63,8 +63,8 @@ class BackendConformance:
         """Opens pipelines of the model, split into `stages`, and closes them after the test."""
         opened = []
 
-        def open_pipeline(stages: int = 1, cells: int = CELLS) -> Pipeline:
-            opened.append(Pipeline(self.backend(), name, stages, cells))
+        def open_pipeline(stages: int = 1, cells: int = CELLS) -> LocalStages:
+            opened.append(LocalStages(self.backend(), name, stages, cells))
             return opened[-1]
 
         yield open_pipeline
@@ -83,7 +83,7 @@ class BackendConformance:
         if self.exact:
             np.testing.assert_array_equal(came, whole)
 
-    def chain_logits(self, pipeline: "Pipeline", tokens: Sequence[int]) -> Hidden:
+    def chain_logits(self, pipeline: "LocalStages", tokens: Sequence[int]) -> Hidden:
         """The logits after the last of `tokens`, computed on an empty pipeline, on their own and in one sequence."""
         pipeline.clear()
         return pipeline.run(chain(tokens, outputs=1))
@@ -345,13 +345,13 @@ class BackendConformance:
         cancelled = stages.stages[stage]
         others = chain(batch.tokens, start=START, outputs=0)
 
-        looks = Abort(after=None)
+        looks = AbortAfter(after=None)
         expected = cancelled.forward(batch, hidden, looks)
         assert expected is not None
         assert looks.count > 0, "abort was never called: a cancelled run would be computed to its end"
         for check in range(looks.count):
             remove_rows(cancelled, batch)
-            abort = Abort(after=check)
+            abort = AbortAfter(after=check)
             result = cancelled.forward(batch, hidden, abort)
             assert (result is None) == abort.came
             if result is not None:
@@ -361,7 +361,7 @@ class BackendConformance:
             self.assert_split_equal(cancelled.forward(batch, hidden, never), expected)
 
 
-class Pipeline:
+class LocalStages:
     """The stages of one model in this process, one after another."""
 
     def __init__(self, backend: Backend, model: str, stages: int, cells: int) -> None:
@@ -396,7 +396,7 @@ class Pipeline:
             stage.close()
 
 
-class Abort:
+class AbortAfter:
     """An abort check that turns true at its call number `after`, and counts the calls."""
 
     def __init__(self, after: int | None) -> None:
@@ -453,7 +453,7 @@ def leaves(parents: Sequence[int]) -> list[int]:
     return [node for node in range(len(parents)) if node not in parents]
 
 
-def prepare_branches(stages: Pipeline, parents: Sequence[int]) -> list[tuple[int, ...]]:
+def prepare_branches(stages: LocalStages, parents: Sequence[int]) -> list[tuple[int, ...]]:
     """Copy the prompt, in sequence 0, to one sequence per leaf; gives each node those of the leaves below it."""
     tags: list[tuple[int, ...]] = [()] * len(parents)
     for sequence, leaf in enumerate(leaves(parents), start=1):

@@ -13,11 +13,11 @@ from llamacpp_stages import TOKENS, backend, chain, close, never, open_stages, r
 
 from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull
-from pipeinfer.engine.kv_cells import Cells as KeptCells
-from pipeinfer_llamacpp.cells import Cells
+from pipeinfer.engine.kv_cells import Cells
+from pipeinfer_llamacpp.abort_thread import AbortThread, new_flag
+from pipeinfer_llamacpp.cells import CellTags
 from pipeinfer_llamacpp.library import llama
 from pipeinfer_llamacpp.rows import needed_tags
-from pipeinfer_llamacpp.watcher import AbortWatcher, new_flag
 
 
 def test_a_row_enters_with_the_tags_that_rows_after_it_see_it_by():
@@ -36,7 +36,7 @@ OPERATIONS = st.one_of(
 
 @given(st.lists(OPERATIONS, max_size=200), st.data())
 def test_cells_run_out_exactly_when_they_are_in_use(operations, data):
-    counted, kept = Cells(12, 4), KeptCells(12, 4)
+    counted, kept = CellTags(12, 4), Cells(12, 4)
     for operation in operations:
         if operation == "clear":
             counted.clear()
@@ -220,17 +220,17 @@ def test_the_abort_check_is_not_called_outside_of_a_forward(shared, small):
     ],
 )
 def test_what_may_take_long_is_watched(rows, seconds, computed, watched):
-    watcher = AbortWatcher(new_flag())
-    watcher.start(never, rows)
+    thread = AbortThread(new_flag())
+    thread.start(never, rows)
     time.sleep(seconds)
-    assert not watcher.stop(computed=computed)
-    watcher.start(lambda: True, 100 if seconds == 0.001 else 1)
+    assert not thread.stop(computed=computed)
+    thread.start(lambda: True, 100 if seconds == 0.001 else 1)
     time.sleep(0.1)
-    assert watcher.stop(computed=True) == watched
-    watcher.close()
+    assert thread.stop(computed=True) == watched
+    thread.close()
 
 
-def test_closing_ends_the_watcher(shared, small):
+def test_closing_ends_the_abort_thread(shared, small):
     before = threading.active_count()
     stages = open_stages(backend(shared), small, 2)
     assert threading.active_count() == before + 2

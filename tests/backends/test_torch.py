@@ -23,7 +23,7 @@ from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer.testing.models import byte_tokenizer
 from pipeinfer_numpy import NumpyBackend
 from pipeinfer_torch import TorchBackend
-from pipeinfer_torch.config import GENERIC, LEAN
+from pipeinfer_torch.config import FUSED, GENERIC
 
 LAYERS = 4
 TOKENS = tuple((7 * step * step + 3) % 300 for step in range(24))
@@ -237,7 +237,7 @@ def test_logits_are_those_of_transformers(variant, name, borders):
 
 
 def test_every_model_type_is_tested():
-    assert {kind for kind, _ in VARIANTS.values()} == {*LEAN, *GENERIC}
+    assert {kind for kind, _ in VARIANTS.values()} == {*FUSED, *GENERIC}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "falcon multi-query"])

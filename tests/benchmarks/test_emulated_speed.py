@@ -14,7 +14,7 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
@@ -84,6 +84,6 @@ def test_emulated_beside_simulated(
 
 
 def simulate(strategy: str) -> Trial:
-    pipeline = Pipeline(STAGES, cells=4096 + 256, context=4096)
+    pipeline = PipelineShape(STAGES, cells=4096 + 256, context=4096)
     oracle = independent(ACCEPTANCE, seed=0)
     return Simulation(pipeline, open_strategy(strategy, {}), Costs(), oracle).generate(Request(PROMPT, TOKENS))

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.messages import Logits, Proposal
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.runtime.sim import Simulation
 
-PIPELINE = Pipeline(stages=32, cells=4096, sequences=260)
+PIPELINE = PipelineShape(stages=32, cells=4096, sequences=260)
 REQUEST = Request(tuple(range(1, 65)), 512)
 IN_FLIGHT = 64
 REPLAYS = 10

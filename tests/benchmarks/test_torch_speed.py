@@ -69,7 +69,7 @@ def measure_forward(benchmark: Any, stage: TorchStage, rows: int) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.benchmark(group="6 layers")
-def test_lean_layers(benchmark: Any, folder: Path, dtype: str, rows: int) -> None:
+def test_fused_layers(benchmark: Any, folder: Path, dtype: str, rows: int) -> None:
     measure_forward(benchmark, load(folder, dtype), rows)
 
 
@@ -79,7 +79,7 @@ def test_lean_layers(benchmark: Any, folder: Path, dtype: str, rows: int) -> Non
 def test_transformers_layers(
     benchmark: Any, folder: Path, dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeinfer_torch.stage.LEAN", ())
+    monkeypatch.setattr("pipeinfer_torch.stage.FUSED", ())
     measure_forward(benchmark, load(folder, dtype), rows)
 
 

@@ -79,7 +79,7 @@ def test_an_engine_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(engines, "load", absent)
     finding = engines.finding_of("torch", engines.start("torch"))
-    assert finding == doctor.Finding("engine torch", "unknown", "not installed")
+    assert finding == doctor.Diagnosis("engine torch", "unknown", "not installed")
 
 
 @pytest.mark.parametrize(("ranks", "state"), [(1, "ok"), (1 << 30, "advice")])

@@ -18,7 +18,7 @@ from pipeinfer.cluster.mpi_world import (
     OVERSUBSCRIBE,
     STARTED,
     find_mpiexec,
-    in_world,
+    in_mpi_world,
     join_world,
     place,
     world_environment,
@@ -222,13 +222,13 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(("rank", "size"), LAUNCHERS)
 def test_a_process_finds_its_place(monkeypatch: pytest.MonkeyPatch, rank: str, size: str) -> None:
-    assert (place(), in_world()) == ((0, 1), False)
+    assert (place(), in_mpi_world()) == ((0, 1), False)
     monkeypatch.setenv(rank, "2")
-    assert not in_world()
+    assert not in_mpi_world()
     monkeypatch.setenv(size, "5")
-    assert (place(), in_world()) == ((2, 5), True)
+    assert (place(), in_mpi_world()) == ((2, 5), True)
     monkeypatch.setenv(size, "1")
-    assert not in_world()
+    assert not in_mpi_world()
 
 
 class Library:

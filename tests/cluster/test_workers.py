@@ -161,7 +161,7 @@ def test_workers_over_ipv6(tmp_path: Path) -> None:
 
 
 def test_a_busy_worker_refuses_a_second_head(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeinfer.cluster.reached_workers.AGAIN_S", 0.3)
+    monkeypatch.setattr("pipeinfer.cluster.remote_workers.AGAIN_S", 0.3)
     with Cluster(workers.plan()) as cluster:
         said = generate(cluster)
         with pytest.raises(LaunchError, match=r"rank \d at .* is busy with another session: it has a head already"):

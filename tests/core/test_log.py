@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from test_schedules import Scenario, scenarios
 
 from pipeinfer.core.effects import Emit, Finish, Request, Start
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.log import DrafterHeader, EventLog, Header, ReplayDiffers, SchedulerHeader, StageHeader, digest
 from pipeinfer.core.log import replay as replay_with
 from pipeinfer.core.machine import Machine
@@ -41,7 +41,7 @@ class Recorder:
 
 def recorded_steps() -> Recorder:
     """The prompt and two tokens on one stage."""
-    pipeline = Pipeline(1)
+    pipeline = PipelineShape(1)
     recorder = Recorder(SchedulerHeader(pipeline))
     head = Scheduler(pipeline, lambda _: Iterative())
     for now, event in enumerate((Start(Request((5, 6), 2), 0, "iterative"), Logits(0, (7,)), Logits(1, (8,)))):
@@ -64,7 +64,7 @@ class Free:
 
 def test_a_simulated_run_replays() -> None:
     options = {"draft": 2, "branches": 3, "split": 0.1, "recovery": 0.05, "decay": 0.01}
-    pipeline = Pipeline(5)
+    pipeline = PipelineShape(5)
     recorder = Recorder(SchedulerHeader(pipeline))
     simulation = Simulation(pipeline, PipeInfer(**options), Free(), independent(0.6))  # type: ignore[arg-type]
     handle = simulation.scheduler.handle
@@ -135,7 +135,7 @@ def test_other_effects_than_logged_are_named() -> None:
 
 
 def test_a_later_generation_goes_on_from_its_first_run() -> None:
-    pipeline = Pipeline(1)
+    pipeline = PipelineShape(1)
     recorder = Recorder(SchedulerHeader(pipeline, first_run=40))
     head = Scheduler(pipeline, lambda _: Iterative(), first_run=40)
     for event in (Start(Request((5, 6), 1), 0, "iterative"), Logits(40, (7,))):

@@ -7,7 +7,7 @@ from told import PROMPT, Told, chain, decode, draft_from, single, started
 
 from pipeinfer.core.effects import Emit, Finish, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.errors import OurError, PeerError
-from pipeinfer.core.generation import NOWHERE, Pipeline
+from pipeinfer.core.generation import NOWHERE, PipelineShape
 from pipeinfer.core.ledger import CANONICAL
 from pipeinfer.core.messages import CancelRun, Decode, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
@@ -235,7 +235,7 @@ def test_the_end_cancels_what_is_in_flight_and_brings_the_draft_to_rest() -> Non
 
 
 def test_proposals_left_over_from_an_earlier_generation_are_ignored() -> None:
-    scheduler = Scheduler(Pipeline(2), lambda _: PipeInfer(), first_run=7, first_order=4)
+    scheduler = Scheduler(PipelineShape(2), lambda _: PipeInfer(), first_run=7, first_order=4)
     prompt, order = scheduler.handle(0.0, Start(Request(PROMPT, 9)))
     assert isinstance(prompt, ToFirstStage)
     assert isinstance(order, ToDraft)
@@ -275,12 +275,12 @@ def test_an_event_for_somebody_else() -> None:
 )  # fmt: skip
 def test_a_bad_request(request_: Request, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Scheduler(Pipeline(1, cells=8), lambda _: Iterative()).handle(0.0, Start(request_))
+        Scheduler(PipelineShape(1, cells=8), lambda _: Iterative()).handle(0.0, Start(request_))
 
 
 def test_more_cells_are_no_cure_for_a_short_context() -> None:
     for cells in (8, 16):
-        scheduler = Scheduler(Pipeline(1, cells=cells, context=8), lambda _: Iterative())
+        scheduler = Scheduler(PipelineShape(1, cells=cells, context=8), lambda _: Iterative())
         with pytest.raises(ValueError, match=r"no room in the model's context of 8 tokens: shorten it$"):
             scheduler.handle(0.0, Start(Request((1,) * 9, 5)))
 

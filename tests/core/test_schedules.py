@@ -15,7 +15,7 @@ from toy_model import ToyLanguage
 
 from pipeinfer.core.drafter import DraftPolicy
 from pipeinfer.core.effects import Request, Start
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.text_drafter import TextPolicy
 from pipeinfer.plugins import open_drafting, open_strategy
 
@@ -53,12 +53,12 @@ class Scenario(msgspec.Struct, frozen=True):
     schedule: bytes
 
     @property
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> PipelineShape:
         prompt = max(one.prompt for one in self.asked)
         cells = prompt + self.spare_cells
         if len(self.asked) > 1:
             cells = sum(one.prompt + one.max_tokens for one in self.asked) + self.spare_cells
-        return Pipeline(
+        return PipelineShape(
             self.stages,
             cells=cells,
             sequences=len(self.asked) + self.sequences,

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from pipeinfer.core.effects import HeadEffect, Request, Start, ToDraft, ToFirstStage
-from pipeinfer.core.generation import Generation, Pipeline, Strategy
+from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.messages import Decode, DraftFrom, DraftNode, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
 
@@ -16,7 +16,7 @@ class Told:
     """A scheduler under test, with one request."""
 
     def __init__(self, strategy: Strategy, max_tokens: int = 100, stop_ids: tuple[int, ...] = (), **pipeline: Any):
-        self.scheduler = Scheduler(Pipeline(**{"stages": 3, **pipeline}), lambda _: strategy)
+        self.scheduler = Scheduler(PipelineShape(**{"stages": 3, **pipeline}), lambda _: strategy)
         self.begun = self(Start(Request(PROMPT, max_tokens, stop_ids)))
 
     def __call__(self, event: Any) -> list[HeadEffect]:

@@ -31,7 +31,7 @@ from pipeinfer.core.effects import (
     Wake,
     Woken,
 )
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
@@ -58,7 +58,7 @@ class Queue:
 class ToyStage:
     """A stage machine with the cells of one toy layer."""
 
-    def __init__(self, index: int, pipeline: Pipeline) -> None:
+    def __init__(self, index: int, pipeline: PipelineShape) -> None:
         self.machine = Stage(index, pipeline.stages)
         self.cells = ToyCells(pipeline.cells)
         self.rows: tuple[int, ...] = ()
@@ -78,7 +78,7 @@ class ToyCluster(World):
     def __init__(
         self,
         language: ToyLanguage,
-        pipeline: Pipeline,
+        pipeline: PipelineShape,
         open_strategy: Callable[[Start], Strategy],
         open_policy: Callable[[], Any],
         schedule: bytes = b"",

@@ -8,7 +8,7 @@ import pytest
 
 from pipeinfer.assets import asset
 from pipeinfer.modelling.acceptance import Acceptance, acceptance, recorded
-from pipeinfer.modelling.platform import Modelled
+from pipeinfer.modelling.platform import ModelledPlatform
 from pipeinfer.modelling.simulate import CUTOFFS, SWEEPS, Setting, side_by_side, variants
 from pipeinfer.runtime.oracle import RANKS, Difficulty, Trace, independent, read_trace, varied
 from pipeinfer.workload import WorkloadError, cluster, names, pair
@@ -156,6 +156,6 @@ def test_cutoffs_are_tried_where_confidence_means_something() -> None:
 def test_a_cutoff_pays_where_drafting_and_width_cost_and_confidence_is_right() -> None:
     drafts = acceptance("varied 0.5")
     setting = Setting("", nodes=8, acceptance=0.5, difficulty=drafts.difficulty, tokens=96)
-    where = Modelled(cluster("haswell-gigabit"), pair("dolphin-orca2"))
+    where = ModelledPlatform(cluster("haswell-gigabit"), pair("dolphin-orca2"))
     (best,) = side_by_side(where.simulate, ["speculative"], setting, sweep=True)
     assert best.options["cutoff"] > 0

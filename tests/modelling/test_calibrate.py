@@ -241,7 +241,7 @@ def test_a_worker_that_cannot_be_reached(
 ) -> None:
     key = tmp_path / "key.json"
     write_keys(key)
-    monkeypatch.setattr("pipeinfer.cluster.reached_workers.open_member", partial(open_member, connect_s=0.2))
+    monkeypatch.setattr("pipeinfer.cluster.remote_workers.open_member", partial(open_member, connect_s=0.2))
     addresses = "tcp://127.0.0.1:9,tcp://127.0.0.1:9"
     run("calibrate", "--out", str(tmp_path / "p.json"), "--workers", addresses, "--key", str(key), code=2)
     errors = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A rehearsal puts back what was taken out of a profile; the recipe that checks the simulator runs and resumes."""
+"""Fit trials put back what was taken out of a profile; the recipe that checks the simulator runs and resumes."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from experiments import analyse
 from msgspec.structs import replace
 
-from pipeinfer.modelling.calibration_fit import SLOW, STAGES, STRATEGIES, Rehearsal, fitted, nodes
+from pipeinfer.modelling.calibration_fit import SLOW, STAGES, STRATEGIES, FitTrials, fitted, nodes
 from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
@@ -19,7 +19,7 @@ from pipeinfer.results import metrics
 from pipeinfer.results.records import FILE, Store
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.recipes import Checked, Contender, Figure, LiveCell, Recipe, RehearsalCell, Shape, cells
+from pipeinfer.study.recipes import Checked, Contender, Figure, LiveCell, PredictorCell, Recipe, Shape, cells
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 
@@ -54,17 +54,17 @@ TRUE = replace(
 TRACE = independent(0.75, length=256)
 
 
-def rehearsal(profile: Profile) -> Rehearsal:
+def fit_trials(profile: Profile) -> FitTrials:
     """As if it had been run on a machine that is just like the simulation of `profile`."""
     settings = {name: Setting(name, nodes=nodes(name, STAGES), tokens=48, prompt=32) for name in STRATEGIES}
     settings[SLOW] = replace(settings["iterative"], latency_us=2000.0)
     trials = {name: [simulate_one(profile, one, oracle=TRACE)] for name, one in settings.items()}
-    return Rehearsal(trials, settings, TRACE)
+    return FitTrials(trials, settings, TRACE)
 
 
 @pytest.fixture(scope="module")
 def found() -> Profile:
-    return fitted(MEASURED, rehearsal(TRUE))
+    return fitted(MEASURED, fit_trials(TRUE))
 
 
 def test_what_was_not_measured_by_itself_is_found(found: Profile) -> None:
@@ -86,21 +86,21 @@ def test_other_depths_and_links_are_then_predicted(
         return metrics.tokens_per_second(simulate_one(profile, setting, oracle=TRACE)) or 0.0
 
     assert speed(found) == pytest.approx(speed(TRUE), rel=0.05)
-    assert speed(MEASURED) > 1.1 * speed(TRUE), "without the rehearsal it would be too fast"
+    assert speed(MEASURED) > 1.1 * speed(TRUE), "without fit trials it would be too fast"
 
 
 def test_nothing_is_found_where_nothing_is_missing() -> None:
-    found = fitted(MEASURED, rehearsal(MEASURED))
+    found = fitted(MEASURED, fit_trials(MEASURED))
     assert found.cold < 0.1
     assert found.ranks[0].layer.at(1, 1) == pytest.approx(3e-4, rel=5e-3)
     assert np.allclose(found.contention, MEASURED.contention, rtol=0.04)
 
 
 def test_a_chance_difference_is_no_coldness() -> None:
-    held = rehearsal(MEASURED)
-    (slow,) = held.trials[SLOW]
+    held = fit_trials(MEASURED)
+    (slow,) = held.by_strategy[SLOW]
     runs = tuple(replace(run, compute_s=tuple(1.01 * seconds for seconds in run.compute_s)) for run in slow.runs)
-    held.trials[SLOW] = [replace(slow, runs=runs)]
+    held.by_strategy[SLOW] = [replace(slow, runs=runs)]
     assert fitted(MEASURED, held).cold == 0.0
 
 
@@ -122,9 +122,9 @@ def silent(_recipe: Recipe, _done: int, _total: int, _left: float | None) -> Non
     """No progress display."""
 
 
-def test_a_backend_is_rehearsed_once_before_its_cells() -> None:
+def test_a_predictor_is_made_once_before_its_cells() -> None:
     kinds = [type(cell) for cell in cells(CHECKED)]
-    assert kinds == [RehearsalCell, *[LiveCell] * 4]
+    assert kinds == [PredictorCell, *[LiveCell] * 4]
     assert len({config_hash(cell) for cell in cells(CHECKED)}) == 5
 
 
@@ -139,8 +139,8 @@ def test_another_backend_can_be_asked_for() -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements too short to be exact."""
-    monkeypatch.setattr("pipeinfer.study.rehearsal.PART_S", 0.01)
-    monkeypatch.setattr("pipeinfer.study.rehearsal.BEYOND", 8)
+    monkeypatch.setattr("pipeinfer.study.predictor.PART_S", 0.01)
+    monkeypatch.setattr("pipeinfer.study.predictor.BEYOND", 8)
     monkeypatch.setattr("pipeinfer.modelling.calibrate.CONTENTION_S", 0.01)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.TOKENS", 16)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.ROUNDS", 1)
@@ -170,7 +170,7 @@ def test_the_check_runs_resumes_and_draws(tmp_path: Path) -> None:
     assert "emulated, 3 stages, 0.1 Gbit/s, 300 us" in report
     assert error_summary(found).rows[0][:4] == ["emulated", "emulated", "all", "4"]
     first = json.loads(before.splitlines()[0])
-    assert msgspec.convert(first["rehearsed"]["profile"], Profile).backend == "emulated"
+    assert msgspec.convert(first["predictor"]["profile"], Profile).backend == "emulated"
 
 
 def test_an_engine_that_is_not_there_is_an_error_in_the_report(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pipeinfer.modelling.profile import (
     RankProfile,
     write_profile,
 )
-from pipeinfer.modelling.profiled_cluster import Calibrated, draft_split, hosts, limits, links, memory, simulate_one
+from pipeinfer.modelling.profiled_cluster import ProfiledCosts, draft_split, hosts, limits, links, memory, simulate_one
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.results import metrics
 from pipeinfer.workload import WorkloadError
@@ -54,7 +54,7 @@ def setting(strategy: str, **changes: object) -> Setting:
 
 
 def test_a_stage_takes_its_run_its_layers_and_at_the_end_the_head() -> None:
-    costs = Calibrated(PROFILE, LAYERS, setting("pipeinfer"), 2)
+    costs = ProfiledCosts(PROFILE, LAYERS, setting("pipeinfer"), 2)
     assert costs.stage_s(0, 1, 1) == pytest.approx(1e-3 + 4 * 1e-3)
     assert costs.stage_s(0, 3, 51) == pytest.approx(1e-3 + 4 * (1e-3 + 2e-4 + 5e-5))
     assert costs.stage_s(1, 1, 1) == pytest.approx(1e-3 + 4 * 1e-3 + 2e-3)
@@ -63,7 +63,7 @@ def test_a_stage_takes_its_run_its_layers_and_at_the_end_the_head() -> None:
 
 
 def test_a_slower_rank_takes_longer_and_more_stages_repeat_the_ranks() -> None:
-    costs = Calibrated(PROFILE, [(0, 2), (2, 4), (4, 6), (6, 8)], setting("pipeinfer"), 4)
+    costs = ProfiledCosts(PROFILE, [(0, 2), (2, 4), (4, 6), (6, 8)], setting("pipeinfer"), 4)
     assert costs.stage_s(2, 1, 1) - costs.stage_s(0, 1, 1) == pytest.approx(2 * 2e-3)
     assert costs.stage_s(3, 1, 1) - costs.stage_s(0, 1, 1) == pytest.approx(2e-3)
 
@@ -114,11 +114,11 @@ TWO = msgspec.structs.replace(
 
 
 def test_drafting_takes_the_sum_over_its_ranks_and_the_hops() -> None:
-    costs = Calibrated(TWO, LAYERS, setting("pipeinfer", draft_ranks=2), 2)
+    costs = ProfiledCosts(TWO, LAYERS, setting("pipeinfer", draft_ranks=2), 2)
     wire = 32 * 8 / 1e9 + 3 * HIDDEN_ROW + (32 + 3 * 12) * 8 / 1e9
     handling = 2 * 5e-5
     assert costs.draft_s(3, 1) == pytest.approx(3e-4 + 2e-5 + 4e-4 + 5 * HOP_S + wire + handling, rel=1e-9)
-    slow = Calibrated(TWO, LAYERS, setting("pipeinfer", draft_ranks=2, latency_us=1e3, bandwidth_gbps=0.1), 2)
+    slow = ProfiledCosts(TWO, LAYERS, setting("pipeinfer", draft_ranks=2, latency_us=1e3, bandwidth_gbps=0.1), 2)
     assert slow.draft_s(3, 1) == pytest.approx(7.2e-4 + 2e-3 + 10 * wire + handling, rel=1e-9)
 
 

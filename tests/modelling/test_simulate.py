@@ -13,14 +13,14 @@ from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.modelling import theory
-from pipeinfer.modelling.platform import Modelled
+from pipeinfer.modelling.platform import ModelledPlatform
 from pipeinfer.modelling.simulate import SWEEPS, Setting, layout, limits, side_by_side, simulate_one
 from pipeinfer.results import metrics
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.workload import WorkloadError, cluster, pair
 
 CLUSTER, PAIR = cluster("haswell-gigabit"), pair("dolphin-tinyllama")
-SIMULATED = Modelled(CLUSTER, PAIR).simulate
+SIMULATED = ModelledPlatform(CLUSTER, PAIR).simulate
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
 
@@ -81,7 +81,7 @@ def test_ranks_carry_their_layers_and_memory() -> None:
 
 def test_free_width_makes_the_simulator_approach_the_limits() -> None:
     setting = Setting("", nodes=8, acceptance=0.79, tokens=1024, width_cost=0.0)
-    where = Modelled(cluster("haswell-fdr"), PAIR)
+    where = ModelledPlatform(cluster("haswell-fdr"), PAIR)
     found = {one.strategy: one for one in side_by_side(where.simulate, STRATEGIES, setting, sweep=True)}
     bound = where.limits(setting)
     # What chance made of the acceptance length in this trace is taken out.

@@ -16,7 +16,7 @@ import pytest
 from pipeinfer.core.drafter import DraftPolicy
 from pipeinfer.core.drafting.outcomes import Outcomes
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.async_chain import AsyncChain
 from pipeinfer.core.strategies.dsi import Dsi
 from pipeinfer.core.strategies.flowspec import FlowSpec
@@ -30,7 +30,7 @@ from pipeinfer.core.strategies.swiftspec import SwiftSpec
 from pipeinfer.modelling import theory
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent
-from pipeinfer.runtime.sim import Link, Simulation
+from pipeinfer.runtime.sim import SimulatedLink, Simulation
 from pipeinfer.runtime.transports import HEAD
 
 DEPTHS = (2, 4, 8, 16, 32)
@@ -74,8 +74,8 @@ def stratified(lengths: list[int], wrong: int = -1) -> Trace:
     return Trace(ranks, [[1.0, *[0.0] * 7]] * len(ranks))
 
 
-def free(_source: int, _target: int) -> Link:
-    return Link()
+def free(_source: int, _target: int) -> SimulatedLink:
+    return SimulatedLink()
 
 
 def speed(
@@ -85,12 +85,12 @@ def speed(
     tokens: int,
     draft: float = 0.0,
     row: float = 0.0,
-    link: Callable[[int, int], Link] = free,
+    link: Callable[[int, int], SimulatedLink] = free,
     policy: DraftPolicy | None = None,
 ) -> float:
     """Tokens per traversal of one row without links, which is the speedup over iterative decoding on free links."""
     room = 8 * stages + 64
-    pipeline = Pipeline(stages, cells=PROMPT + tokens + 8 * room, sequences=8 * room)
+    pipeline = PipelineShape(stages, cells=PROMPT + tokens + 8 * room, sequences=8 * room)
     simulation = Simulation(pipeline, strategy, Ideal(stages, draft, row), oracle, link, policy=policy)
     trial = simulation.generate(Request(tuple(range(PROMPT)), tokens))
     assert list(trial.token_ids) == [oracle.target(PROMPT + i) for i in range(tokens)]
@@ -134,8 +134,8 @@ def test_synchronous_speculation_follows_its_closed_form(stages: int, acceptance
 @pytest.mark.parametrize("fixed", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize("row", [0.0, 0.1, 0.8])
 def test_synchronous_speculation_with_dear_rows_and_a_fixed_cost_per_round(row: float, fixed: float) -> None:
-    def link(source: int, target: int) -> Link:
-        return Link(fixed if (source, target) == (3, HEAD) else 0.0)
+    def link(source: int, target: int) -> SimulatedLink:
+        return SimulatedLink(fixed if (source, target) == (3, HEAD) else 0.0)
 
     lengths = stretches(0.79)
     tokens = 1 + sum(lengths) + len(lengths)
@@ -148,8 +148,8 @@ def test_synchronous_speculation_with_dear_rows_and_a_fixed_cost_per_round(row: 
 @pytest.mark.parametrize("links", [0.25, 4.0])
 @pytest.mark.parametrize("stages", DEPTHS)
 def test_the_chain_of_single_tokens_over_slow_links(stages: int, links: float) -> None:
-    def link(source: int, _target: int) -> Link:
-        return Link(links / stages if source != HEAD and source < stages else 0.0)
+    def link(source: int, _target: int) -> SimulatedLink:
+        return SimulatedLink(links / stages if source != HEAD and source < stages else 0.0)
 
     lengths = stretches(0.79)
     tokens = 1 + sum(lengths) + len(lengths)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.modelling.trace_recording import record
@@ -63,7 +63,7 @@ def test_playing_a_trace_back_accepts_what_was_accepted(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     path.write_bytes(msgspec.json.encode(independent(0.6, seed=3, length=64)))
     trace = read_trace(path)
-    simulation = Simulation(Pipeline(2), Speculative(k=1), Flat(), trace)
+    simulation = Simulation(PipelineShape(2), Speculative(k=1), Flat(), trace)
     trial = simulation.generate(Request((0,), 200))
     rounds = [run for run in trial.runs if run.kind == "speculative" and run.judged]
     followed = sum(run.accepted for run in rounds) / len(rounds)

@@ -10,14 +10,14 @@ from pipeinfer.cluster import contact, doctor
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.runtime import cpu_latency, live
-from pipeinfer.runtime.cpu_latency import cores_awake
+from pipeinfer.runtime.cpu_latency import without_deep_idle
 
 
 def test_a_request_for_no_latency_is_held_open_meanwhile(tmp_path: Path) -> None:
     requests = tmp_path / "requests"
     os.mkfifo(requests)
     with open(os.open(requests, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as kernel:
-        with cores_awake(requests):
+        with without_deep_idle(requests):
             assert struct.unpack("=i", kernel.read(8)) == (0,)
             assert kernel.read(8) is None, "still open"
         assert kernel.read(8) == b"", "given back"
@@ -25,12 +25,12 @@ def test_a_request_for_no_latency_is_held_open_meanwhile(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that refuses every write")
 def test_a_request_that_is_refused_is_no_error() -> None:
-    with cores_awake(Path("/dev/full")):
+    with without_deep_idle(Path("/dev/full")):
         pass
 
 
 def test_where_nothing_can_be_asked_nothing_happens(tmp_path: Path) -> None:
-    with cores_awake(tmp_path / "none"):
+    with without_deep_idle(tmp_path / "none"):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -39,8 +39,8 @@ def test_every_rank_and_the_head_ask_and_let_go(monkeypatch: pytest.MonkeyPatch,
     requests = tmp_path / "requests"
     requests.touch()
     held = []
-    monkeypatch.setattr(contact, "cores_awake", lambda: held.append(cores_awake(requests)) or held[-1])
-    monkeypatch.setattr(live, "cores_awake", contact.cores_awake)
+    monkeypatch.setattr(contact, "without_deep_idle", lambda: held.append(without_deep_idle(requests)) or held[-1])
+    monkeypatch.setattr(live, "without_deep_idle", contact.without_deep_idle)
     with Cluster(transport="inproc", draft=None, stages=2) as cluster:
         cluster.generate([1, 2, 3], Iterative(), max_tokens=2)
         assert [request.closed for request in held] == [False] * 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.results.trial import Trial
@@ -118,7 +118,7 @@ def shared(
 
 
 def simulate(strategy: Any, stages: int, hosts: Hosts | None, stage_s: float = 1.0, acceptance: float = 0.8) -> Trial:
-    simulation = Simulation(Pipeline(stages), strategy, Flat(stage_s), independent(acceptance), hosts=hosts)
+    simulation = Simulation(PipelineShape(stages), strategy, Flat(stage_s), independent(acceptance), hosts=hosts)
     return simulation.generate(Request((1, 2, 3), 24))
 
 

@@ -23,7 +23,7 @@ from pipeinfer.results import metrics
 from pipeinfer.results.records import Record, Store
 from pipeinfer.study import external_program as watch_module
 from pipeinfer.study.artifact import LAST, command, find_program, run_programs, trial_of, with_artifact
-from pipeinfer.study.external_program import Chunk, Watched, watch
+from pipeinfer.study.external_program import Chunk, ProgramRun, run_program
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.recipes import Artifact, Contender, Live, LiveCell, ProgramCell, Recipe, read_recipe
 from pipeinfer.study.run import run
@@ -154,9 +154,10 @@ def test_the_command_line_is_greedy_with_the_same_files_prompt_and_length(tmp_pa
 # When their text came
 
 
-def watched(out: list[tuple[float, bytes]], err: list[tuple[float, bytes]], **fields: Any) -> Watched:
+def watched(out: list[tuple[float, bytes]], err: list[tuple[float, bytes]], **fields: Any) -> ProgramRun:
     ended = b"\ndecoded   12 tokens in    0.100 seconds, speed:   98.765 t/s\n"
-    return Watched([Chunk(*one) for one in out], [Chunk(*one) for one in err] + [Chunk(9.0, ended)], 10.0, 0, **fields)
+    written = [Chunk(*one) for one in out], [Chunk(*one) for one in err] + [Chunk(9.0, ended)]
+    return ProgramRun(*written, 10.0, 0, **fields)
 
 
 def test_tokens_have_the_times_at_which_their_text_came(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_program_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> No
 
 def test_a_program_that_never_stops_writing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "MOST_BYTES", 1 << 20)
-    found = watch(["yes"], tmp_path, silence_s=5.0, last=LAST)
+    found = run_program(["yes"], tmp_path, silence_s=5.0, last=LAST)
     assert found.problem == "it wrote more than 1 MiB"
 
 

@@ -16,7 +16,7 @@ from pipeinfer.modelling.profile import Curve, DraftShare, LinkProfile, ModelPro
 from pipeinfer.modelling.profile import write_profile as write
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.plugins import open_strategy
-from pipeinfer.report.tables import beside
+from pipeinfer.report.tables import emulated_and_simulated
 from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
 from pipeinfer.runtime.transports.keys import write_keys
@@ -106,7 +106,7 @@ def test_a_recipe_is_emulated_there_beside_its_simulation(uneven: str, tmp_path:
     conclude([recipe], store, folder)
     found = analyse(recipe, store.records)
     assert found.count("passed") == len(found.trials) == 3
-    both = beside(found)
+    both = emulated_and_simulated(found)
     assert len(both) == 3
     assert both.same.all()
     for one in both.itertuples():
@@ -159,7 +159,7 @@ def test_emulated_ranks_over_workers(uneven: str, workers: tuple[tuple[str, ...]
     run(recipe, store, 1, lambda *_: None, key)
     found = analyse(recipe, store.records)
     assert found.count("passed") == len(found.trials) == 3
-    assert beside(found).same.all()
+    assert emulated_and_simulated(found).same.all()
 
 
 def test_ranks_that_do_not_come_up_are_told_of(uneven: str, tmp_path: Path) -> None:

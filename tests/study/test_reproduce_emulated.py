@@ -13,7 +13,7 @@ from pipeinfer import workload
 from pipeinfer.modelling.profile import Curve
 from pipeinfer.modelling.simulate import Setting, prepare
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.tables import beside
+from pipeinfer.report.tables import emulated_and_simulated
 from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
 from pipeinfer.study.emulated import plan, waits
@@ -94,7 +94,7 @@ def test_tokens_are_the_simulation_s_and_no_wait_is_left_out(done: Any) -> None:
     assert (analysis.count("passed"), len(analysis.trials), analysis.missing) == (4, 4, 0)
     assert set(analysis.trials.fidelity) == {"emulated"}
     assert set(analysis.simulated.fidelity) == {"sim"}
-    both = beside(analysis)
+    both = emulated_and_simulated(analysis)
     assert len(both) == 4
     assert both.same.all()
     assert both.speed.notna().all()

@@ -31,7 +31,7 @@ class Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-class Entry(msgspec.Struct):
+class TensorEntry(msgspec.Struct):
     """Where a tensor lies: bytes [start, stop) of the file's data section."""
 
     dtype: str
@@ -100,11 +100,11 @@ class SafetensorsFile:
         if size < end:
             raise BadModel(f"expected {end} bytes in {path}, came {size}: the file is cut off, download it again")
 
-    def _parse(self, header: bytes) -> dict[str, Entry]:
+    def _parse(self, header: bytes) -> dict[str, TensorEntry]:
         try:
             fields = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
             fields.pop("__metadata__", None)
-            return {name: msgspec.json.decode(raw, type=Entry) for name, raw in fields.items()}
+            return {name: msgspec.json.decode(raw, type=TensorEntry) for name, raw in fields.items()}
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadModel(f"expected a safetensors header in {self._path}, came {error}: download it again") from None
 
@@ -123,7 +123,7 @@ class SafetensorsFile:
                            " save the model unquantised")
         return widen(self._read(name, entry))
 
-    def _read(self, name: str, entry: Entry) -> NDArray[Any]:
+    def _read(self, name: str, entry: TensorEntry) -> NDArray[Any]:
         start, stop = entry.data_offsets
         dtype = np.dtype(STORED_AS[entry.dtype])
         count = math.prod(entry.shape)

@@ -15,8 +15,8 @@ def low_acceptance(bearing: Bearing) -> Finding | None:
         own, other = ([one for one in found if one.place.drafts == drafts] for found in (mine, baseline))
         if not own or not other:
             continue
-        lowest, beside = min(own, key=_acceptance), min(other, key=_acceptance)
-        holds += [ratio.value >= 1 / NOISE for ratio in own] + [lowest.value > beside.value]
+        lowest, other_lowest = min(own, key=_acceptance), min(other, key=_acceptance)
+        holds += [ratio.value >= 1 / NOISE for ratio in own] + [lowest.value > other_lowest.value]
         title = drafts_title(lowest.place)
         evidence.append(Evidence(f"pipeinfer over iterative by acceptance, {title}", _by_acceptance(own)))
         evidence.append(Evidence(f"speculative over iterative by acceptance, {title}", _by_acceptance(other)))
@@ -26,7 +26,7 @@ def low_acceptance(bearing: Bearing) -> Finding | None:
         )
         figures.append(
             f"{lowest.value:.2f}x iterative at acceptance {lowest.place.acceptance:g}, speculative "
-            f"{beside.value:.2f}x ({title})"
+            f"{other_lowest.value:.2f}x ({title})"
         )
     condition = "nowhere slower than plain decoding, and ahead of the baseline where acceptance is lowest"
     return Finding("; ".join(figures) + ", simulated", all_or_some(holds), evidence, condition) if holds else None

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeinfer.results.compare.pair import Pair
+from pipeinfer.results.compare.pair import CellPair
 from pipeinfer.results.compare.read import Metric
 
 THRESHOLD = 0.05
@@ -58,14 +58,14 @@ class Judge:
         self._threshold = threshold
         self._confidence = confidence
 
-    def rows(self, what: Iterable[Metric], pairs: Sequence[Pair]) -> list[Row]:
+    def rows(self, what: Iterable[Metric], pairs: Sequence[CellPair]) -> list[Row]:
         """Cells without a performance first, then every metric with a row per cell and one for all."""
         problems = [(one, _problem(one)) for one in pairs]
         rows = [Row(one.name, "-", problem) for one, problem in problems if problem is not None]
         sound = [one for one, problem in problems if problem is None]
         return rows + [row for metric in what for row in self._of_metric(metric, sound)]
 
-    def _of_metric(self, metric: Metric, pairs: Sequence[Pair]) -> Iterator[Row]:
+    def _of_metric(self, metric: Metric, pairs: Sequence[CellPair]) -> Iterator[Row]:
         every = [series for series in (_series(one, metric) for one in pairs) if series.values.size]
         for series in every:
             yield self._row(metric, series)
@@ -103,14 +103,14 @@ def _better_quartile(values: Any, metric: Metric) -> Any:
     return np.exp(np.mean(np.log(quartiles), axis=0))
 
 
-def _problem(one: Pair) -> Verdict | None:
+def _problem(one: CellPair) -> Verdict | None:
     """A wrong run has no performance."""
     if one.head.error:
         return "failed"
     return "other tokens" if one.base.tokens != one.head.tokens else None
 
 
-def _series(one: Pair, metric: Metric) -> _Series:
+def _series(one: CellPair, metric: Metric) -> _Series:
     """Repetition beside repetition; one in which a value is not defined is left out."""
     both = zip(one.base.values.get(metric, []), one.head.values.get(metric, []), strict=False)
     values = np.array([pair for pair in both if all(pair)], dtype=np.float64).reshape(1, -1, 2)

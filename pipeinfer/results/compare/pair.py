@@ -3,28 +3,28 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pipeinfer.results.compare.read import Cell, Results
+from pipeinfer.results.compare.read import ComparedCell, Results
 from pipeinfer.workload import WorkloadError
 
 NAMED = 2
 """How many differing keys an error names."""
 
 
-class Pair(NamedTuple):
+class CellPair(NamedTuple):
     """One cell in both results, named by what sets it apart from the others."""
 
     name: str
-    base: Cell
-    head: Cell
+    base: ComparedCell
+    head: ComparedCell
 
 
-def pair(base: Results, head: Results, *, common: bool) -> list[Pair]:
+def pair(base: Results, head: Results, *, common: bool) -> list[CellPair]:
     """The cells of both, in the order of the base. Raises WorkloadError where the workloads are not the same."""
     keys = [key for key in base.cells if key in head.cells]
     if not keys or (not common and len(keys) < len(base.cells | head.cells)):
         raise WorkloadError(f"different workloads: {_difference(base, head)}")
     names = _names([base.cells[key].config for key in keys])
-    pairs = [Pair(name, base.cells[key], head.cells[key]) for name, key in zip(names, keys, strict=True)]
+    pairs = [CellPair(name, base.cells[key], head.cells[key]) for name, key in zip(names, keys, strict=True)]
     for one in pairs:
         _check_meaning(one, base.name, head.name)
     return pairs
@@ -63,7 +63,7 @@ def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
-def _check_meaning(one: Pair, base: str, head: str) -> None:
+def _check_meaning(one: CellPair, base: str, head: str) -> None:
     """Equal names must stand for equal things. The hash of a record covers them, but also pipeinfer's version."""
     versions = [{version for version, _ in cell.hashes} for cell in (one.base, one.head)]
     if one.base.hashes and versions[0] == versions[1] and one.base.hashes.isdisjoint(one.head.hashes):

@@ -33,7 +33,7 @@ MEDIAN = Metric("median (s)")
 """What is taken from pytest-benchmark."""
 
 
-class Cell(msgspec.Struct):
+class ComparedCell(msgspec.Struct):
     """One point of a workload: what was measured in it, a value per repetition.
 
     `exact`: simulated, so that nothing in it is noise. `hashes` are those of the records, with pipeinfer's version.
@@ -52,7 +52,7 @@ class Results(NamedTuple):
 
     name: str
     metrics: tuple[Metric, ...]
-    cells: dict[str, Cell]
+    cells: dict[str, ComparedCell]
     machines: set[str]
 
 
@@ -92,7 +92,7 @@ def _add_trials(results: Results, file: Path) -> None:
     for record in _records(file):
         config = _flat(record.config)
         key = hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:16]
-        cell = results.cells.setdefault(key, Cell(config, exact=record.fidelity == "sim"))
+        cell = results.cells.setdefault(key, ComparedCell(config, exact=record.fidelity == "sim"))
         cell.hashes.add((record.environment.get("pipeinfer", ""), record.config_hash))
         results.machines.add(_machine(record.environment.get("processor"), record.environment.get("cores")))
         if record.trial is None:
@@ -163,7 +163,7 @@ def _add_benchmarks(results: Results, file: Path) -> None:
     results.machines.add(_machine(content.machine_info.cpu.brand_raw, content.machine_info.cpu.count))
     for benchmark in content.benchmarks:
         path, _, name = benchmark.fullname.partition("::")
-        cell = results.cells.setdefault(benchmark.fullname, Cell({"file": path, "benchmark": name}))
+        cell = results.cells.setdefault(benchmark.fullname, ComparedCell({"file": path, "benchmark": name}))
         cell.values.setdefault(MEDIAN, []).append(benchmark.stats.median)
 
 

@@ -125,7 +125,7 @@ class MpiTransport:
         self._world.say_goodbye(self._session)
         _wait_until(self._world.all_sent, LINGER_S)
 
-    def _open(self, arrival: "Arrival") -> Envelope | None:
+    def _open(self, arrival: "ReceivedFrame") -> Envelope | None:
         """The message that has arrived; None when it is of another session. Raises PeerLost on a goodbye."""
         sender = arrival.source + HEAD
         if arrival.tag not in (self._session, LEAVING) or sender in self._lost:
@@ -155,7 +155,7 @@ class MpiTransport:
         return self.traffic.setdefault(rank, Traffic())
 
 
-class Arrival(NamedTuple):
+class ReceivedFrame(NamedTuple):
     """A buffer that has arrived in full, from a process of the world."""
 
     source: int
@@ -163,7 +163,7 @@ class Arrival(NamedTuple):
     frame: bytearray
 
 
-class World:
+class MpiProcess:
     """This process's part in the MPI world, from its first endpoint until it ends. Opening one is collective."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ class World:
             self._sending.popleft()
         return not self._sending
 
-    def look(self) -> Arrival | None:
+    def look(self) -> ReceivedFrame | None:
         """What has arrived, if anything."""
         arrival = self._urgent.look() or self._ordinary.look()
         if arrival is not None and arrival.tag == LEAVING:
@@ -219,7 +219,7 @@ class World:
         return self.all_sent() and len(self.left) == self.size - 1
 
 
-open_world = cache(World)
+open_world = cache(MpiProcess)
 """The MPI world; joined with the first call."""
 
 
@@ -231,18 +231,18 @@ class _Channel:
         self._status: MPI.Status = mpi.Status()
         self._communicator = communicator
         self._arriving: MPI.Request | None = None
-        self._arrival = Arrival(0, 0, bytearray())
+        self._arrival = ReceivedFrame(0, 0, bytearray())
 
     def send(self, frame: bytes, to: int, tag: int) -> "MPI.Request":
         return self._communicator.Isend([frame, self._byte], to, tag)
 
-    def look(self) -> Arrival | None:
+    def look(self) -> ReceivedFrame | None:
         if self._arriving is None:
             message = self._communicator.Improbe(status=self._status)
             if message is None:
                 return None
             frame = bytearray(self._status.Get_count(self._byte))
-            self._arrival = Arrival(self._status.Get_source(), self._status.Get_tag(), frame)
+            self._arrival = ReceivedFrame(self._status.Get_source(), self._status.Get_tag(), frame)
             self._arriving = message.Irecv([frame, self._byte])
         if not self._arriving.Test():
             return None

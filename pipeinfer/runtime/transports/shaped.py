@@ -25,7 +25,7 @@ _SPIN_S = 200e-6
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkShape:
     """One direction between two ranks: bandwidth in bit/s, latency in seconds. No message takes less than `floor_s`."""
 
     bandwidth_bps: float = math.inf
@@ -49,7 +49,7 @@ class ShapedTransport:
         inner: Transport,
         bandwidth_bps: float = math.inf,
         latency_s: float = 0.0,
-        links: Mapping[int, Link] | None = None,
+        links: Mapping[int, LinkShape] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
@@ -57,7 +57,7 @@ class ShapedTransport:
         self.rank = inner.rank
         self.address = inner.address
         self._inner = inner
-        self._link = Link(bandwidth_bps, latency_s)
+        self._link = LinkShape(bandwidth_bps, latency_s)
         self._links = dict(links or {})
         self._clock = clock
         self._sleep = sleep or _sleep

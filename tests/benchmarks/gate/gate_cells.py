@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeinfer.core.effects import Request, ToFirstStage
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Trace, independent
-from pipeinfer.runtime.sim import Link, Simulation
+from pipeinfer.runtime.sim import SimulatedLink, Simulation
 
 TOKENS = 48
 PROMPT = 64
@@ -105,7 +105,7 @@ def _width(rows: int) -> float:
 
 def measure(cell: Cell, clock: Clock | None = None) -> dict[str, Any]:
     """Simulate the cell and count everything; `clock` is moved on by the simulated seconds."""
-    links: list[Link] = []
+    links: list[SimulatedLink] = []
     simulation = _simulation(cell, links)
     operations = _count_kv_operations(simulation)
     trial = simulation.generate(Request(tuple(range(PROMPT)), TOKENS))
@@ -114,15 +114,15 @@ def measure(cell: Cell, clock: Clock | None = None) -> dict[str, Any]:
     return {**_runs(trial), **_times(trial), "kv": dict(operations), "events": simulation.handled, **_traffic(links)}
 
 
-def _simulation(cell: Cell, links: list[Link]) -> Simulation:
+def _simulation(cell: Cell, links: list[SimulatedLink]) -> Simulation:
     name, options = VARIANTS[cell.variant]
 
-    def link(_source: int, _target: int) -> Link:
-        links.append(Link(*LINKS[cell.link]))
+    def link(_source: int, _target: int) -> SimulatedLink:
+        links.append(SimulatedLink(*LINKS[cell.link]))
         return links[-1]
 
     return Simulation(
-        Pipeline(cell.stages, cells=2048, sequences=256, prompt_chunk=16),
+        PipelineShape(cell.stages, cells=2048, sequences=256, prompt_chunk=16),
         open_strategy(name, options),
         Costs(cell.stages),
         _oracle(cell),
@@ -176,7 +176,7 @@ def _runs(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _traffic(links: list[Link]) -> dict[str, Any]:
+def _traffic(links: list[SimulatedLink]) -> dict[str, Any]:
     """Messages and bytes of each link, by its two ends; which are made in this order."""
     stages = (len(links) - 2) // 2
     ends = ["head>0", *(f"{i}>{i + 1}" for i in range(stages - 1)), f"{stages - 1}>head"]

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from pipeinfer.core.effects import Note, Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.strategies.adaptive import Adaptive
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
@@ -33,7 +33,7 @@ class Costs:
 def decode(strategy: object, stages: int, width: float, oracle: Trace) -> tuple[float, list[str]]:
     """Seconds for the text, and what was decided on the way."""
     simulation = Simulation(
-        Pipeline(stages, cells=2048, sequences=256), strategy, Costs(stages, width), oracle  # type: ignore[arg-type]
+        PipelineShape(stages, cells=2048, sequences=256), strategy, Costs(stages, width), oracle  # type: ignore[arg-type]
     )
     notes: list[str] = []
     simulation.note = lambda _machine, effect: notes.append(effect.text)  # type: ignore[method-assign, assignment]

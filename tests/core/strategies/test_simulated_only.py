@@ -4,13 +4,13 @@ import pytest
 
 from pipeinfer.cluster.launch import Cluster, LaunchError
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline, Strategy
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.dsi import Dsi
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.core.strategies.sync_tail import SyncTail
 from pipeinfer.runtime.oracle import independent
-from pipeinfer.runtime.sim import Link, Simulation
+from pipeinfer.runtime.sim import SimulatedLink, Simulation
 
 STAGES = 4
 LINK_S = 0.25
@@ -35,8 +35,8 @@ class Costs:
 
 def times(strategy: Strategy, acceptance: float = 0.8, row: float = 0.0, link_s: float = LINK_S) -> tuple[float, ...]:
     """When each token came."""
-    pipeline = Pipeline(STAGES, cells=2048, sequences=512)
-    simulation = Simulation(pipeline, strategy, Costs(row), independent(acceptance), lambda *_: Link(link_s))
+    pipeline = PipelineShape(STAGES, cells=2048, sequences=512)
+    simulation = Simulation(pipeline, strategy, Costs(row), independent(acceptance), lambda *_: SimulatedLink(link_s))
     return simulation.generate(Request((1, 2, 3), TOKENS)).emit_s
 
 

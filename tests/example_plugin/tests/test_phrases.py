@@ -7,7 +7,7 @@ from pipeinfer_example.alternate import Alternate
 from pipeinfer_example.phrases import PHRASES, Phrases
 
 from pipeinfer.core.effects import Request
-from pipeinfer.core.generation import Pipeline
+from pipeinfer.core.generation import PipelineShape
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.runtime.sim import Simulation
 
@@ -36,7 +36,7 @@ class Equal:
 
 def test_no_two_rounds_with_drafts_follow_each_other() -> None:
     oracle = independent(0.5)
-    simulation = Simulation(Pipeline(2), Alternate(), Equal(), oracle, policy=Phrases())
+    simulation = Simulation(PipelineShape(2), Alternate(), Equal(), oracle, policy=Phrases())
     trial = simulation.generate(Request(PHRASES[0], 20))
     assert list(trial.token_ids) == [oracle.target(len(PHRASES[0]) + at) for at in range(20)]
     drafted = [run.drafted > 0 for run in trial.runs]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeinfer.runtime.transports import Envelope, PeerLost, Traffic
 from pipeinfer.runtime.transports.inproc import InprocTransport
 from pipeinfer.runtime.transports.keys import Keys
-from pipeinfer.runtime.transports.shaped import Link, ShapedTransport
+from pipeinfer.runtime.transports.shaped import LinkShape, ShapedTransport
 from pipeinfer.runtime.transports.tcp import TcpTransport
 from pipeinfer.testing.transports import TransportConformance
 
@@ -78,13 +78,13 @@ class Instant:
         pass
 
 
-def shaped(world: World, rank: int, link: Link, links: dict[int, Link] | None = None) -> ShapedTransport:
+def shaped(world: World, rank: int, link: LinkShape, links: dict[int, LinkShape] | None = None) -> ShapedTransport:
     return ShapedTransport(
         Instant(world, rank), link.bandwidth_bps, link.latency_s, links, clock=world.clock, sleep=world.pass_time
     )
 
 
-def pair(link: Link) -> tuple[World, ShapedTransport, ShapedTransport]:
+def pair(link: LinkShape) -> tuple[World, ShapedTransport, ShapedTransport]:
     world = World()
     return world, shaped(world, 0, link), shaped(world, 1, link)
 
@@ -104,14 +104,14 @@ def soon_after(seconds: float) -> object:
 
 
 def test_latency_delays_and_does_not_queue() -> None:
-    world, a, b = pair(Link(latency_s=0.030))
+    world, a, b = pair(LinkShape(latency_s=0.030))
     for n in range(3):
         a.send(1, b"%d" % n)
     assert arrivals(world, b, 3) == [(b"0", soon_after(0.030)), (b"1", soon_after(0.030)), (b"2", soon_after(0.030))]
 
 
 def test_bandwidth_serialises_header_and_payload() -> None:
-    world, a, b = pair(Link(bandwidth_bps=8e6, latency_s=0.010))
+    world, a, b = pair(LinkShape(bandwidth_bps=8e6, latency_s=0.010))
     a.send(1, b"1000", bytes(96_000 - 4))
     a.send(1, b"2000", bytes(4_000 - 4))
     world.pass_time(1.0)
@@ -122,7 +122,7 @@ def test_bandwidth_serialises_header_and_payload() -> None:
 
 
 def test_a_busy_link_makes_the_next_message_wait() -> None:
-    world, a, b = pair(Link(bandwidth_bps=8e6, latency_s=0.010))
+    world, a, b = pair(LinkShape(bandwidth_bps=8e6, latency_s=0.010))
     for n in range(3):
         a.send(1, b"%d" % n, bytes(99_999))
     assert arrivals(world, b, 3) == [(b"0", soon_after(0.11)), (b"1", soon_after(0.21)), (b"2", soon_after(0.31))]
@@ -130,8 +130,8 @@ def test_a_busy_link_makes_the_next_message_wait() -> None:
 
 def test_a_peer_may_have_a_link_of_its_own() -> None:
     world = World()
-    a = shaped(world, 0, Link(latency_s=0.5), links={2: Link(latency_s=0.001)})
-    b, c = shaped(world, 1, Link()), shaped(world, 2, Link())
+    a = shaped(world, 0, LinkShape(latency_s=0.5), links={2: LinkShape(latency_s=0.001)})
+    b, c = shaped(world, 1, LinkShape()), shaped(world, 2, LinkShape())
     a.send(1, b"far")
     a.send(2, b"near")
     assert arrivals(world, c, 1) == [(b"near", soon_after(0.001))]
@@ -140,15 +140,15 @@ def test_a_peer_may_have_a_link_of_its_own() -> None:
 
 def test_a_floor_is_what_no_message_takes_less_than() -> None:
     world = World()
-    floor = Link(bandwidth_bps=8e6, latency_s=0.010, floor_s=0.050)
-    a, b = shaped(world, 0, Link(), links={1: floor}), shaped(world, 1, Link())
+    floor = LinkShape(bandwidth_bps=8e6, latency_s=0.010, floor_s=0.050)
+    a, b = shaped(world, 0, LinkShape(), links={1: floor}), shaped(world, 1, LinkShape())
     a.send(1, b"1000", bytes(10_000 - 4))
     a.send(1, b"2000", bytes(40_000 - 4))
     assert arrivals(world, b, 2) == [(b"1000", soon_after(0.050)), (b"2000", soon_after(0.060))]
 
 
 def test_an_urgent_message_overtakes_what_is_queued() -> None:
-    world, a, b = pair(Link(bandwidth_bps=8e6, latency_s=0.010))
+    world, a, b = pair(LinkShape(bandwidth_bps=8e6, latency_s=0.010))
     a.send(1, b"hidden states", bytes(1_000_000))
     a.send(1, b"cancel" + bytes(994), urgent=True)
     assert [(header[:6], at) for header, at in arrivals(world, b, 2)] == [
@@ -160,7 +160,7 @@ def test_an_urgent_message_overtakes_what_is_queued() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.floats(0, 0.02)), max_size=15), st.floats(1e5, 1e9))
 def test_order_and_times_follow_the_model_of_a_link(messages: list[tuple[int, float]], bandwidth_bps: float) -> None:
-    world, a, b = pair(Link(bandwidth_bps, latency_s=0.005))
+    world, a, b = pair(LinkShape(bandwidth_bps, latency_s=0.005))
     expected, free = [], 0.0
     for n, (size, pause) in enumerate(messages):
         world.pass_time(pause)
@@ -172,7 +172,7 @@ def test_order_and_times_follow_the_model_of_a_link(messages: list[tuple[int, fl
 
 
 def test_receive_gives_up_before_a_held_message_is_due() -> None:
-    world, a, b = pair(Link(latency_s=1.0))
+    world, a, b = pair(LinkShape(latency_s=1.0))
     a.send(1, b"later")
     assert b.receive(0) is None
     assert b.receive(0.4) is None
@@ -181,7 +181,7 @@ def test_receive_gives_up_before_a_held_message_is_due() -> None:
 
 
 def test_the_held_messages_of_a_lost_peer_come_first() -> None:
-    world, a, b = pair(Link(latency_s=0.1))
+    world, a, b = pair(LinkShape(latency_s=0.1))
     a.send(1, b"last words")
     world.arrived[1].append(PeerLost(0, "rank 0 is gone"))
     assert arrivals(world, b, 1) == [(b"last words", soon_after(0.1))]
@@ -191,7 +191,7 @@ def test_the_held_messages_of_a_lost_peer_come_first() -> None:
 
 def test_the_last_of_a_wait_is_spent_looking() -> None:
     """A blocking wait may overrun by a millisecond; a held message must not be late by it."""
-    world, a, b = pair(Link(latency_s=0.1))
+    world, a, b = pair(LinkShape(latency_s=0.1))
     a.send(1, b"")
     assert b.receive(0) is None
     a_while = world.now

@@ -25,11 +25,11 @@ def new_flag() -> Flag:
     return (ctypes.c_char * 2)()
 
 
-class AbortWatcher:
+class AbortThread:
     """`flag`, a C string, becomes non-empty as soon as the current check is true.
 
-    A computation that will be over before the first look, by what the last one took, is not watched: one row may take
-    as long as many, and many as long as so many times one.
+    A computation that will be over before the first look, by what the last one took, is left alone: one row may take as
+    long as many, and many as long as so many times one.
     """
 
     def __init__(self, flag: Flag) -> None:
@@ -39,8 +39,8 @@ class AbortWatcher:
         self._closed = False
         self._rows, self._last_rows, self._last_s, self._start = 1, 1, math.inf, 0.0
         self._lock = threading.Lock()
-        self._awake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="abort watcher", daemon=True)
+        self._wanted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="abort thread", daemon=True)
         self._thread.start()
 
     def start(self, check: AbortCheck, rows: int) -> None:
@@ -51,8 +51,8 @@ class AbortWatcher:
             return
         with self._lock:
             self._check = check
-        if not self._awake.is_set():
-            self._awake.set()
+        if not self._wanted.is_set():
+            self._wanted.set()
 
     def stop(self, *, computed: bool) -> bool:
         """The computation has ended, `computed` if nothing went wrong; true if it was to stop. From here on the check
@@ -74,19 +74,19 @@ class AbortWatcher:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            self._awake.set()
+            self._wanted.set()
         self._thread.join()
 
     def _run(self) -> None:
         idle = 0
         while not self._closed:
-            self._awake.wait()
+            self._wanted.wait()
             time.sleep(PERIOD_S)
             with self._lock:
                 idle = 0 if self._check else idle + 1
                 self._look()
                 if idle > PATIENCE and not self._closed:
-                    self._awake.clear()
+                    self._wanted.clear()
 
     def _look(self) -> None:
         if self._check is None or self._flag[0] == ABORT:

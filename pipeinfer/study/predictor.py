@@ -1,4 +1,4 @@
-"""Rehearsals: what the simulator has to know of generations that are really run, to say how fast they are."""
+"""Predictors: what the simulator has to know of real generations to say how fast they are, measured and fitted."""
 
 import time
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from pipeinfer.runtime.oracle import Trace
 from pipeinfer.runtime.transports import TransportError
 from pipeinfer.study.cells import live_plan, sampling_of
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.predictions import Rehearsed, text_of
-from pipeinfer.study.recipes import RehearsalCell
+from pipeinfer.study.predictions import Predictor, text_of
+from pipeinfer.study.recipes import PredictorCell
 
 PART_S = 0.2
-"""How long each part of a model is timed. What comes of it is fitted to a rehearsal anyway."""
+"""How long each part of a model is timed. What comes of it is fitted to trials anyway."""
 
 BEYOND = 64
 """Tokens of a trace beyond the text: what is drafted before the generation is known to have ended."""
 
 
-def run_rehearsal(cell: RehearsalCell, key: str | None = None) -> Iterator[Record]:
+def run_predictor(cell: PredictorCell, key: str | None = None) -> Iterator[Record]:
     """Its record; one with an error, where ranks or an engine cannot be had."""
     start = time.perf_counter()
-    rehearsed, problem = None, ""
+    predictor, problem = None, ""
     try:
-        rehearsed = msgspec.to_builtins(_rehearse(cell, key))
+        predictor = msgspec.to_builtins(_make_predictor(cell, key))
     except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
         problem = one_line(failed)
-    yield record_of(cell, None, [], problem, time.perf_counter() - start, rehearsed)
+    yield record_of(cell, None, [], problem, time.perf_counter() - start, predictor)
 
 
-def _rehearse(cell: RehearsalCell, key: str | None) -> Rehearsed:
+def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     from pipeinfer.modelling.calibrate import calibrate
-    from pipeinfer.modelling.calibration_fit import rehearsed, traces
+    from pipeinfer.modelling.calibration_fit import fitted_to_trials, traces
     from pipeinfer.plugins import open_backend
 
     live = cell.live
@@ -44,9 +44,9 @@ def _rehearse(cell: RehearsalCell, key: str | None) -> Rehearsed:
     prompts = {name: tokenizer.encode(workload.prompt(name)) for name in live.prompts}
     greedy = sampling_of(live, 0.0)
     profile = calibrate(plan, greedy, lambda _what: None, PART_S)
-    profile = rehearsed(profile, plan, next(iter(prompts.values())), greedy)
+    profile = fitted_to_trials(profile, plan, next(iter(prompts.values())), greedy)
     found: dict[str, Trace] = {}
     for temperature in live.temperatures:
         recorded = traces(plan, prompts.values(), live.tokens + BEYOND, sampling_of(live, temperature))
         found |= {text_of(name, temperature): trace for name, trace in zip(prompts, recorded, strict=True)}
-    return Rehearsed(profile, found)
+    return Predictor(profile, found)

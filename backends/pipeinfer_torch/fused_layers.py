@@ -14,21 +14,21 @@ from torch.nn import functional
 
 from pipeinfer.engine.backend import AbortCheck
 from pipeinfer_torch.attention import attend
-from pipeinfer_torch.cells import KvCells, View
+from pipeinfer_torch.cells import CellsView, KvCells
 from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
 
 Norm: TypeAlias = Callable[[Tensor], Tensor]
 
 
-class Turn(NamedTuple):
+class RotaryAngles(NamedTuple):
     """Rotary positions of a batch, [rows, 1, head_size] each; the first half of `sin` is negated."""
 
     cos: Tensor
     sin: Tensor
 
 
-class LeanLayers:
+class FusedLayers:
     """Layers [first, stop) with the embedding before or the head behind, as far as the stage has them."""
 
     def __init__(self, skeleton: Skeleton, first: int, stop: int, cells: KvCells) -> None:
@@ -36,26 +36,28 @@ class LeanLayers:
         self._cells = cells
         self._rotary = Rotary(base.rotary_emb, skeleton.dtype)
         self._embedding = base.embed_tokens.weight if first == 0 else None
-        self._layers = [LeanLayer(skeleton.layers[layer], skeleton.reach(layer)) for layer in range(first, stop)]
-        self._head = Head(base.norm, skeleton.model.lm_head) if stop == len(skeleton.layers) else None
+        self._layers = [FusedLayer(skeleton.layers[layer], skeleton.reach(layer)) for layer in range(first, stop)]
+        self._head = OutputHead(base.norm, skeleton.model.lm_head) if stop == len(skeleton.layers) else None
         cells.allocate(self._layers[0].kv_heads, self._layers[0].head_size)
 
-    def run(self, entering: Tensor, positions: Tensor, view: View, outputs: int, abort: AbortCheck) -> Tensor | None:
+    def run(
+        self, entering: Tensor, positions: Tensor, view: CellsView, outputs: int, abort: AbortCheck
+    ) -> Tensor | None:
         """From token ids [rows] or hidden states [rows, hidden_size], which may be overwritten, to hidden states or
         logits [outputs, vocabulary]; None when aborted."""
         x = entering if self._embedding is None else functional.embedding(entering, self._embedding)
-        turn = self._rotary.turn(positions)
+        angles = self._rotary.angles_of(positions)
         masks = {reach: self._layers[0].group_mask(mask) for reach, mask in view.masks.items()}
         for layer, cells in zip(self._layers, self._cells.layers, strict=True):
             if abort():
                 return None
-            layer.run(x, turn, cells, view, masks[layer.reach])
+            layer.run(x, angles, cells, view, masks[layer.reach])
         if self._head is None:
             return x
         return None if abort() else self._head.logits(x[len(x) - outputs :])
 
 
-class LeanLayer:
+class FusedLayer:
     """One decoder layer; takes its weights out of transformers' module."""
 
     def __init__(self, layer: Any, reach: int | None) -> None:
@@ -75,9 +77,9 @@ class LeanLayer:
         self.activation = mlp.act_fn
         self.down = take(mlp.down_proj)
 
-    def run(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> None:
+    def run(self, x: Tensor, angles: RotaryAngles, cells: Tensor, view: CellsView, mask: Tensor) -> None:
         """Add to the rows `x` [rows, hidden_size] what the layer finds; put their keys and values into `cells`."""
-        x += self.attention_out(self._attend(self.attention_norm(x), turn, cells, view, mask))
+        x += self.attention_out(self._attend(self.attention_norm(x), angles, cells, view, mask))
         gate, up = self.gate_up(self.mlp_norm(x)).view(x.shape[0], 2, -1).unbind(1)
         x += self.down(self.activation(gate) * up)
 
@@ -85,21 +87,21 @@ class LeanLayer:
         """[rows, window] to [rows * group, window], as the rows of `_group`."""
         return mask.repeat_interleave(self.group, dim=0)
 
-    def _attend(self, x: Tensor, turn: Turn, cells: Tensor, view: View, mask: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, angles: RotaryAngles, cells: Tensor, view: CellsView, mask: Tensor) -> Tensor:
         rows = x.shape[0]
         qkv = self.qkv(x).view(rows, self.heads + 2 * self.kv_heads, self.head_size)
-        self._rotate(qkv[:, : -self.kv_heads], turn)
+        self._rotate(qkv[:, : -self.kv_heads], angles)
         keys_and_values = qkv[:, self.heads :].view(rows, 2, 1, self.kv_heads, self.head_size)
         cells[:, :, :, view.taken] = keys_and_values.permute(1, 2, 3, 0, 4)
         keys, values = cells.narrow(3, 0, view.window).unbind()
         mixed = attend(self._group(qkv[:, : self.heads]), keys, values, mask, self.scale)
         return mixed.view(self.kv_heads, rows, -1).transpose(0, 1).reshape(rows, -1)
 
-    def _rotate(self, queries_and_keys: Tensor, turn: Turn) -> None:
+    def _rotate(self, queries_and_keys: Tensor, angles: RotaryAngles) -> None:
         """In place, after the norm that some models have there."""
         x = queries_and_keys if self.qk_norm is None else self.qk_norm(queries_and_keys)
         swapped = x.roll(self.head_size // 2, -1)
-        torch.addcmul(x * turn.cos, swapped, turn.sin, out=queries_and_keys)
+        torch.addcmul(x * angles.cos, swapped, angles.sin, out=queries_and_keys)
 
     def _group(self, queries: Tensor) -> Tensor:
         """[rows, heads, head_size] to [1, kv_heads, rows * group, head_size]."""
@@ -117,9 +119,9 @@ class Rotary:
         self._scale = rotary.attention_scaling
         self._dtype = dtype
 
-    def turn(self, positions: Tensor) -> Turn:
+    def angles_of(self, positions: Tensor) -> RotaryAngles:
         angles = torch.outer(positions.float(), self._frequencies)[:, None]
-        return Turn((angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype))
+        return RotaryAngles((angles.cos() * self._scale).to(self._dtype), (angles.sin() * self._scale).to(self._dtype))
 
 
 def norm_of(module: Any) -> Norm:
@@ -149,7 +151,7 @@ def head_norm(attention: Any, heads: int, kv_heads: int) -> Norm:
     return rms_norm(weight, queries.variance_epsilon)
 
 
-class Head:
+class OutputHead:
     """The final norm and the output matrix."""
 
     def __init__(self, norm: nn.Module, output: nn.Linear) -> None:
