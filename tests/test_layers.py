@@ -21,6 +21,7 @@ LAYERS = [
     ("cluster",),
     ("modelling.profile", "modelling.rank_survey"),
     ("cluster.launch", "cluster.auto_split", "cluster.settings", "pipeline"),
+    ("serve",),
     ("modelling",),
     ("study",),
     ("report",),

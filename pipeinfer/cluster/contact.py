@@ -102,6 +102,10 @@ class Contact:
             raise self.lost(message.rank, message.text)
         return envelope, message
 
+    def wake(self) -> None:
+        """For any thread: who waits for a message here looks around soon."""
+        self.transport.wake()
+
     def wait(self, what: Callable[[], str]) -> tuple[Envelope, Any]:
         """The next message in its envelope, however long it takes: whether ranks live is the transport's to say, by
         their heartbeats. `what` says what is waited for. Raises RankLost or LaunchError."""

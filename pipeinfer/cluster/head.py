@@ -1,4 +1,5 @@
-"""The head's world: one scheduler over a cluster of ranks, in real time."""
+"""The head's world: a scheduler over a cluster of ranks, in real time. Here for one request; `pipeinfer.serve` has it
+for any number."""
 
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from pipeinfer.core.machine import Machine
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.results.trial import RankRecord, Trial, run_record
+from pipeinfer.runtime.control import AddRequest
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.runtime.world import METHODS, World
@@ -27,6 +29,15 @@ class Links(Protocol):
     def wait(self, what: Callable[[], str]) -> tuple[Any, Any]:
         """The next envelope and its message, however long it takes; `what` is waited for. Raises RankLost."""
 
+    def receive_from(self, timeout: float) -> tuple[Any, Any] | None:
+        """The same within so many seconds, or None."""
+
+    def wake(self) -> None:
+        """For any thread: `receive_from` returns soon."""
+
+    def add_request(self, request: AddRequest) -> None:
+        """Tell every rank of a request before it begins."""
+
     def send_first(self, message: Any) -> None:
         """Down the target pipeline's ordered stream."""
 
@@ -40,11 +51,55 @@ class Links(Protocol):
         """What each rank says of the trial that has ended."""
 
 
-class Head(World):
-    """Runs one scheduler over the cluster, from Start until nothing of it is left in the pipeline.
+class HeadWorld(World):
+    """What every head does: the scheduler's messages go to the ranks, and what needs no model is drafted by `drafter`,
+    here. `trace`: decisions go on the timeline."""
 
-    `drafter` drafts here, without a rank, where the draft policy needs no model. `trace`: decisions go on the timeline.
-    """
+    def __init__(self, cluster: Links, scheduler: Scheduler, drafter: TextDrafter | None, *, trace: bool) -> None:
+        self._cluster = cluster
+        self._scheduler = scheduler
+        self._drafter = drafter
+        self._trace = trace
+        self._next: deque[tuple[Machine, Any]] = deque()
+        self._start = time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic() - self._start
+
+    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
+        self._cluster.send_first(effect.message)
+
+    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
+        if self._drafter is not None and self._drafts_here(effect.message.request):
+            World.tell(self, self._drafter, effect.message)
+        else:
+            self._cluster.send_draft(effect.message)
+
+    def forward(self, machine: Machine, effect: Forward) -> None:
+        """The drafter on the head proposes."""
+        self._next.append((self._scheduler, effect.message))
+
+    def to_stages(self, machine: Machine, effect: ToStages) -> None:
+        self._cluster.send_stages(effect.message)
+        if effect.message.runs:
+            self._mark("cancel " + " ".join(map(str, effect.message.runs)), self.now())
+
+    def note(self, machine: Machine, effect: Note) -> None:
+        self._mark(effect.text, self.now())
+
+    def _drafts_here(self, request: int) -> bool:
+        """Whether the request's draft policy needs no model."""
+        return True
+
+    def _mark(self, what: str, now: float) -> None:
+        """Put a decision of the head on the timeline."""
+        if self._trace:
+            at = self._start + now
+            self._cluster.spans.append(Span(HEAD, what, at, at))
+
+
+class Head(HeadWorld):
+    """Runs one scheduler over the cluster, from Start until nothing of it is left in the pipeline."""
 
     def __init__(
         self,
@@ -57,27 +112,19 @@ class Head(World):
         *,
         trace: bool = False,
     ) -> None:
-        self._cluster = cluster
-        self._trace = trace
-        self._scheduler = scheduler
+        super().__init__(cluster, scheduler, drafter, trace=trace)
         self._strategy = strategy
-        self._drafter = drafter
         self._log = log
         self._on_tokens = on_tokens
         self._stop: Stop | None = None
         self._emitted: list[tuple[int, ...]] = []
         self._emit_s: list[float] = []
-        self._next: deque[tuple[Machine, Any]] = deque()
-        self._start = 0.0
 
     def generate(self, start: Start, *, fidelity: str, precision: str) -> Trial:
         self._start = time.monotonic()
         self._next.append((self._scheduler, start))
         self.run()
         return self._trial(start.request, fidelity, precision)
-
-    def now(self) -> float:
-        return time.monotonic() - self._start
 
     def events(self) -> Iterator[tuple[Machine, Any]]:
         while self._next or not self._scheduler.idle:
@@ -112,38 +159,11 @@ class Head(World):
                 self._stop = stop
                 self._next.appendleft((self._scheduler, stop))
 
-    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
-        self._cluster.send_first(effect.message)
-
-    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
-        if self._drafter is None:
-            self._cluster.send_draft(effect.message)
-        else:
-            self._next.append((self._drafter, effect.message))
-
-    def forward(self, machine: Machine, effect: Forward) -> None:
-        """The drafter on the head proposes."""
-        self._next.append((self._scheduler, effect.message))
-
-    def to_stages(self, machine: Machine, effect: ToStages) -> None:
-        self._cluster.send_stages(effect.message)
-        if effect.message.runs:
-            self._mark("cancel " + " ".join(map(str, effect.message.runs)), self.now())
-
     def emit(self, machine: Machine, effect: Emit) -> None:
         self._emitted.append(effect.tokens)
 
     def finish(self, machine: Machine, effect: Finish) -> None:
         """The scheduler is idle once all has come back."""
-
-    def note(self, machine: Machine, effect: Note) -> None:
-        self._mark(effect.text, self.now())
-
-    def _mark(self, what: str, now: float) -> None:
-        """Put a decision of the head on the timeline."""
-        if self._trace:
-            at = self._start + now
-            self._cluster.spans.append(Span(HEAD, what, at, at))
 
     def _trial(self, request: Request, fidelity: str, precision: str) -> Trial:
         generation = self._scheduler.generations[0]

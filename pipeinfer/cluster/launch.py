@@ -25,7 +25,7 @@ from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import RankRecord, Trial
-from pipeinfer.runtime.control import AskReport, Begin, Ready, Report, Setup
+from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Ready, Report, Setup
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
 
@@ -43,7 +43,6 @@ class Cluster(Contact):
         self.spans: list[Span] = []
         self.scheduler: Scheduler | None = None
         """That of the generation under way, or of the last one: to look at."""
-        self._next_run = self._last_order = 0
         self._reports: dict[int, Report] = {}
         self._setups: list[Setup] = []
         super().__init__(plan.transport, self.models.count, plan.workers, plan.key)
@@ -88,31 +87,47 @@ class Cluster(Contact):
         committed tokens and may give a Stop; `open_log` gives the head's event log; `prompt_chunk` replaces the plan's,
         `drafting` the strategy's own draft policy. `strategy_name` and `options` are for the log, to replay it.
         Raises RankLost, or ValueError on a prompt that does not fit."""
-        if strategy.simulated_only:
-            raise LaunchError(f"this strategy needs {strategy.simulated_only}: only `pipeinfer simulate` takes it")
-        chosen = (drafting, drafting_options or {}) if drafting else (strategy.drafting, strategy.drafting_options)
-        policy = open_drafting(*chosen) if strategy.drafting else None
-        if policy and policy.model and self.models.draft is None:
-            raise LaunchError("this strategy drafts: give a draft model, or --drafting ngram, which needs none")
-        self._check_ids(prompt)
+        chosen = self.drafting_of(strategy, drafting, drafting_options)
+        policy = open_drafting(*chosen) if chosen[0] else None
+        self.check_ids(prompt)
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
         start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy_name, options or {})
-        pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
-                            self.models.target.context, prompt_chunk or self.plan.prompt_chunk)  # fmt: skip
-        scheduler = Scheduler(pipeline, lambda _: strategy, first_run=self._next_run, first_order=self._last_order)
-        self.scheduler = scheduler
+        scheduler = self.open_scheduler(lambda _: strategy, prompt_chunk)
         name, settings = chosen
-        self._begin(Begin({0: sampling}, name, settings, 0, margins, logits_on_wire))
-        drafter = TextDrafter(lambda: policy) if policy and not policy.model else None
+        self.begin(Begin({0: sampling}, name, settings, 0, margins, logits_on_wire))
+        drafter = TextDrafter(lambda _: policy) if policy and not policy.model else None
         with uncollected():
             log = open_log(scheduler) if open_log else None
             head = Head(self, scheduler, strategy, drafter, on_tokens, log, trace=self.plan.trace)
             fidelity = "emulated" if self.plan.backend == "emulated" else "real"
-            trial = head.generate(start, fidelity=fidelity, precision=self.models.target.precision)
-        self._next_run, self._last_order = scheduler.next_run, scheduler.order
-        return trial
+            return head.generate(start, fidelity=fidelity, precision=self.models.target.precision)
 
-    def _check_ids(self, prompt: Sequence[int]) -> None:
+    def drafting_of(
+        self, strategy: Strategy, drafting: str | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Name and options of the draft policy that goes with a strategy here, `drafting` if it is given; no name where
+        nobody drafts. Raises LaunchError where the strategy cannot be had here."""
+        if strategy.simulated_only:
+            raise LaunchError(f"this strategy needs {strategy.simulated_only}: only `pipeinfer simulate` takes it")
+        if not strategy.drafting:
+            return "", {}
+        chosen = (drafting, options or {}) if drafting else (strategy.drafting, strategy.drafting_options)
+        if open_drafting(*chosen).model and self.models.draft is None:
+            raise LaunchError("this strategy drafts: give a draft model, or --drafting ngram, which needs none")
+        return chosen
+
+    def open_scheduler(
+        self, open_strategy: Callable[[Start], Strategy], prompt_chunk: PromptChunk | None = None
+    ) -> Scheduler:
+        """A scheduler over the ranks, in the place of the one before."""
+        before = self.scheduler
+        first_run, first_order = (before.next_run, before.order) if before is not None else (0, 0)
+        pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
+                                 self.models.target.context, prompt_chunk or self.plan.prompt_chunk)  # fmt: skip
+        self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order)
+        return self.scheduler
+
+    def check_ids(self, prompt: Sequence[int]) -> None:
         """Raises ValueError where the tokenizer's files name tokens that the model was never given rows for."""
         largest, known = max(prompt, default=0), self.models.target.vocabulary
         if largest >= known:
@@ -148,11 +163,18 @@ class Cluster(Contact):
                 models.split = auto_split(models, survey)
         check_memory(models, survey.ranks)
 
-    def _begin(self, begin: Begin) -> None:
+    def begin(self, begin: Begin) -> None:
+        """Have every rank begin a trial."""
         self.send(0, msgspec.structs.replace(begin, drafting="", drafting_options={}))
         if self.models.draft is not None:
             context = self.models.draft.context
             self.send(self.models.drafter, msgspec.structs.replace(begin, context=context))
+
+    def add_request(self, request: AddRequest) -> None:
+        """Tell every rank of a request before it begins."""
+        self.send(0, msgspec.structs.replace(request, drafting="", drafting_options={}))
+        if self.models.draft is not None:
+            self.send(self.models.drafter, request)
 
     # Messages
 

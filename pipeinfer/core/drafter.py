@@ -247,9 +247,9 @@ class Draft:
 
 class Drafter(Machine):
     """Drafts with one model of `cells` KV cells and sequence ids 0..`sequences`-1, on text up to `context` tokens;
-    `open_policy` makes the draft policy of a request."""
+    `open_policy` makes the draft policy of the request with this number."""
 
-    def __init__(self, cells: int, sequences: int, context: int, open_policy: Callable[[], DraftPolicy]) -> None:
+    def __init__(self, cells: int, sequences: int, context: int, open_policy: Callable[[int], DraftPolicy]) -> None:
         super().__init__()
         self.ledger = Ledger(cells, sequences)
         self.drafts: dict[int, Draft] = {}
@@ -295,7 +295,8 @@ class Drafter(Machine):
                 self._put_off(order)
                 return
             order = self._with_what_was_put_off(order)
-            draft = Draft(order.request, self.ledger, self._free, self._limit, self._open_policy())
+            draft = Draft(order.request, self.ledger, self._free, self._limit,
+                          self._open_policy(order.request))  # fmt: skip
             self.drafts[order.request] = draft
             self._turns.append(draft)
         elif order.order <= draft.order:

@@ -36,6 +36,13 @@ class Stop(Message, frozen=True):
     number: int = 0
 
 
+class Forget(Message, frozen=True):
+    """To the scheduler: what there was to know of this request, which has ended, was taken down. For schedulers that
+    see any number of requests, whose numbers grow; a generation is gone once none of its runs is in flight."""
+
+    number: int
+
+
 class Computed(Message, frozen=True):
     """To a stage: its run came to an end. `ids` and `margins` are those of the target's last stage, `candidates` those
     of the draft's; `payload` is opaque."""

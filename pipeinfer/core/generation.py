@@ -44,6 +44,15 @@ class PipelineShape(msgspec.Struct, frozen=True):
             return f"{self.cells} KV cells: shorten it or raise --cells"
         return f"the model's context of {self.context} tokens: shorten it"
 
+    def check(self, request: Request) -> None:
+        """Refuse, with ValueError, what can have no answer."""
+        if not request.prompt:
+            raise ValueError("the prompt is empty: expected at least one token")
+        if len(request.prompt) >= self.limit:
+            raise ValueError(f"the prompt has {len(request.prompt)} tokens and leaves no room in {self.short_of}")
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens = {request.max_tokens}: expected at least 1")
+
 
 class Pipe(Protocol):
     """What a request shares with the others: the scheduler, as far as its requests use it."""
@@ -144,6 +153,7 @@ class Generation:
         self.text = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.margins: list[float] = []
+        self.began_at = 0.0
         self.reason: str | None = None
         self.runs: list[Run] = []
         self.order = self._first_order = first_order

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from pipeinfer.core.drafter import Drafter
-from pipeinfer.core.effects import Compute, Computed, Drafted, Forward, Start, Stop, Woken
+from pipeinfer.core.effects import Compute, Computed, Drafted, Forget, Forward, Start, Stop, Woken
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Proposal
@@ -20,7 +20,9 @@ from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter
 
-Event: TypeAlias = Start | Stop | Logits | Proposal | Decode | CancelRun | Computed | DraftFrom | Drafted | Woken
+Event: TypeAlias = (
+    Start | Stop | Forget | Logits | Proposal | Decode | CancelRun | Computed | DraftFrom | Drafted | Woken
+)
 Options: TypeAlias = dict[str, bool | int | float | str]
 
 
@@ -127,10 +129,10 @@ def _machine(
     if isinstance(header, StageHeader):
         return Stage(header.index, header.count)
 
-    def open_policy() -> Any:
+    def open_policy(_: int) -> Any:
         return open_drafting(header.drafting, header.options)
 
-    if not open_policy().model:
+    if not open_policy(0).model:
         return TextDrafter(open_policy)
     return Drafter(header.cells, header.sequences, header.context, open_policy)
 

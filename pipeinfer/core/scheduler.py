@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeinfer.core.effects import Finish, HeadEffect, Start, Stop, ToFirstStage, ToStages
+from pipeinfer.core.effects import Finish, Forget, HeadEffect, Start, Stop, ToFirstStage, ToStages
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.ledger import Ledger
@@ -45,7 +45,9 @@ class Scheduler(Machine):
         self.measured = Measured(pipeline.stages)
         self.next_run = first_run
         self._open_strategy = open_strategy
-        self._first_order = first_order
+        self._order = self._first_order = first_order
+        self._newest = -1
+        self._forgotten: set[int] = set()
         self._free = deque(range(pipeline.sequences))
         self._live: list[Generation] = []
         self._queue: deque[Start] = deque()
@@ -53,7 +55,17 @@ class Scheduler(Machine):
     @property
     def order(self) -> int:
         """The newest draft order of any request."""
-        return max([self._first_order, *(one.order for one in self.generations.values())])
+        return max([self._order, *(one.order for one in self._live)])
+
+    @property
+    def running(self) -> int:
+        """Requests that have begun and not ended."""
+        return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self._queue)
 
     @property
     def idle(self) -> bool:
@@ -92,19 +104,28 @@ class Scheduler(Machine):
         if isinstance(event, Logits):
             self._result(event)
         elif isinstance(event, Proposal):
-            generation = self._generation(event.request, PeerError)
-            if event.forward_s:
-                self.measured.draft(event.forward_s)
-            generation.propose(event)
-            self._go_on(generation)
+            self._propose(event)
         elif isinstance(event, Start):
             self._check(event)
             self._queue.append(event)
             self._admit()
         elif isinstance(event, Stop):
             self._stop(event)
+        elif isinstance(event, Forget):
+            self._forgotten.add(event.number)
+            self._clear_away(self._generation(event.number, OurError))
         else:
             raise PeerError(f"the scheduler does not take a {type(event).__name__}")
+
+    def _propose(self, message: Proposal) -> None:
+        if message.forward_s:
+            self.measured.draft(message.forward_s)
+        forgotten = message.request not in self.generations and message.request <= self._newest
+        if forgotten or message.order <= self._first_order:
+            return
+        generation = self._generation(message.request, PeerError)
+        generation.propose(message)
+        self._go_on(generation)
 
     def _generation(self, number: int, error: type[Exception]) -> Generation:
         generation = self.generations.get(number)
@@ -126,6 +147,8 @@ class Scheduler(Machine):
         strategy = self._open_strategy(event)
         generation = Generation(self, event.number, event.request, strategy, sequence, self.order)
         self.generations[event.number] = generation
+        self._newest = max(self._newest, event.number)
+        generation.began_at = self.now
         self._live.append(generation)
         self.ledger.begin(sequence)
         nodes = generation.take_prompt()
@@ -141,15 +164,9 @@ class Scheduler(Machine):
 
     def _check(self, event: Start) -> None:
         """Refuse, with ValueError, what can have no answer. Nothing has happened then."""
-        prompt, limit = event.request.prompt, self.pipeline.limit
         if event.number in self.generations or any(event.number == other.number for other in self._queue):
             raise ValueError(f"request {event.number} was begun already: expected a new number")
-        if not prompt:
-            raise ValueError("the prompt is empty: expected at least one token")
-        if len(prompt) >= limit:
-            raise ValueError(f"the prompt has {len(prompt)} tokens and leaves no room in {self.pipeline.short_of}")
-        if event.request.max_tokens < 1:
-            raise ValueError(f"max_tokens = {event.request.max_tokens}: expected at least 1")
+        self.pipeline.check(event.request)
 
     def _result(self, message: Logits) -> None:
         if not self.in_flight or self.in_flight[0].id != message.run:
@@ -171,7 +188,15 @@ class Scheduler(Machine):
         self._give_back(run.partition)
         if len(generation.text) > before and generation.reason is None:
             generation.strategy.advanced(generation)
+        self._clear_away(generation)
         self._go_on(generation)
+
+    def _clear_away(self, generation: Generation) -> None:
+        """Let go of a generation that is to be forgotten, if nothing of it is in the pipeline."""
+        number = generation.number
+        if number in self._forgotten and generation.reason is not None and not generation.in_flight:
+            self._forgotten.discard(number)
+            del self.generations[number]
 
     def _judge(self, run: Run, message: Logits) -> None:
         """Note what the target said after each output row that was computed."""
@@ -194,11 +219,21 @@ class Scheduler(Machine):
         if generation.reason is None:
             generation.stop(event.length, event.reason)
             self._end(generation, [])
+            self._abandon(generation)
             self._go_on(generation)
+
+    def _abandon(self, generation: Generation) -> None:
+        """Nothing follows the text any more: give up its own runs too."""
+        runs = [run for run in generation.in_flight if run.cancel_sent_at is None]
+        for run in runs:
+            run.cancel_sent_at = self.now
+        if runs:
+            self.perform(ToStages(CancelRun(tuple([run.id for run in runs]))))
 
     def _end(self, generation: Generation, lost: Sequence[Node]) -> None:
         self._kill(generation, [*lost, *generation.tip.children.values()])
         generation.finish()
+        self._order = self.order
         self._live.remove(generation)
         self._give_back((generation.sequence,))
 

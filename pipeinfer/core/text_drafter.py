@@ -60,7 +60,7 @@ class _Draft:
 class TextDrafter(Machine):
     """The drafter's counterpart without a model: each order is answered at once."""
 
-    def __init__(self, open_policy: Callable[[], TextPolicy]) -> None:
+    def __init__(self, open_policy: Callable[[int], TextPolicy]) -> None:
         super().__init__()
         self._open_policy = open_policy
         self._drafts: dict[int, _Draft] = {}
@@ -73,7 +73,7 @@ class TextDrafter(Machine):
             return
         draft = self._drafts.get(event.request)
         if draft is None:
-            draft = self._drafts[event.request] = _Draft(self._open_policy())
+            draft = self._drafts[event.request] = _Draft(self._open_policy(event.request))
         draft.settings = event.settings or draft.settings
         for token in event.tokens:
             draft.commit(token)

@@ -82,6 +82,17 @@ class Begin(Message, frozen=True):
     logits_on_wire: bool = False
 
 
+class AddRequest(Message, frozen=True):
+    """Request `request` is about to begin, beside those that are under way: how its tokens are chosen, and for the
+    draft's ranks its draft policy, as in Begin. What was said of the requests `over` may be forgotten."""
+
+    request: int
+    sampling: Sampling
+    drafting: str = ""
+    drafting_options: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - as above
+    over: tuple[int, ...] = ()
+
+
 class AskReport(Message, frozen=True):
     """From the head to each rank after a trial: how did it go?"""
 
@@ -212,9 +223,9 @@ class Shutdown(Message, frozen=True):
 
 
 AnyMessage: TypeAlias = (
-    Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin | AskReport | Report | Failure | Shutdown
-    | Inspect | Inspected | Load | Loaded | Measure | ForwardTimes | MeasureHandling | MeasureLink | LinkMeasured | Ping
-    | Pong
+    Decode | Logits | CancelRun | DraftFrom | Proposal | Setup | Ready | Begin | AddRequest | AskReport | Report
+    | Failure | Shutdown | Inspect | Inspected | Load | Loaded | Measure | ForwardTimes | MeasureHandling | MeasureLink
+    | LinkMeasured | Ping | Pong
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()

@@ -4,16 +4,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeinfer.core.drafter import Drafter
+from pipeinfer.core.drafter import Drafter, DraftPolicy
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import Floats, best_candidates
 from pipeinfer.plugins import open_drafting
-from pipeinfer.runtime.control import Begin
+from pipeinfer.runtime.control import AddRequest, Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
-from pipeinfer.runtime.stage_rank import GREEDY, apply, as_bytes
+from pipeinfer.runtime.stage_rank import GREEDY, add_request, apply, as_bytes
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.runtime.world import World
 
@@ -27,6 +27,8 @@ class DraftWorker(World):
         self._model = model
         self._behind = RanksBehind(endpoint) if endpoint.setup.behind else None
         self._sampling: dict[int, Sampling] = {}
+        self._policies: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._policy: tuple[str, dict[str, Any]] = ("", {})
         self._drafter: Drafter | None = None
         self._work: ComputeDraft | None = None
         self._wake_at = float("inf")
@@ -35,11 +37,13 @@ class DraftWorker(World):
         return time.monotonic()
 
     def take(self, message: Any, payload: bytes | memoryview) -> None:
-        """A DraftFrom, a Begin, or a Logits of the draft's last rank."""
+        """A DraftFrom, a Begin, an AddRequest, or a Logits of the draft's last rank."""
         if isinstance(message, DraftFrom):
             self._handle(message)
         elif isinstance(message, Begin):
             self._start_anew(message)
+        elif isinstance(message, AddRequest):
+            self._add(message)
         elif isinstance(message, Logits) and self._behind is not None:
             self._behind.take(message)
         else:
@@ -47,13 +51,25 @@ class DraftWorker(World):
 
     def _start_anew(self, begin: Begin) -> None:
         setup = self._endpoint.setup
-        self._sampling = begin.sampling
-        self._drafter = Drafter(setup.cells, setup.sequences, begin.context,
-                                lambda: open_drafting(begin.drafting, begin.drafting_options))  # fmt: skip
+        self._sampling = dict(begin.sampling)
+        self._policy, self._policies = (begin.drafting, begin.drafting_options), {}
+        self._drafter = Drafter(setup.cells, setup.sequences, begin.context, self._open_policy)
         self._work, self._wake_at = None, float("inf")
         self._model.clear()
         if self._behind is not None:
-            self._behind.begin(begin)
+            self._behind.pass_on(begin)
+
+    def _add(self, message: AddRequest) -> None:
+        for request in message.over:
+            self._policies.pop(request, None)
+        self._policies[message.request] = (message.drafting, message.drafting_options)
+        add_request(self._sampling, message)
+        if self._behind is not None:
+            self._behind.pass_on(message)
+
+    def _open_policy(self, request: int) -> DraftPolicy:
+        made: DraftPolicy = open_drafting(*self._policies.get(request, self._policy))
+        return made
 
     def next_wake(self) -> float:
         return self._wake_at
@@ -118,9 +134,10 @@ class RanksBehind:
         self._pending: list[KvOp] = []
         self._answer: Logits | None = None
 
-    def begin(self, message: Begin) -> None:
-        """A new trial."""
-        self._pending.clear()
+    def pass_on(self, message: Begin | AddRequest) -> None:
+        """A new trial, or one more request in this one."""
+        if isinstance(message, Begin):
+            self._pending.clear()
         self._endpoint.send(message)
 
     def apply(self, ops: Sequence[KvOp]) -> None:

@@ -34,6 +34,8 @@ class _Nowhere:
     def receive(self, timeout: float) -> Envelope | None:
         return None
 
+    def wake(self) -> None: ...
+
     def close(self) -> None: ...
 
 

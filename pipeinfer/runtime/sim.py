@@ -383,8 +383,8 @@ class Simulation(World):
 def drafter_of(policy: Any, cells: int, sequences: int, context: int) -> Drafter | TextDrafter:
     """The machine that drafts by this policy, with a model or without."""
     if policy is not None and not policy.model:
-        return TextDrafter(lambda: policy)
-    return Drafter(cells, sequences, context, lambda: policy)
+        return TextDrafter(lambda _: policy)
+    return Drafter(cells, sequences, context, lambda _: policy)
 
 
 def _told(machine: Machine, event: Any) -> tuple[Machine, Any]:

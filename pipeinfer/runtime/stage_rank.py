@@ -14,7 +14,7 @@ from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
 from pipeinfer.errors import LaunchError
-from pipeinfer.runtime.control import Begin
+from pipeinfer.runtime.control import AddRequest, Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
 from pipeinfer.runtime.world import World
 
@@ -31,24 +31,32 @@ class StageWorker(World):
         self._stage = Stage(endpoint.setup.stage, endpoint.setup.stages)
         self._drafts = endpoint.setup.role == "draft"
         self._begin = Begin({})
+        self._sampling: dict[int, Sampling] = {}
         self._work: Compute | None = None
 
     def now(self) -> float:
         return time.monotonic()
 
     def take(self, message: Any, payload: bytes | memoryview) -> None:
-        """A Decode, a CancelRun or a Begin."""
+        """A Decode, a CancelRun, a Begin or an AddRequest."""
         if isinstance(message, Decode | CancelRun):
             self.tell(self._stage, Arrival(message, payload) if isinstance(message, Decode) else message)
             while self._work is not None and not self.busy:
                 self._compute(self._work)
         elif isinstance(message, Begin):
             self._begin = message
+            self._sampling = dict(message.sampling)
             self._model.clear()
-            if not self._stage.is_last:
-                self._endpoint.send(message)
+            self._pass_on(message)
+        elif isinstance(message, AddRequest):
+            add_request(self._sampling, message)
+            self._pass_on(message)
         else:
             unexpected(message, "a stage")
+
+    def _pass_on(self, message: Any) -> None:
+        if not self._stage.is_last:
+            self._endpoint.send(message)
 
     def next_wake(self) -> float:
         return float("inf")
@@ -94,12 +102,12 @@ class StageWorker(World):
         if not self._stage.is_last:
             return Computed(decode.run, 0.0, payload=as_bytes(output))
         if self._drafts:
-            how = self._sampling(decode.requests[0])
+            how = self._sampling.get(decode.requests[0], GREEDY)
             found = best_candidates(output, decode.positions, how, decode.candidates)
             return Computed(decode.run, 0.0, candidates=found)
         positions = decode.positions[len(decode.positions) - decode.outputs :]
         requests = decode.requests if len(decode.requests) > 1 else decode.requests * len(decode.tokens)
-        hows = [self._sampling(request) for request in requests[len(requests) - decode.outputs :]]
+        hows = [self._sampling.get(request, GREEDY) for request in requests[len(requests) - decode.outputs :]]
         rows = list(zip(output, positions, hows, strict=True))
         try:
             ids = tuple([sample(row, position + 1, how) for row, position, how in rows])
@@ -110,8 +118,12 @@ class StageWorker(World):
         payload = as_bytes(output) if self._begin.logits_on_wire else None
         return Computed(decode.run, 0.0, False, payload, ids, margins)
 
-    def _sampling(self, request: int) -> Sampling:
-        return self._begin.sampling.get(request, GREEDY)
+
+def add_request(known: dict[int, Sampling], message: AddRequest) -> None:
+    """Note how the tokens of one more request are chosen, and forget those that are over."""
+    for request in message.over:
+        known.pop(request, None)
+    known[message.request] = message.sampling
 
 
 def apply(model: ModelStage, ops: tuple[KvOp, ...]) -> None:

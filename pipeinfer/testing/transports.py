@@ -9,6 +9,7 @@ be free to listen at again after it was closed.
 """
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -74,6 +75,22 @@ class TransportConformance:
             envelope = expect(b)
             assert envelope.header == b"%d" % n
             assert bytes(envelope.payload[:1]) in (b"", bytes([n % 256]))
+
+    def test_whoever_waits_can_be_woken_and_no_message_is_lost(self, pair: list[Transport]) -> None:
+        a, b = pair
+        b.send(0, b"before")
+        assert expect(a).header == b"before"
+        for _ in range(3):
+            caller = threading.Thread(target=a.wake)
+            caller.start()
+            caller.join()
+            start = time.monotonic()
+            assert a.receive(PATIENCE_S) is None
+            assert time.monotonic() - start < PATIENCE_S / 2
+        a.wake()
+        b.send(0, b"after")
+        heard = [a.receive(PATIENCE_S) for _ in range(2)]
+        assert [envelope.header for envelope in heard if envelope is not None][:1] == [b"after"]
 
     def test_both_directions_at_once(self, pair: list[Transport]) -> None:
         a, b = pair

@@ -26,8 +26,8 @@ class Told:
         policy: type[DraftPolicy] | None = None,
         sequences: int = 0,
     ) -> None:
-        policy = policy or (Tree if settings.width > 1 else Chain)
-        self.machine = Drafter(cells, sequences or settings.width + 2, context, policy)
+        made = policy or (Tree if settings.width > 1 else Chain)
+        self.machine = Drafter(cells, sequences or settings.width + 2, context, lambda _: made())
         self.ledger = self.machine.ledger
         self._settings: DraftSettings | None = settings
 

@@ -55,7 +55,7 @@ def test_a_stop_string_takes_tokens_back() -> None:
     told = Told(Iterative())
     told(Logits(0, (8,), (0.5,)))
     told(Logits(1, (9,), (0.25,)))
-    assert told(Stop(1, "stop")) == [Finish("stop")]
+    assert told(Stop(1, "stop")) == [Finish("stop"), ToStages(CancelRun((2,)))], "nothing follows its last run"
     assert (told.generation.generated, told.generation.margins) == ([8], [0.5])
     assert told(Stop(0, "again")) == []
     assert not told.scheduler.idle

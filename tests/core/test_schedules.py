@@ -66,7 +66,7 @@ class Scenario(msgspec.Struct, frozen=True):
             prompt_chunk=self.prompt_chunk,
         )
 
-    def open_policy(self) -> DraftPolicy | TextPolicy:
+    def open_policy(self, _: int) -> DraftPolicy | TextPolicy:
         made: DraftPolicy | TextPolicy = open_drafting(self.drafting, self.drafting_options)
         return made
 

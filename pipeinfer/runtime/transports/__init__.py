@@ -78,7 +78,7 @@ class PeerLost(TransportError):  # noqa: N818 - reads as what happened
 
 
 class Transport(Protocol):
-    """One rank's endpoint. Used by one thread at a time."""
+    """One rank's endpoint. Used by one thread at a time, but for `wake`."""
 
     rank: int
     address: str
@@ -102,6 +102,9 @@ class Transport(Protocol):
     def receive(self, timeout: float) -> Envelope | None:
         """The next message from anyone, or None after `timeout` seconds (0: only look). Raises PeerLost once per peer
         when a connected peer goes away or goes silent."""
+
+    def wake(self) -> None:
+        """For any thread: the `receive` under way, or else the next one, gives None soon if no message is there."""
 
     def close(self) -> None:
         """Flush what was sent (for at most a second), close every link and give the address back. Idempotent."""

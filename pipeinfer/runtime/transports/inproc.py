@@ -52,6 +52,7 @@ class InprocTransport:
         self._links: dict[int, _Mailbox] = {}
         self._unanswered: dict[int, float] = {}
         self._lost: set[int] = set()
+        self._woken = False
         with _lock:
             self._mailbox = _mailbox(address)
             if self._mailbox.owner is not None:
@@ -90,8 +91,15 @@ class InprocTransport:
             if item is not None and item.rank not in self._lost:
                 self._lost.add(item.rank)
                 raise item
-            if item is None and time.monotonic() >= deadline:
+            if item is None and (self._woken or time.monotonic() >= deadline):
+                self._woken = False
                 return None
+
+    def wake(self) -> None:
+        """See Transport."""
+        with self._mailbox.arrived:
+            self._woken = True
+            self._mailbox.arrived.notify()
 
     def close(self) -> None:
         """See Transport. Peers find what was sent before they find that this end is gone."""
@@ -115,7 +123,7 @@ class InprocTransport:
             return silent
         with mailbox.arrived:
             wait = min([deadline, *self._unanswered.values()]) - time.monotonic()
-            if not mailbox.items and wait > 0:
+            if not mailbox.items and not self._woken and wait > 0:
                 mailbox.arrived.wait(wait)
             return mailbox.items.popleft() if mailbox.items else None
 

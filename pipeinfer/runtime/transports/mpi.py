@@ -81,7 +81,7 @@ class MpiTransport:
         self._session = self._world.next_session()
         self._links: set[int] = set()
         self._lost: dict[int, str] = {}
-        self._closed = False
+        self._closed = self._woken = False
 
     def connect(self, rank: int, address: str) -> None:
         """See Transport. Raises PeerLost when it was lost, TransportError when it has another address."""
@@ -113,9 +113,14 @@ class MpiTransport:
                     return envelope
                 continue
             waited = time.monotonic() - start
-            if waited >= timeout:
+            if self._woken or waited >= timeout:
+                self._woken = False
                 return None
             _rest(waited, timeout - waited)
+
+    def wake(self) -> None:
+        """See Transport."""
+        self._woken = True
 
     def close(self) -> None:
         """See Transport. The process stays in the world."""

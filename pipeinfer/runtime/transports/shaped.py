@@ -65,6 +65,7 @@ class ShapedTransport:
         self._held: list[tuple[float, int, Envelope | PeerLost]] = []
         self._arrivals = itertools.count()
         self._last_due: dict[int, float] = {}
+        self._woken = False
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -96,9 +97,15 @@ class ShapedTransport:
             if self._held and self._held[0][0] <= now:
                 return self._release()
             if not heard:
-                if now >= deadline:
+                if self._woken or now >= deadline:
+                    self._woken = False
                     return None
                 self._wait(now, deadline)
+
+    def wake(self) -> None:
+        """See Transport."""
+        self._woken = True
+        self._inner.wake()
 
     def close(self) -> None:
         """See Transport. The peer still holds what is not due."""

@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, cast
 from urllib.parse import urlsplit
@@ -109,6 +110,10 @@ class TcpTransport:
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._router_monitor, zmq.POLLIN)
+        self._bell, self._ringing = socket.socketpair()
+        self._ringing.setblocking(False)
+        self._poller.register(self._bell, zmq.POLLIN)
+        self._woken = False
         try:
             self.address = self._bind(host, port)
         except TransportError:
@@ -172,6 +177,11 @@ class TcpTransport:
                 return self._wait(start + timeout)
             os.sched_yield()
 
+    def wake(self) -> None:
+        """See Transport."""
+        with suppress(BlockingIOError):  # A bell that rang so often is heard.
+            self._ringing.send(b"!")
+
     def close(self) -> None:
         """See Transport."""
         if self._outgoing.closed:
@@ -182,6 +192,8 @@ class TcpTransport:
         self._outgoing.destroy()
         self._authenticator.stop()
         self._incoming.destroy()
+        self._bell.close()
+        self._ringing.close()
 
     # Arriving messages: from a known connection, or from one whose first message says whose it is.
 
@@ -253,7 +265,8 @@ class TcpTransport:
                     return envelope
             elif self._roster.ended:
                 raise self._lose(self._roster.ended[0])
-            if now >= deadline:
+            if self._woken or now >= deadline:
+                self._woken = False
                 return None
 
     def _mind_peers(self, seconds: float) -> None:
@@ -264,6 +277,8 @@ class TcpTransport:
                 self._read_router_monitor()
             elif isinstance(ready, zmq.Socket) and ready in self._monitors:
                 self._read_link_monitor(ready, self._monitors[ready])
+            elif ready == self._bell.fileno():
+                self._woken = bool(self._bell.recv(4096))
             else:
                 self._read_answer(ready)
         for peer in self._roster.expire(time.monotonic()):

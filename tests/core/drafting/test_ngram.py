@@ -67,7 +67,7 @@ def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
 
 
 def test_the_drafter_tells_it_what_is_unchanged() -> None:
-    drafter = TextDrafter(NGram)
+    drafter = TextDrafter(lambda _: NGram())
     drafter.handle(0.0, DraftFrom(1, (1, 2, 7, 5, 1), 7))
     (wrong,) = drafter.handle(0.0, DraftFrom(2, (2, 9), 8))
     assert wrong.message == Proposal(2, (), True), "9 is new, and 7 and 5 have become wrong"

@@ -14,7 +14,7 @@ class Model:
     """A drafter whose model says, after token t: t + 1, then t + 20, t + 40, ..."""
 
     def __init__(self, sequences: int = 32, cells: int = 256, **options: Any) -> None:
-        self.drafter = Drafter(cells, sequences, 1000, lambda: Outcomes(**options))
+        self.drafter = Drafter(cells, sequences, 1000, lambda _: Outcomes(**options))
         self.forwards: list[list[int]] = []
         self.proposed: list[list[int]] = []
 

@@ -75,6 +75,9 @@ class Remote:
         found = self.call("receive", timeout)
         return None if found is None else Envelope(*found)
 
+    def wake(self) -> None:
+        self.call("wake")
+
     def close(self) -> None:
         self.call("close")
 

@@ -42,7 +42,7 @@ class UnixTransport:
         self._folder = tempfile.TemporaryDirectory(prefix="unix-") if address == "unix://" else None
         self._path = str(Path(self._folder.name) / "socket") if self._folder else address.removeprefix("unix://")
         self.address = f"unix://{self._path}"
-        self._happened: SimpleQueue[Envelope | PeerLost] = SimpleQueue()
+        self._happened: SimpleQueue[Envelope | PeerLost | None] = SimpleQueue()
         self._lost: set[int] = set()
         self._links: dict[int, Link] = {}
         self._streams: dict[int, socket.socket] = {}
@@ -78,12 +78,17 @@ class UnixTransport:
                 happened = self._happened.get(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
             except Empty:
                 return None
+            if happened is None:
+                return None
             if isinstance(happened, Envelope):
                 self._count(happened.sender).received(len(happened.header) + len(happened.payload))
                 return happened
             if happened.rank not in self._lost:
                 self._lost.add(happened.rank)
                 raise happened
+
+    def wake(self) -> None:
+        self._happened.put(None)
 
     def close(self) -> None:
         if self._closed:

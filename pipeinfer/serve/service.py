@@ -1,0 +1,170 @@
+"""A service: one cluster, many requests, handed in from any thread. A thread of its own runs the head.
+
+    with Cluster(plan) as cluster, Service(cluster) as service:
+        ticket = service.submit(ids, max_tokens=64, sampling=Sampling(), stop_ids=(), on_event=queue.put)
+"""
+
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.core.effects import Request, Start, Stop
+from pipeinfer.core.generation import Strategy
+from pipeinfer.core.messages import Sampling
+from pipeinfer.errors import one_line
+from pipeinfer.plugins import open_strategy
+from pipeinfer.runtime.control import Begin
+from pipeinfer.serve.counters import Counters, Snapshot
+from pipeinfer.serve.events import OnEvent
+from pipeinfer.serve.world import Asked, ServiceWorld
+
+
+class QueueFull(RuntimeError):  # noqa: N818 - reads as what happened
+    """So many requests wait already that no further one is taken. One line."""
+
+
+class ServiceEnded(RuntimeError):  # noqa: N818 - as above
+    """The service takes no requests any more. One line that says why."""
+
+
+class Ticket:
+    """A request that was taken. Its methods may be called from any thread, also after its end."""
+
+    def __init__(self, number: int, service: "Service") -> None:
+        self.number = number
+        self._service = service
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """End it as it stands: its runs are given up wherever they are, and its cells are free."""
+        self._service.stop(Stop(-1, reason, self.number))
+
+    def stop(self, length: int, reason: str) -> None:
+        """End it after its first `length` generated tokens: a stop string was seen there, say."""
+        self._service.stop(Stop(length, reason, self.number))
+
+
+class Service:
+    """Requests over `cluster`, at most `waiting` of which wait for room. `strategy` and its `options` are for requests
+    that name none; `drafting` and its options replace the draft policies of all. A context manager; the cluster stays.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        waiting: int = 64,
+        strategy: str = "adaptive",
+        options: dict[str, Any] | None = None,
+        drafting: str | None = None,
+        drafting_options: dict[str, Any] | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._most = waiting
+        self._strategy, self._options = strategy, options or {}
+        self._drafting, self._drafting_options = drafting, drafting_options
+        self._open(strategy, self._options)
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._strategies: dict[int, Strategy] = {}
+        self._why_ended = ""
+        self._since = time.monotonic()
+        cluster.begin(Begin({}))
+        scheduler = cluster.open_scheduler(lambda start: self._strategies.pop(start.number))
+        self._counters = Counters(scheduler.pipeline.stages)
+        self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock,
+                                   trace=cluster.plan.trace)  # fmt: skip
+        self._thread = threading.Thread(target=self._run, name="head", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+        on_event: OnEvent,
+        strategy: str | None = None,
+        options: dict[str, Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> Ticket:
+        """Hand in a request; `on_event` hears of it on the head's thread, which it must not block. After `deadline_s`
+        it ends as it stands, by the reason "deadline".
+
+        Raises QueueFull, ServiceEnded, ValueError on what can have no answer, LaunchError on a strategy that cannot be
+        had here.
+        """
+        name = self._strategy if strategy is None else strategy
+        chosen = dict(options if options is not None else self._options if name == self._strategy else {})
+        request = Request(tuple(prompt_ids), max_tokens, tuple(stop_ids))
+        self._world.pipeline.check(request)
+        self._cluster.check_ids(request.prompt)
+        made, drafting = self._open(name, chosen)
+        with self._lock:
+            if self._why_ended:
+                raise ServiceEnded(self._why_ended)
+            if len(self._world.waiting) >= self._most:
+                raise QueueFull(f"{self._most} requests wait already: try again later")
+            number = next(self._numbers)
+            self._strategies[number] = made
+            self._world.waiting[number] = None
+            self._world.inbox.append(
+                Asked(Start(request, number, name, chosen), sampling, drafting, deadline_s, on_event)
+            )
+        self._cluster.wake()
+        return Ticket(number, self)
+
+    def stop(self, stop: Stop) -> None:
+        """For tickets."""
+        self._world.inbox.append(stop)
+        self._cluster.wake()
+
+    def snapshot(self) -> Snapshot:
+        """How it goes. From any thread."""
+        return self._counters.snapshot(
+            state=self._why_ended or "serving",
+            uptime_s=time.monotonic() - self._since,
+            waiting=len(self._world.waiting),
+            **self._world.now_in_pipe(),
+        )
+
+    def close(self) -> None:
+        """End what is under way, by the reason "closed", and the thread. Idempotent."""
+        with self._lock:
+            self._why_ended = self._why_ended or "the service was closed"
+            numbers = [*self._world.asked, *self._world.waiting]
+        for number in numbers:
+            self.stop(Stop(-1, "closed", number))
+        self._world.closing = True
+        self._cluster.wake()
+        self._thread.join()
+
+    def _open(self, name: str, options: dict[str, Any]) -> tuple[Strategy, tuple[str, dict[str, Any]]]:
+        made: Strategy = open_strategy(name, options)
+        return made, self._cluster.drafting_of(made, self._drafting, self._drafting_options)
+
+    def _run(self) -> None:
+        """The head's thread."""
+        gc.collect()
+        gc.freeze()  # Collections look at what is there once; what requests leave behind is little.
+        try:
+            self._world.run()
+        except Exception as problem:
+            with self._lock:
+                self._why_ended = one_line(str(problem))
+            self._world.fail(self._why_ended)
+        finally:
+            gc.unfreeze()

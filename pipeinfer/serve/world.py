@@ -1,0 +1,207 @@
+"""The head's world for any number of requests: those that other threads hand in, beside what the ranks send."""
+
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeinfer.cluster.head import HeadWorld, Links
+from pipeinfer.core.effects import Emit, Finish, Forget, Start, Stop
+from pipeinfer.core.generation import Generation, PipelineShape
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.messages import Logits, Sampling
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.text_drafter import TextDrafter
+from pipeinfer.plugins import open_drafting
+from pipeinfer.results.trial import run_record
+from pipeinfer.runtime.control import AddRequest
+from pipeinfer.runtime.world import METHODS
+from pipeinfer.serve.counters import Counters
+from pipeinfer.serve.events import Ended, Failed, OnEvent, RequestRecord, ServiceEvent, Tokens
+
+GLANCE_S = 0.1
+"""How often a head that waits looks whether the ranks live."""
+
+_log = logging.getLogger(__name__)
+
+
+class Asked:
+    """One request, from when it was handed in to its end. `drafting` is its draft policy: name and options."""
+
+    def __init__(
+        self,
+        start: Start,
+        sampling: Sampling,
+        drafting: tuple[str, dict[str, Any]],
+        deadline_s: float | None,
+        on_event: OnEvent,
+    ) -> None:
+        self.start = start
+        self.sampling = sampling
+        self.drafting = drafting
+        self.drafts_here = bool(drafting[0]) and not open_drafting(*drafting).model
+        self.on_event = on_event
+        self.asked_at = time.monotonic()
+        self.due_at = float("inf") if deadline_s is None else self.asked_at + deadline_s
+        self.emit_s: list[float] = []
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was handed in."""
+        return time.monotonic() - self.asked_at
+
+    def tell(self, event: ServiceEvent) -> None:
+        """Whoever asked hears of it; what goes wrong there is no reason to let the others wait."""
+        try:
+            self.on_event(event)
+        except Exception:
+            _log.exception("request %d: what was to be done at %s", self.start.number, type(event).__name__)
+
+
+class ServiceWorld(HeadWorld):
+    """Runs one scheduler over the cluster until it is closed. `inbox` takes, from any thread and before a `wake` of the
+    cluster, requests and Stops."""
+
+    def __init__(
+        self, cluster: Links, scheduler: Scheduler, counters: Counters, lock: threading.Lock, *, trace: bool
+    ) -> None:
+        super().__init__(cluster, scheduler, TextDrafter(self._open_policy), trace=trace)
+        self.inbox: deque[Asked | Stop] = deque()
+        self.asked: dict[int, Asked] = {}
+        self.waiting: dict[int, None] = {}
+        """Those that have not begun, in order, also of what is in the inbox. Under the lock."""
+        self.closing = False
+        self._lock = lock
+        self._counters = counters
+        self._due: list[tuple[float, int]] = []
+        self._over: list[int] = []
+        self._told: list[Emit | Finish] = []
+
+    def events(self) -> Iterator[tuple[Machine, Any]]:
+        while not (self.closing and self._at_rest()):
+            if self._next:
+                yield self._next.popleft()
+            elif self.inbox:
+                self._take(self.inbox.popleft())
+            elif self._due and self._due[0][0] <= time.monotonic():
+                self._stop(Stop(-1, "deadline", heapq.heappop(self._due)[1]))
+            else:
+                found = self._cluster.receive_from(self._patience())
+                if found is not None:
+                    yield self._scheduler, found[1]
+
+    @property
+    def pipeline(self) -> PipelineShape:
+        return self._scheduler.pipeline
+
+    def now_in_pipe(self) -> dict[str, int]:
+        """The fields of a Snapshot that are the scheduler's."""
+        scheduler = self._scheduler
+        return {
+            "running": scheduler.running,
+            "runs_in_flight": len(scheduler.in_flight),
+            "cells": scheduler.ledger.capacity,
+            "cells_used": scheduler.ledger.used,
+        }
+
+    def _at_rest(self) -> bool:
+        return not (self._next or self.inbox or self.asked or self._scheduler.in_flight)
+
+    def _patience(self) -> float:
+        return min(GLANCE_S, max(0.0, self._due[0][0] - time.monotonic())) if self._due else GLANCE_S
+
+    def _take(self, news: Asked | Stop) -> None:
+        if isinstance(news, Stop):
+            self._stop(news)
+            return
+        number = news.start.number
+        self.asked[number] = news
+        if news.due_at < float("inf"):
+            heapq.heappush(self._due, (news.due_at, number))
+        self._cluster.add_request(AddRequest(number, news.sampling, *news.drafting, over=tuple(self._over)))
+        self._over.clear()
+        self._next.append((self._scheduler, news.start))
+
+    def _stop(self, stop: Stop) -> None:
+        """End a request if it has not ended; a negative length stands for all that it has."""
+        asked = self.asked.get(stop.number)
+        if asked is not None:
+            length = len(asked.emit_s) if stop.length < 0 else stop.length
+            self._next.append((self._scheduler, Stop(length, stop.reason, stop.number)))
+
+    def tell(self, machine: Machine, event: Any) -> None:
+        run = self._scheduler.in_flight[0] if isinstance(event, Logits) and self._scheduler.in_flight else None
+        if isinstance(event, Stop) and event.number not in self.asked:
+            return  # it ended before it could be stopped
+        for effect in machine.handle(self.now(), event):
+            getattr(self, METHODS[type(effect)])(machine, effect)
+        if run is not None:
+            self._counters.run(run)
+        if machine is self._scheduler:
+            self._hand_over()
+
+    def emit(self, machine: Machine, effect: Emit) -> None:
+        self._told.append(effect)
+
+    def finish(self, machine: Machine, effect: Finish) -> None:
+        self._told.append(effect)
+
+    def _hand_over(self) -> None:
+        """The ranks have their work: now those who asked hear of theirs."""
+        with self._lock:
+            while self.waiting and (first := next(iter(self.waiting))) in self._scheduler.generations:
+                del self.waiting[first]
+        for effect in self._told:
+            asked = self.asked[effect.number]
+            if isinstance(effect, Emit):
+                at_s = asked.age_s
+                asked.emit_s += [at_s] * len(effect.tokens)
+                self._counters.tokens += len(effect.tokens)
+                asked.tell(Tokens(effect.tokens, at_s))
+            else:
+                self._ended(asked, effect.reason)
+        self._told.clear()
+
+    def _ended(self, asked: Asked, reason: str) -> None:
+        number = asked.start.number
+        del self.asked[number]
+        with self._lock:
+            self.waiting.pop(number, None)
+        self._over.append(number)
+        generation = self._scheduler.generations.get(number)
+        if generation is not None:
+            self._next.append((self._scheduler, Forget(number)))
+            self._counters.prompt_tokens += generation.prompt_length
+        self._counters.done[reason] += 1
+        asked.tell(Ended(reason, self._record(asked, reason, generation)))
+
+    def _record(self, asked: Asked, reason: str, generation: Generation | None) -> RequestRecord:
+        start, began_s, generated = asked.start, None, 0
+        runs: Sequence[Any] = ()
+        if generation is not None:
+            began_s = generation.began_at + self._start - asked.asked_at
+            generated = len(generation.generated)
+            runs = [run_record(run, generation.began_at) for run in generation.runs]
+        return RequestRecord(start.number, start.strategy, reason, len(start.request.prompt), 0, generated, began_s,
+                             tuple(asked.emit_s[:generated]), asked.age_s, tuple(runs))  # fmt: skip
+
+    def fail(self, text: str) -> None:
+        """Nothing goes on: tell everybody."""
+        with self._lock:
+            self.waiting.clear()
+        left = [*self.asked.values(), *(news for news in self.inbox if isinstance(news, Asked))]
+        self.asked.clear()
+        self.inbox.clear()
+        for asked in left:
+            self._counters.done["failed"] += 1
+            asked.tell(Failed(text))
+
+    def _drafts_here(self, request: int) -> bool:
+        asked = self.asked.get(request)
+        return asked is not None and asked.drafts_here
+
+    def _open_policy(self, request: int) -> Any:
+        return open_drafting(*self.asked[request].drafting)

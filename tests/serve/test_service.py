@@ -1,0 +1,195 @@
+"""Many requests over one cluster: the tokens of each are those of it alone, and none leaves anything behind."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.core.messages import Sampling
+from pipeinfer.plugins import open_strategy
+from pipeinfer.serve.events import Ended, Failed, ServiceEvent, Tokens
+from pipeinfer.serve.service import QueueFull, Service, Ticket
+
+PATIENCE_S = 60.0
+
+STRATEGIES: list[tuple[str, dict[str, Any]]] = [
+    ("iterative", {}),
+    ("speculative", {"k": 3}),
+    ("pipeinfer", {"draft": 2, "branches": 3, "split": 0.1}),
+    ("adaptive", {}),
+    ("async-chain", {}),
+    ("specpipe", {"width": 3}),
+    ("swiftspec", {}),
+    ("pearl", {}),
+    ("ssd", {}),
+]
+
+PROMPTS = ["def read_lines(path):", "import os\n", "class Queue:\n    def ", "for index in range(", "# Copyright"]
+
+
+class Answer:
+    """What one request hears."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[ServiceEvent] = queue.SimpleQueue()
+        self.ids: list[int] = []
+        self.ticket: Ticket
+
+    def end(self) -> Ended | Failed:
+        """Wait for it."""
+        while True:
+            event = self.events.get(timeout=PATIENCE_S)
+            if isinstance(event, Tokens):
+                self.ids += event.ids
+            elif isinstance(event, Ended | Failed):
+                return event
+
+    def first(self) -> None:
+        """Wait for its first token."""
+        event = self.events.get(timeout=PATIENCE_S)
+        assert isinstance(event, Tokens)
+        self.ids += event.ids
+
+
+@pytest.fixture(scope="module", params=["inproc", "tcp"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with Cluster(transport=request.param, stages=3, cells=4096, sequences=96) as made:
+        yield made
+
+
+def ask(service: Service, prompt: str | list[int], cluster: Cluster, **asked: Any) -> Answer:
+    answer = Answer()
+    ids = cluster.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    settings = {"max_tokens": 24, "sampling": Sampling(), "stop_ids": (), **asked}
+    answer.ticket = service.submit(ids, on_event=answer.events.put, **settings)
+    return answer
+
+
+KNOWN: dict[tuple[str, Sampling, int], list[int]] = {}
+
+
+def alone(cluster: Cluster, prompt: str, sampling: Sampling, tokens: int) -> list[int]:
+    if (prompt, sampling, tokens) not in KNOWN:
+        ids = cluster.tokenizer.encode(prompt)
+        trial = cluster.generate(ids, open_strategy("iterative", {}), max_tokens=tokens, sampling=sampling, stop_ids=())
+        KNOWN[prompt, sampling, tokens] = list(trial.token_ids)
+    return KNOWN[prompt, sampling, tokens]
+
+
+def settled(service: Service) -> None:
+    """Wait until nothing is in the pipe."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (now := service.snapshot()).runs_in_flight or now.running:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.01)
+
+
+def test_every_answer_is_that_of_the_request_alone_whatever_runs_beside_it(cluster: Cluster) -> None:
+    asked = []
+    for number in range(3 if cluster.plan.transport == "inproc" else len(STRATEGIES)):  # threads share one interpreter
+        sampling = Sampling(0.8, 0, 0.95, number) if number % 3 else Sampling()
+        asked.append((PROMPTS[number % len(PROMPTS)], sampling, 4 + 3 * (number % 3), STRATEGIES[number]))
+    expected = [alone(cluster, prompt, sampling, tokens) for prompt, sampling, tokens, _ in asked]
+    with Service(cluster) as service:
+        answers = [
+            ask(service, prompt, cluster, sampling=sampling, max_tokens=tokens, strategy=name, options=options)
+            for prompt, sampling, tokens, (name, options) in asked
+        ]
+        for answer, ids, (_, _, tokens, (name, _)) in zip(answers, expected, asked, strict=True):
+            ended = answer.end()
+            assert isinstance(ended, Ended), ended
+            assert answer.ids == ids, name
+            record = ended.record
+            assert (record.reason, record.generated, record.strategy) == ("length", tokens, name)
+            assert record.began_s is not None
+            assert 0 <= record.began_s <= record.emit_s[0] <= record.emit_s[-1] <= record.ended_s
+        settled(service)
+        left = service.snapshot()
+    assert (left.running, left.waiting, left.done) == (0, 0, {"length": len(asked)})
+    assert left.tokens == sum(map(len, expected))
+    assert left.accepted_tokens == sum(left.accepted_per_position) <= left.draft_tokens
+    assert left.accepted_tokens > 0
+
+
+def test_a_request_that_is_cancelled_leaves_nothing(cluster: Cluster) -> None:
+    with Service(cluster) as service:
+        other = ask(service, PROMPTS[0], cluster, max_tokens=8)
+        gone = ask(service, "x = [" + "1, " * 150, cluster, max_tokens=400)
+        gone.first()
+        gone.ticket.cancel()
+        ended = gone.end()
+        assert isinstance(ended, Ended)
+        assert ended.reason == "cancelled"
+        assert ended.record.generated == len(gone.ids) < 400
+        gone.ticket.cancel("again")
+        assert other.end().record.generated == 8  # type: ignore[union-attr]
+        settled(service)
+        assert service._world._scheduler.generations == {}
+    assert other.ids == alone(cluster, PROMPTS[0], Sampling(), 8)
+
+
+def test_a_stop_takes_tokens_back_and_a_deadline_ends_what_runs_and_what_waits(cluster: Cluster) -> None:
+    with Service(cluster) as service:
+        stopped = ask(service, PROMPTS[0], cluster, max_tokens=300)
+        stopped.first()
+        stopped.ticket.stop(1, "stop")
+        ended = stopped.end()
+        assert isinstance(ended, Ended)
+        assert (ended.reason, ended.record.generated) == ("stop", 1)
+        long: dict[str, Any] = {"max_tokens": 900, "strategy": "iterative"}
+        others = [ask(service, PROMPTS[1], cluster, **long) for _ in range(3)]
+        late = [ask(service, PROMPTS[1], cluster, deadline_s=0.3, **long)]
+        others.append(ask(service, PROMPTS[2], cluster, **long))
+        late.append(ask(service, PROMPTS[1], cluster, deadline_s=0.1, **long))
+        for answer, room in zip(late, (True, False), strict=True):
+            ended = answer.end()
+            assert isinstance(ended, Ended)
+            assert ended.reason == "deadline"
+            assert ended.record.generated == len(answer.ids)
+            assert (ended.record.began_s is not None) == room
+        for answer in others:
+            answer.ticket.cancel()
+
+
+def test_the_queue_is_bounded_and_serves_in_order(cluster: Cluster) -> None:
+    with Service(cluster, waiting=2, strategy="iterative") as service:
+        big = {"max_tokens": 900}
+        first = [ask(service, PROMPTS[0], cluster, **big) for _ in range(2)]
+        for answer in first:
+            answer.first()
+        taken = list(first)
+        with pytest.raises(QueueFull, match="2 requests wait"):
+            taken.extend(ask(service, PROMPTS[0], cluster, **big) for _ in range(8))
+        assert service.snapshot().waiting == 2
+        for answer in taken:
+            answer.ticket.cancel()
+        for answer in taken:
+            assert answer.end().reason == "cancelled"  # type: ignore[union-attr]
+        began = [ask(service, PROMPTS[0], cluster, max_tokens=2) for _ in range(2)]
+        assert [answer.end().reason for answer in began] == ["length"] * 2  # type: ignore[union-attr]
+
+
+def test_what_can_have_no_answer_is_refused_where_it_is_asked(cluster: Cluster) -> None:
+    with Service(cluster) as service:
+        with pytest.raises(ValueError, match="leaves no room"):
+            ask(service, [5] * 5000, cluster)
+        with pytest.raises(ValueError, match="empty"):
+            ask(service, [], cluster)
+        with pytest.raises(ValueError, match='did you mean "iterative"'):
+            ask(service, [5], cluster, strategy="iterativ")
+        assert service.snapshot().waiting == 0
+
+
+def test_closing_ends_what_runs_and_the_cluster_goes_on(cluster: Cluster) -> None:
+    threads = threading.active_count()
+    service = Service(cluster)
+    answers = [ask(service, PROMPTS[0], cluster, max_tokens=700) for _ in range(3)]
+    answers[0].first()
+    service.close()
+    assert [answer.end().reason for answer in answers] == ["closed"] * 3  # type: ignore[union-attr]
+    assert threading.active_count() == threads
+    assert len(alone(cluster, PROMPTS[0], Sampling(), 5)) == 5
