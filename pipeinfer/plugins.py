@@ -65,8 +65,11 @@ def open_backend(name: str, options: dict[str, Any], *, rank: int | None = None)
 
 
 def open_strategy(name: str, options: dict[str, Any]) -> Any:
-    """A strategy (`pipeinfer.core.strategy.Strategy`) with its options. Raises ValueError on a wrong one."""
-    return _construct(STRATEGIES, name, options)
+    """A strategy (`pipeinfer.core.generation.Strategy`) with its options, which is told by what name it goes. Raises
+    ValueError on a wrong option."""
+    strategy = _construct(STRATEGIES, name, options)
+    strategy.name = name
+    return strategy
 
 
 def open_drafting(name: str, options: dict[str, Any]) -> Any:

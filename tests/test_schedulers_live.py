@@ -42,6 +42,7 @@ def generate(cluster: Cluster, strategy: str, options: dict[str, Any], drafting:
 def test_the_tokens_are_those_of_plain_decoding(ranks: tuple[Cluster, Trial], name: str) -> None:
     cluster, plain = ranks
     trial = generate(cluster, *SCHEDULERS[name])
+    assert trial.strategy == SCHEDULERS[name][0]
     assert trial.token_ids == plain.token_ids
     # What the emulated backend says never repeats itself.
     assert any(run.drafted for run in trial.runs) or (trial.fidelity == "emulated" and "ngram" in name)

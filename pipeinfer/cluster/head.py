@@ -171,7 +171,7 @@ class Head(HeadWorld):
         if self._stop is not None:  # which counts even where the generation ended in the same group of tokens
             tokens, reason = tokens[: self._stop.length], self._stop.reason
         return Trial(
-            strategy=type(self._strategy).__name__.lower(),
+            strategy=self._strategy.name,
             fidelity=fidelity,
             prompt_tokens=len(request.prompt),
             token_ids=tuple(tokens),

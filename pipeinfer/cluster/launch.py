@@ -80,18 +80,17 @@ class Cluster(Contact):
         prompt_chunk: PromptChunk | None = None,
         drafting: str | None = None,
         drafting_options: dict[str, Any] | None = None,
-        strategy_name: str = "",
         options: dict[str, Any] | None = None,
     ) -> Trial:
         """One generation. `stop_ids` None: the model's own end-of-text ids. `on_tokens` is called with each group of
         committed tokens and may give a Stop; `open_log` gives the head's event log; `prompt_chunk` replaces the plan's,
-        `drafting` the strategy's own draft policy. `strategy_name` and `options` are for the log, to replay it.
+        `drafting` the strategy's own draft policy. `options` are the strategy's, for the log to be replayed.
         Raises RankLost, or ValueError on a prompt that does not fit."""
         chosen = self.drafting_of(strategy, drafting, drafting_options)
         policy = open_drafting(*chosen) if chosen[0] else None
         self.check_ids(prompt)
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
-        start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy_name, options or {})
+        start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy.name, options or {})
         scheduler = self.open_scheduler(lambda _: strategy, prompt_chunk)
         name, settings = chosen
         self.begin(Begin({0: sampling}, name, settings, 0, margins, logits_on_wire))

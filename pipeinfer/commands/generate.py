@@ -99,7 +99,7 @@ class StrategyOptions:
     def for_cluster(self) -> dict[str, Any]:
         """What `Cluster.generate` is told of it besides the strategy itself."""
         return {
-            "strategy_name": self.strategy, "options": key_values(self.strategy_option),
+            "options": key_values(self.strategy_option),
             "drafting": self.drafting, "drafting_options": key_values(self.drafting_option),
         }  # fmt: skip
 

@@ -83,6 +83,8 @@ class Order(NamedTuple):
 class Strategy:
     """Subclass it and write `next_run`; one object serves one request."""
 
+    name: str = ""
+    """Under which it was opened: records and tables say it."""
     drafting: str = ""
     """The draft policy that goes with it, by name; without one nobody drafts."""
     drafting_options: dict[str, bool | int | float | str] = {}  # noqa: RUF012 - replaced, never changed

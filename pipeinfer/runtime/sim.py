@@ -369,7 +369,7 @@ class Simulation(World):
             ranks.append(RankRecord(count, "draft", (0, 1), self._busy[-1], bytes_sent={-1: self._proposals.bytes},
                                     messages_sent={-1: self._proposals.messages}))  # fmt: skip
         return Trial(
-            strategy=type(self._strategy).__name__.lower(),
+            strategy=self._strategy.name,
             fidelity="sim",
             prompt_tokens=len(request.prompt),
             token_ids=tuple(self.generation.generated),

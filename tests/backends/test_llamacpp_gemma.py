@@ -128,14 +128,16 @@ def opened(gemma, shared):
         cluster.close()
 
 
-def test_every_schedule_writes_what_llama_cpp_python_writes(opened, own_loop, expected, case):
-    """Or parts from it where the best two tokens are a rounding apart, and goes on as it would have gone on there."""
+def test_every_schedule_writes_what_llama_cpp_python_writes(opened, own_loop, expected, case, request):
+    """Or parts from it where the best two tokens are a rounding apart, and goes on as it would have gone on there. Where
+    texts part is in the results that `--junitxml` writes."""
     cluster = opened(case.stages)
     prompt = cluster.tokenizer.encode(PROMPTS[case.prompt])
     assert prompt == own_loop.prompt(case.prompt)  # its BOS first
     trial = cluster.generate(prompt, open_strategy(case.strategy, {}), max_tokens=case.tokens, stop_ids=())
     assert len(trial.token_ids) == case.tokens
     if parted := divergence(trial, expected(case.prompt, case.tokens)):
+        request.node.user_properties.append(("parted", parted.text))
         assert parted.is_tie, parted.text
         assert own_loop.shortfall(case.prompt, trial.token_ids) <= NEAR_COARSE
 

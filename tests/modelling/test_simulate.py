@@ -15,6 +15,7 @@ from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.modelling import theory
 from pipeinfer.modelling.platform import ModelledPlatform
 from pipeinfer.modelling.simulate import SWEEPS, Setting, layout, limits, side_by_side, simulate_one
+from pipeinfer.plugins import names
 from pipeinfer.results import metrics
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.workload import WorkloadError, cluster, pair
@@ -142,3 +143,9 @@ def test_a_recorded_trace_decides_what_is_accepted(tmp_path: Path) -> None:
     setting = Setting("speculative", {"k": 3}, acceptance=0.0, tokens=33, trace=str(path))
     trial = simulate_one(cluster("haswell-gigabit"), pair("dolphin-tinyllama"), setting)
     assert {run.accepted for run in trial.runs[1:-1] if run.drafted} == {3}
+
+
+@pytest.mark.parametrize("name", names("pipeinfer.strategies"))
+def test_a_trial_is_of_the_strategy_by_the_name_it_was_asked_for(name: str) -> None:
+    setting = Setting(name, nodes=4, tokens=4)
+    assert simulate_one(CLUSTER, PAIR, setting).strategy == name
