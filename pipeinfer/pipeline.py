@@ -1,5 +1,6 @@
 """Generating text from Python: a pipeline of ranks as a context manager."""
 
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from pipeinfer.engine.text_stream import TextStream
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
+
+_log = logging.getLogger(__name__)
 
 
 class GeneratedText(msgspec.Struct, frozen=True):
@@ -79,9 +82,12 @@ class Pipeline:
         self.close()
 
     def start(self) -> None:
-        """Bring the ranks up. Raises LaunchError, BadModel and the like, each in one line."""
+        """Bring the ranks up; what is odd about the models is logged as warnings. Raises LaunchError, BadModel and the
+        like, each in one line."""
         if self._cluster is None:
             self._cluster = Cluster(self._settings.plan(*self._settings.settle(), drafts=self._drafts))
+            for note in self._cluster.models.notes:
+                _log.warning(note)
 
     def close(self) -> None:
         """End the ranks, and the generation whose pieces are being read, if there is one."""

@@ -23,18 +23,20 @@ def calibrate(
     """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
     from rich.text import Text
 
-    from pipeinfer.commands.output import console
+    from pipeinfer.cluster.models import Models
+    from pipeinfer.commands.output import console, print_notes
     from pipeinfer.files import check_writable
     from pipeinfer.modelling.calibrate import calibrate as run
     from pipeinfer.modelling.profile import write_profile
     from pipeinfer.report.layer_times import layer_times
 
     settings = cluster.settings()
-    plan = settings.plan(*settings.settle(), drafts=True)
+    models = Models(settings.plan(*settings.settle(), drafts=True))
     how = sampling.sampling()
     check_writable(out)
+    print_notes(models)
     with console(errors=True).status("starting the ranks") as status:
-        profile = run(plan, how, lambda what: status.update(Text(f"measuring {what}")))
+        profile = run(models, how, lambda what: status.update(Text(f"measuring {what}")))
     write_profile(profile, out)
     if figure is not None:
         layer_times(profile, figure)

@@ -223,11 +223,12 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 def _print_notes(cluster: "Cluster", *, layout: bool) -> None:
     """Who is where, on standard error: when a process dies, the MPI launcher may name no more than its host and pid."""
+    from pipeinfer.commands.output import print_notes
+
     if layout:
         for rank, ready in sorted(cluster.ready.items()):
             print(f"{cluster.rank_names[rank]} on {ready.host} (pid {ready.pid})", file=sys.stderr)
-    for note in cluster.models.notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(cluster.models)
 
 
 def _view(cluster: "Cluster", stream: "TextStream", prompt: str, *, quiet: bool) -> Any:

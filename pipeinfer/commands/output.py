@@ -2,14 +2,23 @@
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from pipeinfer.cluster.models import Models
 
 
 def console(*, errors: bool = False) -> Console:
     """For tables and lines. Strings are literal in it; what has a colour is a `rich.text.Text` or has a `style`."""
     return Console(stderr=errors, markup=False, highlight=False, emoji=False)
+
+
+def print_notes(models: "Models") -> None:
+    """What a user should know of the models, on standard error."""
+    for note in models.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,5 @@
 """`pipeinfer record`: how often a draft is right, position by position, for the simulator to play back."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +37,7 @@ def record(
 
     from pipeinfer.cluster.models import Models
     from pipeinfer.cluster.settings import Settings
+    from pipeinfer.commands.output import print_notes
     from pipeinfer.files import check_writable, write_whole
     from pipeinfer.plugins import open_backend
     from pipeinfer.workload import prompts as read_prompts
@@ -46,8 +46,7 @@ def record(
     settings = Settings(**models.given())
     opened = Models(settings.plan("inproc", 2, drafts=True))
     assert opened.draft is not None
-    for note in opened.notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(opened)
     context = min(opened.target.context, opened.draft.context)
     engine = open_backend(settings.backend, settings.backend_options)
     target, draft = settings.target, settings.draft

@@ -12,7 +12,6 @@ from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.garbage_collection import uncollected
 from pipeinfer.cluster.inspection import draft_load, inspections, target_load
 from pipeinfer.cluster.models import Models
-from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import ModelInfo
 from pipeinfer.errors import LaunchError, RankLost
@@ -33,13 +32,13 @@ DRAFT_BURST = 4
 the others after every token."""
 
 
-def calibrate(plan: Plan, sampling: Sampling, say: Callable[[str], None], part_s: float = PART_S) -> Profile:
-    """Measure the ranks that `plan` describes; the last one drafts, or the last ones, where `plan` splits the draft.
+def calibrate(models: Models, sampling: Sampling, say: Callable[[str], None], part_s: float = PART_S) -> Profile:
+    """Measure the ranks of these models' plan; the last one drafts, or the last ones, where it splits the draft.
     `say` is told what is being measured, which takes `part_s` seconds per part of a model.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
     """
-    models = Models(plan)
+    plan = models.plan
     if models.draft is None or plan.draft is None:
         raise LaunchError("a profile is of a pair: give a draft model")
     with Contact(plan.transport, models.count, plan.workers, plan.key) as contact, uncollected():

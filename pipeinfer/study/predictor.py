@@ -34,6 +34,7 @@ def run_predictor(cell: PredictorCell, key: str | None = None) -> Iterator[Recor
 
 
 def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
+    from pipeinfer.cluster.models import Models
     from pipeinfer.modelling.calibrate import calibrate
     from pipeinfer.modelling.calibration_fit import fitted_to_trials, traces
     from pipeinfer.plugins import open_backend
@@ -43,7 +44,7 @@ def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     tokenizer = open_backend(plan.backend, plan.backend_options).tokenizer(plan.target)
     prompts = {name: tokenizer.encode(workload.prompt(name)) for name in live.prompts}
     greedy = sampling_of(live, 0.0)
-    profile = calibrate(plan, greedy, lambda _what: None, PART_S)
+    profile = calibrate(Models(plan), greedy, lambda _what: None, PART_S)
     profile = fitted_to_trials(profile, plan, next(iter(prompts.values())), greedy)
     found: dict[str, Trace] = {}
     for temperature in live.temperatures:

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, processors
 
-from pipeinfer.cli import main
+from pipeinfer import Pipeline
+from pipeinfer.cli import main, run
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.plugins import open_backend
 from pipeinfer.testing import write_llama
@@ -167,19 +168,52 @@ def test_a_pair_that_is_filled_up_unequally_goes_together(
     assert came["acceptance_rate"] > 0.2  # the same model drafts, and its noise is that of the shared ids
 
 
-def test_a_token_more_in_one_of_them_is_a_note(
-    tmp_path: Path, backend: str, generate: Generate
-) -> None:
+NOTE = "token 299 is '<tool>' in the target and none in the draft: the draft guesses worse"
+
+
+@pytest.fixture
+def pair_with_a_note(tmp_path: Path) -> tuple[Path, Path]:
+    """Target and draft; the target has a token that the draft lacks."""
     target, draft = (write_llama(tmp_path / role) for role in ("target", "draft"))
     tokenizer = json.loads((target / "tokenizer.json").read_text())
     vocabulary = {token: number for token, number in tokenizer["model"]["vocab"].items() if number != 299}
     added = [*tokenizer["added_tokens"], {**tokenizer["added_tokens"][0], "id": 299, "content": "<tool>"}]
     edit(target, "tokenizer.json", model=tokenizer["model"] | {"vocab": vocabulary}, added_tokens=added)
     edit(draft, "tokenizer.json", model=tokenizer["model"] | {"vocab": vocabulary})
+    return target, draft
+
+
+def test_a_token_more_in_one_of_them_is_a_note(
+    pair_with_a_note: tuple[Path, Path], backend: str, generate: Generate
+) -> None:
+    target, draft = pair_with_a_note
     came = generate(backend, target, "a<tool>b", "--draft", str(draft), "--strategy", "pipeinfer", "--nodes", "2")
     assert came["prompt_ids"][1] == 299
-    note = "token 299 is '<tool>' in the target and none in the draft: the draft guesses worse"
-    assert came["errors"].startswith(f"note: {note}")
+    assert came["errors"].startswith(f"note: {NOTE}")
+
+
+def test_from_python_a_note_is_a_logged_warning(
+    pair_with_a_note: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    target, draft = map(str, pair_with_a_note)
+    with Pipeline(target=target, draft=draft, nodes=2, transport="inproc"):
+        pass
+    (record,) = caplog.records
+    assert (record.levelname, record.name.partition(".")[0]) == ("WARNING", "pipeinfer")
+    assert record.getMessage().startswith(NOTE)
+
+
+def test_calibrate_says_it_before_it_measures(
+    pair_with_a_note: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in pair_with_a_note:
+        edit(folder, "config.json", max_position_embeddings=16)  # too short to measure in, so that it ends there
+    target, draft = map(str, pair_with_a_note)
+    pair = ["--target", target, "--draft", draft, "--nodes", "2", "--transport", "inproc"]
+    assert run(["calibrate", *pair, "--out", str(tmp_path / "profile.json")]) == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"note: {NOTE}")
+    assert error.startswith("error: the models have a context of 16: expected at least 32")
 
 
 # GGUF files ----------------------------------------------------------------------------------------------------------

@@ -129,8 +129,10 @@ def opened(gemma, shared):
 
 
 def test_every_schedule_writes_what_llama_cpp_python_writes(opened, own_loop, expected, case, request):
-    """Or parts from it where the best two tokens are a rounding apart, and goes on as it would have gone on there. Where
-    texts part is in the results that `--junitxml` writes."""
+    """Or parts from it where the best two tokens are a rounding apart, and goes on as it would have gone on there.
+
+    Where texts part is in the results that `--junitxml` writes.
+    """
     cluster = opened(case.stages)
     prompt = cluster.tokenizer.encode(PROMPTS[case.prompt])
     assert prompt == own_loop.prompt(case.prompt)  # its BOS first

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeinfer.cli import main
+from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import LayerRange
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
@@ -53,7 +54,7 @@ def emulated() -> Profile:
         backend="emulated", backend_options=EMULATED, stages=2, transport="inproc",
         latency_s=LATENCY_S, bandwidth_bps=BANDWIDTH_BPS,
     )  # fmt: skip
-    return calibrate(plan, Sampling(), silent)
+    return calibrate(Models(plan), Sampling(), silent)
 
 
 @idle
@@ -107,7 +108,7 @@ def test_every_rank_of_a_split_draft_is_measured(tmp_path: Path) -> None:
     plan = Plan(
         backend="emulated", backend_options=options, stages=1, layers="4", draft_layers="3,1", transport="inproc"
     )
-    found = calibrate(plan, Sampling(), silent)
+    found = calibrate(Models(plan), Sampling(), silent)
     assert [share.layers for share in found.draft_shares] == [(0, 3), (3, 4)]
     assert len(found.ranks) == 3
     first, second = (share.forward.at(1, 100) for share in found.draft_shares)
@@ -253,7 +254,7 @@ def test_a_rank_that_cannot_hold_what_is_measured(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pipeinfer.runtime.loading.free_bytes", lambda: 3_000_000)
     plan = Plan(stages=1, transport="inproc")
     with pytest.raises(LaunchError, match=r"rank 0 on .* has 3.0 MB free and needs \d+.\d MB to measure 3 layers of"):
-        calibrate(plan, Sampling(), silent)
+        calibrate(Models(plan), Sampling(), silent)
 
 
 @pytest.mark.parametrize(

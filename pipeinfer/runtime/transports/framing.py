@@ -1,4 +1,5 @@
-"""One message on a TCP link: a first frame of prefix and header, then a frame of payload unless it is empty."""
+"""One message on a TCP link: a first frame of prefix and header, then the payload, unless it is empty, in one frame or
+several."""
 
 import struct
 

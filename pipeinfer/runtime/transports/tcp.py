@@ -5,7 +5,8 @@ An endpoint binds one ROUTER, where everything arrives, and opens one DEALER per
 framing, queues and heartbeats. It is not trusted to reconnect: a stream that broke has lost messages, so the peer is
 lost for good. Two contexts, so that `close` can flush the links before it shuts the door: peers see the end last.
 
-One message has to cross within `silence_s`: ZeroMQ has no heartbeat in the middle of one.
+Large payloads go in frames of 256 KiB, each of which has to cross within `silence_s`: ZeroMQ sends no heartbeat in the
+middle of a frame, and over a slow link a prompt's hidden states take longer.
 """
 
 import ipaddress
@@ -43,6 +44,9 @@ LINGER_S = 1.0
 ZERO_COPY = 64 * 1024
 """Payloads from this many bytes on are received as a view of ZeroMQ's buffer; below it a copy is cheaper. Sending
 always copies: CURVE writes into a buffer of its own anyway, and the caller may reuse its buffer at once."""
+
+FRAME = 256 * 1024
+"""The most bytes of a payload's frame."""
 
 _GLANCE_S = 0.001
 """A caller that only looks, many times a millisecond, need not pay for the monitors each time."""
@@ -222,9 +226,13 @@ class TcpTransport:
         if size == 0:
             return b""
         payload = self._router.recv() if size < ZERO_COPY else self._router.recv(copy=False).buffer
-        if len(payload) != size or self._router.get(zmq.RCVMORE):
-            raise framing.BadFrame(f"a payload of {len(payload)} bytes that was announced as {size}")
-        return payload
+        parts, came = [payload], len(payload)
+        while came < size and self._router.get(zmq.RCVMORE):
+            parts.append(self._router.recv(copy=False).buffer)
+            came += len(parts[-1])
+        if came != size or self._router.get(zmq.RCVMORE):
+            raise framing.BadFrame(f"a payload of {came} bytes that was announced as {size}")
+        return payload if len(parts) == 1 else b"".join(parts)
 
     def _introduce(self, identity: bytes, frame: "zmq.Frame | bytes", rank: int, number: int) -> Peer:
         """Hold the connection to the rank that its first message claims."""
@@ -450,11 +458,15 @@ class _Members:
 
 
 def _put(dealer: Socket, first: bytes, payload: bytes | memoryview, size: int) -> None:
-    if size:
-        dealer.send(first, _NOW_AND_MORE)
-        dealer.send(payload, _NOW)
-    else:
+    if not size:
         dealer.send(first, _NOW)
+        return
+    dealer.send(first, _NOW_AND_MORE)
+    rest = memoryview(payload).cast("B")
+    while len(rest) > FRAME:
+        dealer.send(rest[:FRAME], _NOW_AND_MORE)
+        rest = rest[FRAME:]
+    dealer.send(rest, _NOW)
 
 
 def _check_stream(peer: Peer, rank: int, number: int) -> None:
