@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeinfer.errors import one_line
+from pipeinfer_llamacpp.abort_guard import before_abort
 
 WARNING_LEVEL, ERROR_LEVEL = 3, 4
 MOST_WARNINGS = 64
@@ -32,8 +33,11 @@ def llama() -> ModuleType:
 
     When it aborts, its own words shall be the last: it would let a debugger write pages behind them.
     """
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # for a build that is too old for the callback
     api = import_module("llama_cpp.llama_cpp")
+    # By llama.cpp's own handle: the file that `ggml` opens may be another copy, with a callback of its own.
+    if hasattr(api._lib, "ggml_set_abort_callback"):
+        api._lib.ggml_set_abort_callback(before_abort)
     listener = api.llama_log_callback(listen)
     _kept_alive.append(listener)
     api.llama_log_set(listener, None)

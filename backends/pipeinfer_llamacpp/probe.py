@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeinfer.engine.backend import BadModel, Batch, Hidden
 from pipeinfer.engine.model_cache import made_once
+from pipeinfer_llamacpp.abort_guard import NativeAbort, guarded
 from pipeinfer_llamacpp.cut import EMBEDDING, count_layers, fingerprint, write_stage
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.gguf_file import GgufFile
@@ -74,16 +75,26 @@ def cut_stage(source: GgufFile, layers: tuple[int, int], folder: Path, *, thread
 
 
 def cut_and_try(source: GgufFile, layers: tuple[int, int], folder: Path, *, threads: int) -> None:
+    """Write what `cut_stage` keeps: the stage file, unless it is refused, and what was found. Raises BadModel where the
+    whole model does not load."""
     folder.mkdir()
-    with ProbedModel(source, threads) as trial:
-        write_stage(source, layers, folder / STAGE, trial.windowed)
-        try:
-            found = trial.find(layers, folder / STAGE)
-        except (BadModel, RuntimeError, ValueError) as error:
-            found = CutPoint(refused=f"a stage that does not run: {error}")
+    try:
+        found = guarded(partial(cut_point, source, layers, folder / STAGE, threads=threads))
+    except NativeAbort as fault:
+        found = CutPoint(refused=f"a stage that does not run: {fault}")
     if found.refused:
-        (folder / STAGE).unlink()
+        (folder / STAGE).unlink(missing_ok=True)
     (folder / FOUND).write_bytes(msgspec.json.encode(found))
+
+
+def cut_point(source: GgufFile, layers: tuple[int, int], path: Path, *, threads: int) -> CutPoint:
+    """What there is to know of the stage of `layers`, which is written to `path`."""
+    with ProbedModel(source, threads) as trial:
+        write_stage(source, layers, path, trial.windowed)
+        try:
+            return trial.find(layers, path)
+        except (BadModel, RuntimeError, ValueError) as error:
+            return CutPoint(refused=f"a stage that does not run: {error}")
 
 
 class ProbedModel:

@@ -2,6 +2,8 @@
 docs/models.md, which is made of what comes out here (PIPEINFER_WRITE_DOCS=1 writes it anew)."""
 
 import os
+import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -88,6 +90,39 @@ def test_what_was_refused_is_remembered(tmp_path):
         (kept,) = (tmp_path / "cache").iterdir()
         assert [file.name for file in kept.iterdir()] == ["found.json"]
     assert lines[0] == lines[1]
+
+
+ODD = {"rope.dimension_count": 7}
+"""Rotations turn pairs of numbers: ggml ends the process where they are not even in number."""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_that_ggml_ends_the_process_for_is_refused_and_the_process_goes_on(tmp_path, monkeypatch, threads):
+    odd = ARCHITECTURES["gptneox"]
+    monkeypatch.setitem(ARCHITECTURES, "gptneox", odd._replace(fields=odd.fields | ODD))
+    path = write_architecture(tmp_path / "model.gguf", "gptneox")
+    code = f"""
+from pipeinfer.engine.backend import BadModel
+from pipeinfer_llamacpp import LlamaCppBackend
+backend = LlamaCppBackend(cache={str(tmp_path / "cache")!r}, threads={threads})
+for _ in range(2):
+    try:
+        backend.load({str(path)!r}, (0, 2), cells=8, sequences=1)
+    except BadModel as problem:
+        print(problem)
+print(backend.load({str(sound(tmp_path))!r}, (0, 2), cells=8, sequences=1).forward)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, again, sound_stage = done.stdout.splitlines()
+    assert "came a stage that does not run: ops.cpp:" in first
+    assert "GGML_ASSERT(n_dims % 2 == 0) failed (gptneox): cut elsewhere" in first
+    assert first == again
+    assert "LlamaCppStage" in sound_stage
+
+
+def sound(folder):
+    return write_architecture(folder / "sound.gguf", "llama")
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "cohere2", "gpt-oss", "olmo2"])
