@@ -259,23 +259,3 @@ def _sections(path: Path, kinds: dict[str, type]) -> dict[str, dict[str, Any]]:
         }
         for section, kind in kinds.items()
     }
-
-
-class _Prompt(FileEntry, frozen=True):
-    name: str
-    text: str
-
-
-def prompts() -> list[str]:
-    """The texts of the suite's prompts, in order."""
-    return [entry.text for entry in _prompts()]
-
-
-def prompt(name: str) -> str:
-    """The text of one of them."""
-    return pick({entry.name: entry.text for entry in _prompts()}, name, "prompt")
-
-
-def _prompts() -> list[_Prompt]:
-    path = asset("workloads/builtin/prompts.toml")
-    return convert(_read(path).get("prompt", []), list[_Prompt], f"{path}: prompt")

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 import typer
 
-from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.commands.check import Check, check, single_stage
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.divergence import Divergence, divergence
 from pipeinfer.results.trial import Trial
 
@@ -109,7 +109,7 @@ def test_in_coarse_arithmetic_texts_part_at_ties_alone(backend: str, options: di
     found = []
     with Cluster(plan) as split, Cluster(single_stage(plan)) as alone:
         for name in ("socket-server", "date-difference"):
-            prompt = split.tokenizer.encode(workload.prompt(name))
+            prompt = split.tokenizer.encode(prompt_named(name).text)
             one, other = [
                 cluster.generate(prompt, open_strategy(*strategy), max_tokens=48, stop_ids=(), margins=True)
                 for cluster, strategy in ((split, ("speculative", {"k": 4})), (alone, ("iterative", {})))

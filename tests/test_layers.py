@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pipeinfer"
 
 LAYERS = [
-    ("errors", "units", "assets", "files", "workload", "plugins", "runtime.spans"),
+    ("errors", "units", "assets", "files", "workload", "plugins", "prompt_sets",
+     "runtime.spans"),
     ("core",),
     ("results",),
     ("engine", "runtime", "cluster.memory"),

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec, join_world
 from pipeinfer.cluster.plan import Plan
@@ -24,6 +23,7 @@ from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_strategy
+from pipeinfer.prompt_sets import suite
 from pipeinfer.results.trial import Trial
 
 TOKENS = 48
@@ -89,7 +89,7 @@ def plan(case: Case) -> Plan:
 
 def generate(cluster: Cluster, case: Case) -> Trial:
     name, options = STRATEGIES[case.strategy]
-    prompt = cluster.tokenizer.encode(workload.prompts()[case.prompt])
+    prompt = cluster.tokenizer.encode(suite()[case.prompt])
     return cluster.generate(
         prompt, open_strategy(name, options), max_tokens=TOKENS, sampling=HOW[case.how], stop_ids=()
     )  # fmt: skip
@@ -99,7 +99,7 @@ def generate(cluster: Cluster, case: Case) -> Trial:
 def reference(backend: str, how: str, prompt: int) -> tuple[int, ...]:
     """What the backend's single stage says, one token at a time."""
     with Cluster(backend=backend, backend_options=BACKENDS[backend], stages=1, draft=None, transport="inproc") as one:
-        text = one.tokenizer.encode(workload.prompts()[prompt])
+        text = one.tokenizer.encode(suite()[prompt])
         return one.generate(text, Iterative(), max_tokens=TOKENS, sampling=HOW[how], stop_ids=()).token_ids
 
 

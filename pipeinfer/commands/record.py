@@ -40,7 +40,7 @@ def record(
     from pipeinfer.commands.output import print_notes
     from pipeinfer.files import check_writable, write_whole
     from pipeinfer.plugins import open_backend
-    from pipeinfer.workload import prompts as read_prompts
+    from pipeinfer.prompt_sets import suite
 
     how = sampling.sampling()
     settings = Settings(**models.given())
@@ -51,7 +51,7 @@ def record(
     engine = open_backend(settings.backend, settings.backend_options)
     target, draft = settings.target, settings.draft
     encode = engine.tokenizer(target).encode
-    texts = [encode(text) for text in read_prompts()[:prompts]]
+    texts = [encode(text) for text in suite()[:prompts]]
     check_writable(out)
     trace = _record(engine, opened, texts, tokens, how, limit=min(context, cells or context),
                     source=f"{target} + {draft}, {settings.backend}, {prompts} prompts, up to {tokens} tokens each, "

@@ -11,6 +11,7 @@ from pipeinfer.commands.options import (
     ARTIFACT,
     OUTPUT,
     SIMULATION,
+    TEXT,
     WorkerOptions,
     option,
     path_option,
@@ -50,18 +51,34 @@ class ArtifactOptions:
         return Artifact(self.artifact, self.artifact_mpirun, self.artifact_arguments) if self.artifact else None
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """What of the recipes is run, on what."""
+
+    fidelity: Annotated[
+        str | None, option(SIMULATION, "sim, emulated or real; default: sim, and real where a recipe is real.")
+    ] = None
+    cluster: Annotated[
+        str | None, option(SIMULATION, "Another cluster there: a name, a TOML file, a calibrated JSON.")
+    ] = None
+    jobs: Annotated[int, option(SIMULATION, "Processes; default: one per core.", min=0, max=1024)] = 0
+    prompts: Annotated[
+        str | None, option(TEXT, "Of what is really run: a set, or a public set's file; FILE:20 for some of it.")
+    ] = None
+
+    def prompt_names(self) -> dict[str, list[str]]:
+        """The field of a live recipe that --prompts sets. Raises WorkloadError."""
+        from pipeinfer.prompt_sets import expanded
+
+        return {} if self.prompts is None else {"prompts": expanded(self.prompts)}
+
+
 @with_options
 def reproduce(
     real: WorkerOptions,
     artifact: ArtifactOptions,
+    sweep: SweepOptions,
     sections: Annotated[list[str] | None, typer.Argument(help="Recipes of reproduce/; default: all of them.")] = None,
-    fidelity: Annotated[
-        str | None, option(SIMULATION, "sim, emulated or real; default: sim, and real where a recipe is real.")
-    ] = None,
-    cluster: Annotated[
-        str | None, option(SIMULATION, "Another cluster there: a name, a TOML file, a calibrated JSON.")
-    ] = None,
-    jobs: Annotated[int, option(SIMULATION, "Processes; default: one per core.", min=0, max=1024)] = 0,
     out: Annotated[Path, path_option(OUTPUT, "Folder of results (default: results); run again to resume.")] = Path(
         "results"
     ),
@@ -81,8 +98,8 @@ def reproduce(
     given = real.given()
     key = given.get("key")
     live, ranks = _ranks(given.get("workers"), key)
-    live |= {name: given[name] for name in MODEL_FIELDS if name in given}
-    recipes, notes = select(sections or [], Wish(fidelity, cluster, live, ranks, artifact.chosen()))
+    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | sweep.prompt_names()
+    recipes, notes = select(sections or [], Wish(sweep.fidelity, sweep.cluster, live, ranks, artifact.chosen()))
     if unused := ", ".join(sorted(given.keys() - USED)):
         notes = [*notes, f"{real.cluster_file}: the recipes themselves say what {unused} is"]
     check(recipes)
@@ -93,12 +110,12 @@ def reproduce(
     if emit is not None:
         if live or artifact.artifact:
             raise ValueError("--emit goes with --fidelity and --cluster: jobs start their ranks themselves")
-        _emit(terminal, emit, recipes, store, out, fidelity, cluster)
+        _emit(terminal, emit, recipes, store, out, sweep)
         return
     if collect:
         _collect(terminal, recipes, store, out)
     if not (replot or collect):
-        _run(terminal, recipes, store, jobs or _cores(), key)
+        _run(terminal, recipes, store, sweep.jobs or _cores(), key)
     _report(terminal, recipes, store, out, notes)
 
 
@@ -133,12 +150,11 @@ def _report(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: P
 
 
 def _emit(
-    terminal: "Console", kind: str, recipes: "list[Recipe]", store: "Store", out: Path, fidelity: str | None,
-    cluster: str | None,
-) -> None:  # fmt: skip
+    terminal: "Console", kind: str, recipes: "list[Recipe]", store: "Store", out: Path, sweep: SweepOptions
+) -> None:
     from pipeinfer.study.jobs import emit
 
-    options = [word for name, value in (("--fidelity", fidelity), ("--cluster", cluster)) if value
+    options = [word for name, value in (("--fidelity", sweep.fidelity), ("--cluster", sweep.cluster)) if value
                for word in (name, value)]  # fmt: skip
     script, count = emit(kind, recipes, store, out, options)
     terminal.print(f"{script}: {count} cells; when they have run: reproduce --collect --out {out}", soft_wrap=True)

@@ -1,5 +1,7 @@
 """Captions: fidelity, models, cluster, workload, what was swept, and what band and dots are."""
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from pipeinfer.modelling.platform import platform_of
@@ -13,24 +15,24 @@ _SWEPT = {"k": "K", "draft": "micro-batch", "cutoff": "cutoff"}
 _ALONG = {"size": ("k", "draft"), "cutoff": ("cutoff",)}
 
 
-def setting(experiment: Experiment) -> str:
-    """The first half of a caption, of a simulated recipe."""
+def setting(experiment: Experiment, pairs: Collection[str] = ()) -> str:
+    """The first half of a caption, of a simulated recipe; of some `pairs` where not all are drawn."""
     recipe = experiment.recipe
     sweep = recipe.simulated
     assert sweep is not None
-    platforms = [platform_of(cluster, pair) for cluster in sweep.clusters for pair in sweep.pairs]
+    platforms = [platform_of(cluster, pair) for cluster in sweep.clusters for pair in pairs or sweep.pairs]
     nodes = " and ".join(dict.fromkeys(node for where in platforms for node in where.nodes))
     links = ", ".join(dict.fromkeys(where.link for where in platforms))
     links += ", its bandwidth as stated" * bool(sweep.bandwidth_gbps)
     links += ", its latency as stated" * bool(sweep.latency_us)
     count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
-    pairs = "; ".join(dict.fromkeys(where.models for where in platforms))
+    models = "; ".join(dict.fromkeys(where.models for where in platforms))
     assumed = [
         drafts_title(place) + ", assumed" * (place.drafts in ("", "varied")) for place in experiment.places.values()
     ]
     drafts = "; ".join(dict.fromkeys(assumed))
     return (
-        f"Fidelity: {recipe.fidelity}. {pairs}; nodes: {nodes}, {count}, the draft's included; {links}; "
+        f"Fidelity: {recipe.fidelity}. {models}; nodes: {nodes}, {count}, the draft's included; {links}; "
         f"{_prompts(sweep)} + {sweep.tokens} tokens; acceptance: {drafts}."
     )
 

@@ -33,6 +33,8 @@ def fingerprint(what: Any, *tables: pd.DataFrame) -> str:
     found = hashlib.sha256(msgspec.json.encode((what, _makers())))
     for rows in tables:
         known = rows.drop(columns=UNSHOWN, errors="ignore")
+        if "accepted" in known:
+            known = known.assign(accepted=[None if one is None else " ".join(map(str, one)) for one in known.accepted])
         found.update(pd.util.hash_pandas_object(known, index=False).to_numpy().tobytes())
     return found.hexdigest()[:16]
 

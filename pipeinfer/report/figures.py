@@ -10,9 +10,11 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
+from pipeinfer.report.categories import categories
 from pipeinfer.report.drafts import calibration, stretches
 from pipeinfer.report.drawn import draw_unless_drawn, fingerprint, of_experiment
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.league import league
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import (
@@ -37,7 +39,7 @@ WORDS = {
     "gaps": "inter-token-latency-percentiles", "first": "time-to-first-token", "memory": "memory-of-largest-rank",
     "per_memory": "speed-per-gigabyte", "bandwidth_gbps": "bandwidth", "latency_us": "latency",
     "width_cost": "row-cost", "draft_cost": "draft-cost", "size": "run-size", "calibration": "draft-calibration",
-    "stretches": "drafts-right-in-a-row", "scatter": "simulated-over-measured",
+    "stretches": "drafts-right-in-a-row", "scatter": "simulated-over-measured", "league": "who-wins-where",
 }  # fmt: skip
 """What quantities, axes and kinds of figures are called in the names of files."""
 
@@ -326,5 +328,6 @@ def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, o
 
 
 _WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
-    "timeline": timeline, "calibration": calibration, "stretches": stretches, "scatter": scatter,
+    "timeline": timeline, "league": league, "calibration": calibration, "stretches": stretches, "scatter": scatter,
+    "categories": categories,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.claims import Claim
 from pipeinfer.report.drawn import draw_unless_drawn, fingerprint
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.league import behind
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, load_seaborn, new_figure
 from pipeinfer.results.analysis import BASELINE, SPEED, ratios
@@ -40,7 +41,9 @@ def first_screen(claims: Sequence[Claim], experiments: Mapping[str, Experiment],
     if not gains.empty:
         draw_unless_drawn(folder / NAME, fingerprint(NAME, gains), lambda: _draw(gains, folder / NAME))
     asked = ASKED.format(published=f"{published_claims()['C1'].value:g}x")
-    return FirstScreen(asked, _answer(claims, gains), _losses(gains), "" if gains.empty else NAME)
+    leagues = [one for one in experiments.values() if one.recipe.draws("league") and not one.best.empty]
+    losses = [*_losses(gains), *filter(None, map(behind, leagues))]
+    return FirstScreen(asked, _answer(claims, gains), losses, "" if gains.empty else NAME)
 
 
 def _gains(experiments: Iterable[Experiment]) -> pd.DataFrame:

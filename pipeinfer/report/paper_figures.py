@@ -45,8 +45,8 @@ def _bars(experiment: Experiment, rows: pd.DataFrame, path: Path, column: str, l
     sns = load_seaborn()
 
     caption = (
-        f"{captions.setting(experiment)} Drafts: TinyLlama, XWin-7B, Falcon-7B. Median of "
-        f"{captions.draws(experiment)}, {captions.BAND}. K and micro-batch swept, the best shown. {about}"
+        f"{captions.setting(experiment, list(TARGETS))} Median of {captions.draws(experiment)}, {captions.BAND}. "
+        f"K and micro-batch swept, the best shown. {about}"
     )
     palette = {shown: style(name)[0] for name, shown in NAMES.items()}
     levels = list(rows.groupby("acceptance"))

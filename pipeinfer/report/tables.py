@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from pipeinfer.report import league
+from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, head_to_head
 from pipeinfer.report.page import Block, Table
@@ -35,7 +37,12 @@ def results(experiment: Experiment) -> Table:
         return head_to_head(experiment)
     if recipe.checked:
         return error_summary(predictions(experiment))
-    found = experiment.medians
+    return league.league_table(experiment) if recipe.draws("league") else place_by_place(experiment)
+
+
+def place_by_place(experiment: Experiment) -> Table:
+    """What was found of each contender in each place."""
+    recipe, found = experiment.recipe, experiment.medians
     predicted = bool(found.predicted_tokens_per_s.notna().any())
     head = list(RESULTS.values()) + ["limit, tokens/s"] * (recipe.simulated is not None)
     head[1:1] = ["as simulated"] * predicted
@@ -61,6 +68,11 @@ def notes(experiment: Experiment) -> Iterator[Block]:
     recipe = experiment.recipe
     if recipe.artifact:
         yield NOTES
+    if recipe.live is not None and experiment.best.category.notna().any():
+        yield by_category(experiment)
+    if recipe.draws("league"):
+        yield league.about(experiment)
+        yield place_by_place(experiment)
     if recipe.checked:
         yield every_cell(predictions(experiment), experiment)
     if recipe.emulation is not None:

@@ -70,6 +70,7 @@ COLUMNS = {
     "cutoff": "confidence below which drafting stops, where it is an option",
     "draw": "what is repeated in a place: seed, or text and repetition",
     "text": "what decides the token ids: all of the draw but the repetition",
+    "category": "of the prompt, where a real one is continued",
     "fidelity": "sim, emulated or real",
     **PLACE,
     "place": "number of the place: equal where recipe, fidelity and all that makes a place are",
@@ -80,6 +81,7 @@ COLUMNS = {
     "over_speculative": "generation speed, of the best speculative one of the same place and draw",
     **{name: about for name, (about, _) in METRICS.items()},
     **LATENCY,
+    "accepted": "how many judged speculative runs had 0, 1, 2, ... of their drafts accepted",
     "limit_tokens_per_s": "closed form for the best variant, where one applies (tokens/s)",
     "predicted_tokens_per_s": "what the simulator says of a real trial, where it was asked (tokens/s)",
     "own_compute": "whether no two ranks had to share a core",
@@ -183,6 +185,7 @@ def _outcome(trial: Trial, cores: int) -> dict[str, Any]:
             sum(rank.cpu_share for rank in trial.ranks if rank.host == host) <= cores
             for host in (hosts if trial.fidelity == "real" else ())
         ),
+        "accepted": metrics.accepted_counts(trial), "category": said.get("category"),
         "hosts": ", ".join(filter(None, hosts)), "generated": said.get("text"), "whole_s": said.get("whole_s"),
         "loaded_s": said.get("loaded_s"), "own_clock_tokens_per_s": float(printed) if printed else None,
     }  # fmt: skip

@@ -109,6 +109,12 @@ def accepted_histogram(trial: Trial) -> dict[int, int]:
     return dict(sorted(Counter(run.accepted for run in _speculative(trial) if run.judged).items()))
 
 
+def accepted_counts(trial: Trial) -> list[int]:
+    """The same as a list: as many entries as the longest stretch of accepted drafts, and one."""
+    found = accepted_histogram(trial)
+    return [found.get(count, 0) for count in range(max(found, default=-1) + 1)]
+
+
 def run_counts(trial: Trial) -> dict[str, int]:
     """Runs by kind and by how they ended: submitted = verified + cancelled + unfinished."""
     runs = trial.runs

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from pipeinfer import workload
 from pipeinfer.cluster.mpi_world import in_mpi_world
 from pipeinfer.cluster.placement import even_split
 from pipeinfer.engine.backend import BadModel, Tokenizer
@@ -24,6 +23,7 @@ from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer.engine.text_stream import continuation
 from pipeinfer.errors import one_line
 from pipeinfer.plugins import BACKENDS, load, open_backend
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.external_program import Chunk, ProgramRun, joined, run_program
@@ -131,7 +131,7 @@ class _Failed(Exception):  # noqa: N818 - reads as what happened
 
 def _run(cell: ProgramCell, silence_s: float) -> Trial:
     backend = open_backend(cell.live.backend, cell.live.backend_options)
-    text = workload.prompt(cell.prompt)
+    text = prompt_named(cell.prompt).text
     with tempfile.TemporaryDirectory(prefix="pipeinfer-artifact-") as folder:  # they leave logs and tables behind
         prompt = Path(folder) / "prompt.txt"
         prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break

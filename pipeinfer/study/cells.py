@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer import workload
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.special_tokens import framed
 from pipeinfer.engine.text_stream import continuation
 from pipeinfer.modelling.platform import platform_of
+from pipeinfer.prompt_sets import prompt_named, suite
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import RunRecord, Trial
 from pipeinfer.runtime.spans import Span
@@ -113,7 +113,7 @@ def check_live(cells: Iterable[LiveCell]) -> None:
     from pipeinfer.plugins import open_strategy
 
     for cell in cells:
-        workload.prompt(cell.prompt)
+        prompt_named(cell.prompt)
         try:
             open_strategy(cell.strategy, cell.options)
         except ValueError as problem:
@@ -154,11 +154,11 @@ def _warm_up(cluster: Any, cell: LiveCell) -> None:
 
 def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
     """The prompt's tokens, after as much of the suite's other texts as the recipe wants."""
-    text = workload.prompt(cell.prompt)
+    text = prompt_named(cell.prompt).text
     ids: list[int] = cluster.tokenizer.encode(text)
     wanted = cell.live.prompt_tokens
     if len(ids) < wanted:
-        others = [other for other in workload.prompts() if other != text]
+        others = [other for other in suite() if other != text]
         long = "\n\n".join([*others, text])
         whole = framed(cluster.tokenizer.encode(long, add_special=False), cluster.tokenizer.encode(long))
         kept = wanted - len(whole.before) - len(whole.after)
@@ -180,4 +180,5 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
         prompt_chunk=cell.prompt_chunk,
     )
     text = continuation(cluster.tokenizer, prompt, trial.token_ids)
-    return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), "text": text})
+    said = {"text": text, "category": prompt_named(cell.prompt).category}
+    return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), **said})

@@ -11,10 +11,11 @@ import pipeinfer
 from pipeinfer.assets import asset
 from pipeinfer.modelling.acceptance import recorded
 from pipeinfer.modelling.platform import platform_of
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record, stamped
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.spans import Span
-from pipeinfer.study.recipes import Cell, EmulatedCell, SimCell
+from pipeinfer.study.recipes import Cell, EmulatedCell, PredictorCell, SimCell
 
 
 def record_of(
@@ -41,12 +42,14 @@ def record_of(
 
 
 def config_hash(cell: Cell) -> str:
-    """Of the cell, and of what its names stand for: hardware and models, a profile, or the built-in pair's files."""
+    """Of the cell, and of what its names stand for: hardware and models, a profile, the built-in pair's files, a
+    prompt's text."""
     if isinstance(cell, SimCell):
         name, behind = _platform(cell.cluster, cell.pair, cell.setting.trace)
         cell = msgspec.structs.replace(cell, cluster=name)  # Where its file lies decides nothing.
     else:
-        behind = _json([*_model_files(), *_dates(cell.live.target, cell.live.draft)])
+        texts = [] if isinstance(cell, PredictorCell) else [prompt_named(cell.prompt).text]
+        behind = _json([*_model_files(), *_dates(cell.live.target, cell.live.draft), *texts])
     return hashlib.sha256(_json((pipeinfer.__version__, cell, behind))).hexdigest()[:16]
 
 

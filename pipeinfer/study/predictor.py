@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from pipeinfer import workload
 from pipeinfer.errors import LaunchError, RankLost, one_line
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.runtime.oracle import Trace
 from pipeinfer.runtime.transports import TransportError
@@ -42,7 +42,7 @@ def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     live = cell.live
     plan = live_plan(live, key)
     tokenizer = open_backend(plan.backend, plan.backend_options).tokenizer(plan.target)
-    prompts = {name: tokenizer.encode(workload.prompt(name)) for name in live.prompts}
+    prompts = {name: tokenizer.encode(prompt_named(name).text) for name in live.prompts}
     greedy = sampling_of(live, 0.0)
     profile = calibrate(Models(plan), greedy, lambda _what: None, PART_S)
     profile = fitted_to_trials(profile, plan, next(iter(prompts.values())), greedy)

@@ -9,6 +9,7 @@ import msgspec
 from pipeinfer.assets import asset
 from pipeinfer.modelling.acceptance import Acceptance, acceptance
 from pipeinfer.modelling.simulate import Accounting, Setting
+from pipeinfer.prompt_sets import expanded
 from pipeinfer.workload import Count, FileEntry, Fraction, Positive, WorkloadError, convert, load, suggest
 
 Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
@@ -19,7 +20,7 @@ Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation
 ARTIFACT = "artifact"
 """The recipe that needs programs which the user has built."""
 
-ASKED = {ARTIFACT, "calibration-engines"}
+ASKED = {ARTIFACT, "calibration-engines", "categories"}
 """Recipes that run only where they are asked for."""
 
 BUILD = (
@@ -70,11 +71,11 @@ class Contender(FileEntry, frozen=True):
 
 class Live(FileEntry, frozen=True, kw_only=True):
     """Real generations: every strategy in turn, `repeats` times, per prompt and temperature. On this machine, or on
-    `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`. A prompt that is
-    shorter than `prompt_tokens` gets the suite's other prompts before it, up to that many. With a `cpu_share`
-    below 1 every rank is as slow as a node of that share of the speed, and links can be limited: slow nodes on one
-    machine, whose cores they then do not take from one another. `predicted`: the simulator says how fast each should
-    be, from fit trials."""
+    `workers`, the addresses of running ranks. The `backend_options` are those of `--backend-option`. `prompts` are
+    names of prompts or of whole sets (pipeinfer/prompt_sets.py). A prompt that is shorter than `prompt_tokens` gets the
+    suite's other prompts before it, up to that many. With a `cpu_share` below 1 every rank is as slow as a node of that
+    share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
+    another. `predicted`: the simulator says how fast each should be, from fit trials."""
 
     backend: str
     target: str
@@ -146,11 +147,14 @@ class Site(NamedTuple):
 
 class Figure(FileEntry, frozen=True):
     """How a recipe is drawn: `lines` of `y` along `x` with a panel for each value of `panels`, the single trials as
-    `dots`, the `percentiles` of the gaps between tokens, the `timeline` of one draw; or the drafts themselves, by
-    `calibration` of their confidence and by `stretches` of right ones; or the `scatter` of what is predicted over what
-    is measured."""
+    `dots`, the `percentiles` of the gaps between tokens, the `timeline` of one draw; the `league` of many
+    strategies over many places; or the drafts themselves, by `calibration` of their confidence and by `stretches` of
+    right ones; or the `scatter` of what is predicted over what is measured; or gains and drafts by the prompts'
+    `categories`."""
 
-    kind: Literal["lines", "dots", "percentiles", "timeline", "calibration", "stretches", "scatter"]
+    kind: Literal[
+        "lines", "dots", "percentiles", "timeline", "league", "calibration", "stretches", "scatter", "categories"
+    ]
     x: Axis = "nodes"
     y: Quantity = "speed"
     panels: tuple[Field, ...] = ()
@@ -198,7 +202,11 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
     @property
     def timeline(self) -> bool:
         """Timelines are to be kept."""
-        return any(figure.kind == "timeline" for figure in self.figures)
+        return self.draws("timeline")
+
+    def draws(self, kind: str) -> bool:
+        """Whether one of the figures is of that kind."""
+        return any(figure.kind == kind for figure in self.figures)
 
 
 class SimCell(msgspec.Struct, frozen=True):
@@ -272,6 +280,9 @@ def read_recipe(name: str) -> Recipe:
     if [recipe.simulated, recipe.live, recipe.checked].count(None) != 2:
         raise WorkloadError(f"{path}: expected one of [simulated], [live] and [checked]")
     recipe = msgspec.structs.replace(recipe, name=name)
+    if recipe.live is not None:
+        named = [prompt for word in recipe.live.prompts for prompt in expanded(word)]
+        recipe = msgspec.structs.replace(recipe, live=msgspec.structs.replace(recipe.live, prompts=named))
     if recipe.emulated is not None:
         emulated(recipe, Emulation())  # which says what is wrong with it
     return recipe

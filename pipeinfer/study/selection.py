@@ -1,11 +1,12 @@
 """From what a user asks for to recipes: which of them, at which fidelity, on which cluster, over which ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from pipeinfer.modelling.platform import calibrated_platform, is_calibrated, platform_of
+from pipeinfer.prompt_sets import looks_random, prompt_named
 from pipeinfer.study.artifact import with_artifact
 from pipeinfer.study.cells import check_simulated, distinct
 from pipeinfer.study.recipes import (
@@ -29,6 +30,9 @@ ORDER = ("live", "slow", "timeline", "speed", "pairs", "width", "accounting")
 """What is run first; other recipes follow by name."""
 
 FIDELITIES = ("sim", "emulated", "real")
+
+NAMED = 3
+"""Prompts that a note names."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -63,12 +67,30 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     found = [wished for recipe in left if (wished := _at(recipe, wish)) is not None]
     if not found and not refusals:
         raise WorkloadError(f"none of {', '.join(asked)} has fidelity {wish.fidelity}")
+    if "prompts" in wish.live and all(recipe.live is None for recipe in found):
+        raise WorkloadError(f"prompts are of what is really run, and none of {', '.join(asked)} is: try live")
     if wish.cluster is not None and not refusals and all(recipe.simulated is None for recipe in found):
         raise WorkloadError(f"--cluster {wish.cluster}: {', '.join(asked)} would really be run, where this runs")
     if wish.cluster is None and wish.ranks is None:
-        return Selected(found, [])
+        return Selected(found, list(_unfit(found)))
     selected = _fitting(found, wish.ranks, [f"recipe {name}: {problem}" for name, problem in refusals.items()])
-    return selected._replace(notes=[*selected.notes, *_apart(selected.recipes, wish.cluster)])
+    more = [*_apart(selected.recipes, wish.cluster), *_unfit(selected.recipes)]
+    return selected._replace(notes=[*selected.notes, *more])
+
+
+def _unfit(recipes: list[Recipe]) -> Iterator[str]:
+    """What prompts can say nothing of speculation."""
+    for recipe in (one for one in recipes if one.live is not None):
+        assert recipe.live is not None
+        if recipe.live.backend == "emulated":
+            yield f"{recipe.name}: the emulated backend has no text; its drafts are right as often as it was told"
+        odd = [name for name in recipe.live.prompts if looks_random(prompt_named(name).text)]
+        if odd:
+            yield (
+                f"{recipe.name}: {len(odd)} of {len(recipe.live.prompts)} prompts look like decoded random tokens "
+                f"({', '.join(odd[:NAMED])}): drafts are hardly ever right on such texts, and speeds over them say "
+                "nothing of real ones"
+            )
 
 
 def _apart(recipes: list[Recipe], cluster: str | None) -> list[str]:

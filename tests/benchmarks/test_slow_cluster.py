@@ -26,12 +26,12 @@ import msgspec
 import namespaces
 import pytest
 
-from pipeinfer import workload
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.cluster.python_process import ONE_THREAD
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.transports.keys import write_keys
 
@@ -85,7 +85,7 @@ def session(job: Job, prompt: str, drafts: bool) -> Iterator[Result]:
         bandwidth_bps=float("inf") if job.workers else RATE_BPS,
     )  # fmt: skip
     with Cluster(plan) as cluster:
-        ids = cluster.tokenizer.encode(workload.prompt(prompt))
+        ids = cluster.tokenizer.encode(prompt_named(prompt).text)
         chosen = {name: options for name, options in SWEEP.items() if open_strategy(name, {}).drafts == drafts}
         cluster.generate(ids, open_strategy(next(iter(chosen)), {}), max_tokens=4, stop_ids=())  # nobody measures it
         for name, options in ((name, options) for name, every in chosen.items() for options in every):

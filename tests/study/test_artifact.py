@@ -13,11 +13,11 @@ import pytest
 from processes import alive
 from typer.testing import CliRunner
 
-from pipeinfer import workload
 from pipeinfer.cli import app
 from pipeinfer.cluster.placement import even_split
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_backend
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.report.write import conclude
 from pipeinfer.results import metrics
 from pipeinfer.results.records import Record, Store
@@ -141,7 +141,7 @@ def test_the_command_line_is_greedy_with_the_same_files_prompt_and_length(tmp_pa
     )
     assert (given["--draft"], given["-c"], given["-t"]) == ("3", "1024", "1,1,1")
     assert "--ignore-eos" in words
-    assert prompt == workload.prompt(PROMPT)
+    assert prompt == prompt_named(PROMPT).text
     assert not Path(folder).exists()  # what they leave behind is gone
 
     assert one(cell(artifact, "main", how=f"arguments:{told}")).error == ""
@@ -161,7 +161,7 @@ def watched(out: list[tuple[float, bytes]], err: list[tuple[float, bytes]], **fi
 
 
 def test_tokens_have_the_times_at_which_their_text_came(tmp_path: Path) -> None:
-    prompt, ids = workload.prompt(PROMPT), TOKENIZER.encode(TEXT)
+    prompt, ids = prompt_named(PROMPT).text, TOKENIZER.encode(TEXT)
     cuts = [TOKENIZER.decode(ids[:count]).encode() for count in range(len(ids) + 1)]
     pieces = [(3.0 + 0.25 * at, b[len(a) :]) for at, (a, b) in enumerate(pairwise(cuts))]
     asked = cell(build(tmp_path, []))
@@ -177,7 +177,7 @@ def test_tokens_have_the_times_at_which_their_text_came(tmp_path: Path) -> None:
 
 
 def test_the_iterative_program_repeats_the_prompt_before_its_text(tmp_path: Path) -> None:
-    prompt = workload.prompt(PROMPT)
+    prompt = prompt_named(PROMPT).text
     asked = cell(build(tmp_path, []), "main")
     text = TEXT.encode()
     out = [(2.0, b" " + prompt.encode()[:50]), (2.5, prompt.encode()[50:]), (3.0, text[:30]), (4.0, text[30:-1])]
@@ -188,7 +188,7 @@ def test_the_iterative_program_repeats_the_prompt_before_its_text(tmp_path: Path
 
 
 def test_what_the_baseline_writes_between_its_tokens_is_no_text(tmp_path: Path) -> None:
-    prompt = workload.prompt(PROMPT)
+    prompt = prompt_named(PROMPT).text
     chatter = b"Size of first split: 2, element: 0.501250\n"
     out = [(3.0, chatter + b"\n    return"), (4.0, b" result"), (5.0, chatter.replace(b"first", b"second"))]
     found = trial_of(watched(out, []), cell(build(tmp_path, []), "speculative_orig"), prompt, TOKENIZER)

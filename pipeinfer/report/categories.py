@@ -1,0 +1,81 @@
+"""Real generations by the category of their prompts: what each strategy gains, and how its drafts fare."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeinfer.report import captions
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.page import Table
+from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
+from pipeinfer.results.analysis import REFERENCE, SPEED, band
+from pipeinfer.study.recipes import Figure
+
+LONGEST = 4
+"""Accepted drafts of a run that are counted apart; more are counted together."""
+
+HEAD = ["category", "strategy", "tokens/s", "of iterative", "of speculative", "acceptance length", "accepted",
+        *(f"{count} accepted" for count in range(LONGEST)), f"{LONGEST} or more", "prompts"]  # fmt: skip
+
+def gains(experiment: Experiment) -> pd.DataFrame:
+    """The trials at their best, with a category."""
+    return experiment.best[experiment.best.category.notna()]
+
+
+def by_category(experiment: Experiment) -> Table:
+    """A row per category and contender: medians, and of all its runs the share with 0, 1, 2, ... accepted drafts."""
+    groups = gains(experiment).groupby(["category", "contender"], sort=False)
+    rows = [_row(str(category), str(contender), some) for (category, contender), some in groups]
+    return Table(HEAD, rows, range(2, len(HEAD)), "By category of prompt")
+
+
+def _row(category: str, contender: str, some: pd.DataFrame) -> list[str]:
+    middle = some[[SPEED, "over_iterative", "over_speculative", "acceptance_length", "acceptance_rate"]].median()
+    texts = [("{:.1f}", SPEED), ("{:.2f}x", "over_iterative"), ("{:.2f}x", "over_speculative"),
+             ("{:.2f}", "acceptance_length"), ("{:.0%}", "acceptance_rate")]  # fmt: skip
+    said = ["-" if pd.isna(middle[name]) else form.format(middle[name]) for form, name in texts]
+    counts = histogram(some)
+    shares = [f"{share:.0%}" for share in counts / counts.sum()] if counts.sum() else ["-"] * (LONGEST + 1)
+    return [category, contender, *said, *shares, str(some.text.nunique())]
+
+
+def histogram(some: pd.DataFrame) -> Any:
+    """How many runs had 0, 1, ... accepted drafts, `LONGEST` or more in the last: int64 [LONGEST + 1]."""
+    found = np.zeros(LONGEST + 1, np.int64)
+    for counts in some.accepted.dropna():
+        for accepted, count in enumerate(counts):
+            found[min(accepted, LONGEST)] += count
+    return found
+
+
+def categories(experiment: Experiment, path: Path) -> None:
+    """Gains over plain decoding as bars, and the acceptance length beside them."""
+    sns = load_seaborn()
+    rows = gains(experiment)
+    contenders = [name for name in experiment.recipe.strategies if name in set(rows.contender) - {REFERENCE}]
+    looks = {name: style(experiment.style_of(name)) for name in contenders}
+    kinds = list(dict.fromkeys(rows.category))
+    swept = captions.swept(experiment.recipe, Figure("categories"))
+    caption = (
+        f"{captions.real(experiment.recipe.live, experiment.best)} {swept} Bars and points: median over "
+        f"the prompts of a category, {captions.BAND}; the ratio is of each prompt's own."
+    )
+    shared: dict[str, Any] = {"y": "category", "order": kinds, "hue": "contender", "hue_order": contenders,
+                              "palette": {name: look[0] for name, look in looks.items()}, "estimator": "median",
+                              "errorbar": band, "err_kws": {"linewidth": 1}}  # fmt: skip
+    with new_figure(path, caption, height=0.9 + 0.17 * len(kinds) * (len(contenders) + 1)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        shown = rows[rows.contender.isin(contenders)]
+        sns.barplot(shown, x="over_iterative", ax=left, **{**shared, "err_kws": {"linewidth": 1, "color": BLACK}})
+        left.axvline(1, color=GREY, linewidth=1)
+        sns.pointplot(shown, x="acceptance_length", ax=right, legend=False, dodge=0.5, linestyle="none", markersize=5,
+                      markers=[look[1] for look in looks.values()], **shared)  # fmt: skip
+        left.set(xlabel="speed over plain decoding", ylabel="")
+        right.set(xlabel="tokens made known per verified run", ylabel="", xlim=(1, None))
+        for axis in (left, right):
+            axis.grid(visible=False, axis="y")
+        handles, labels = left.get_legend_handles_labels()
+        left.get_legend().remove()
+        legend_above(figure, handles, labels)

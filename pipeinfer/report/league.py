@@ -1,0 +1,128 @@
+"""Many strategies over many places: a league table, and a picture of who is how near to the best where."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeinfer.plugins import STRATEGIES, load
+from pipeinfer.report import captions
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.page import Table
+from pipeinfer.report.style import load_seaborn, new_figure
+from pipeinfer.results.analysis import REFERENCE, SPEED
+
+SAME = 0.005
+"""Strategies whose speeds differ by less than this share the win of a place."""
+
+ABOUT = (
+    "Of the best: speed, of the fastest strategy that a cluster can run in the same place, each at the best of its "
+    "options. Means are geometric, over all places; * needs what no cluster has ({needs}) and is in simulation only."
+)
+
+
+def shares(experiment: Experiment) -> pd.DataFrame:
+    """A row per strategy, the best first, and a column per place: its speed, of the fastest that can be run there."""
+    speeds = experiment.medians.pivot_table(SPEED, "contender", "place", sort=False)
+    runs = [name for name in speeds.index if not _simulated_only(experiment, name)]
+    found = speeds / speeds.loc[runs].max()
+    order = np.log(found).mean(axis=1).sort_values(ascending=False, kind="stable").index
+    return found.loc[order]
+
+
+def league_table(experiment: Experiment) -> Table:
+    """Strategies by the geometric mean of their share of the best."""
+    found = shares(experiment)
+    plain, own = (found.loc[name] for name in (REFERENCE, "pipeinfer"))
+    rows = [
+        [_name(experiment, name), f"{_mean(row):.2f}", f"{row.min():.2f}", _extreme(experiment, row.idxmin()),
+         str(int((row > 1 - SAME).sum())), f"{_mean(row / own):.2f}x", f"{_mean(row / plain):.2f}x"]
+        for name, row in found.iterrows()
+    ]  # fmt: skip
+    head = ["strategy", "of the best, mean", "lowest", "where", "fastest", "of pipeinfer, mean", "of iterative, mean"]
+    title = f"{experiment.recipe.title}: {found.shape[1]} places ({experiment.recipe.fidelity})"
+    return Table(head, rows, (1, 2, 4, 5, 6), title)
+
+
+def about(experiment: Experiment) -> str:
+    """What the table's columns are."""
+    names = experiment.recipe.strategies
+    needs = [f"{name}: {need}" for name in names if (need := _simulated_only(experiment, name))]
+    return ABOUT.format(needs="; ".join(needs) or "none here")
+
+
+def behind(experiment: Experiment) -> str:
+    """Where others are faster than PipeInfer at its best, as a sentence."""
+    found = shares(experiment)
+    own = found.loc["pipeinfer"]
+    lost = own[own <= 1 - SAME]
+    if lost.empty:
+        return ""
+    runs = found[[not _simulated_only(experiment, name) for name in found.index]]
+    wins = (runs > 1 - SAME).sum(axis=1).drop("pipeinfer")
+    winners = ", ".join(f"{name} ({count})" for name, count in wins[wins > 0].sort_values(ascending=False).items())
+    return (
+        f"Beside the field's other schedulers ({experiment.recipe.fidelity}): at {len(lost)} of {len(own)} points, "
+        f"down to {lost.min():.2f} of the fastest there; fastest or equal are {winners}."
+    )
+
+
+def league(experiment: Experiment, path: Path) -> None:
+    """Strategies as rows, places as columns, shades for the share of the best; the winners are framed."""
+    sns = load_seaborn()
+
+    found = shares(experiment)
+    places = pd.DataFrame([experiment.places[place]._asdict() for place in found], index=found.columns)
+    along = ["acceptance", "nodes", "width_cost"]
+    places = places.sort_values(along, kind="stable")
+    found = found[places.index]
+    caption = (
+        f"{captions.setting(experiment)} Numbers: speed, of the fastest that can be run in the same place; framed: the "
+        "fastest and its equals. Options swept, the best shown; the order is that of the geometric means. "
+        "*: needs what no cluster has, in simulation only."
+    )
+    with new_figure(path, caption, height=1.3 + 0.235 * len(found)) as figure:
+        levels = list(places.groupby("acceptance", sort=False))
+        axes = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
+        for axis, (acceptance, some) in zip(axes, levels, strict=True):
+            _panel(sns, axis, found[some.index], some)
+            axis.set_title(f"acceptance {acceptance:.2g}")
+        axes[0].set_yticklabels([_name(experiment, name) for name in found.index], rotation=0)
+
+
+def _panel(sns: Any, axis: Any, found: pd.DataFrame, places: pd.DataFrame) -> None:
+    from matplotlib.patches import Rectangle
+
+    sns.heatmap(found.to_numpy(), ax=axis, vmin=0, vmax=1, cmap="Blues", cbar=False, linewidths=0.5, annot=True,
+                fmt=".2f", annot_kws={"size": 6.5})  # fmt: skip
+    for row, column in np.argwhere(found.to_numpy() > 1 - SAME):
+        frame = Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=1.2, clip_on=False, zorder=4)
+        axis.add_patch(frame)
+    axis.set_xticks(np.arange(len(places)) + 0.5, [f"{cost:g}" for cost in places.width_cost], rotation=0)
+    axis.set(xlabel="cost of a further row (0: free, 1: roofline)", ylabel="")
+    axis.tick_params(length=0)
+    above = axis.secondary_xaxis("top")
+    middles = pd.Series(np.arange(len(places)) + 0.5).groupby(places.nodes.to_numpy(), sort=False).mean()
+    above.set_xticks(middles, [f"{nodes} nodes" for nodes in middles.index])
+    above.tick_params(length=0)
+    above.spines["top"].set_visible(False)
+    starts = np.flatnonzero(np.diff(places.nodes)) + 1
+    axis.vlines(starts, 0, len(found), color="white", linewidth=3)
+
+
+def _simulated_only(experiment: Experiment, contender: str) -> str:
+    found: str = load(STRATEGIES, experiment.style_of(contender)).simulated_only
+    return found
+
+
+def _name(experiment: Experiment, contender: Any) -> str:
+    return f"{contender}*" if _simulated_only(experiment, contender) else str(contender)
+
+
+def _mean(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
+def _extreme(experiment: Experiment, place: Any) -> str:
+    return experiment.where(place)
