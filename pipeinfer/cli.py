@@ -20,6 +20,7 @@ from pipeinfer.commands import (
     record,
     replay,
     reproduce,
+    serve,
     simulate,
     worker,
 )
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command()(reproduce.reproduce)
 app.command()(generate.generate)
+app.command()(serve.serve)
 app.command()(simulate.simulate)
 app.command()(calibrate.calibrate)
 app.command()(record.record)

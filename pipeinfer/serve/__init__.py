@@ -1,1 +1,1 @@
-"""Many requests over one cluster, from any thread: what an endpoint stands on."""
+"""Many requests over one cluster, from any thread, and an endpoint for them: OpenAI's interface, and a page."""

@@ -21,7 +21,7 @@ from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.control import Begin
 from pipeinfer.serve.counters import Counters, Snapshot
 from pipeinfer.serve.events import OnEvent
-from pipeinfer.serve.world import Asked, ServiceWorld
+from pipeinfer.serve.world import Asked, Observe, ServiceWorld
 
 
 class QueueFull(RuntimeError):  # noqa: N818 - reads as what happened
@@ -50,7 +50,8 @@ class Ticket:
 
 class Service:
     """Requests over `cluster`, at most `waiting` of which wait for room. `strategy` and its `options` are for requests
-    that name none; `drafting` and its options replace the draft policies of all. A context manager; the cluster stays.
+    that name none; `drafting` and its options replace the draft policies of all. `observe` is told, on the head's
+    thread, each event of the scheduler with its time and effects. A context manager; the cluster stays.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Service:
         options: dict[str, Any] | None = None,
         drafting: str | None = None,
         drafting_options: dict[str, Any] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._cluster = cluster
         self._most = waiting
@@ -77,7 +79,7 @@ class Service:
         scheduler = cluster.open_scheduler(lambda start: self._strategies.pop(start.number))
         self._counters = Counters(scheduler.pipeline.stages)
         self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock,
-                                   trace=cluster.plan.trace)  # fmt: skip
+                                   trace=cluster.plan.trace, observe=observe)  # fmt: skip
         self._thread = threading.Thread(target=self._run, name="head", daemon=True)
         self._thread.start()
 

@@ -5,8 +5,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 from pipeinfer.cluster.head import HeadWorld, Links
 from pipeinfer.core.effects import Emit, Finish, Forget, Start, Stop
@@ -24,6 +24,9 @@ from pipeinfer.serve.events import Ended, Failed, OnEvent, RequestRecord, Servic
 
 GLANCE_S = 0.1
 """How often a head that waits looks whether the ranks live."""
+
+Observe: TypeAlias = Callable[[float, Any, Sequence[Any]], None]
+"""Like `EventLog.record`: when, what the scheduler was told, what it wants done."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +69,14 @@ class ServiceWorld(HeadWorld):
     cluster, requests and Stops."""
 
     def __init__(
-        self, cluster: Links, scheduler: Scheduler, counters: Counters, lock: threading.Lock, *, trace: bool
+        self,
+        cluster: Links,
+        scheduler: Scheduler,
+        counters: Counters,
+        lock: threading.Lock,
+        *,
+        trace: bool,
+        observe: Observe | None = None,
     ) -> None:
         super().__init__(cluster, scheduler, TextDrafter(self._open_policy), trace=trace)
         self.inbox: deque[Asked | Stop] = deque()
@@ -75,6 +85,7 @@ class ServiceWorld(HeadWorld):
         """Those that have not begun, in order, also of what is in the inbox. Under the lock."""
         self.closing = False
         self._lock = lock
+        self._observe = observe
         self._counters = counters
         self._due: list[tuple[float, int]] = []
         self._over: list[int] = []
@@ -136,7 +147,11 @@ class ServiceWorld(HeadWorld):
         run = self._scheduler.in_flight[0] if isinstance(event, Logits) and self._scheduler.in_flight else None
         if isinstance(event, Stop) and event.number not in self.asked:
             return  # it ended before it could be stopped
-        for effect in machine.handle(self.now(), event):
+        now = self.now()
+        effects = machine.handle(now, event)
+        if self._observe is not None and machine is self._scheduler:
+            self._observe(now, event, effects)
+        for effect in effects:
             getattr(self, METHODS[type(effect)])(machine, effect)
         if run is not None:
             self._counters.run(run)

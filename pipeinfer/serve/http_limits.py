@@ -1,0 +1,49 @@
+"""HTTP/1.1 for strangers: a connection that brings no whole request head in time is closed."""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_S = 10.0
+"""From the first byte of a request, or the opening of the connection, to the end of its headers."""
+
+MOST_HEADERS = 16 * 2**10
+"""Bytes of a request's line and headers."""
+
+MOST_CONNECTIONS = 128
+
+
+class LimitedHttp(H11Protocol):
+    """uvicorn waits for headers as long as somebody sends some; a place is worth more than that."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _wait(self) -> None:
+        """Give it so long where it is its turn to send a head. An idle connection is closed by uvicorn, and sooner."""
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._stop_waiting()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None

@@ -1,0 +1,32 @@
+"""A service over the built-in pair, and a server in front of it, for all tests of the endpoint."""
+
+from collections.abc import Iterator
+
+import pytest
+from web_client import TEMPLATE, WebClient, serving, web_server
+
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
+from pipeinfer.serve.pipe_events import PipeEvents
+from pipeinfer.serve.service import Service
+
+Served = tuple[Cluster, Service, PipeEvents]
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    with serving(Plan(stages=2, cells=4096)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def web(served: Served) -> Iterator[WebClient]:
+    with web_server(*served) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def chat(served: Served) -> Iterator[WebClient]:
+    """The same service as if its model had a chat template."""
+    with web_server(*served, template=TEMPLATE) as client:
+        yield client

@@ -1,0 +1,132 @@
+"""The page in a real browser: somebody types, reads the answer and sees the pipe move. Skips without Chromium."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Served
+from web_client import PATIENCE_S, WebClient, web_server
+
+from pipeinfer.serve.page import PAGE
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'pipeinfer[test]'")
+
+KEY = "a key of a page"
+
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+
+DRAWN = "return arguments[0].toDataURL()"
+"""The picture of the lanes."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("Chromium or its driver is missing: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in FLAGS:
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={profile}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def element(browser: Any, name: str) -> Any:
+    return browser.find_element("id", name)
+
+
+def until(browser: Any, holds: Any) -> Any:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return WebDriverWait(browser, PATIENCE_S, poll_frequency=0.05).until(holds)
+
+
+def look(browser: Any, url: str, width: int, *, dark: bool) -> None:
+    """Open the page in a window so wide, by a reader who likes it so."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    likes = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": likes})
+    browser.get(url)
+    until(browser, lambda _: element(browser, "status").text == "ready")
+
+
+def said(browser: Any) -> list[str]:
+    """What the console has of warnings and errors."""
+    return [entry["message"] for entry in browser.get_log("browser")]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1400, True)])
+def test_somebody_asks_by_keyboard_and_sees_the_pipe_move(browser: Any, web: WebClient, width: int, dark: bool) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, web.url, width, dark=dark)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 300) is dark
+    empty = browser.execute_script(DRAWN, element(browser, "lanes"))
+    browser.switch_to.active_element.send_keys("def read_lines(path):", Keys.ENTER)
+    until(browser, lambda _: int(element(browser, "runs").text) > 0)
+    moving = {browser.execute_script(DRAWN, element(browser, "lanes"))}
+    until(browser, lambda _: moving.add(browser.execute_script(DRAWN, element(browser, "lanes"))) or len(moving) > 2)
+    assert len(moving - {empty}) > 1
+    until(browser, lambda _: element(browser, "status").text == "done")
+    alone = web.complete(prompt="def read_lines(path):", max_tokens=128, temperature=0, seed=0)
+    answers = browser.find_elements("css selector", ".turn.theirs")
+    shown = browser.execute_script("return arguments[0].firstChild.data", answers[-1])
+    assert shown == alone["choices"][0]["text"]
+    assert "128 tokens, ended by length" in answers[-1].text
+    until(browser, lambda _: int(element(browser, "committed").text) >= 128)
+    assert int(element(browser, "drafted").text) > 0
+    assert "runs sent" in element(browser, "lanes").get_attribute("aria-label")
+    assert said(browser) == []
+
+
+def test_escape_stops_and_everything_is_reached_by_tab(browser: Any, web: WebClient) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, web.url, 1400, dark=False)
+    reached = []
+    for _ in range(9):
+        active = browser.switch_to.active_element
+        reached.append(active.get_attribute("id") or active.tag_name)
+        active.send_keys(Keys.TAB)
+    assert [name for name in dict.fromkeys(reached) if name != "body"][:4] == ["prompt", "send", "clear", "summary"]
+    assert reached.count("summary") > 1
+    browser.execute_script("arguments[0].value = 900", element(browser, "tokens"))
+    before = web.service.snapshot().done.get("cancelled", 0)
+    element(browser, "prompt").send_keys("import os\n".replace("\n", Keys.SHIFT + Keys.ENTER + Keys.SHIFT), Keys.ENTER)
+    until(browser, lambda _: element(browser, "status").text == "answering")
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    until(browser, lambda _: element(browser, "status").text == "stopped")
+    web.wait_until(lambda snapshot: snapshot.done.get("cancelled", 0) == before + 1)
+    assert said(browser) == []
+
+
+def test_a_page_without_the_key_asks_for_it(browser: Any, served: Served) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    with web_server(*served, key=KEY) as keyed:
+        browser.get(keyed.url)
+        until(browser, lambda _: element(browser, "key").is_displayed())
+        element(browser, "key").send_keys(KEY, Keys.TAB)
+        until(browser, lambda _: "stages" in element(browser, "model").text)
+        browser.get("about:blank")
+
+
+def test_the_page_is_one_file_that_loads_nothing(web: WebClient) -> None:
+    status, page, headers = web.ask("GET", "/")
+    assert (status, page) == (200, PAGE.read_text())
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import|https?://", page)
