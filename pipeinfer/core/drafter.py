@@ -223,7 +223,7 @@ class Draft:
 
     def _commit(self, token: int) -> None:
         """Move the tip one token on, into the branch that drafted it if there is one, and drop its siblings."""
-        child, lost, _ = self.tree.commit(token)
+        child, lost = self.tree.commit(token)
         for sibling in lost:
             for node in sibling.subtree():
                 node.alive = False

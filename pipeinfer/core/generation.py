@@ -5,6 +5,7 @@ sees the request's text and tree, what is in flight and what each stage took (`G
 event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.core.drafter.DraftPolicy`).
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -154,16 +155,20 @@ class Generation:
         self.tree = TokenTree()
         self.text = list(request.prompt)
         self.prompt_length = len(request.prompt)
+        self.limit = min(pipe.pipeline.limit, self.prompt_length + request.max_tokens)
+        """The longest that its text can become, in tokens."""
         self.margins: list[float] = []
         self.began_at = 0.0
         self.reason: str | None = None
         self.runs: list[Run] = []
+        self.in_flight: deque[Run] = deque()
+        """Its runs that have not come back, oldest first."""
         self.order = self._first_order = first_order
-        self._orders: dict[int, Node] = {}
+        self._orders: deque[tuple[int, Node]] = deque()
+        """Orders that a proposal may still answer, the oldest first, and the tip at each."""
         self._drafted: dict[int, Node] = {}
         self._told = 0
-        self._until = NOWHERE
-        self._settings: DraftSettings | None = None
+        self._ordered: Order | None = None
 
     @property
     def tip(self) -> Node:
@@ -174,16 +179,6 @@ class Generation:
     def generated(self) -> list[int]:
         """The committed tokens after the prompt."""
         return self.text[self.prompt_length :]
-
-    @property
-    def in_flight(self) -> list[Run]:
-        """Its runs that have not come back, oldest first."""
-        return [run for run in self.pipe.in_flight if run.request == self.number]
-
-    @property
-    def limit(self) -> int:
-        """The longest that its text can become, in tokens."""
-        return min(self.pipe.pipeline.limit, self.prompt_length + self.request.max_tokens)
 
     # What a strategy may ask
 
@@ -201,7 +196,7 @@ class Generation:
 
     def note(self, text: str) -> None:
         """Say in the log and on the timeline what was decided, and why."""
-        self._emit(Note(text, self.number))
+        self.pipe.perform(Note(text, self.number))
 
     # What happens to it
 
@@ -213,13 +208,12 @@ class Generation:
         """Commit every token whose verdict is known. Gives the branches that lost."""
         emitted: list[int] = []
         lost: list[Node] = []
-        while self.reason is None:
-            tip = self.tip
-            token = tip.verdict
-            if token is None:
-                break
-            self._judge(tip, token)
-            child, siblings, _ = self.tree.commit(token)
+        tree = self.tree
+        tip = tree.tip
+        while (token := tip.verdict) is not None and self.reason is None:
+            if tip.children:
+                self._judge(tip, token)
+            child, siblings = tree.commit(token)
             lost += siblings
             run = child.run
             if run is not None:
@@ -230,19 +224,21 @@ class Generation:
             self.text.append(token)
             emitted.append(token)
             self.reason = self._ended(token)
+            tip = child
         if emitted:
-            self._emit(Emit(tuple(emitted), self.number))
+            self.pipe.perform(Emit(tuple(emitted), self.number))
         return lost
 
     def propose(self, message: Proposal) -> None:
         """Hang what was drafted into the tree, where the text can still grow through it. Raises PeerError."""
         if self.reason is not None or message.order <= self._first_order:
             return
-        for order in [order for order in self._orders if order < message.order]:
-            del self._orders[order]
-        root = self._orders.get(message.order)
-        if root is None:
+        orders = self._orders
+        while orders and orders[0][0] < message.order:
+            orders.popleft()
+        if not orders or orders[0][0] != message.order:
             raise PeerError(f"a proposal answers order {message.order}, which was not given")
+        root = orders[0][1]
         new: list[Node] = []
         for drafted in message.nodes:
             parent = root if drafted.parent < 0 else self._drafted.get(drafted.parent)
@@ -251,7 +247,7 @@ class Generation:
             node = parent.children.get(drafted.token)
             if node is None:
                 # Under a committed token that has its successor, another child is dead at birth.
-                if parent.committed and parent is not self.tip:
+                if parent.committed and parent is not self.tree.tip:
                     continue
                 node = self.tree.add(parent, drafted.token, drafted.confidence)
                 new.append(node)
@@ -262,17 +258,17 @@ class Generation:
     def order_draft(self) -> None:
         """Tell the draft what was committed since the last order, and how far to draft, as the strategy wants it."""
         wanted = self.strategy.next_order(self)
-        if wanted is None:
+        before, told, length = self._ordered, self._told, len(self.text)
+        if wanted is None or (wanted is before and length == told):
             return
-        tokens = tuple(self.text[self._told :])
-        until, settings = wanted
-        if not tokens and until <= self._until and settings == self._settings:
+        settings = wanted.settings if before is None or wanted.settings != before.settings else None
+        if length == told and settings is None and before is not None and wanted.until <= before.until:
             return
-        news = settings if settings != self._settings else None
-        self._told, self._until, self._settings = len(self.text), until, settings
+        tokens = tuple(self.text[told:])
+        self._told, self._ordered = length, wanted
         self.order += 1
-        self._orders[self.order] = self.tip
-        self._emit(ToDraft(DraftFrom(self.order, tokens, until, news, self.number)))
+        self._orders.append((self.order, self.tree.tip))
+        self.pipe.perform(ToDraft(DraftFrom(self.order, tokens, wanted.until, settings, self.number)))
 
     def stop(self, length: int, reason: str) -> None:
         """End after `length` generated tokens."""
@@ -285,8 +281,8 @@ class Generation:
         assert self.reason is not None
         if self.strategy.drafts:
             self.order += 1
-            self._emit(ToDraft(DraftFrom(self.order, (), NOWHERE, None, self.number)))
-        self._emit(Finish(self.reason, self.number))
+            self.pipe.perform(ToDraft(DraftFrom(self.order, (), NOWHERE, None, self.number)))
+        self.pipe.perform(Finish(self.reason, self.number))
 
     def validate(self) -> None:
         """What holds after every event."""
@@ -309,18 +305,16 @@ class Generation:
         """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
         best: Node | None = None
         for child in tip.children.values():
-            if child.run is not None and child.run.drafted and (best is None or child.confidence > best.confidence):
-                best = child
-        if best is not None and best.run is not None:
-            first = best.run.nodes[best.run.rows - best.run.drafted]
-            self.pipe.measured.verdict(max(0, best.position - first.position), best.token == token)
+            run = child.run
+            if run is not None and run.drafted and (best is None or child.confidence > best.confidence):
+                best, first = child, run.nodes[-run.drafted]
+        if best is not None:
+            depth = best.position - first.position
+            self.pipe.measured.verdict(depth if depth > 0 else 0, best.token == token)
 
     def _ended(self, token: int) -> str | None:
         if token in self.request.stop_ids:
             return "eos"
-        if len(self.text) - self.prompt_length >= self.request.max_tokens:
-            return "length"
-        return "context" if len(self.text) >= self.pipe.pipeline.limit else None
-
-    def _emit(self, effect: Any) -> None:
-        self.pipe.perform(effect)
+        if len(self.text) < self.limit:
+            return None
+        return "length" if len(self.text) - self.prompt_length >= self.request.max_tokens else "context"

@@ -7,7 +7,7 @@ travel with the next run. KV operations and runs share one ordered stream, so wh
 will hold when it gets there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from pipeinfer.core.errors import OurError
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
@@ -31,6 +31,13 @@ class KvCell:
         self.refs = 0
 
 
+class LastCells(dict[int, KvCell]):
+    """The last cell of each sequence id in use."""
+
+    def __missing__(self, sequence: int) -> KvCell:
+        raise LedgerError(f"sequence {sequence} is not in use")
+
+
 class Ledger:
     """The cells and sequences of one model's caches: `capacity` cells, sequence ids 0 to `sequences` - 1."""
 
@@ -41,7 +48,7 @@ class Ledger:
         self.pending: list[KvOp] = []
         self._root = KvCell(-1, None)
         self._root.refs = 1
-        self._last: dict[int, KvCell] = {}
+        self._last = LastCells()
 
     @property
     def free(self) -> int:
@@ -53,7 +60,7 @@ class Ledger:
 
     def length(self, sequence: int) -> int:
         """Positions [0, length) are what `sequence` holds."""
-        return self._at(sequence).position + 1
+        return self._last[sequence].position + 1
 
     def begin(self, sequence: int) -> None:
         """Take the unused id `sequence`, which holds nothing yet."""
@@ -63,38 +70,32 @@ class Ledger:
     def fork(self, source: int, target: int, stop: int) -> None:
         """Give the unused id `target` the cells of `source` at [0, stop)."""
         self._unused(target)
-        cell = self._at(source)
-        while cell.position >= stop:
-            assert cell.parent is not None
-            cell = cell.parent
+        cell = self._up_to(source, stop - 1)
         if cell.position != stop - 1:
             raise LedgerError(f"sequence {source} ends at {cell.position}, so nothing can continue it at {stop}")
         self._hold(target, cell)
         if stop:
             self.pending.append(KvSeqCp(source, target, 0, stop))
 
-    def extend(self, sequences: Iterable[int], position: int) -> None:
+    def extend(self, sequences: Sequence[int], position: int) -> None:
         """One row at `position`, tagged with `sequences`, which must share their last cell, at `position` - 1."""
-        tags = tuple(sequences)
-        last = self._at(tags[0])
-        if last.position != position - 1 or any(self._last.get(s) is not last for s in tags):
-            raise LedgerError(f"row at {position} does not continue every sequence of {tags}")
+        last = self._last[sequences[0]]
+        if last.position != position - 1 or (len(sequences) > 1 and not self._end_at(last, sequences)):
+            raise LedgerError(f"row at {position} does not continue every sequence of {sequences}")
         if self.used >= self.capacity:
             raise LedgerError(f"all {self.capacity} cells are in use")
         cell = KvCell(position, last)
-        last.refs += 1
         self.used += 1
-        for sequence in tags:
-            self._hold(sequence, cell)
-            last.refs -= 1
+        for sequence in sequences:
+            self._last[sequence] = cell
+        # Each of them ended at `last`, which the new cell continues.
+        last.refs += 1 - len(sequences)
+        cell.refs = len(sequences)
 
     def promote(self, source: int, position: int, into: int) -> None:
         """Tag the cell of `source` at `position` with `into` too, which must end at the cell before it."""
-        cell = self._at(source)
-        while cell.position > position:
-            assert cell.parent is not None
-            cell = cell.parent
-        last = self._at(into)
+        cell = self._up_to(source, position)
+        last = self._last[into]
         if cell.position != position or cell.parent is not last:
             raise LedgerError(f"position {position} of sequence {source} does not continue sequence {into}")
         self._hold(into, cell)
@@ -103,7 +104,7 @@ class Ledger:
 
     def release(self, sequence: int) -> None:
         """Take the id off all its cells and give it back."""
-        cell = self._at(sequence)
+        cell = self._last[sequence]
         del self._last[sequence]
         if cell is self._root:
             cell.refs -= 1
@@ -133,10 +134,15 @@ class Ledger:
         if sequence in self._last or not 0 <= sequence < self.sequences:
             raise LedgerError(f"sequence {sequence} is in use or outside 0..{self.sequences - 1}")
 
-    def _at(self, sequence: int) -> KvCell:
-        cell = self._last.get(sequence)
-        if cell is None:
-            raise LedgerError(f"sequence {sequence} is not in use")
+    def _end_at(self, cell: KvCell, sequences: Sequence[int]) -> bool:
+        return all(self._last.get(sequence) is cell for sequence in sequences)
+
+    def _up_to(self, sequence: int, position: int) -> KvCell:
+        """The last cell of the sequence that is not after `position`."""
+        cell = self._last[sequence]
+        while cell.position > position:
+            assert cell.parent is not None
+            cell = cell.parent
         return cell
 
     def _hold(self, sequence: int, cell: KvCell) -> None:

@@ -16,7 +16,7 @@ WINDOW = 40
 """Verdicts that are kept per place in a run."""
 
 MOST_NEW = 256
-"""Results that are kept until they are averaged."""
+"""Results that are kept until somebody asks for an average. Older ones would have next to no weight in it."""
 
 PRIOR_RIGHT, PRIOR_SEEN = 1.2, 2.0
 """As if the draft had been right in so many of so many cases before any verdict."""
@@ -55,20 +55,17 @@ class Measured:
     def __init__(self, stages: int) -> None:
         self._rows: dict[int, StageTimes] = {}
         self._links_s = float("inf")
-        self._new: list[tuple[Sequence[int], Run]] = []
+        self._new: deque[tuple[Sequence[int], Run]] = deque(maxlen=MOST_NEW)
         self.draft_s = 0.0
         """One forward of the draft over few rows; 0 until it is known."""
         self.right: dict[int, deque[bool]] = {}
         """Newest verdicts on drafted tokens whose predecessors were right, by how many of their run came before."""
         self._stages = stages
-        self._draft = StageTimes(1)
+        self._drafts = 0
 
     def run(self, run: Run, computed: Sequence[int]) -> None:
         """A run came back whole, of which each stage has computed so many rows."""
-        if run.kind is not RunKind.PROMPT and len(run.compute_s) == len(computed) == self._stages:
-            self._new.append((computed, run))
-            if len(self._new) >= MOST_NEW:
-                self._take_in()
+        self._new.append((computed, run))
 
     @property
     def rows(self) -> dict[int, StageTimes]:
@@ -85,7 +82,8 @@ class Measured:
     def _take_in(self) -> None:
         """Average what has come since somebody last asked: for every result it would be a good part of handling it."""
         for computed, run in self._new:
-            self._average(computed, run)
+            if run.kind is not RunKind.PROMPT and len(run.compute_s) == len(computed) == self._stages:
+                self._average(computed, run)
         self._new.clear()
 
     def _average(self, computed: Sequence[int], run: Run) -> None:
@@ -99,8 +97,8 @@ class Measured:
 
     def draft(self, seconds: float) -> None:
         """A forward of the draft took so long."""
-        self._draft.add(0, seconds)
-        self.draft_s = self._draft.seconds[0]
+        self._drafts = drafts = self._drafts + 1
+        self.draft_s += (seconds - self.draft_s) * (1 / drafts if drafts * FORGET < 1 else FORGET)
 
     def traversal_s(self, rows: int) -> float:
         """Seconds from submission to result of a run of about so many rows, in an empty pipe; 0 until it is known."""

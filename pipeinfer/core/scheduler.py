@@ -78,10 +78,13 @@ class Scheduler(Machine):
 
     def fits(self, generation: Generation, nodes: Sequence[Node]) -> bool:
         """A speculative run of these nodes has sequence ids and cells, and every request keeps what its text needs."""
-        reserve = generation.strategy.reserve(generation, len(nodes))
+        rows = len(nodes)
+        reserve = generation.strategy.reserve(generation, rows)
         if len(self._live) > 1:
             reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
-        return self.ledger.free - len(nodes) >= reserve and len(_leaves(nodes)) <= len(self._free)
+        if self.ledger.free - rows < reserve:
+            return False
+        return rows <= len(self._free) or _leaves(nodes) <= len(self._free)
 
     def _promised(self) -> int:
         """Cells that the texts of live requests may still need."""
@@ -113,24 +116,27 @@ class Scheduler(Machine):
             self._stop(event)
         elif isinstance(event, Forget):
             self._forgotten.add(event.number)
-            self._clear_away(self._generation(event.number, OurError))
+            self._clear_away(self._generation(event.number))
         else:
             raise PeerError(f"the scheduler does not take a {type(event).__name__}")
 
     def _propose(self, message: Proposal) -> None:
         if message.forward_s:
             self.measured.draft(message.forward_s)
-        forgotten = message.request not in self.generations and message.request <= self._newest
-        if forgotten or message.order <= self._first_order:
+        if message.order <= self._first_order:
             return
-        generation = self._generation(message.request, PeerError)
+        generation = self.generations.get(message.request)
+        if generation is None:
+            if message.request > self._newest:
+                raise PeerError(f"a proposal is for request {message.request}, which was never begun")
+            return  # It has ended, and is forgotten.
         generation.propose(message)
         self._go_on(generation)
 
-    def _generation(self, number: int, error: type[Exception]) -> Generation:
+    def _generation(self, number: int) -> Generation:
         generation = self.generations.get(number)
         if generation is None:
-            raise error(f"request {number} was never begun")
+            raise OurError(f"request {number} was never begun")
         return generation
 
     def _admit(self) -> None:
@@ -173,11 +179,12 @@ class Scheduler(Machine):
             expected = self.in_flight[0].id if self.in_flight else "none"
             raise PeerError(f"the result of run {message.run} came, expected {expected}")
         run = self.in_flight.popleft()
+        generation = self.generations[run.request]
+        generation.in_flight.popleft()
         run.finished_at, run.compute_s, run.cancelled_at = self.now, message.compute_s, message.cancelled_at
         if message.cancelled_at == NOT_CANCELLED:
             self._judge(run, message)
             self.measured.run(run, message.computed)
-        generation = self.generations[run.request]
         before = len(generation.text)
         if generation.reason is None:
             lost = generation.commit()
@@ -188,7 +195,8 @@ class Scheduler(Machine):
         self._give_back(run.partition)
         if len(generation.text) > before and generation.reason is None:
             generation.strategy.advanced(generation)
-        self._clear_away(generation)
+        if self._forgotten:
+            self._clear_away(generation)
         self._go_on(generation)
 
     def _clear_away(self, generation: Generation) -> None:
@@ -206,8 +214,9 @@ class Scheduler(Machine):
             raise PeerError(f"run {run.id} came back with {len(message.ids)} ids, expected {len(outputs)}")
         for node, token in zip(outputs, message.ids, strict=True):
             node.verdict = token
-        for node, margin in zip(outputs, message.margins, strict=False):
-            node.margin = margin
+        if message.margins:
+            for node, margin in zip(outputs, message.margins, strict=False):
+                node.margin = margin
 
     def _stop(self, event: Stop) -> None:
         waiting = [start for start in self._queue if start.number == event.number]
@@ -215,7 +224,7 @@ class Scheduler(Machine):
             self._queue.remove(waiting[0])
             self.perform(Finish(event.reason, event.number))
             return
-        generation = self._generation(event.number, OurError)
+        generation = self._generation(event.number)
         if generation.reason is None:
             generation.stop(event.length, event.reason)
             self._end(generation, [])
@@ -240,6 +249,9 @@ class Scheduler(Machine):
     # What is lost
 
     def _kill(self, generation: Generation, tops: Sequence[Node]) -> None:
+        """These nodes and all below them can become text no more."""
+        if not tops:
+            return
         touched: set[Run] = set()
         last: Run | None = None
         for top in tops:
@@ -265,15 +277,14 @@ class Scheduler(Machine):
                 runs.append(run.id)
             else:
                 rows = [row for row, node in enumerate(run.nodes) if not node.alive and row not in run.pruned]
-                run.pruned.update(rows)
+                run.pruned |= frozenset(rows)
                 pruned.append((run.id, tuple(rows)))
         if runs or pruned:
             self.perform(ToStages(CancelRun(tuple(runs), tuple(pruned))))
 
     def _give_back(self, partition: tuple[int, ...]) -> None:
         for sequence in partition:
-            if self.ledger.holds(sequence):
-                self.ledger.release(sequence)
+            self.ledger.release(sequence)
             self._free.append(sequence)
 
     # What is sent
@@ -315,15 +326,19 @@ class Scheduler(Machine):
                 self.ledger.extend((text,), node.position)
             self._send(generation, RunKind.SINGLE, list(nodes), ((text,),) * len(nodes), outputs=len(nodes))
             return
-        leaves = _leaves(nodes)
-        partition = tuple([self._free.popleft() for _ in leaves])
-        tags = self._tag(generation, nodes, leaves, partition)
+        partition, tags = self._partition(nodes)
+        ledger = self.ledger
         for node in nodes:
-            self.ledger.extend(tags[node], node.position)
-            node.sequence = tags[node][-1]
-        sequences = tuple([tags[node] for node in nodes])
-        run = self._send(generation, RunKind.SPECULATIVE, list(nodes), sequences, outputs=len(nodes))
-        run.partition = partition
+            parent, sequences, position = node.parent, tags[node], node.position
+            if parent is not None and parent not in tags:
+                for sequence in sequences:
+                    ledger.fork(text if parent.committed else parent.sequence, sequence, position)
+                if node is tip:
+                    sequences = tags[node] = (text, *sequences)
+            ledger.extend(sequences, position)
+            node.sequence = sequences[-1]
+        run = self._send(generation, RunKind.SPECULATIVE, list(nodes), tuple(tags.values()), outputs=len(nodes))
+        run.partition = tuple(partition)
         run.drafted = len(nodes) - (nodes[0] is tip)
 
     def _send(
@@ -337,45 +352,37 @@ class Scheduler(Machine):
     ) -> Run:
         run = Run(self.next_run, generation.number, kind, nodes, outputs, self.now)
         self.next_run += 1
-        for row, node in enumerate(nodes):
+        for node in nodes:
             if node.run is None:
-                node.run, node.row = run, row
+                node.run = run
         self.in_flight.append(run)
+        generation.in_flight.append(run)
         generation.runs.append(run)
         tokens = tuple([node.token for node in nodes])
         positions = tuple([node.position for node in nodes])
         kv = self.ledger.take_pending()
         requests = (generation.number,)
-        self.perform(ToFirstStage(Decode(run.id, kind, tokens, positions, sequences, outputs, kv, requests=requests)))
+        decode = Decode(run.id, kind, tokens, positions, sequences, outputs, kv, requests=requests)
+        self._effects.append(ToFirstStage(decode))
         return run
 
-    def _tag(
-        self, generation: Generation, nodes: Sequence[Node], leaves: Sequence[Node], partition: tuple[int, ...]
-    ) -> dict[Node, tuple[int, ...]]:
-        """Give each leaf of the run a sequence of its own, forked from its prefix; a row carries its leaves' ids."""
-        free = iter(partition)
+    def _partition(self, nodes: Sequence[Node]) -> tuple[list[int], dict[Node, tuple[int, ...]]]:
+        """Take a sequence id for each leaf of a run. Gives these, and the ids of each row: of the leaves that it leads
+        to."""
+        partition: list[int] = []
         tags: dict[Node, tuple[int, ...]] = dict.fromkeys(nodes, ())
         for node in reversed(nodes):
-            if node in leaves:
-                tags[node] = (next(free),)
+            own = tags[node]
+            if not own:  # Whatever continues it comes after it, and so has been here: it is a leaf.
+                partition.append(self._free.popleft())
+                tags[node] = own = (partition[-1],)
             parent = node.parent
-            if parent is not None and parent in tags:
-                tags[parent] = tags[node] + tags[parent]
-        for node in nodes:
-            parent = node.parent
-            if parent is None or parent in tags:
-                continue
-            source = generation.sequence if parent.committed else parent.sequence
-            for sequence in tags[node]:
-                self.ledger.fork(source, sequence, node.position)
-            if node is generation.tip:
-                tags[node] = (generation.sequence, *tags[node])
-        return tags
+            if parent in tags:
+                tags[parent] = own + tags[parent]
+        return partition, tags
 
 
-def _leaves(nodes: Sequence[Node]) -> list[Node]:
-    """Those that no other of them continues, in order."""
-    if len(nodes) == 1:
-        return list(nodes)
+def _leaves(nodes: Sequence[Node]) -> int:
+    """How many of them no other of them continues."""
     inner = {node.parent for node in nodes}
-    return [node for node in nodes if node not in inner]
+    return sum(node not in inner for node in nodes)

@@ -18,30 +18,29 @@ class Node:
     `sequence` is a sequence id whose path holds it while it is uncommitted. `alive`: it is committed, or the committed
     text may still grow through it. `score` is the sum of the logs of the confidences from the trunk to here.
 
-    For the scheduler: `run` carries it to the target (None: not sent) as its row `row`; `verdict` is the target's
+    For the scheduler: `run` carries it to the target (None: not sent); `verdict` is the target's
     choice of the token after it, with its top-2 `margin` where asked for. For the drafter: `id` names it in proposals;
     `fed`: it is in the draft's cache or being computed; `next`: the candidates after it.
     """
 
     __slots__ = (
-        "alive", "children", "committed", "confidence", "fed", "id", "margin", "next", "parent", "position", "row",
-        "run", "score", "sequence", "token", "verdict",
+        "alive", "children", "committed", "confidence", "fed", "id", "margin", "next", "parent", "position", "run",
+        "score", "sequence", "token", "verdict",
     )  # fmt: skip
 
     def __init__(
-        self, token: int, position: int, parent: "Node | None", confidence: float = 1.0, sequence: int = 0
+        self, token: int, position: int, parent: "Node | None", confidence: float = 1.0, score: float = 0.0
     ) -> None:
         self.token = token
         self.position = position
         self.parent = parent
         self.confidence = confidence
-        self.sequence = sequence
-        self.score = 0.0
+        self.sequence = 0
+        self.score = score
         self.children: dict[int, Node] = {}
         self.committed = False
         self.alive = True
         self.run: Run | None = None
-        self.row = 0
         self.verdict: int | None = None
         self.margin: float | None = None
         self.id = -1
@@ -66,23 +65,19 @@ class TokenTree:
 
     def add(self, parent: Node, token: int, confidence: float) -> Node:
         """A new child of `parent`."""
-        node = Node(token, parent.position + 1, parent, confidence)
-        node.score = parent.score + log(max(confidence, LEAST_CONFIDENCE))
-        parent.children[token] = node
+        score = parent.score + log(confidence if confidence > LEAST_CONFIDENCE else LEAST_CONFIDENCE)
+        node = parent.children[token] = Node(token, parent.position + 1, parent, confidence, score)
         return node
 
-    def commit(self, token: int) -> tuple[Node, list[Node], bool]:
-        """Grow the trunk by one token. Gives its node, its siblings (which have lost), and whether it is new."""
+    def commit(self, token: int) -> tuple[Node, list[Node]]:
+        """Grow the trunk by one token. Gives its node, and its siblings, which have lost."""
         tip = self.tip
-        child = tip.children.pop(token, None)
-        lost = list(tip.children.values())
-        new = child is None
-        if child is None:
-            child = Node(token, tip.position + 1, tip)
+        child = tip.children.pop(token, None) or Node(token, tip.position + 1, tip)
+        lost = [*tip.children.values()]
         child.committed = True
         tip.children = {token: child}
         self.tip = child
-        return child, lost, new
+        return child, lost
 
 
 class Run:
@@ -105,7 +100,7 @@ class Run:
         self.rows = len(nodes)
         self.outputs = outputs
         self.live = len(nodes)
-        self.pruned: set[int] = set()
+        self.pruned: frozenset[int] = frozenset()
         self.partition: tuple[int, ...] = ()
         self.submitted_at = now
         self.cancel_sent_at: float | None = None

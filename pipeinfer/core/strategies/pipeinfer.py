@@ -49,7 +49,7 @@ class PipeInfer(Strategy):
         self.drafting = "tree" if branches > 1 else "chain"
         self._settings = DraftSettings(draft, cutoff, branches, split, recovery, decay)
         self._waiting: deque[list[Node]] = deque()
-        self._until = -draft
+        self._order = Order(-draft, self._settings)
 
     def started(self, generation: Generation) -> None:
         self.in_flight = self.in_flight or 2 * generation.pipe.pipeline.stages + 2
@@ -74,9 +74,10 @@ class PipeInfer(Strategy):
         reach = generation.tip.position
         if self.continuous:
             # The draft is let on by whole micro-batches: each commit's one token more would make a batch of one.
-            if reach + self.in_flight * self.draft >= self._until + self.draft:
-                self._until = reach + self.in_flight * self.draft
-            return Order(self._until, self._settings)
+            until = reach + self.in_flight * self.draft
+            if until >= self._order.until + self.draft:
+                self._order = Order(until, self._settings)
+            return self._order
         speculates = any(run.kind is RunKind.SPECULATIVE and run.live for run in generation.in_flight)
         return Order(reach if self._waiting or speculates else reach + self.draft, self._settings)
 
