@@ -116,13 +116,18 @@ class Cluster(Contact):
         return chosen
 
     def open_scheduler(
-        self, open_strategy: Callable[[Start], Strategy], prompt_chunk: PromptChunk | None = None
+        self,
+        open_strategy: Callable[[Start], Strategy],
+        prompt_chunk: PromptChunk | None = None,
+        *,
+        keeps_texts: bool = False,
     ) -> Scheduler:
-        """A scheduler over the ranks, in the place of the one before."""
+        """A scheduler over the ranks, in the place of the one before. They must `begin` before it sends anything."""
         before = self.scheduler
         first_run, first_order = (before.next_run, before.order) if before is not None else (0, 0)
         pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
-                                 self.models.target.context, prompt_chunk or self.plan.prompt_chunk)  # fmt: skip
+                                 self.models.target.context, prompt_chunk or self.plan.prompt_chunk,
+                                 keeps_texts)  # fmt: skip
         self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order)
         return self.scheduler
 

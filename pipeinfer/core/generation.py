@@ -25,13 +25,15 @@ NOWHERE = -1
 
 class PipelineShape(msgspec.Struct, frozen=True):
     """What is known of the target pipeline: its depth, each stage's KV cells and sequence ids, the model's context
-    (tokens), and in how many tokens at a time the prompt is sent."""
+    (tokens), and in how many tokens at a time the prompt is sent. `keeps_texts`: cells stay after a generation as long
+    as nobody needs them, and a prompt begins after what is there of it."""
 
     stages: int
     cells: int = 2048
     sequences: int = 64
     context: int = 1 << 30
     prompt_chunk: PromptChunk = "auto"
+    keeps_texts: bool = False
 
     @property
     def limit(self) -> int:
@@ -159,6 +161,8 @@ class Generation:
         """The longest that its text can become, in tokens."""
         self.margins: list[float] = []
         self.began_at = 0.0
+        self.cached = 0
+        """Tokens of the prompt whose cells were there."""
         self.reason: str | None = None
         self.runs: list[Run] = []
         self.in_flight: deque[Run] = deque()

@@ -102,6 +102,14 @@ class Ledger:
         self._drop(last)
         self.pending.append(KvSeqCp(source, into, position, position + 1))
 
+    def cut(self, sequence: int, stop: int) -> None:
+        """Take the id off its cells from position `stop` on."""
+        last, cell = self._last[sequence], self._up_to(sequence, stop - 1)
+        if cell is not last:
+            self._hold(sequence, cell)
+            self._drop(last)
+            self.pending.append(KvSeqRm(sequence, stop, TO_THE_END))
+
     def release(self, sequence: int) -> None:
         """Take the id off all its cells and give it back."""
         cell = self._last[sequence]

@@ -18,6 +18,7 @@ from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
+from pipeinfer.core.prefixes import HeldTexts, common_length
 from pipeinfer.core.prompt import chunk_size
 from pipeinfer.core.tree import Node, Run
 
@@ -51,6 +52,7 @@ class Scheduler(Machine):
         self._free = deque(range(pipeline.sequences))
         self._live: list[Generation] = []
         self._queue: deque[Start] = deque()
+        self.held = HeldTexts()
 
     @property
     def order(self) -> int:
@@ -70,7 +72,7 @@ class Scheduler(Machine):
     @property
     def idle(self) -> bool:
         """Every generation has ended and nothing is left in the pipeline."""
-        return bool(self.generations) and not (self._live or self._queue or self.in_flight)
+        return self._newest >= 0 and not (self._live or self._queue or self.in_flight)
 
     def perform(self, effect: HeadEffect) -> None:
         """For its generations: have this done."""
@@ -82,9 +84,9 @@ class Scheduler(Machine):
         reserve = generation.strategy.reserve(generation, rows)
         if len(self._live) > 1:
             reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
-        if self.ledger.free - rows < reserve:
-            return False
-        return rows <= len(self._free) or _leaves(nodes) <= len(self._free)
+        if self.ledger.free - rows >= reserve and rows <= len(self._free):
+            return True
+        return self._make_room(_leaves(nodes), rows + reserve)
 
     def _promised(self) -> int:
         """Cells that the texts of live requests may still need."""
@@ -95,7 +97,8 @@ class Scheduler(Machine):
         ids = [run.id for run in self.in_flight]
         assert ids == sorted(set(ids)), "runs are in flight in the order of their ids"
         taken = [one.sequence for one in self._live] + [s for run in self.in_flight for s in run.partition]
-        assert sorted([*taken, *self._free]) == list(range(self.pipeline.sequences)), "each sequence id is in one place"
+        ids = sorted([*taken, *self.held.sequences, *self._free])
+        assert ids == list(range(self.pipeline.sequences)), "each sequence id is in one place"
         for run in self.in_flight:
             assert run.live == sum(node.alive for node in run.nodes)
         for generation in self._live:
@@ -110,6 +113,7 @@ class Scheduler(Machine):
             self._propose(event)
         elif isinstance(event, Start):
             self._check(event)
+            self._newest = max(self._newest, event.number)
             self._queue.append(event)
             self._admit()
         elif isinstance(event, Stop):
@@ -123,15 +127,17 @@ class Scheduler(Machine):
     def _propose(self, message: Proposal) -> None:
         if message.forward_s:
             self.measured.draft(message.forward_s)
-        if message.order <= self._first_order:
+        if message.order <= self._first_order or self._is_over(message.request):
             return
         generation = self.generations.get(message.request)
         if generation is None:
-            if message.request > self._newest:
-                raise PeerError(f"a proposal is for request {message.request}, which was never begun")
-            return  # It has ended, and is forgotten.
+            raise PeerError(f"a proposal is for request {message.request}, which was never begun")
         generation.propose(message)
         self._go_on(generation)
+
+    def _is_over(self, number: int) -> bool:
+        """It came once, has ended and is forgotten."""
+        return number not in self.generations and number <= self._newest
 
     def _generation(self, number: int) -> Generation:
         generation = self.generations.get(number)
@@ -141,23 +147,31 @@ class Scheduler(Machine):
 
     def _admit(self) -> None:
         """Begin the requests that there is room for, in the order in which they came."""
-        while self._queue and self._free:
+        while self._queue:
             request = self._queue[0].request
-            wanted = min(self.pipeline.limit, len(request.prompt) + request.max_tokens)
-            if self.ledger.free - wanted < self._promised():
-                return
-            self._start(self._queue.popleft())
+            source, shared = self._beginning(request.prompt)
+            wanted = min(self.pipeline.limit, len(request.prompt) + request.max_tokens) - shared + self._promised()
+            if not self._make_room(1, wanted, spared=source):
+                if source not in self.held.sequences:
+                    return
+                self._give_up(source)
+                continue
+            self._start(self._queue.popleft(), source, shared)
 
-    def _start(self, event: Start) -> None:
+    def _start(self, event: Start, source: int, shared: int) -> None:
+        """Begin, after the `shared` tokens of the prompt that the sequence `source` holds."""
         sequence = self._free.popleft()
         strategy = self._open_strategy(event)
         generation = Generation(self, event.number, event.request, strategy, sequence, self.order)
         self.generations[event.number] = generation
-        self._newest = max(self._newest, event.number)
         generation.began_at = self.now
         self._live.append(generation)
-        self.ledger.begin(sequence)
-        nodes = generation.take_prompt()
+        generation.cached = shared
+        if shared:
+            self.ledger.fork(source, sequence, shared)
+        else:
+            self.ledger.begin(sequence)
+        nodes = generation.take_prompt()[shared:]
         strategy.started(generation)
         size = chunk_size(self.pipeline.prompt_chunk, len(nodes), self.pipeline.stages)
         for start in range(0, len(nodes), size):
@@ -224,6 +238,8 @@ class Scheduler(Machine):
             self._queue.remove(waiting[0])
             self.perform(Finish(event.reason, event.number))
             return
+        if self._is_over(event.number):
+            return
         generation = self._generation(event.number)
         if generation.reason is None:
             generation.stop(event.length, event.reason)
@@ -244,7 +260,49 @@ class Scheduler(Machine):
         generation.finish()
         self._order = self.order
         self._live.remove(generation)
-        self._give_back((generation.sequence,))
+        self._keep(generation)
+
+    # What stays after the end
+
+    def _computed(self, generation: Generation) -> int:
+        """So many tokens of a text have cells on every stage by the time that a run sent now comes there. The tip's may
+        be missing, and what is on its way may be given up."""
+        own = [run.nodes[0].position for run in generation.in_flight if run.kind is not RunKind.SPECULATIVE]
+        return min([self.ledger.length(generation.sequence), generation.tip.position, *own])
+
+    def _keep(self, generation: Generation) -> None:
+        """Hold the text of a generation that has ended, if texts are kept."""
+        sequence, length = generation.sequence, self._computed(generation) if self.pipeline.keeps_texts else 0
+        if not length:
+            self._give_back((sequence,))
+            return
+        self.ledger.cut(sequence, length)
+        self._give_back(tuple(self.held.add(sequence, generation.tree_text()[:length])))
+
+    def _beginning(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """The sequence that holds most of the beginning of a prompt, of a text that was kept or goes on, and how many
+        tokens of it; of the last one the next has yet to be chosen."""
+        if not self.pipeline.keeps_texts:
+            return -1, 0
+        source, shared = self.held.longest(prompt)
+        for one in self._live:
+            length = min(self._computed(one), common_length(one.text, prompt))
+            if length > shared:
+                source, shared = one.sequence, length
+        if source in self.held.sequences:
+            self.held.use(source)
+        return source, min(shared, len(prompt) - 1)
+
+    def _make_room(self, sequences: int, cells: int, spared: int = -1) -> bool:
+        """Whether so many of them are free, once texts that were kept are given up as far as needed; not `spared`."""
+        kept = [held for held in self.held.sequences if held != spared] if len(self.held) else []
+        while (len(self._free) < sequences or self.ledger.free < cells) and kept:
+            self._give_up(kept.pop(0))
+        return len(self._free) >= sequences and self.ledger.free >= cells
+
+    def _give_up(self, sequence: int) -> None:
+        self.held.drop(sequence)
+        self._give_back((sequence,))
 
     # What is lost
 

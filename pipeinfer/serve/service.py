@@ -51,7 +51,9 @@ class Ticket:
 class Service:
     """Requests over `cluster`, at most `waiting` of which wait for room. `strategy` and its `options` are for requests
     that name none; `drafting` and its options replace the draft policies of all. `observe` is told, on the head's
-    thread, each event of the scheduler with its time and effects. A context manager; the cluster stays.
+    thread, each event of the scheduler with its time and effects. `keeps_texts`: cells stay after a request as long as
+    there is room, and a prompt that begins like a text before it is computed from there on. A context manager; the
+    cluster stays.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Service:
         drafting: str | None = None,
         drafting_options: dict[str, Any] | None = None,
         observe: Observe | None = None,
+        keeps_texts: bool = True,
     ) -> None:
         self._cluster = cluster
         self._most = waiting
@@ -76,7 +79,8 @@ class Service:
         self._why_ended = ""
         self._since = time.monotonic()
         cluster.begin(Begin({}))
-        scheduler = cluster.open_scheduler(lambda start: self._strategies.pop(start.number))
+        scheduler = cluster.open_scheduler(lambda start: self._strategies.pop(start.number),
+                                           keeps_texts=keeps_texts)  # fmt: skip
         self._counters = Counters(scheduler.pipeline.stages)
         self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock,
                                    trace=cluster.plan.trace, observe=observe)  # fmt: skip

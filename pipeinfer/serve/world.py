@@ -145,8 +145,6 @@ class ServiceWorld(HeadWorld):
 
     def tell(self, machine: Machine, event: Any) -> None:
         run = self._scheduler.in_flight[0] if isinstance(event, Logits) and self._scheduler.in_flight else None
-        if isinstance(event, Stop) and event.number not in self.asked:
-            return  # it ended before it could be stopped
         now = self.now()
         effects = machine.handle(now, event)
         if self._observe is not None and machine is self._scheduler:
@@ -190,6 +188,7 @@ class ServiceWorld(HeadWorld):
         if generation is not None:
             self._next.append((self._scheduler, Forget(number)))
             self._counters.prompt_tokens += generation.prompt_length
+            self._counters.cached_tokens += generation.cached
         self._counters.done[reason] += 1
         asked.tell(Ended(reason, self._record(asked, reason, generation)))
 
@@ -200,7 +199,8 @@ class ServiceWorld(HeadWorld):
             began_s = generation.began_at + self._start - asked.asked_at
             generated = len(generation.generated)
             runs = [run_record(run, generation.began_at) for run in generation.runs]
-        return RequestRecord(start.number, start.strategy, reason, len(start.request.prompt), 0, generated, began_s,
+        return RequestRecord(start.number, start.strategy, reason, len(start.request.prompt),
+                             generation.cached if generation is not None else 0, generated, began_s,
                              tuple(asked.emit_s[:generated]), asked.age_s, tuple(runs))  # fmt: skip
 
     def fail(self, text: str) -> None:

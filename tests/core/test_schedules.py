@@ -28,13 +28,14 @@ class Asked(msgspec.Struct, frozen=True):
     prompt: int
     max_tokens: int
 
-    def start(self, number: int, salt: int, stop_ids: tuple[int, ...]) -> Start:
-        prompt = tuple([(3 * i + salt + 5 * number) % 24 for i in range(self.prompt)])
+    def start(self, number: int, salt: int, stop_ids: tuple[int, ...], *, alike: bool) -> Start:
+        prompt = tuple([(3 * i + salt + 5 * number * (not alike)) % 24 for i in range(self.prompt)])
         return Start(Request(prompt, self.max_tokens, stop_ids), number, self.strategy, self.options)
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """Some generations, whole: the cluster, the requests, the models and what happens when."""
+    """Some generations, whole: the cluster, the requests, the models and what happens when. `alike`: prompts begin
+    alike; the rest of what is said of requests is as in ToyCluster."""
 
     asked: tuple[Asked, ...]
     drafting: str
@@ -51,6 +52,11 @@ class Scenario(msgspec.Struct, frozen=True):
     agreement: int
     salt: int
     schedule: bytes
+    alike: bool = False
+    keeps_texts: bool = False
+    cancels: dict[int, int] = {}
+    pauses: tuple[int, ...] = ()
+    forgets: bool = False
 
     @property
     def pipeline(self) -> PipelineShape:
@@ -64,6 +70,7 @@ class Scenario(msgspec.Struct, frozen=True):
             sequences=len(self.asked) + self.sequences,
             context=max(self.context, prompt + 1),
             prompt_chunk=self.prompt_chunk,
+            keeps_texts=self.keeps_texts,
         )
 
     def open_policy(self, _: int) -> DraftPolicy | TextPolicy:
@@ -84,15 +91,20 @@ class Scenario(msgspec.Struct, frozen=True):
             draft_cells=self.draft_cells,
             draft_sequences=self.draft_sequences,
             stop_after=self.stop_after,
+            cancels={number: turns for number, turns in self.cancels.items() if number < len(self.asked)},
+            pauses=self.pauses,
+            forgets=self.forgets,
             **watch,
         )
         stop_ids = tuple(range(self.stop_ids))
-        starts = [one.start(number, self.salt, stop_ids) for number, one in enumerate(self.asked)]
+        starts = [one.start(number, self.salt, stop_ids, alike=self.alike) for number, one in enumerate(self.asked)]
         for start, tokens in zip(starts, cluster.generate(*starts), strict=True):
-            request, reason = start.request, cluster.scheduler.generations[start.number].reason
+            request, reason = start.request, cluster.finishes[start.number]
             expected, why = language.plain(request.prompt, request.max_tokens, stop_ids, self.pipeline.limit)
             if reason == "stop":
                 expected, why = expected[: self.stop_after], "stop"
+            elif reason == "cancelled":
+                expected, why = expected[: len(tokens)], "cancelled"
             assert (tokens, reason) == (expected, why)
         return cluster
 
@@ -187,7 +199,7 @@ def requests(draw: Any, group: list[str]) -> Asked:
 @st.composite
 def scenarios(draw: Any) -> Scenario:
     drafting = draw(st.sampled_from(list(TOGETHER)))
-    asked = draw(st.lists(requests(TOGETHER[drafting]), min_size=1, max_size=draw(st.sampled_from([1, 1, 1, 3]))))
+    asked = draw(st.lists(requests(TOGETHER[drafting]), min_size=1, max_size=draw(st.sampled_from([1, 1, 3, 6]))))
     return Scenario(
         tuple(asked),
         drafting,
@@ -204,6 +216,11 @@ def scenarios(draw: Any) -> Scenario:
         agreement=draw(st.sampled_from([60, 80, 90, 95, 100, 30, 0])),
         salt=draw(st.integers(0, 2**32)),
         schedule=draw(st.binary(min_size=400, max_size=400)).rstrip(b"\0"),
+        alike=draw(st.booleans()),
+        keeps_texts=draw(st.booleans()),
+        cancels=draw(st.dictionaries(st.integers(0, 5), st.integers(0, 300), max_size=3)) if len(asked) > 1 else {},
+        pauses=tuple(draw(st.lists(st.integers(0, 300), max_size=5))),
+        forgets=draw(st.booleans()),
     )
 
 
@@ -218,4 +235,4 @@ def scenarios(draw: Any) -> Scenario:
 def test_every_schedule_gives_the_tokens_of_the_plain_loop(scenario: Scenario) -> None:
     cluster = scenario.run()
     for number, one in enumerate(scenario.asked):
-        event(f"{one.strategy}: {cluster.scheduler.generations[number].reason}")
+        event(f"{one.strategy}: {cluster.finishes[number]}")

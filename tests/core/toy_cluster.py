@@ -5,7 +5,7 @@ keep their order and nothing else is promised. The checks that hold after every 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeinfer.core.effects import (
     Drafted,
     Emit,
     Finish,
+    Forget,
     Forward,
     Note,
     Start,
@@ -31,7 +32,7 @@ from pipeinfer.core.effects import (
     Wake,
     Woken,
 )
-from pipeinfer.core.generation import PipelineShape, Strategy
+from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
@@ -71,8 +72,10 @@ class ToyStage:
 class ToyCluster(World):
     """Some generations. `schedule` says which of the queues that are not empty goes next; once used up, all take turns.
 
-    `draft_cells` 0: as many as the target. `stop_after`: a stop string ends the first request there. `watch` sees what
-    every machine does.
+    `draft_cells` 0: as many as the target. `stop_after`: a stop string ends the first request there. `cancels`: by
+    number, after how many turns a request is given up. `pauses`: so many turns pass before the second request comes,
+    the third, and so on. `forgets`: the scheduler is to forget each when it has ended. `watch` sees what every machine
+    does.
     """
 
     def __init__(
@@ -86,6 +89,9 @@ class ToyCluster(World):
         draft_cells: int = 0,
         draft_sequences: int = 10,
         stop_after: int = 0,
+        cancels: Mapping[int, int] = {},
+        pauses: Sequence[int] = (),
+        forgets: bool = False,
         watch: Watch | None = None,
     ) -> None:
         self.language = language
@@ -96,6 +102,7 @@ class ToyCluster(World):
         if open_policy(0).model:
             self.drafter = Drafter(draft_cells, draft_sequences, pipeline.context, open_policy)
         self.draft_cells = ToyCells(draft_cells)
+        self.generations: dict[int, Generation] = {}
         self.emitted: dict[int, list[int]] = {}
         self.finishes: dict[int, str] = {}
         self.cancelled: set[int] = set()
@@ -108,6 +115,9 @@ class ToyCluster(World):
         self._draft_aborting = False
         self._schedule = iter(schedule)
         self._stop_after = stop_after
+        self._cancels = dict(cancels)
+        self._pauses = iter(pauses)
+        self._forgets = forgets
         self._watch = watch
         self._last = pipeline.stages - 1
         self._make_queues(pipeline.stages)
@@ -118,21 +128,40 @@ class ToyCluster(World):
         self._controls = [Queue(partial(self.tell, machine)) for machine in machines]
         self._computing = [Queue(partial(self._computed, i)) for i in range(stages)]
         at_scheduler, at_drafter = partial(self.tell, self.scheduler), partial(self.tell, self.drafter)
-        self._results, self._proposals, self._stops, self._starts = (Queue(at_scheduler) for _ in range(4))
+        self._results, self._proposals, self._stops, self._forgotten = (Queue(at_scheduler) for _ in range(4))
+        self._starts, self._gone = Queue(self._arrive), Queue(self._give_up)
         self._orders, self._wakes = Queue(at_drafter), Queue(at_drafter)
         self._drafting = Queue(self._draft_computed)
         self._turns = [*self._streams, *self._controls, *self._computing, self._results, self._orders, self._proposals,
-                       self._drafting, self._stops, self._wakes, self._starts]  # fmt: skip
+                       self._drafting, self._stops, self._wakes, self._starts, self._gone, self._forgotten]  # fmt: skip
 
     def generate(self, *starts: Start) -> list[list[int]]:
         """Run until nothing is left to happen anywhere, and check that every generation ended and left nothing."""
-        self.tell(self.scheduler, starts[0])
-        for start in starts[1:]:
+        for start in starts:
             self._starts.put(start)
+            for _ in range(next(self._pauses, 0)):
+                self._starts.put(None)
+        self._starts.deliver(*self._starts.items.popleft())
+        for number, turns in self._cancels.items():
+            for turn in range(turns, -1, -1):
+                self._gone.put(number if turn == 0 else None)
         for queue in self._next_queues():
             queue.deliver(*queue.items.popleft())
         self._check_the_end()
-        return [self.scheduler.generations[start.number].generated for start in starts]
+        known = self.generations
+        return [known[start.number].generated if start.number in known else [] for start in starts]
+
+    def _arrive(self, start: Start | None) -> None:
+        if start is not None:
+            self.tell(self.scheduler, start)
+
+    def _give_up(self, number: int | None) -> None:
+        """Whoever asked has gone, unless they have not come yet or the end came first."""
+        if number is not None and number not in self.finishes:
+            if any(start is not None and start.number == number for (start,) in self._starts.items):
+                self._gone.put(number)
+                return
+            self.tell(self.scheduler, Stop(len(self.emitted.get(number, [])), "cancelled", number))
 
     def _next_queues(self) -> Iterator[Queue]:
         while ready := [queue for queue in self._turns if queue.items]:
@@ -156,6 +185,7 @@ class ToyCluster(World):
             self._watched(machine, event, self._watch)
         machine.validate()
         if machine is self.scheduler:
+            self.generations |= self.scheduler.generations
             self._check_ledger()
 
     def _watched(self, machine: Machine, event: Any, watch: Watch) -> None:
@@ -178,6 +208,8 @@ class ToyCluster(World):
     def finish(self, machine: Machine, effect: Finish) -> None:
         assert effect.number not in self.finishes, "it ends once"
         self.finishes[effect.number] = effect.reason
+        if self._forgets and effect.number in self.scheduler.generations:
+            self._forgotten.put(Forget(effect.number))
 
     def note(self, machine: Machine, effect: Note) -> None:
         assert effect.text
@@ -203,11 +235,11 @@ class ToyCluster(World):
             control.put(effect.message)
 
     def _check_cancelled(self, message: CancelRun) -> None:
-        runs = {run.id: run for one in self.scheduler.generations.values() for run in one.runs}
+        runs = {run.id: run for one in self._known() for run in one.runs}
         for run_id in message.runs:
             run = runs[run_id]
             assert run_id not in self.cancelled, "a run is cancelled once"
-            if self.scheduler.generations[run.request].reason is None:
+            if run.request not in self.finishes:
                 assert run.kind is RunKind.SPECULATIVE
                 assert not any(node.alive for node in run.nodes), "a live run was cancelled"
             self.cancelled.add(run_id)
@@ -315,8 +347,11 @@ class ToyCluster(World):
         pruned = self._pruned_rows()
         assert all((cell[0], cell[3]) in pruned for cell in lacking), "a stage lacks a cell that nobody pruned"
 
+    def _known(self) -> list[Generation]:
+        return list((self.generations | self.scheduler.generations).values())
+
     def _pruned_rows(self) -> set[tuple[int, int]]:
-        runs = [run for one in self.scheduler.generations.values() for run in one.runs]
+        runs = [run for one in self._known() for run in one.runs]
         return {(run.id, row) for run in runs for row in run.pruned}
 
     # The draft rank
@@ -355,15 +390,19 @@ class ToyCluster(World):
         scheduler = self.scheduler
         assert not self._starts.items
         assert scheduler.idle, "nobody has anything to do, and a generation has not ended"
-        for number, one in scheduler.generations.items():
+        assert not (self._forgets and scheduler.generations), "what is to be forgotten stays"
+        assert list(self.generations) == sorted(self.generations), "nobody begins before who came earlier"
+        for number, one in self.generations.items():
             assert self.finishes[number] == one.reason
             assert self.emitted.get(number, [])[: len(one.generated)] == one.generated
             for run in one.runs:
                 assert run.finished_at is not None
                 assert run.live == sum(node.alive for node in run.nodes)
+        assert len(scheduler._free) + len(scheduler.held) == scheduler.pipeline.sequences, "sequence ids are left over"
+        for sequence in scheduler.held.sequences:
+            scheduler._give_up(sequence)
         assert scheduler.ledger.used == 0, "cells are left over"
-        assert len(scheduler._free) == scheduler.pipeline.sequences, "sequence ids are left over"
-        sent = sum(len(one.runs) for one in scheduler.generations.values())
+        sent = sum(len(one.runs) for one in self.generations.values())
         for stage in self.stages:
             assert stage.machine.idle
             assert not stage.machine._cancelled

@@ -193,3 +193,31 @@ def test_closing_ends_what_runs_and_the_cluster_goes_on(cluster: Cluster) -> Non
     assert [answer.end().reason for answer in answers] == ["closed"] * 3  # type: ignore[union-attr]
     assert threading.active_count() == threads
     assert len(alone(cluster, PROMPTS[0], Sampling(), 5)) == 5
+
+
+@pytest.mark.parametrize("cluster", ["tcp"], indirect=True)
+def test_the_second_turn_of_a_chat_computes_the_new_turn_only(cluster: Cluster) -> None:
+    turn = cluster.tokenizer.encode("def read_lines(path):\n    return [line for line in open(path)]\n" * 60)[:800]
+    asked: dict[str, Any] = {"max_tokens": 8, "strategy": "iterative"}
+    with Service(cluster) as service:
+        first = ask(service, turn, cluster, **asked)
+        before = first.end()
+        chat = [*turn, *first.ids, *cluster.tokenizer.encode("\nimport os\n")]
+        second = ask(service, chat, cluster, **asked)
+        after = second.end()
+        held = service.snapshot().cells_used
+    with Service(cluster, keeps_texts=False) as service:
+        afresh = ask(service, chat, cluster, **asked)
+        afresh.end()
+        settled(service)
+        assert service.snapshot().cells_used == 0
+    assert second.ids == afresh.ids
+    assert isinstance(before, Ended)
+    assert isinstance(after, Ended)
+    assert (before.record.cached_tokens, after.record.cached_tokens) == (0, 800 + 7)
+    assert held == len(chat) + 7
+
+    def prompt_rows(ended: Ended) -> int:
+        return sum(run.rows for run in ended.record.runs if run.kind == "prompt")
+
+    assert prompt_rows(after) <= prompt_rows(before) / 5

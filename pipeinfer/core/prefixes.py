@@ -1,0 +1,58 @@
+"""Texts whose cells stay after their generations, so that a prompt which begins like one of them need not be computed.
+
+Each is held by a sequence id of its own. Which is given up is for the scheduler to decide; the order here is that of
+use, so all stages hold the same.
+"""
+
+from collections.abc import Sequence
+
+
+class HeldTexts:
+    """Sequence ids and the tokens that their cells are of, the least recently used first."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[int, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def sequences(self) -> list[int]:
+        """The least recently used first."""
+        return list(self._texts)
+
+    def add(self, sequence: int, text: Sequence[int]) -> list[int]:
+        """Hold one more. Gives the sequences that nobody needs beside it: of texts that it continues, or its own."""
+        new = tuple(text)
+        for other, held in self._texts.items():
+            if held[: len(new)] == new:
+                self.use(other)
+                return [sequence]
+        within = [other for other, held in self._texts.items() if new[: len(held)] == held]
+        for other in within:
+            del self._texts[other]
+        self._texts[sequence] = new
+        return within
+
+    def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """The sequence that holds most of the beginning of `prompt`, and how many tokens of it; (-1, 0): none does."""
+        best = (-1, 0)
+        for sequence, text in self._texts.items():
+            shared = common_length(text, prompt)
+            if shared > best[1]:
+                best = (sequence, shared)
+        return best
+
+    def use(self, sequence: int) -> None:
+        """It was of use: it is the last to be given up."""
+        self._texts[sequence] = self._texts.pop(sequence)
+
+    def drop(self, sequence: int) -> None:
+        """It is held no more."""
+        del self._texts[sequence]
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    most = min(len(one), len(other))
+    return next((at for at in range(most) if one[at] != other[at]), most)
