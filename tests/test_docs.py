@@ -12,8 +12,11 @@ ROOT = Path(__file__).parents[1]
 HOME = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "backends" / "README.md"]
 PAGES = [*HOME, *sorted((ROOT / "docs").glob("*.md"))]
 
-ELSEWHERE = ("mpirun ", "srun ", "mpiexec ", "pip ", "git ", "python3 -m ", "ssh ", "scp ", ".venv/", ".ci/", "pytest ")
-"""Commands that need a cluster, a network or minutes; each is run by a test or a job of its own."""
+ELSEWHERE = (
+    "curl ", "pipeinfer serve ", "PIPEINFER_API_KEY=", "mpirun ", "srun ", "mpiexec ", "pip ", "git ", "python3 -m ",
+    "ssh ", "scp ", ".venv/", ".ci/", "pytest ",
+)  # fmt: skip
+"""Commands that need a cluster, a network, a server or minutes; each is run by a test or a job of its own."""
 
 
 def commands(page: Path) -> list[str]:

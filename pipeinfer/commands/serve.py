@@ -1,6 +1,7 @@
 """`pipeinfer serve`: an endpoint that answers many requests on one pipeline of ranks."""
 
 import dataclasses
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,8 @@ def serve(strategy: StrategyOptions, cluster: ClusterOptions, server: ServerOpti
     try:
         from pipeinfer.serve.server import listen
     except ModuleNotFoundError as missing:
-        raise ValueError(f"{missing.name} is missing, which serving takes: pip install 'pipeinfer[serve]'") from None
+        package = (missing.name or "").partition(".")[0]
+        raise ValueError(f"{package} is missing, which serving takes: pip install 'pipeinfer[serve]'") from None
     import msgspec
 
     from pipeinfer.cluster.launch import Cluster
@@ -61,12 +63,13 @@ def _serve(ranks: "Cluster", strategy: StrategyOptions, server: ServerOptions, o
     from pipeinfer.serve.service import Service
 
     pipe = PipeEvents()
-    chosen = strategy.for_cluster()
-    chosen["strategy"] = chosen.pop("strategy_name")
-    with Service(ranks, waiting=server.waiting, observe=pipe.record, **chosen) as service:
+    with Service(
+        ranks, waiting=server.waiting, observe=pipe.record, strategy=strategy.strategy, **strategy.for_cluster()
+    ) as service:
         handlers = Handlers(service, served_model(ranks), pipe, len(ranks.models.split))
         said = f"serving {handlers.model.name} at {url(opened)}"
-        Server(handlers, key=server.api_key, started=lambda: print(said, flush=True)).run([opened])
+        with suppress(KeyboardInterrupt):  # which is how one ends it
+            Server(handlers, key=server.api_key, started=lambda: print(said, flush=True)).run([opened])
 
 
 def served_model(ranks: "Cluster") -> "ServedModel":

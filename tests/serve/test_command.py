@@ -1,0 +1,102 @@
+"""`pipeinfer serve` as people run it: the documentation's lines, its mistakes, and how it ends."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeinfer.serve.server import listen
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processes import alive, ranks_of, start
+
+PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+EMULATED = ["--backend", "emulated", "--backend-option", "layers=4", "--nodes", "2", "--strategy", "iterative"]
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The process and where it says that it serves."""
+    process = start("serve", "--port", "0", *arguments)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        said = re.fullmatch(r"serving (\S+) at (http://127\.0\.0\.1:\d+)\n", line)
+        assert said, (line, process.communicate(timeout=PATIENCE_S)[1])
+        yield process, said[2]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def run(*command: str) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_page_s_lines_work() -> None:
+    lines = "".join(re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ").splitlines()
+    asked = [line.removeprefix("$ ") for line in lines if line.startswith("$ curl")]
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert "$ pipeinfer serve --port 8000" in lines
+    with server() as (_, url):
+        answers = []
+        for line in asked:
+            words = shlex.split(line.replace("http://127.0.0.1:8000", url))
+            code, output, errors = run(*words, "-sS", "--fail")
+            assert code == 0, errors
+            answers.append(output)
+        text, stream, models, health, metrics = answers
+        assert json.loads(text)["choices"][0]["finish_reason"] == "length"
+        assert stream.endswith("data: [DONE]\n\n")
+        assert json.loads(models)["data"][0]["id"] == "builtin:target"
+        assert json.loads(health) == {"status": "ok"}
+        assert "vllm:spec_decode_num_drafts_total" in metrics
+        pytest.importorskip("openai")
+        written = run(sys.executable, "-c", snippet.replace("http://127.0.0.1:8000", url))
+        assert written == (0, json.loads(text)["choices"][0]["text"], "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_it_ends_when_it_is_told_to_and_so_do_its_ranks(number: int, code: int) -> None:
+    with server(*EMULATED) as (process, _):
+        ranks = ranks_of(process.pid)
+        assert len(ranks) == 2
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, errors) == (code, "")
+        assert not any(map(alive, ranks.values()))
+
+
+def refused(*arguments: str) -> str:
+    process = start("serve", *arguments)
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, output) == (2, "")
+    assert errors.count("\n") == 1
+    return str(errors)
+
+
+def test_mistakes_are_one_line() -> None:
+    assert "is reached from other machines: give them a key with --api-key" in refused("--host", "0.0.0.0")
+    with listen("127.0.0.1", 0, None) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in refused("--port", port)
+
+
+def test_without_its_packages_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['starlette'] = None; from pipeinfer.cli import run; sys.exit(run(['serve']))"
+    status, output, errors = run(sys.executable, "-c", code)
+    assert (status, output) == (2, "")
+    assert "starlette is missing, which serving takes: pip install 'pipeinfer[serve]'" in errors
