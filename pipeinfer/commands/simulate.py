@@ -118,15 +118,14 @@ def _table(found: "Sequence[BestFound]", bound: "Limits") -> "Table":
 
 def _heading(one: "BestFound") -> str:
     options = ", ".join(f"{name} {value}" for name, value in one.options.items())
+    options += ", the largest there is" * bool(one.at_edge)
     return f"{one.strategy}\n({options}; best of {one.tried})" if one.tried > 1 else one.strategy
 
 
 def _limit(one: "BestFound", bound: "Limits") -> str:
-    if one.strategy == "pipeinfer":
-        value = bound.pipelined.get(one.options.get("draft", 3))
-    else:
-        value = {"iterative": bound.iterative, "speculative": bound.synchronous}.get(one.strategy)
-    return _number(value)
+    from pipeinfer.plugins import open_strategy
+
+    return _number(bound.of(open_strategy(one.strategy, one.options)))
 
 
 def _number(value: float | None) -> str:

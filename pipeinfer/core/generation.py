@@ -6,8 +6,8 @@ event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.cor
 """
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -100,6 +100,13 @@ class Strategy:
     """The target's last stage drafts: no rank of its own does, and orders and proposals arrive at once."""
     endless_stages: bool = False
     """A run finds every stage free, however many others it computes."""
+    as_published: Literal["", "draft-on-head", "light-head"] = ""
+    """Where the authors' scripts lay its models, if not as those of any other (docs/fairness.md)."""
+    sweeps: Mapping[str, Sequence[Any]] = {}
+    """Options that are swept where it is shown at its best, with values in ascending order: a sweep begins with the
+    first of them and goes on for as long as the best is the largest tried."""
+    sweeps_by_confidence: Mapping[str, Sequence[Any]] = {}
+    """What is tried besides, every combination, where the draft's confidence tells something."""
 
     @property
     def drafts(self) -> bool:
@@ -129,6 +136,13 @@ class Strategy:
     def accepted(self, generation: "Generation", node: Node) -> None:
         """A node that a run carries came true: its cell becomes part of the text's."""
         generation.keep(node)
+
+    def limit(self, a: float, stages: int, draft: float) -> float | None:
+        """In closed form, how many times as fast as plain decoding it is at most with these options; None: not known.
+
+        That is with drafts right independently with the chance `a`, each made in the share `draft` of a traversal of
+        `stages` equal ones, where further rows, links and cancellation cost nothing (`pipeinfer.core.theory`)."""
+        return None
 
     def conclusion(self) -> str:
         """What it settled on, for people; empty where there is nothing to tell."""

@@ -10,8 +10,11 @@ from pipeinfer import workload
 from pipeinfer.modelling.acceptance import Acceptance, recorded
 from pipeinfer.modelling.acceptance import acceptance as read_acceptance
 from pipeinfer.modelling.platform import platform_of
-from pipeinfer.modelling.simulate import SWEEPS, BestFound, Limits, Setting, side_by_side
+from pipeinfer.modelling.simulate import BestFound, Limits, Setting, side_by_side
 from pipeinfer.results.metrics import summary
+
+PAPER = ("iterative", "speculative", "pipeinfer")
+"""What the paper compares."""
 
 
 class SideBySide(msgspec.Struct, frozen=True):
@@ -54,11 +57,12 @@ def simulate(
     """Simulate strategies on a cluster profile, in virtual time.
 
     `cluster` and `pair` are names of workloads/clusters.toml and pairs.toml, or `cluster` is a file; a calibrated one
-    has its own pair. `strategies` are all three unless given. `nodes` counts all ranks, of which `draft_ranks` share
-    the draft. `acceptance` is "poor", "good", a rate per drafted token from 0 to below 1, "varied good", or a recorded
-    trace by name; `trace` is a file of `pipeinfer record` instead. `tokens` are generated after `prompt` tokens; `seed`
-    draws which drafts are accepted. `accounting` is "same-ranks" or "as-published" (docs/fairness.md), `width_cost`
-    scales the arithmetic per row. With `sweep` each strategy is shown at its best K or micro-batch, and cutoff.
+    has its own pair. `strategies` are the paper's three unless given. `nodes` counts all ranks, of which
+    `draft_ranks` share the draft. `acceptance` is "poor", "good", a rate per drafted token from 0 to below 1, "varied
+    good", or a recorded trace by name; `trace` is a file of `pipeinfer record` instead. `tokens` are generated after
+    `prompt` tokens; `seed` draws which drafts are accepted. `accounting` is "same-ranks" or "as-published"
+    (docs/fairness.md), `width_cost` scales the arithmetic per row. With `sweep` each strategy is shown at its best K
+    or micro-batch, and cutoff.
 
     Raises ValueError, in one line, on what cannot be simulated.
     """
@@ -72,5 +76,5 @@ def simulate(
          "trace": drafts.trace, "seed": seed, "tokens": tokens, "prompt": prompt, "accounting": accounting,
          "width_cost": width_cost, "draft_ranks": draft_ranks or where.draft_ranks}, Setting, "simulate:",
     )  # fmt: skip
-    found = side_by_side(where.simulate, strategies or list(SWEEPS), setting, sweep)
+    found = side_by_side(where.simulate, strategies or PAPER, setting, sweep)
     return SideBySide(where.models, where.title, setting, tuple(found), where.limits(setting))

@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
+from pipeinfer.core import theory
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape, Strategy
-from pipeinfer.modelling import theory
+from pipeinfer.core.strategies.options import COUNTS
 from pipeinfer.modelling.acceptance import Acceptance
 from pipeinfer.modelling.costs import Roofline, check_memory, memory_bytes
+from pipeinfer.modelling.sweeps import Options, at_largest, first_options, further_options
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
@@ -30,17 +32,6 @@ from pipeinfer.runtime.spans import Span
 from pipeinfer.workload import Hardware, Pair, WorkloadError
 
 Accounting = Literal["same-ranks", "as-published"]
-
-SWEEPS: dict[str, list[dict[str, Any]]] = {
-    "iterative": [{}],
-    "speculative": [{"k": k} for k in (1, 2, 3, 4, 6, 8)],
-    "pipeinfer": [{"draft": draft} for draft in (1, 2, 3, 4)],
-}
-"""What is tried for each strategy, so that each is shown at its best: the baseline's K, the micro-batch of PipeInfer.
-A strategy that is not listed runs with its defaults."""
-
-CUTOFFS = (0.0, 0.2, 0.4, 0.6)
-"""Confidence below which drafting stops, tried with each of the above where confidence means something."""
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -76,16 +67,6 @@ class Setting(msgspec.Struct, frozen=True):
         """What decides which drafts are accepted. Raises ValueError when the trace cannot be read."""
         drafts = Acceptance(self.acceptance, self.difficulty, self.trace)
         return drafts.oracle(seed=self.seed, start=self.prompt, length=length)
-
-
-def variants(strategy: str, setting: Setting) -> list[dict[str, Any]]:
-    """The options that are tried for a strategy under `setting`."""
-    sizes = SWEEPS.get(strategy, [{}])
-    if setting.difficulty is None and setting.trace is None:
-        return sizes
-    # With PipeInfer's decay an idle pipeline gets doubtful drafts too, and a cutoff would do little.
-    still = {"decay": 0.0} if strategy == "pipeinfer" else {}
-    return [{**size, "cutoff": cutoff, **still} for size in sizes for cutoff in CUTOFFS] if any(sizes) else sizes
 
 
 class Layout(NamedTuple):
@@ -129,22 +110,22 @@ class Prepared(NamedTuple):
 def layout(strategy: Strategy, setting: Setting, target_layers: int, speed: Callable[[int], float]) -> Layout:
     """Where a strategy's models lie on the ranks; how fast each computes is asked where the split goes by `speed`.
     Raises WorkloadError when the layers cannot be split so."""
-    name, nodes, published = setting.strategy, setting.nodes, setting.accounting == "as-published"
-    tail = strategy.drafts_on_last_stage
-    together = not strategy.drafts or tail or (published and name == "speculative")
-    if published and setting.draft_ranks > 1:
+    nodes, tail = setting.nodes, strategy.drafts_on_last_stage
+    published = strategy.as_published if setting.accounting == "as-published" else ""
+    together = not strategy.drafts or tail or published == "draft-on-head"
+    if setting.accounting == "as-published" and setting.draft_ranks > 1:
         raise WorkloadError("the layouts as published have one draft rank")
     stages = nodes if together else nodes - setting.draft_ranks
     draft_rank = None if not strategy.drafts else stages - 1 if tail else 0 if together else stages
     try:
-        if published and name == "pipeinfer" and stages > 1:
+        if published == "light-head" and stages > 1:
             layers = parse_split(_published_split(stages), target_layers)
         elif setting.split == "speed":
             layers = parse_split(_proportional_split([speed(rank) for rank in range(stages)]), target_layers)
         else:
             layers = even_split(target_layers, stages)
     except BadSplit as problem:
-        raise WorkloadError(f"{nodes} nodes for {name}: {problem}") from None
+        raise WorkloadError(f"{nodes} nodes for {setting.strategy}: {problem}") from None
     return Layout(tuple(layers), draft_rank)
 
 
@@ -290,12 +271,14 @@ def with_ranks(trial: Trial, ready: Prepared, setting: Setting) -> Trial:
 
 
 class BestFound(msgspec.Struct, frozen=True):
-    """A strategy at its best: over the options tried, the one with the highest decoding speed."""
+    """A strategy at its best: over the options tried, the one with the highest decoding speed; `at_edge` are those of
+    its swept options whose largest value that is, beyond which nothing is tried."""
 
     strategy: str
     options: dict[str, Any]
     trial: Trial
     tried: int
+    at_edge: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -305,53 +288,68 @@ class BestFound(msgspec.Struct, frozen=True):
 def side_by_side(
     run: Callable[[Setting], Trial], strategies: Iterable[str], setting: Setting, sweep: bool
 ) -> list[BestFound]:
-    """Each strategy under `setting`, at the best of its `variants` (or with its defaults, without `sweep`); `run` runs
-    a setting."""
-    found = []
-    for name in strategies:
-        options = variants(name, setting) if sweep else [{}]
-        settings = [msgspec.structs.replace(setting, strategy=name, options=choice) for choice in options]
-        trials = [run(one) for one in settings]
-        found.append(best(name, options, trials))
-    return found
+    """Each strategy under `setting`, at the best of what is swept for it (or with its defaults, without `sweep`); `run`
+    runs a setting. Raises WorkloadError."""
+    return [_at_its_best(run, msgspec.structs.replace(setting, strategy=name), sweep) for name in strategies]
 
 
-def best(strategy: str, options: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> BestFound:
-    """The fastest of a strategy's trials; the first of equals."""
-    speeds = [metrics.tokens_per_second(trial) or 0.0 for trial in trials]
-    at = speeds.index(max(speeds))
-    return BestFound(strategy, dict(options[at]), trials[at], len(trials))
+def _at_its_best(run: Callable[[Setting], Trial], setting: Setting, sweep: bool) -> BestFound:
+    """Sweeps go on while the best is the largest tried."""
+    strategy = strategy_of(setting)
+    confident = setting.difficulty is not None or setting.trace is not None
+    further = first_options(strategy, confident=confident) if sweep else [setting.options]
+    tried: list[Options] = []
+    trials: list[Trial] = []
+    while further:
+        trials += [run(msgspec.structs.replace(setting, options=options)) for options in further]
+        tried += further
+        speeds = [metrics.tokens_per_second(trial) or 0.0 for trial in trials]
+        best = speeds.index(max(speeds))
+        further = further_options(strategy.sweeps, tried, best)
+    edge = tuple(name for name in strategy.sweeps if at_largest(tried, best, name))
+    return BestFound(setting.strategy, tried[best], trials[best], len(trials), edge)
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Closed-form tokens/s for a setting (`pipeinfer.modelling.theory`), from the traversal T and the draft time d."""
+    """Closed-form tokens/s for a setting (`pipeinfer.core.theory`): of plain decoding, of synchronous speculation at
+    its best K, and what no chain of drafts passes. They follow from the acceptance, the number of `stages` beside the
+    draft, and the share of a traversal that drafting a token takes."""
 
     iterative: float
     synchronous: float
     synchronous_k: int
-    pipelined: dict[int, float]
     ceiling: float
+    acceptance: float
+    stages: int
+    draft_share: float
+
+    def of(self, strategy: Strategy) -> float | None:
+        """A strategy's own, with its options; None where none is known."""
+        speedup = strategy.limit(self.acceptance, self.stages, self.draft_share)
+        return None if speedup is None else speedup * self.iterative
 
 
-def limits(cluster: Hardware, pair: Pair, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+def limits(cluster: Hardware, pair: Pair, setting: Setting) -> Limits:
     """What theory allows where width, links and cancellation are free: T is the traversal of one row halfway through
     the generation, links left out, d one forward of the draft."""
     stages = tuple(even_split(pair.target.layers, setting.nodes))
     costs = Roofline(pair, cluster, stages, setting.nodes - 1, draft_cost=setting.draft_cost)
-    return limits_of(costs, setting, drafts)
+    return limits_of(costs, setting)
 
 
-def limits_of(costs: Costs, setting: Setting, drafts: Sequence[int] = (1, 2, 3, 4)) -> Limits:
+def limits_of(costs: Costs, setting: Setting) -> Limits:
     """The same, from costs with a stage on every node."""
     a, nodes = setting.acceptance, setting.nodes
     context = setting.prompt + setting.tokens // 2
     traversal = sum(costs.stage_s(stage, 1, context) for stage in range(nodes))
-    stages = nodes - setting.draft_ranks
-    k, speedup = theory.best_synchronous(a, costs.draft_s(1, context) / traversal)
+    share = costs.draft_s(1, context) / traversal
+    k, speedup = theory.best_synchronous(a, share, COUNTS[-1])
     return Limits(
         iterative=1 / traversal,
         synchronous=speedup / traversal,
         synchronous_k=k,
-        pipelined={draft: theory.pipelined_chain(a, stages, draft) / traversal for draft in drafts},
         ceiling=theory.chain_ceiling(a) / traversal,
+        acceptance=a,
+        stages=nodes - setting.draft_ranks,
+        draft_share=share,
     )

@@ -11,6 +11,7 @@ from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, head_to_head
 from pipeinfer.report.page import Block, Table
 from pipeinfer.report.prediction import error_summary, every_cell, predictions
+from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
@@ -18,7 +19,8 @@ from pipeinfer.study.places import Place
 RESULTS = {
     "tokens_per_s": "tokens/s", "over_iterative": "of iterative", "over_speculative": "of speculative",
     "itl_mean_s": "mean gap", "itl_p50_s": "p50", "itl_p95_s": "p95", "itl_p99_s": "p99", "ttft_s": "first token",
-    "ttft_decode_s": "first, decode only", "acceptance_length": "acceptance length", "largest_rank_gb": "largest rank",
+    "ttft_decode_s": "first, decode only", "acceptance_length": "acceptance length", "row_cost": "further row",
+    "largest_rank_gb": "largest rank",
     "trials": "trials",
 }  # fmt: skip
 """Columns of an experiment's table, and what they are called there."""
@@ -51,13 +53,22 @@ def place_by_place(experiment: Experiment) -> Table:
          f"{row.contender} {experiment.chosen(row.contender, row.variant)}".strip(),
          number(row.tokens_per_s), *[_predicted(row)] * predicted,
          *[_ratio(row.over_iterative), _ratio(row.over_speculative)],
-         *[milliseconds(getattr(row, name)) for name in _TIMES], number(row.acceptance_length),
+         *[milliseconds(getattr(row, name)) for name in _TIMES], number(row.acceptance_length), number(row.row_cost),
          "-" if pd.isna(row.largest_rank_gb) else f"{row.largest_rank_gb:.2f} GB", str(row.trials),
          *[number(row.limit_tokens_per_s)] * (recipe.simulated is not None)]
         for row in found.itertuples()
     ]  # fmt: skip
     head = ["where", "strategy", *head]
-    return Table(head, rows, range(2, len(head)), f"{recipe.title} ({recipe.fidelity})")
+    known = row_cost(experiment)
+    title = f"{recipe.title} ({recipe.fidelity}" + f"; a further row costs {known}" * bool(known) + ")"
+    return Table(head, rows, range(2, len(head)), title)
+
+
+def row_cost(experiment: Experiment) -> str:
+    """What a further row cost where it was not simulated, over all places: `0.12 to 0.15`; empty: not measured."""
+    known = experiment.valid.row_cost.dropna()
+    ends = dict.fromkeys(f"{value:.2f}" for value in (known.min(), known.max())) if len(known) else ()
+    return " to ".join(ends)
 
 
 _TIMES = ("itl_mean_s", "itl_p50_s", "itl_p95_s", "itl_p99_s", "ttft_s", "ttft_decode_s")
@@ -77,6 +88,9 @@ def notes(experiment: Experiment) -> Iterator[Block]:
         yield every_cell(predictions(experiment), experiment)
     if recipe.emulation is not None:
         yield from _emulated_blocks(experiment)
+    yield from sweep_notes(experiment)
+    if known := row_cost(experiment):
+        yield f"What a further row of a run cost, as a share of a run of one: {known}."
     for status, words in (("failed", ""), ("differs", ""), ("no reference", ""), ("tie", TIES)):
         some = experiment.trials[experiment.trials.status == status]
         if not some.empty:

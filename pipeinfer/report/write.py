@@ -21,6 +21,7 @@ from pipeinfer.report.paper_figures import paper_figures
 from pipeinfer.report.tables import notes, results
 from pipeinfer.results.frame import Tables
 from pipeinfer.results.records import Store
+from pipeinfer.study.growth import grown
 from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.table import tables
 from pipeinfer.workload import WorkloadError
@@ -55,6 +56,7 @@ class Conclusion(NamedTuple):
 
 def conclude(recipes: Sequence[Recipe], store: Store, folder: Path, remarks: Sequence[str] = ()) -> Conclusion:
     """Tables, figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again."""
+    recipes = [grown(recipe, store.records) for recipe in recipes]
     found = tables(recipes, store.records)
     try:
         found.write(folder)

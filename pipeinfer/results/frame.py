@@ -84,6 +84,8 @@ COLUMNS = {
     "accepted": "how many judged speculative runs had 0, 1, 2, ... of their drafts accepted",
     "limit_tokens_per_s": "closed form for the best variant, where one applies (tokens/s)",
     "predicted_tokens_per_s": "what the simulator says of a real trial, where it was asked (tokens/s)",
+    "row_cost": "what a further row of a run cost, of a run of one: by the runs of all the place's trials that had the "
+                "pipeline to themselves, where it was not simulated",
     "own_compute": "whether no two ranks had to share a core",
     "backend": "engine of a real trial",
     "precision": "arithmetic of the target",
@@ -200,7 +202,7 @@ def trials_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     numbers = [*METRICS, *LATENCY, "k", "draft", "cutoff", "bandwidth_gbps", "latency_us", "temperature", "loaded_s",
                "whole_s", "own_clock_tokens_per_s", "limit_tokens_per_s", "predicted_tokens_per_s", "over_iterative",
-               "over_speculative"]  # fmt: skip
+               "over_speculative", "row_cost"]  # fmt: skip
     table[numbers] = table[numbers].astype("float64")
     table["own_compute"] = table["own_compute"].isin([True])
     group = ["recipe", "fidelity", *PLACE]

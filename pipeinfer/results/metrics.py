@@ -4,8 +4,9 @@ Speculation commits several tokens at once, so gaps between tokens are bursty: z
 beside the mean. Where a metric is not defined (one token has no gap) it is None.
 """
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -156,6 +157,34 @@ def compute_saved_s(trial: Trial) -> float:
     )
 
 
+def row_cost(trials: Iterable[Trial]) -> float | None:
+    """What a further row of a run costs, as a share of a run of one: the slope of the line through the seconds that all
+    stages together computed, over rows. None where all runs were of as many rows.
+
+    Of runs only that had the pipeline to themselves: where ranks share cores, others would slow them down."""
+    seconds: dict[int, list[float]] = defaultdict(list)
+    for trial in trials:
+        for run in _alone(trial):
+            seconds[run.rows].append(sum(run.compute_s))
+    if len(seconds) < 2:
+        return None
+    rows, weights = list(seconds), [len(found) ** 0.5 for found in seconds.values()]
+    slope, none = np.polyfit(rows, [float(np.median(found)) for found in seconds.values()], 1, w=weights)
+    return float(max(0.0, slope) / (none + slope)) if none + slope > 0 else None
+
+
+def _alone(trial: Trial) -> list[RunRecord]:
+    """Runs after the prompt, computed whole, beside which no other was under way."""
+    found, busy_until = [], 0.0
+    following = [*(run.submitted_s for run in trial.runs[1:]), math.inf]
+    for run, next_s in zip(trial.runs, following, strict=False):
+        finished = math.inf if run.finished_s is None else run.finished_s
+        if run.kind != "prompt" and verified(run) and busy_until <= run.submitted_s and finished <= next_s:
+            found.append(run)
+        busy_until = max(busy_until, finished)
+    return found
+
+
 # Ranks
 
 
@@ -234,6 +263,7 @@ def summary(trial: Trial) -> dict[str, Any]:
         "accepted_histogram": accepted_histogram(trial),
         "runs": run_counts(trial),
         "wasted_rows": wasted_rows(trial),
+        "row_cost": row_cost([trial]),
         "compute_saved_s": compute_saved_s(trial),
         "utilisation": mean_utilisation(trial),
         "largest_memory": largest_memory(trial),

@@ -120,7 +120,7 @@ def check_live(cells: Iterable[LiveCell]) -> None:
             raise WorkloadError(str(problem)) from None
 
 
-def run_live(cells: list[LiveCell], key: str | None = None) -> Iterator[Record]:
+def run_live(cells: Iterable[LiveCell], key: str | None = None) -> Iterator[Record]:
     """Their records, in order; `key` is the key file of workers. A generation that fails has an error for a trial; when
     the ranks cannot be brought up, every cell has."""
     return on_ranks(cells, lambda cell: live_plan(cell.live, key), _generate, _warm_up)

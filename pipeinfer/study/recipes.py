@@ -175,7 +175,8 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
 
     `emulated` is the part of the sweep that may be run in real time: lists that replace those of `simulated`, and the
     `strategies` if not all of them. `emulation`, which no file has, says that this recipe *is* that part; `left_out`
-    are points of the sweep that the cluster has no room for; `artifact` is what the user has built."""
+    are points of the sweep that the cluster has no room for; `artifact` is what the user has built; `grown` are the
+    `Point`s that were added to sweeps whose best was at their edge (`pipeinfer.study.growth`)."""
 
     title: str
     about: str
@@ -193,6 +194,7 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
     emulation: Emulation | None = None
     left_out: tuple[Site, ...] = ()
     artifact: Artifact | None = None
+    grown: tuple[Any, ...] = ()
 
     @property
     def fidelity(self) -> str:
@@ -310,12 +312,21 @@ def cells(recipe: Recipe) -> list[Cell]:
     recipe too, whose results are held against them; and what is predicted right after its predictor."""
     if recipe.checked is not None or (recipe.live is not None and recipe.live.predicted):
         return list(_with_predictors(recipe))
-    found = [point.cell for point in points(recipe)]
+    return cells_of(points(recipe))
+
+
+def cells_of(some: Iterable[Point]) -> list[Cell]:
+    """The cells of points, after those that emulated ones are held against."""
+    found = [point.cell for point in some]
     return [*[simulated_twin(cell) for cell in found if isinstance(cell, EmulatedCell)], *found]
 
 
 def points(recipe: Recipe) -> list[Point]:
     """The cells that a recipe is about, with their contenders: without those that an emulated one is held against."""
+    return [*_planned(recipe), *recipe.grown]
+
+
+def _planned(recipe: Recipe) -> list[Point]:
     if recipe.simulated is not None:
         found = list(_simulated_points(recipe, recipe.simulated))
         return [_in_real_time(point, recipe.emulation) for point in found] if recipe.emulation else found

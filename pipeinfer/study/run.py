@@ -6,6 +6,7 @@ from pipeinfer.results.records import Record, Store
 from pipeinfer.study.artifact import run_programs
 from pipeinfer.study.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.study.emulated import run_emulated
+from pipeinfer.study.growth import Growth
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.predictor import run_predictor
@@ -18,6 +19,7 @@ from pipeinfer.study.recipes import (
     Recipe,
     SimCell,
     cells,
+    cells_of,
     simulated_twin,
 )
 from pipeinfer.workload import WorkloadError
@@ -40,28 +42,64 @@ def check(recipes: list[Recipe]) -> None:
 
 
 def run(recipe: Recipe, store: Store, jobs: int, on_progress: OnProgress, key: str | None = None) -> None:
-    """Run the cells of a recipe that have no trial yet, and record each as it ends. `key`: the key file of workers."""
+    """Run the cells of a recipe that have no trial yet, and those by which its sweeps then grow, and record each as it
+    ends. `key`: the key file of workers."""
     found = cells(recipe)
-    missing = [cell for cell in found if not is_done(store.records.get(config_hash(cell)))]
-    done = len(found) - len(missing)
-    on_progress(recipe, done, len(found), None)
-    for count, record in enumerate(records_of(missing, jobs, key), start=1):
-        store.append(record)
-        on_progress(recipe, done + count, len(found), _seconds_left(missing[count:], store))
+    missing = _missing(found, store)
+    done, total = len(found) - len(missing), len(found)
+    growth = Growth(recipe)
+
+    def further() -> list[Cell]:
+        """Counted as soon as they are known; those of earlier rounds that failed are not tried again."""
+        nonlocal done, total
+        while points := growth.further(store.records):
+            new = cells_of(points)
+            left = _missing(new, store)
+            done, total = done + len(new) - len(left), total + len(new)
+            if left:
+                return left
+        return []
+
+    missing = missing or further()
+    on_progress(recipe, done, total, None)
+    while missing:
+        for count, record in enumerate(records_of(missing, jobs, key, further), start=1):
+            store.append(record)
+            done += 1
+            on_progress(recipe, done, total, _seconds_left(missing[count:], store))
+        missing = further()
 
 
-def records_of(missing: list[Cell], jobs: int, key: str | None) -> Iterator[Record]:
-    """The records of cells as each ends, in the order of `cells`."""
+def _missing(found: list[Cell], store: Store) -> list[Cell]:
+    return [cell for cell in found if not is_done(store.records.get(config_hash(cell)))]
+
+
+def records_of(
+    missing: list[Cell], jobs: int, key: str | None, further: Callable[[], list[Cell]] = lambda: []
+) -> Iterator[Record]:
+    """The records of cells as each ends, in the order of `cells`. What is really run goes on with what `further` gives
+    when all else has been recorded, on the same ranks."""
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
-    for cell, live in _by_predictor(missing):
+    groups = _by_predictor(missing)
+    for cell, live in groups:
         yield from run_predictor(cell, key) if cell is not None else ()
-        yield from run_in_world(live) if needs_world(live) else run_live(live, key)
+        if needs_world(live):
+            yield from run_in_world(live)
+        else:
+            yield from run_live(_and(live, further) if live is groups[-1][1] else live, key)
     yield from run_programs(cell for cell in missing if isinstance(cell, ProgramCell))
 
 
+def _and(first: list[LiveCell], further: Callable[[], list[Cell]]) -> Iterator[LiveCell]:
+    """Asked for more when those before have been recorded."""
+    yield from first
+    while first and (more := further()):
+        yield from (cell for cell in more if isinstance(cell, LiveCell))
+
+
 def _by_predictor(missing: list[Cell]) -> list[tuple[PredictorCell | None, list[LiveCell]]]:
-    """What is really run, after the predictor that it is held against."""
+    """What is really run, after the rehearsal that it follows."""
     found: list[tuple[PredictorCell | None, list[LiveCell]]] = [(None, [])]
     for cell in missing:
         if isinstance(cell, PredictorCell):

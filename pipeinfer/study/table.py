@@ -10,8 +10,10 @@ import pandas as pd
 
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.simulate import Setting
-from pipeinfer.results.analysis import BASELINE, REFERENCE, judged
+from pipeinfer.plugins import open_strategy
+from pipeinfer.results.analysis import judged
 from pipeinfer.results.frame import Tables, gaps_table, ranks_table, spans_table, trial_rows, trials_table
+from pipeinfer.results.metrics import row_cost
 from pipeinfer.results.records import Record
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.places import Place
@@ -34,8 +36,9 @@ def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
     found = [records[name] for name in belonging]
     rows = [row for name, belongs in belonging.items() for row in trial_rows(records[name], belongs)]
     trials = judged(trials_table(rows))
-    trials["limit_tokens_per_s"] = _limits(trials)
+    trials["limit_tokens_per_s"] = _limits(trials, records)
     trials["predicted_tokens_per_s"] = _predictions(trials, recipes, records)
+    trials["row_cost"] = _row_costs(trials, records)
     return Tables(trials, gaps_table(found), ranks_table(found), spans_table(found))
 
 
@@ -51,27 +54,33 @@ def _memberships(recipes: Iterable[Recipe]) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def _limits(trials: pd.DataFrame) -> pd.Series:
-    """Closed forms in tokens/s, for the best variants of the three strategies where acceptance is i.i.d."""
-    plain = trials.contender.isin([REFERENCE, BASELINE, "pipeinfer"])
-    found = trials[trials.best & plain & trials.temperature.isna() & (trials.drafts == "")]
+def _limits(trials: pd.DataFrame, records: Mapping[str, Record]) -> pd.Series:
+    """Closed forms in tokens/s, for the best variants of strategies that have one, where acceptance is i.i.d."""
+    found = trials[trials.best & trials.temperature.isna() & (trials.drafts == "")]
     first = found.drop_duplicates(["place", "contender"])
     keys = zip(first.place, first.contender, strict=True)
-    known = {key: _limit(row) for key, row in zip(keys, first.itertuples(), strict=True)}
+    known = {key: _limit(row, records) for key, row in zip(keys, first.itertuples(), strict=True)}
     values = [known[key] for key in zip(found.place, found.contender, strict=True)]
     return pd.Series(values, index=found.index, dtype="float64").reindex(trials.index)
 
 
-def _limit(row: Any) -> float | None:
+def _limit(row: Any, records: Mapping[str, Record]) -> float | None:
     place = Place.of(row)
     setting = Setting(
-        row.contender, nodes=place.nodes, acceptance=place.acceptance, prompt=int(row.prompt_tokens),
+        row.strategy, nodes=place.nodes, acceptance=place.acceptance, prompt=int(row.prompt_tokens),
         tokens=int(row.tokens), width_cost=place.width_cost, draft_cost=place.draft_cost,
     )  # fmt: skip
     bound = platform_of(place.cluster, place.pair).limits(setting)
-    if row.contender == "pipeinfer":
-        return bound.pipelined.get(3 if pd.isna(row.draft) else int(row.draft))
-    return bound.iterative if row.contender == REFERENCE else bound.synchronous
+    return bound.of(open_strategy(row.strategy, records[row.config_hash].config["setting"]["options"]))
+
+
+def _row_costs(trials: pd.DataFrame, records: Mapping[str, Record]) -> pd.Series:
+    """Of each place that was not simulated."""
+    known = {
+        place: row_cost(trial for name in there.config_hash if (trial := records[name].trial) is not None)
+        for place, there in trials[(trials.fidelity != "sim") & (trials.program == "")].groupby("place")
+    }
+    return trials.place.map(known).astype("float64")
 
 
 def _predictions(trials: pd.DataFrame, recipes: Iterable[Recipe], records: Mapping[str, Record]) -> pd.Series:

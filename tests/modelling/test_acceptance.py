@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from pipeinfer.assets import asset
+from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.core.strategies.pipeinfer import PipeInfer
+from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.modelling.acceptance import Acceptance, acceptance, recorded
 from pipeinfer.modelling.platform import ModelledPlatform
-from pipeinfer.modelling.simulate import CUTOFFS, SWEEPS, Setting, side_by_side, variants
+from pipeinfer.modelling.simulate import Setting, side_by_side
+from pipeinfer.modelling.sweeps import first_options
 from pipeinfer.runtime.oracle import RANKS, Difficulty, Trace, independent, read_trace, varied
 from pipeinfer.workload import WorkloadError, cluster, names, pair
 
@@ -144,13 +148,18 @@ def test_texts_that_do_not_make_up_the_trace_are_refused(tmp_path: Path) -> None
 
 
 def test_cutoffs_are_tried_where_confidence_means_something() -> None:
-    plain = Setting("speculative")
-    assert variants("speculative", plain) == SWEEPS["speculative"]
-    for setting in (Setting("speculative", trace="builtin-greedy"), Setting("x", difficulty=Difficulty(0.5, 0.1))):
-        tried = variants("speculative", setting)
-        assert len(tried) == len(SWEEPS["speculative"]) * len(CUTOFFS)
-        assert {"k": 4, "cutoff": 0.4} in tried
-        assert variants("iterative", setting) == [{}]
+    assert first_options(Speculative(), confident=False) == [{"k": k} for k in (1, 2, 3, 4, 6, 8)]
+    tried = first_options(Speculative(), confident=True)
+    assert len(tried) == 6 * 4
+    assert {"k": 4, "cutoff": 0.4} in tried
+    assert all(options["decay"] == 0 for options in first_options(PipeInfer(), confident=True))
+    assert first_options(Iterative(), confident=True) == [{}]
+    where = ModelledPlatform(cluster("haswell-gigabit"), pair("dolphin-tinyllama"))
+    plain = Setting("", tokens=16)
+    for setting, least in ((plain, 6), (msgspec.structs.replace(plain, trace="builtin-greedy"), 24)):
+        (found,) = side_by_side(where.simulate, ["speculative"], setting, sweep=True)
+        assert found.tried >= least
+        assert ("cutoff" in found.options) == (least == 24)
 
 
 def test_a_cutoff_pays_where_drafting_and_width_cost_and_confidence_is_right() -> None:

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from pipeinfer.commands.simulate import simulate as command
 from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.core.strategies.options import COUNTS
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
-from pipeinfer.modelling import theory
 from pipeinfer.modelling.platform import ModelledPlatform
-from pipeinfer.modelling.simulate import SWEEPS, Setting, layout, limits, side_by_side, simulate_one
+from pipeinfer.modelling.simulate import Setting, layout, limits, side_by_side, simulate_one
 from pipeinfer.plugins import names
 from pipeinfer.results import metrics
 from pipeinfer.runtime.oracle import independent
@@ -32,18 +32,32 @@ def equal(_rank: int) -> float:
 def test_every_strategy_commits_the_same_tokens() -> None:
     found = side_by_side(SIMULATED, STRATEGIES, Setting("", nodes=4, tokens=48), sweep=True)
     assert len({one.trial.token_ids for one in found}) == 1
-    assert [one.tried for one in found] == [len(SWEEPS[name]) for name in STRATEGIES]
+    assert [one.tried for one in found] == [1, 6, 6]
 
 
 def test_the_best_of_a_sweep_is_the_fastest_trial() -> None:
     setting = Setting("speculative", nodes=4, acceptance=0.79, tokens=48, width_cost=0.0)
     (best,) = side_by_side(SIMULATED, ["speculative"], setting, sweep=True)
     speeds = {}
-    for options in SWEEPS["speculative"]:
-        trial = simulate_one(CLUSTER, PAIR, msgspec.structs.replace(setting, options=options))
-        speeds[options["k"]] = metrics.tokens_per_second(trial) or 0.0
+    for k in COUNTS:
+        trial = simulate_one(CLUSTER, PAIR, msgspec.structs.replace(setting, options={"k": k}))
+        speeds[k] = metrics.tokens_per_second(trial) or 0.0
     assert best.options["k"] == max(speeds, key=lambda k: speeds[k])
     assert best.options["k"] > 2, "where width is free a long draft pays"
+
+
+def test_a_sweep_goes_on_until_the_best_is_inside_it() -> None:
+    setting = Setting("", nodes=4, acceptance=0.95, tokens=256, width_cost=0.0)
+    (found,) = side_by_side(SIMULATED, ["speculative"], setting, sweep=True)
+    assert 8 < found.options["k"] < COUNTS[found.tried - 1]
+    assert not found.at_edge
+
+
+def test_a_sweep_that_ends_at_its_edge_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Speculative, "sweeps", {"k": (1, 2, 4)})
+    setting = Setting("", nodes=4, acceptance=0.95, tokens=64, width_cost=0.0)
+    (found,) = side_by_side(SIMULATED, ["speculative"], setting, sweep=True)
+    assert (found.options, found.at_edge) == ({"k": 4}, ("k",))
 
 
 def test_iterative_speed_is_one_traversal_and_its_hops() -> None:
@@ -88,9 +102,9 @@ def test_free_width_makes_the_simulator_approach_the_limits() -> None:
     # What chance made of the acceptance length in this trace is taken out.
     length = metrics.acceptance_length(found["speculative"].trial)
     assert length is not None
-    expected = bound.synchronous * length / theory.expected_length(0.79, found["speculative"].options["k"])
+    expected = bound.iterative * length / (1 + found["speculative"].options["k"] * bound.draft_share)
     assert found["speculative"].tokens_per_second == pytest.approx(expected, rel=0.01)
-    assert 0.85 * bound.pipelined[4] < found["pipeinfer"].tokens_per_second < bound.ceiling
+    assert 0.85 * (bound.of(PipeInfer(draft=4)) or 0.0) < found["pipeinfer"].tokens_per_second < bound.ceiling
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeinfer.core import theory
 from pipeinfer.core.drafter import DraftPolicy
 from pipeinfer.core.drafting.outcomes import Outcomes
 from pipeinfer.core.effects import Request
@@ -27,7 +28,6 @@ from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.core.strategies.ssd import Ssd
 from pipeinfer.core.strategies.swiftspec import SwiftSpec
-from pipeinfer.modelling import theory
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent
 from pipeinfer.runtime.sim import SimulatedLink, Simulation

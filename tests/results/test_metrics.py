@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeinfer.modelling.simulate import Setting, simulate_one
@@ -62,6 +63,23 @@ def test_one_token_has_no_speed_and_no_gaps() -> None:
     assert metrics.ttft_decode_s(one) is None
     assert set(metrics.itl_s(one).values()) == {None}
     assert metrics.summary(one)["acceptance_rate"] is None
+
+
+def test_a_further_row_costs_the_slope_of_runs_that_had_the_pipe_to_themselves() -> None:
+    runs = [
+        run("prompt", 8, (9.0, 9.0), submitted_s=0.0, finished_s=1.0),
+        run("single", 1, (0.1, 0.1), submitted_s=1.0, finished_s=2.0),
+        run("speculative", 5, (0.14, 0.14), submitted_s=2.0, finished_s=3.0),
+        # Beside one another, which may have slowed them down; and one that was cut short.
+        run("speculative", 3, (0.9, 0.9), submitted_s=3.0, finished_s=5.0),
+        run("speculative", 3, (0.9, 0.9), submitted_s=4.0, finished_s=6.0),
+        run("speculative", 7, (0.0, 0.0), submitted_s=6.0, finished_s=7.0, cancelled_at=0),
+    ]
+    trial = msgspec.structs.replace(TRIAL, runs=tuple(runs))
+    assert metrics.row_cost([trial]) == pytest.approx(0.1)
+    halves = [msgspec.structs.replace(TRIAL, runs=(one,)) for one in runs[1:3]]
+    assert metrics.row_cost(halves) == pytest.approx(0.1)
+    assert metrics.row_cost(halves[:1]) is None
 
 
 def test_acceptance_four_ways() -> None:

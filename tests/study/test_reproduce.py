@@ -26,6 +26,7 @@ from pipeinfer.results import metrics
 from pipeinfer.results.records import FILE, Record, Store, decode, encode
 from pipeinfer.study import run as run_module
 from pipeinfer.study.cells import live_plan
+from pipeinfer.study.growth import grown
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.recipes import (
     Contender,
@@ -404,10 +405,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Claim]]:
 
 def test_every_strategy_really_generates_the_same_tokens(live: tuple[Path, list[Claim]]) -> None:
     folder, claims = live
-    analysis = analyse(LIVE, Store(folder).records)
-    assert analysis.count("passed") == len(analysis.trials) == 8
+    records = Store(folder).records
+    analysis = analyse(grown(LIVE, records), records)
+    count = analysis.count("passed")
+    assert count == len(analysis.trials) >= 8
     (lossless,) = [claim for claim in claims if claim.id == "C10"]
-    assert (lossless.verdict, lossless.reproduced) == ("reproduced", "8 of 8 identical")
+    assert (lossless.verdict, lossless.reproduced) == ("reproduced", f"{count} of {count} identical")
     assert (folder / "figures" / "live-generation-speed.png").stat().st_size > 10_000
 
 

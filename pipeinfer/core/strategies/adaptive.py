@@ -14,17 +14,9 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings, RunKind
 from pipeinfer.core.strategies.options import require
+from pipeinfer.core.strategies.ways import Way, every_way
 from pipeinfer.core.strategies.window import that_fit, unsent
 from pipeinfer.core.tree import Node, Run
-
-WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Tokens per run of a pipelined chain that are considered."""
-
-BEAMS = (2, 4, 8)
-"""Branches per level of a pipelined tree that are considered."""
-
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Drafted tokens per round of synchronous speculation that are considered."""
 
 SWITCH, SAME_KIND, TREE = 0.94, 0.97, 0.85
 """Another way is taken when it would need at most this share of the time; one that differs in width alone, earlier; a
@@ -38,27 +30,8 @@ HOPELESS = 1e-4
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
 
-DEAR = 0.5
-"""Where a further row costs as much of the first, no tree is tried: its levels hold the slowest stage up."""
-
 PRIOR_LEVELS, PRIOR_BRANCH = 12.0, 0.5
 """Before levels of a width were seen: as if so many had been, each further branch as good as so much of a first."""
-
-
-class Way(NamedTuple):
-    """How to decode: `kind` is plain, synchronous, chain or tree; runs are of `k` drafted tokens, or of levels of `k`
-    branches."""
-
-    kind: str
-    k: int = 0
-
-    @property
-    def forwards(self) -> int:
-        """Of the draft, for a run."""
-        return 1 if self.kind == "tree" else self.k
-
-    def __str__(self) -> str:
-        return self.kind if self.kind == "plain" else f"{self.kind} of {self.k}"
 
 
 class Segment(NamedTuple):
@@ -82,6 +55,7 @@ class Adaptive(Strategy):
         self.way = Way("chain", 2)
         self.forecast_s = 0.0
         """Seconds per token that the way in use should take, corrected by what came; 0 until it is known."""
+        self._row_cost = 0.0
         self._window = 0
         self._waiting: deque[list[Node]] = deque()
         self._ready = False
@@ -93,8 +67,10 @@ class Adaptive(Strategy):
         """Per width of a tree: levels that held the target's token, and all that were judged."""
 
     def conclusion(self) -> str:
-        expected = f"{1 / self.forecast_s:.1f} tokens/s expected" if self.forecast_s else "nothing measured"
-        return f"settled on {self.way}: {expected}"
+        if not self.forecast_s:
+            return f"settled on {self.way}: nothing measured"
+        row = f"a further row costs {self._row_cost:.2f} of one"
+        return f"settled on {self.way}: {row}, {1 / self.forecast_s:.1f} tokens/s expected"
 
     # What to send
 
@@ -167,7 +143,7 @@ class Adaptive(Strategy):
             return
         forecast = Forecast(generation.pipe.measured)
         self._correct(generation, forecast)
-        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in self._ways(forecast)}
+        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in every_way(forecast, self._hit)}
         if self.way.kind != "tree" and generation.pipe.measured.verdicts < EVIDENCE:
             ways = {way: seconds for way, seconds in ways.items() if way.kind != "tree"}
         best = min(ways, key=lambda way: ways[way])
@@ -176,7 +152,7 @@ class Adaptive(Strategy):
             generation.note(self._why(best, ways[best], forecast))
             self.way = best
             self._segment = _now(generation)
-        self.forecast_s = ways.get(self.way, 0.0)
+        self.forecast_s, self._row_cost = ways.get(self.way, 0.0), forecast.width_cost
         self._window = max(2, forecast.window(self.way.k, self.way.forwards))
 
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
@@ -212,18 +188,8 @@ class Adaptive(Strategy):
         refill = forecast.traversal_s(1) + forecast.restart_s(way.k, way.forwards)
         return misses * refill + hits * forecast.pace_s(way.k, way.forwards)
 
-    def _ways(self, forecast: Forecast) -> list[tuple[Way, float]]:
-        """Every way there is, with the seconds that it should take per token."""
-        return [
-            (Way("plain"), forecast.plain_s()),
-            *((Way("synchronous", k), forecast.synchronous_s(k)) for k in LENGTHS),
-            *((Way("chain", k), forecast.chain_s(k)) for k in WIDTHS),
-            *((Way("tree", w), forecast.tree_s(w, self._hit(w, forecast.acceptance)))
-              for w in BEAMS if forecast.width_cost < DEAR),
-        ]  # fmt: skip
-
     def _hit(self, width: int, acceptance: float) -> float:
-        """The chance that a level of so many branches holds the target's token."""
+        """The chance that a level of so many branches holds the target's token, by those that were judged."""
         prior: float = 1 - (1 - acceptance) ** (1 + PRIOR_BRANCH * (width - 1))
         hits, seen = self._levels.get(width, (0.0, 0.0))
         return (hits + PRIOR_LEVELS * prior) / (seen + PRIOR_LEVELS)

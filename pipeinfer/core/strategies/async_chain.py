@@ -5,6 +5,7 @@ Source: PipeSpec (arXiv 2505.01572) and AMUSD (arXiv 2410.17375), with one draft
 
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.drafted_chain import DraftedChain
@@ -21,6 +22,7 @@ class AsyncChain(Strategy):
     """
 
     drafting = "chain"
+    sweeps = {"ahead": (4, 8, 16, 32, 64)}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, ahead: int = 32) -> None:
         require("ahead", ahead, 1, 256)
@@ -41,3 +43,6 @@ class AsyncChain(Strategy):
 
     def advanced(self, generation: Generation) -> None:
         self._chain.advance(generation.tip)
+
+    def limit(self, a: float, stages: int, draft: float) -> float | None:
+        return theory.asynchronous_chain(a, 1 / draft) if 0 < draft <= 1 else None

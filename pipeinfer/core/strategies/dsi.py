@@ -3,6 +3,7 @@
 Source: arXiv 2405.14105. Simulated only.
 """
 
+from pipeinfer.core import theory
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 
 ALL = 4096
@@ -16,6 +17,11 @@ class Dsi(PipeInfer):
 
     simulated_only = "a copy of the target for each run"
     endless_stages = True
+    sweeps = {}  # noqa: RUF012 - it has no options
+    sweeps_by_confidence = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__(draft=1, cutoff=0.0, decay=0.0, in_flight=ALL)
+
+    def limit(self, a: float, stages: int, draft: float) -> float:
+        return theory.unbounded(a, draft)

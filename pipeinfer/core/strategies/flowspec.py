@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings, RunKind
 from pipeinfer.core.strategies.options import require
@@ -20,6 +21,7 @@ class FlowSpec(Strategy):
 
     drafting = "frontier"
     cancels = True
+    sweeps = {"segment": (1, 2, 4, 8, 16, 32, 64)}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, segment: int = 16, width: int = 10, depth: int = 6, nodes: int = 80, in_flight: int = 0) -> None:
         require("segment", segment, 1, 64)
@@ -28,7 +30,7 @@ class FlowSpec(Strategy):
         require("nodes", nodes, segment, 512)
         if in_flight:
             require("in_flight", in_flight, 2, 4096)  # One would be the single-token run's.
-        self.segment, self.depth, self.in_flight = segment, depth, in_flight
+        self.segment, self.width, self.depth, self.in_flight = segment, width, depth, in_flight
         self._settings = DraftSettings(micro_batch=1, width=width, nodes=nodes)
         self._stalled = False
 
@@ -50,3 +52,6 @@ class FlowSpec(Strategy):
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._stalled = stalled
+
+    def limit(self, a: float, stages: int, draft: float) -> float | None:
+        return theory.segmented_chain(a, stages, self.segment) if self.width == 1 else None

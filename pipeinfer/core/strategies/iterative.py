@@ -11,3 +11,6 @@ class Iterative(Strategy):
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
         return None if generation.covered() else [generation.tip]
+
+    def limit(self, a: float, stages: int, draft: float) -> float:
+        return 1.0

@@ -5,6 +5,7 @@ Source: arXiv 2408.11850.
 
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import DraftSettings
@@ -55,6 +56,9 @@ class Pearl(Strategy):
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._chain.add(nodes)
         self._stalled = stalled
+
+    def limit(self, a: float, stages: int, draft: float) -> float | None:
+        return theory.pearl(a, 1 / draft) if self._adapts and 0 < draft <= 1 else None
 
     def advanced(self, generation: Generation) -> None:
         self._chain.advance(generation.tip)

@@ -8,9 +8,10 @@ lock-step, and the verdict on a run is that of its whole tree.
 from collections import deque
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings, RunKind
-from pipeinfer.core.strategies.options import require
+from pipeinfer.core.strategies.options import COUNTS, require
 from pipeinfer.core.tree import Node
 
 
@@ -24,6 +25,11 @@ class PipeInfer(Strategy):
     `in_flight` bounds the runs under way (0: twice the stages plus two). `continuous` off: one speculative run at a
     time. `cancellation` off: dead runs are computed to their end.
     """
+
+    as_published = "light-head"
+    sweeps = {"draft": COUNTS}  # noqa: RUF012 - replaced, never changed
+    # With its decay an idle pipeline gets doubtful drafts too, and a cutoff would do little.
+    sweeps_by_confidence = {"cutoff": (0.0, 0.2, 0.4, 0.6), "decay": (0.0,)}  # noqa: RUF012
 
     def __init__(
         self,
@@ -83,3 +89,6 @@ class PipeInfer(Strategy):
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._waiting.append(nodes)
+
+    def limit(self, a: float, stages: int, draft: float) -> float | None:
+        return None if self.drafting == "tree" else theory.pipelined_chain(a, stages, self.draft)

@@ -6,6 +6,7 @@ Published: 4.2 to 7.8 times pipeline parallelism, 2.1 to 2.7 times tree speculat
 from collections import deque
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
@@ -24,12 +25,13 @@ class SpecPipe(Strategy):
 
     drafting = "beam"
     cancels = True
+    sweeps = {"width": (1, 2, 4, 8, 16, 32)}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, width: int = 4, in_flight: int = 0) -> None:
         require("width", width, 1, 32)
         if in_flight:
             require("in_flight", in_flight, 2, 4096)  # One would be the single-token run's.
-        self.in_flight = in_flight
+        self.width, self.in_flight = width, in_flight
         self._settings = DraftSettings(micro_batch=1, width=width)
         self._levels: deque[list[Node]] = deque()
 
@@ -49,6 +51,9 @@ class SpecPipe(Strategy):
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._levels.append(nodes)
+
+    def limit(self, a: float, stages: int, draft: float) -> float:
+        return theory.pipelined_tree(1 - (1 - a) ** self.width, stages)
 
     def _window(self, generation: Generation) -> int:
         return self.in_flight or depth(generation)

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
-from pipeinfer.core.strategies.options import require
+from pipeinfer.core.strategies.options import COUNTS, require
 from pipeinfer.core.tree import Node
 
 
@@ -14,6 +15,10 @@ class Speculative(Strategy):
     Drafting stops early where the draft's confidence is below `cutoff`. With `branches` > 1 a branch splits where the
     candidate ranked 2nd to 8th has a confidence above `split`, and `k` counts the nodes of the tree.
     """
+
+    as_published = "draft-on-head"
+    sweeps = {"k": COUNTS}  # noqa: RUF012 - replaced, never changed
+    sweeps_by_confidence = {"cutoff": (0.0, 0.2, 0.4, 0.6)}  # noqa: RUF012
 
     def __init__(self, k: int = 4, cutoff: float = 0.0, branches: int = 1, split: float = 0.2) -> None:
         require("k", k, 1, 64)
@@ -47,3 +52,7 @@ class Speculative(Strategy):
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._tree += nodes
         self._ready = stalled
+
+    def limit(self, a: float, stages: int, draft: float) -> float | None:
+        """At its best K, not at this one."""
+        return None if self.drafting == "tree" else theory.best_synchronous(a, draft, COUNTS[-1])[1]

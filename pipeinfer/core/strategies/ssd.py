@@ -5,10 +5,11 @@ Source: arXiv 2603.03251.
 
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.drafted_chain import DraftedChain
-from pipeinfer.core.strategies.options import require
+from pipeinfer.core.strategies.options import COUNTS, require
 from pipeinfer.core.tree import Node
 
 
@@ -19,6 +20,7 @@ class Ssd(Strategy):
     """
 
     drafting = "outcomes"
+    sweeps = {"k": COUNTS}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, k: int = 7, alternatives: int = 3) -> None:
         require("k", k, 1, 64)
@@ -45,3 +47,7 @@ class Ssd(Strategy):
     def advanced(self, generation: Generation) -> None:
         self._chain.advance(generation.tip)
         self._stalled = False
+
+    def limit(self, a: float, stages: int, draft: float) -> float:
+        """Every round's outcome was prepared."""
+        return theory.expected_length(a, self.k)

@@ -5,6 +5,7 @@ Published: 1.75 times SpecExec, of it 1.43 to 1.50 times from the asynchronous t
 
 from collections.abc import Sequence
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
@@ -19,6 +20,7 @@ class SwiftSpec(Strategy):
     """
 
     drafting = "frontier"
+    sweeps = {"batch": (2, 4, 8, 16, 32, 64)}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, batch: int = 8, width: int = 8, depth: int = 4, nodes: int = 48) -> None:
         require("batch", batch, 2, 64)
@@ -48,3 +50,6 @@ class SwiftSpec(Strategy):
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._stalled = stalled
+
+    def limit(self, a: float, stages: int, draft: float) -> float:
+        return theory.expected_tree_length([a * (1 - a) ** rank for rank in range(self.batch)], self.batch - 1)

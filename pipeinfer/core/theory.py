@@ -58,7 +58,7 @@ def unbounded(a: float, draft: float) -> float:
     return 1 / (1 - a + a * draft)
 
 
-def pearl(a: float, gamma: int) -> float:
+def pearl(a: float, gamma: float) -> float:
     """PEARL with `gamma` = T / d drafts made in each traversal: one round checks the first draft after a wrong one, and
     each further round checks `gamma`."""
     return asynchronous_chain(a, gamma)

@@ -1,0 +1,105 @@
+"""Sweeps that grow: where the best that a recipe found of an option is the largest that it tried, the next is tried
+too, place by place, as far as the strategy names values (`pipeinfer.modelling.sweeps`)."""
+
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from pipeinfer.modelling.sweeps import Options, further_options
+from pipeinfer.plugins import open_strategy
+from pipeinfer.results import metrics
+from pipeinfer.results.records import Record
+from pipeinfer.study.identity import config_hash
+from pipeinfer.study.recipes import LiveCell, Point, Recipe, SimCell, points
+
+
+def grown(recipe: Recipe, records: Mapping[str, Record]) -> Recipe:
+    """The recipe with the points by which its sweeps have to grow, as far as the records tell."""
+    growth = Growth(recipe)
+    while growth.further(records):
+        pass
+    return msgspec.structs.replace(recipe, grown=tuple(growth.points))
+
+
+class Growth:
+    """What is added to a recipe's sweeps as its records come in."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.points: list[Point] = []
+        self._sweeps: dict[bytes, _Sweep] = {}
+        swept = _growing(recipe)
+        for point in points(recipe):
+            if point.contender in swept and isinstance(point.cell, SimCell | LiveCell):
+                key = msgspec.json.encode((point.contender, _place(point.cell)))
+                values = swept[point.contender]
+                self._sweeps.setdefault(key, _Sweep(point.contender, values)).add(point.cell)
+
+    def further(self, records: Mapping[str, Record]) -> list[Point]:
+        """What to try next, where all that was to be tried so far has its record."""
+        found = [point for sweep in self._sweeps.values() for point in sweep.further(records)]
+        self.points += found
+        return found
+
+
+class _Sweep:
+    """One contender at one place: its variants, each with the cells of all draws and their hashes."""
+
+    def __init__(self, contender: str, values: Mapping[str, Any]) -> None:
+        self.contender, self.values = contender, values
+        self.options: list[Options] = []
+        self.cells: list[list[tuple[str, SimCell | LiveCell]]] = []
+
+    def add(self, cell: SimCell | LiveCell) -> None:
+        options = _options(cell)
+        if options not in self.options:
+            self.options.append(options)
+            self.cells.append([])
+        self.cells[self.options.index(options)].append((config_hash(cell), cell))
+
+    def further(self, records: Mapping[str, Record]) -> Iterator[Point]:
+        if any(name not in records for cells in self.cells for name, _ in cells):
+            return
+        speeds = [_speed([records[name] for name, _ in cells]) for cells in self.cells]
+        best = speeds.index(max(speeds))
+        like = [cell for _, cell in self.cells[best]]
+        for options in further_options(self.values, self.options, best):
+            for cell in like:
+                changed = _with_options(cell, options)
+                self.add(changed)
+                yield Point(self.contender, changed)
+
+
+def _growing(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+    """By contender: values of the options that its strategy sweeps, and of which the recipe tries several."""
+    found = {}
+    for name, contender in recipe.strategies.items():
+        several = {option for option, values in contender.options.items() if len(values) > 1}
+        if several and not contender.program:
+            first = {option: values[0] for option, values in contender.options.items()}
+            known = open_strategy(contender.of or name, first).sweeps
+            found[name] = {option: values for option, values in known.items() if option in several}
+    return {name: values for name, values in found.items() if values}
+
+
+def _place(cell: SimCell | LiveCell) -> SimCell | LiveCell:
+    """The cell without options and draw: what a contender's variants are compared in."""
+    if isinstance(cell, SimCell):
+        return msgspec.structs.replace(cell, setting=msgspec.structs.replace(cell.setting, options={}, seed=0))
+    return msgspec.structs.replace(cell, options={}, prompt="", repeat=0)
+
+
+def _options(cell: SimCell | LiveCell) -> Options:
+    return cell.setting.options if isinstance(cell, SimCell) else cell.options
+
+
+def _with_options(cell: SimCell | LiveCell, options: Options) -> SimCell | LiveCell:
+    if isinstance(cell, SimCell):
+        return msgspec.structs.replace(cell, setting=msgspec.structs.replace(cell.setting, options=options))
+    return msgspec.structs.replace(cell, options=options)
+
+
+def _speed(records: list[Record]) -> float:
+    """The median over the draws; 0 where none came to its end."""
+    return median([metrics.tokens_per_second(one.trial) or 0.0 for one in records if one.trial is not None] or [0.0])
