@@ -9,7 +9,11 @@ from conftest import Served
 from web_client import WebClient, web_server
 
 from pipeinfer.core.messages import Sampling
-from pipeinfer.serve.events import Ended, Tokens
+from pipeinfer.engine.text_stream import TextStream
+from pipeinfer.serve.answers import AnswerChoice
+from pipeinfer.serve.event_stream import comment
+from pipeinfer.serve.events import Ended, Failed, Paused, Resumed, Tokens
+from pipeinfer.serve.refusal import Refusal
 
 PROMPT = "def read_lines(path):"
 GREEDY: dict[str, Any] = {"prompt": PROMPT, "temperature": 0, "max_tokens": 24}
@@ -176,6 +180,18 @@ def generated(served: Served, prompt: str, max_tokens: int, sampling: Sampling) 
         assert isinstance(event, Tokens)
         tokens += event.ids
     return tokens
+
+
+def test_what_holds_a_text_up_is_a_comment_of_its_stream(served: Served) -> None:
+    choice = AnswerChoice(0, [1], Sampling(), TextStream(served[0].tokenizer))
+    for event, said in ((Paused("rank 1 is\nreplaced"), "paused: rank 1 is replaced"), (Resumed("on"), "resumed: on")):
+        grown = choice.take(event)
+        assert grown is not None
+        assert (grown.text, grown.ended) == ("", False)
+        assert comment(grown.comment) == f": {said}\n\n".encode()
+    with pytest.raises(Refusal, match="lost rank 1") as failed:
+        choice.take(Failed("lost rank 1"))
+    assert failed.value.status == 503
 
 
 def test_a_conversation_is_written_as_the_template_does(chat: WebClient) -> None:

@@ -112,6 +112,26 @@ def test_escape_stops_and_everything_is_reached_by_tab(browser: Any, web: WebCli
     assert said(browser) == []
 
 
+def test_a_conversation_has_turns(browser: Any, chat: WebClient) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look(browser, chat.url, 400, dark=True)
+    assert element(browser, "prompt-label").text == "Message"
+    browser.execute_script("arguments[0].value = 8", element(browser, "tokens"))
+    turns: list[dict[str, str]] = []
+    for said_now in ("Hi", "And now?"):
+        element(browser, "prompt").send_keys(said_now, Keys.ENTER)
+        until(browser, lambda _: len(browser.find_elements("css selector", ".turn footer")) > len(turns) // 2)
+        until(browser, lambda _: element(browser, "status").text == "done")
+        turns.append({"role": "user", "content": said_now})
+        expected = chat.post("/v1/chat/completions", messages=turns, max_tokens=8, temperature=0)
+        turns.append(expected["choices"][0]["message"])
+    shown = browser.find_elements("css selector", ".turn")
+    texts = browser.execute_script("return arguments[0].map(turn => turn.firstChild.data)", shown)
+    assert texts == [turn["content"] for turn in turns]
+    assert said(browser) == []
+
+
 def test_a_page_without_the_key_asks_for_it(browser: Any, served: Served) -> None:
     from selenium.webdriver.common.keys import Keys
 

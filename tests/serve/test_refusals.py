@@ -203,6 +203,9 @@ def test_a_full_queue_is_429_and_a_deadline_ends_a_text() -> None:
         running.close()
         waiting.close()
         web.wait_until(lambda snapshot: snapshot.running == snapshot.waiting == 0)
+        status, answer, _ = web.ask("POST", COMPLETIONS, {"prompt": "a b", "max_tokens": 500, "n": 5})
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        web.wait_until(lambda snapshot: snapshot.running == snapshot.waiting == 0)
         ended = web.complete(prompt="a b", max_tokens=500, pipeinfer={"deadline_s": 0.5})
         assert ended["metrics"]["pipeinfer"]["choices"][0]["reason"] == "deadline"
         assert ended["usage"]["completion_tokens"] < 500
