@@ -14,7 +14,7 @@ PAGES = [*HOME, *sorted((ROOT / "docs").glob("*.md"))]
 
 ELSEWHERE = (
     "curl ", "pipeinfer serve ", "PIPEINFER_API_KEY=", "mpirun ", "srun ", "mpiexec ", "pip ", "git ", "python3 -m ",
-    "ssh ", "scp ", ".venv/", ".ci/", "pytest ",
+    "ssh ", "scp ", "load/bin/", ".venv/", ".ci/", "pytest ",
 )  # fmt: skip
 """Commands that need a cluster, a network, a server or minutes; each is run by a test or a job of its own."""
 
