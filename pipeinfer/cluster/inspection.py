@@ -23,7 +23,7 @@ def target_load(models: Models, cells: int, sampling: Sampling) -> Load:
     plan = models.plan
     options = msgspec.json.encode(plan.backend_options)
     return Load(plan.backend, options, plan.target, (0, 0), cells, models.target.hidden_size, models.target.vocabulary,
-                False, sampling, 0, plan.cpu_share)  # fmt: skip
+                False, sampling, 0, plan.cpu_share, plan.exact)  # fmt: skip
 
 
 def draft_load(models: Models, cells: int, sampling: Sampling, layers: LayerRange) -> Load:

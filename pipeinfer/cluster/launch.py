@@ -24,6 +24,7 @@ from pipeinfer.engine.backend import Tokenizer
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_drafting
+from pipeinfer.results.divergence import ROW_BY_ROW
 from pipeinfer.results.trial import RankRecord, Trial
 from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Ready, Report, Setup
 from pipeinfer.runtime.spans import Span
@@ -99,7 +100,7 @@ class Cluster(Contact):
             log = open_log(scheduler) if open_log else None
             head = Head(self, scheduler, strategy, drafter, on_tokens, log, trace=self.plan.trace)
             fidelity = "emulated" if self.plan.backend == "emulated" else "real"
-            return head.generate(start, fidelity=fidelity, precision=self.models.target.precision)
+            return head.generate(start, fidelity=fidelity, precision=self.precision)
 
     def drafting_of(
         self, strategy: Strategy, drafting: str | None = None, options: dict[str, Any] | None = None
@@ -130,6 +131,12 @@ class Cluster(Contact):
                                  keeps_texts)  # fmt: skip
         self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order)
         return self.scheduler
+
+    @property
+    def precision(self) -> str:
+        """In which arithmetic the target's rows are computed."""
+        arithmetic = self.models.target.precision
+        return f"{arithmetic}, {ROW_BY_ROW}" if self.plan.exact else arithmetic
 
     def check_ids(self, prompt: Sequence[int]) -> None:
         """Raises ValueError where the tokenizer's files name tokens that the model was never given rows for."""

@@ -110,13 +110,13 @@ class Models:
             model=plan.target, layers=self.split[0], stage=0, stages=1, sequences=plan.sequences,
             cells=self.cells, next_rank=HEAD, next_address=head_address, head_address=head_address,
             latency_s=plan.latency_s, bandwidth_bps=plan.bandwidth_bps, trace=plan.trace, cpu_share=plan.cpu_share,
-            links=plan.links,
+            links=plan.links, exact=plan.exact, hidden_size=self.target.hidden_size,
         )  # fmt: skip
         setups = _chain(first, self.split, addresses, head)
         if plan.draft is not None:
             drafter = msgspec.structs.replace(
                 first, rank=self.drafter, role="draft", model=plan.draft, sequences=DRAFT_SEQUENCES,
-                vocabulary=self.shared_vocabulary,
+                vocabulary=self.shared_vocabulary, exact=False,
             )  # fmt: skip
             back = (self.drafter, addresses[self.drafter]) if len(self.draft_split) > 1 else head
             first_draft, *others = _chain(drafter, self.draft_split, addresses, back)

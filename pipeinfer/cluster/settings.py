@@ -18,11 +18,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which models, on which ranks, over which links.
 
     `nodes` counts all ranks, the draft's included (None: as many as `layers` or `workers` say, else 4 or MPI's).
-    `layers` is like "4,4/1", with the draft's after the slash, or "auto"; `profile` is a file of `calibrate` that goes
-    with it. `bandwidth` is like "1Gbit" and `latency` like "0.2ms", of every link. `cpu_share` is the share of the time
-    in which each rank computes. `prompt_chunk` is a number of tokens, "auto" or "whole"; `cells` (0: as the model's
-    context wants) and `sequences` are KV cells and sequence ids of each rank. `workers` are addresses of running
-    workers in rank order, and `key` is their key file.
+    `layers` is like "4,4/1", with the draft's after the slash, or "auto"; `profile` is a file of `calibrate` that
+    goes with it. `bandwidth` is like "1Gbit" and `latency` like "0.2ms", of every link. `cpu_share` is the share of
+    the time in which each rank computes. `exact`: no text parts from another one at a tie, at a price.
+    `prompt_chunk` is a number of tokens, "auto" or "whole"; `cells` (0: as the model's context wants) and
+    `sequences` are KV cells and sequence ids of each rank. `workers` are addresses of running workers in rank
+    order, and `key` is their key file.
     """
 
     backend: str = "numpy"
@@ -37,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bandwidth: str | None = None
     latency: str | None = None
     cpu_share: float = 1.0
+    exact: bool = False
     prompt_chunk: str | int = "auto"
     cells: int = 0
     sequences: int = 64
@@ -71,9 +73,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             draft=self.draft if drafts else None, stages=nodes - draft_ranks, layers=split or None,
             draft_layers=draft_split if slash and drafts else None, profile=self.profile, transport=transport,
             bandwidth_bps=bandwidth_bps(self.bandwidth) if self.bandwidth else float("inf"),
-            latency_s=seconds(self.latency) if self.latency else 0.0, cpu_share=self.cpu_share, cells=self.cells,
-            sequences=self.sequences, prompt_chunk=parse_chunk(str(self.prompt_chunk)), workers=self.workers,
-            key=self.key, trace=trace,
+            latency_s=seconds(self.latency) if self.latency else 0.0, cpu_share=self.cpu_share, exact=self.exact,
+            cells=self.cells, sequences=self.sequences, prompt_chunk=parse_chunk(str(self.prompt_chunk)),
+            workers=self.workers, key=self.key, trace=trace,
         )  # fmt: skip
 
     def _check_agreement(self, *, drafts: bool) -> None:
@@ -100,6 +102,7 @@ class SettingsFields(TypedDict, total=False):
     bandwidth: str | None
     latency: str | None
     cpu_share: float
+    exact: bool
     prompt_chunk: str | int
     cells: int
     sequences: int

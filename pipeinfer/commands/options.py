@@ -129,6 +129,9 @@ class ClusterOptions(WorkerOptions):
     bandwidth: Annotated[str | None, option(PIPELINE, "Limit every link, like 1Gbit.")] = None
     latency: Annotated[str | None, option(PIPELINE, "Delay every link, like 0.2ms.")] = None
     cpu_share: Annotated[float | None, option(PIPELINE, "Compute this share of the time, as on slower nodes.")] = None
+    exact: Annotated[
+        bool | None, option(PIPELINE, "Row by row: no text parts at a tie, at a price in speed.", "--exact")
+    ] = None
     prompt_chunk: Annotated[str | None, option(PIPELINE, "Tokens of the prompt at a time; auto (default), whole.")] = (
         None
     )

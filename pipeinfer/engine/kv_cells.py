@@ -75,6 +75,21 @@ class Cells:
         seen = tagged & (ages >= 0) if reach is None else tagged & (ages >= 0) & (ages < reach)
         return np.where(seen, SEEN, HIDDEN)
 
+    def texts(
+        self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.intp]]:  # fmt: skip
+        """The cells that each row sees, its own among them, in the order of their positions. Raises ValueError where
+        these are not 0, 1, ... up to the row's own."""
+        found = []
+        for position, row in zip(positions, self.mask(positions, sequences) == SEEN, strict=True):
+            cells = np.flatnonzero(row)
+            cells = cells[np.argsort(self._positions[cells], kind="stable")]
+            if not np.array_equal(self._positions[cells], np.arange(position + 1)):
+                raise ValueError(f"expected a row at position {position} to see each position up to its own once, came"
+                                 f" {len(cells)} cells: an exact stage computes whole texts alone")
+            found.append(cells)
+        return found
+
     def apply(self, op: KvOp) -> None:
         """Change tags as `op` says. Raises ValueError for a sequence id that is out of range."""
         match op:

@@ -30,6 +30,8 @@ class Setup(Message, frozen=True):
     given, every link between ranks is shaped to it from here on. `trace`: keep a timeline.
     `cpu_share`: compute in this share of the time and wait in the rest of it, as a slower node would.
     `vocabulary`: a draft knows and proposes token ids below this one only (0: all that it has).
+    `exact`: rows have the same bits whatever they are computed with (`pipeinfer.engine.exact`); `hidden_size` is the
+    model's.
     """
 
     rank: int
@@ -52,6 +54,8 @@ class Setup(Message, frozen=True):
     behind: tuple[str, ...] = ()
     links: tuple[LinkLimit, ...] = ()
     vocabulary: int = 0
+    exact: bool = False
+    hidden_size: int = 0
 
 
 class Ready(Message, frozen=True):
@@ -138,7 +142,7 @@ class Load(Message, frozen=True):
     `vocabulary` and whether the last layer is among them (`outputs`) make up its rows.
 
     Outputs are sampled as `sampling` says, or `candidates` of each are chosen as the draft rank does (where above 0).
-    `cpu_share` is that of a Setup.
+    `cpu_share` and `exact` are those of a Setup.
     """
 
     backend: str
@@ -152,6 +156,7 @@ class Load(Message, frozen=True):
     sampling: Sampling = Sampling()
     candidates: int = 0
     cpu_share: float = 1.0
+    exact: bool = False
 
 
 class Loaded(Message, frozen=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from pipeinfer.engine.exact import exact_stage
 from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime import control
@@ -118,7 +119,11 @@ def _session(transport: Transport, setup: Setup) -> None:
     for rank, address in enumerate(setup.behind, start=setup.rank + 1):
         transport.connect(rank, address)
     model = load_stage(setup.rank, setup.backend, setup.options, setup.model, setup.layers,
-                       cells=setup.cells, sequences=setup.sequences)  # fmt: skip
+                       cells=setup.cells, sequences=1 if setup.exact else setup.sequences)  # fmt: skip
+    if setup.exact:
+        model = exact_stage(model, cells=setup.cells, sequences=setup.sequences,
+                            hidden_size=setup.hidden_size if setup.stage else 0,
+                            gives_logits=setup.stage == setup.stages - 1)  # fmt: skip
     if setup.vocabulary:
         model = SharedVocabulary(model, setup.vocabulary, gives_logits=setup.stage == setup.stages - 1)
     endpoint = Endpoint(transport, setup)

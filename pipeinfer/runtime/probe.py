@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeinfer.engine.exact import exact_stage
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import (
@@ -107,6 +108,10 @@ class _Prober:
             self.drop()
             stage = load_stage(rank, message.backend, message.options, message.model, message.layers,
                                cells=message.cells, sequences=MEASURED_SEQUENCES)  # fmt: skip
+            if message.exact:
+                stage = exact_stage(stage, cells=message.cells, sequences=MEASURED_SEQUENCES,
+                                    hidden_size=message.hidden_size if message.layers[0] else 0,
+                                    gives_logits=message.outputs)  # fmt: skip
             self._bench = Bench(stage, message, self._abort, self._rest)
             self._tell(Loaded(rank))
         elif isinstance(message, Measure) and self._bench is not None:

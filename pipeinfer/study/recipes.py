@@ -75,7 +75,7 @@ class Live(FileEntry, frozen=True, kw_only=True):
     names of prompts or of whole sets (pipeinfer/prompt_sets.py). A prompt that is shorter than `prompt_tokens` gets the
     suite's other prompts before it, up to that many. With a `cpu_share` below 1 every rank is as slow as a node of that
     share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
-    another. `predicted`: the simulator says how fast each should be, from fit trials."""
+    another. `predicted`: the simulator says how fast each should be, from fit trials. `exact`: no ties."""
 
     backend: str
     target: str
@@ -92,6 +92,7 @@ class Live(FileEntry, frozen=True, kw_only=True):
     workers: tuple[str, ...] = ()
     prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     cpu_share: Fraction = 1.0
+    exact: bool = False
     bandwidth_gbps: Positive | None = None
     latency_us: NotNegative = 0.0
     predicted: bool = False
