@@ -62,9 +62,16 @@ class SweepOptions:
         str | None, option(SIMULATION, "Another cluster there: a name, a TOML file, a calibrated JSON.")
     ] = None
     jobs: Annotated[int, option(SIMULATION, "Processes; default: one per core.", min=0, max=1024)] = 0
+    executor: Annotated[str, option(SIMULATION, "What simulates: local (default), mpi, slurm.")] = "local"
     prompts: Annotated[
         str | None, option(TEXT, "Of what is really run: a set, or a public set's file; FILE:20 for some of it.")
     ] = None
+
+    def ranks(self, workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, Any], int | None]:
+        """`_ranks`, where the processes of an MPI world are not an executor's. Raises ValueError."""
+        if self.executor != "local" and self.fidelity != "sim":
+            raise ValueError(f"--executor {self.executor} simulates: give --fidelity sim (--emit is for others)")
+        return _ranks(workers, key) if self.executor == "local" else ({}, None)
 
     def prompt_names(self) -> dict[str, list[str]]:
         """The field of a live recipe that --prompts sets. Raises WorkloadError."""
@@ -97,7 +104,7 @@ def reproduce(
 
     given = real.given()
     key = given.get("key")
-    live, ranks = _ranks(given.get("workers"), key)
+    live, ranks = sweep.ranks(given.get("workers"), key)
     live |= {name: given[name] for name in MODEL_FIELDS if name in given} | sweep.prompt_names()
     recipes, notes = select(sections or [], Wish(sweep.fidelity, sweep.cluster, live, ranks, artifact.chosen()))
     if unused := ", ".join(sorted(given.keys() - USED)):
@@ -115,15 +122,19 @@ def reproduce(
     if collect:
         _collect(terminal, recipes, store, out)
     if not (replot or collect):
-        _run(terminal, recipes, store, sweep.jobs or _cores(), key)
+        _run(terminal, recipes, store, sweep, key)
     _report(terminal, recipes, store, out, notes)
 
 
-def _run(terminal: "Console", recipes: "list[Recipe]", store: "Store", jobs: int, key: str | None) -> None:
+def _run(
+    terminal: "Console", recipes: "list[Recipe]", store: "Store", sweep: SweepOptions, key: str | None
+) -> None:
     """Run what has no record, with a bar per recipe."""
+    from pipeinfer.study.executors import executor
     from pipeinfer.study.run import run
 
-    with _progress(terminal) as progress:
+    jobs = sweep.jobs or _cores()
+    with _progress(terminal) as progress, executor(sweep.executor, jobs, store.path.parent) as how:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
         def on_progress(recipe: "Recipe", done: int, total: int, left_s: float | None) -> None:
@@ -133,7 +144,7 @@ def _run(terminal: "Console", recipes: "list[Recipe]", store: "Store", jobs: int
             progress.refresh()
 
         for recipe in recipes:
-            run(recipe, store, jobs, on_progress, key)
+            run(recipe, store, how, on_progress, key)
 
 
 def _report(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: Path, notes: list[str]) -> None:

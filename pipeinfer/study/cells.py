@@ -1,13 +1,8 @@
-"""Running cells: simulated ones over processes, real ones one after another on ranks."""
+"""Running cells: simulated ones in parallel, real ones one after another on ranks."""
 
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from multiprocessing import connection
+from concurrent.futures import Executor
 from typing import Any
 
 import msgspec
@@ -20,6 +15,7 @@ from pipeinfer.prompt_sets import prompt_named, suite
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import RunRecord, Trial
 from pipeinfer.runtime.spans import Span
+from pipeinfer.study.executors import local
 from pipeinfer.study.identity import record_of
 from pipeinfer.study.recipes import Live, LiveCell, SimCell
 from pipeinfer.study.session import on_ranks
@@ -46,36 +42,14 @@ def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
     return list(alike.values())
 
 
-def run_simulated(cells: list[SimCell], jobs: int) -> Iterator[Record]:
-    """Their records, in order, from `jobs` processes."""
-    if jobs == 1 or len(cells) <= CHUNK:
+def run_simulated(cells: list[SimCell], jobs: int | Executor) -> Iterator[Record]:
+    """Their records, in order, from so many processes, or from a pool."""
+    if isinstance(jobs, int) and (jobs == 1 or len(cells) <= CHUNK):
         yield from map(simulated, cells)
         return
     # Closing this generator cancels what has not begun.
-    yield from _pool(jobs).map(simulated, cells, chunksize=CHUNK)
-
-
-@cache
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    """One for all recipes of a command: starting processes takes longer than many a sweep. It ends with this process.
-
-    Not forked: the parent has threads (the progress display), and a fork copies their locks. The processes start with
-    an import, and files in the working directory must not be taken for what is imported.
-    """
-    os.environ["PYTHONSAFEPATH"] = "1"
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent)
-
-
-def _leave_with_parent() -> None:
-    """A pool's processes wait for work for ever when their parent is killed; these notice."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    pool = local(jobs) if isinstance(jobs, int) else jobs
+    yield from pool.map(simulated, cells, chunksize=CHUNK)
 
 
 def simulated(cell: SimCell) -> Record:

@@ -1,6 +1,7 @@
 """Running recipes: what has no record yet is run, and recorded as it ends."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 from pipeinfer.results.records import Record, Store
 from pipeinfer.study.artifact import run_programs
@@ -41,9 +42,11 @@ def check(recipes: list[Recipe]) -> None:
             raise WorkloadError(f"recipe {recipe.name}: {problem}") from None
 
 
-def run(recipe: Recipe, store: Store, jobs: int, on_progress: OnProgress, key: str | None = None) -> None:
+def run(
+    recipe: Recipe, store: Store, jobs: int | Executor, on_progress: OnProgress, key: str | None = None
+) -> None:
     """Run the cells of a recipe that have no trial yet, and those by which its sweeps then grow, and record each as it
-    ends. `key`: the key file of workers."""
+    ends. `jobs`: processes that simulate, or what does it in their place; `key`: the key file of workers."""
     found = cells(recipe)
     missing = _missing(found, store)
     done, total = len(found) - len(missing), len(found)
@@ -75,7 +78,7 @@ def _missing(found: list[Cell], store: Store) -> list[Cell]:
 
 
 def records_of(
-    missing: list[Cell], jobs: int, key: str | None, further: Callable[[], list[Cell]] = lambda: []
+    missing: list[Cell], jobs: int | Executor, key: str | None, further: Callable[[], list[Cell]] = lambda: []
 ) -> Iterator[Record]:
     """The records of cells as each ends, in the order of `cells`. What is really run goes on with what `further` gives
     when all else has been recorded, on the same ranks."""

@@ -37,11 +37,11 @@ def copied(tmp_path: Path) -> Path:
 GENERATE = ["generate", "1 2", "--backend", "emulated", "--backend-option", "layer_s=0.0001", "--tokens", "4", "--json"]
 
 POOL = """
-from pipeinfer.study.cells import _pool
+from pipeinfer.study.executors import local
 from pipeinfer.units import size
 
 if __name__ == "__main__":
-    print(*_pool(1).map(size, [1]))
+    print(*local(1).map(size, [1]))
 """
 
 

@@ -1,0 +1,111 @@
+"""Simulated sweeps over an MPI world and over Slurm's jobs give the records of local processes, also after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from test_reproduce import comparable
+
+from pipeinfer.cluster.mpi_world import find_mpiexec, world_environment
+from pipeinfer.errors import LaunchError
+from pipeinfer.results.records import FILE, Store
+from pipeinfer.study import executors
+from pipeinfer.study.executors import executor
+from pipeinfer.study.recipes import cells
+from pipeinfer.study.run import run
+from pipeinfer.study.selection import Wish, select
+
+(RECIPE,) = select(["itl"], Wish("sim")).recipes
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from pipeinfer.results.records import Store
+from pipeinfer.study.executors import executor
+from pipeinfer.study.run import run
+from pipeinfer.study.selection import Wish, select
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    (recipe,) = select(["itl"], Wish("sim")).recipes
+    (out / "pid").write_text(str(os.getpid()))
+    with executor("mpi", 2, out) as pool:
+        run(recipe, Store(out), pool, lambda *_: None)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run(RECIPE, Store(folder), 1, lambda *_: None)
+    return folder
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def running(word: str) -> list[str]:
+    """Processes with this word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += [str(path)] * (word.encode() in path.read_bytes().split(b"\0"))
+    return found
+
+
+def command(folder: Path, *, world: bool) -> list[str]:
+    script = folder / "sweep.py"
+    script.write_text(SCRIPT)
+    module = [find_mpiexec(), "-n", "3", sys.executable, "-m", "mpi4py.futures"] if world else [sys.executable]
+    return [*module, str(script), str(folder)]
+
+
+@pytest.mark.parametrize("world", [True, False], ids=["mpiexec", "spawned"])
+def test_a_sweep_over_mpi_has_the_records_of_one_process(world: bool, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    environment = world_environment() if world else None
+    subprocess.run(command(tmp_path, world=world), env=environment, check=True, timeout=120)
+    assert comparable(tmp_path) == comparable(whole)
+
+
+def test_a_world_that_is_killed_leaves_nobody_and_is_resumed(whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mpi4py")
+    with subprocess.Popen(
+        command(tmp_path, world=True), env=world_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as world:
+        lines = tmp_path / FILE
+        until(lambda: lines.exists() and lines.read_bytes().count(b"\n") > 2)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        world.wait(60)
+    until(lambda: not running(str(tmp_path / "sweep.py")))
+    found = len(Store(tmp_path).records)
+    assert 2 < found < len(cells(RECIPE)), "it was killed in the middle"
+    run(RECIPE, Store(tmp_path), 1, lambda *_: None)
+    assert comparable(tmp_path) == comparable(whole)
+
+
+def test_jobs_have_the_records_of_one_process(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By submitit's executor that starts its jobs on this machine."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(executors, "BATCH", 10)
+    with executors._slurm(0, tmp_path, "local") as pool:
+        run(RECIPE, Store(tmp_path), pool, lambda *_: None)
+    assert comparable(tmp_path) == comparable(whole)
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='--executor "dask": expected one of local, mpi, slurm'), \
+            executor("dask", 1, tmp_path):  # fmt: skip
+        pass
+    pytest.importorskip("submitit")
+    with pytest.raises(LaunchError, match="--executor slurm: "), executor("slurm", 1, tmp_path):
+        pass
