@@ -174,6 +174,8 @@ class Generation:
         self.limit = min(pipe.pipeline.limit, self.prompt_length + request.max_tokens)
         """The longest that its text can become, in tokens."""
         self.margins: list[float] = []
+        self.unsent: deque[list[Node]] = deque()
+        """Chunks of the prompt that were not sent yet."""
         self.began_at = 0.0
         self.cached = 0
         """Tokens of the prompt whose cells were there."""

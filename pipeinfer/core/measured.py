@@ -5,6 +5,7 @@ Averages forget: what matters is how things are now (another rank may share the 
 
 from collections import deque
 from collections.abc import Sequence
+from math import ceil
 
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.tree import Node, Run
@@ -119,6 +120,17 @@ class Measured:
         if verdicts is None:
             verdicts = self.right[depth] = deque(maxlen=WINDOW)
         verdicts.append(right)
+
+    @property
+    def slots(self) -> int:
+        """Runs that a traversal, links and all, has room for: in times of the slowest stage. As many as there are
+        stages before anything was measured."""
+        runs = float(self._stages)
+        for times in self.rows.values():
+            slowest = max(times.seconds)
+            if min(times.counts) and slowest > 0:
+                runs = max(runs, (sum(times.seconds) + self.links_s) / slowest)
+        return min(ceil(runs), 4 * self._stages)
 
     @property
     def verdicts(self) -> int:

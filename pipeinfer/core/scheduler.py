@@ -52,6 +52,8 @@ class Scheduler(Machine):
         self._free = deque(range(pipeline.sequences))
         self._live: list[Generation] = []
         self._queue: deque[Start] = deque()
+        self._reading: deque[Generation] = deque()
+        """Those of whose prompts not all was sent."""
         self.held = HeldTexts()
 
     @property
@@ -174,13 +176,24 @@ class Scheduler(Machine):
         nodes = generation.take_prompt()[shared:]
         strategy.started(generation)
         size = chunk_size(self.pipeline.prompt_chunk, len(nodes), self.pipeline.stages)
-        for start in range(0, len(nodes), size):
-            chunk = nodes[start : start + size]
-            for node in chunk:
-                self.ledger.extend((sequence,), node.position)
-            last = chunk[-1] is generation.tip
-            self._send(generation, RunKind.PROMPT, chunk, ((sequence,),) * len(chunk), outputs=int(last))
+        generation.unsent.extend([nodes[start : start + size] for start in range(0, len(nodes), size)])
+        self._reading.append(generation)
         self._go_on(generation)
+
+    def _send_prompts(self) -> None:
+        """Send chunks of prompts, in the order in which their requests came: each after the one before it has come back
+        where others decode, whom a long prompt must not hold up."""
+        while self._reading:
+            one = self._reading[0]
+            if one.in_flight and len(self._live) > len(self._reading):
+                return
+            chunk = one.unsent.popleft()
+            for node in chunk:
+                self.ledger.extend((one.sequence,), node.position)
+            tags = ((one.sequence,),) * len(chunk)
+            self._send(one, RunKind.PROMPT, chunk, tags, outputs=int(chunk[-1] is one.tip))
+            if not one.unsent:
+                self._reading.popleft()
 
     def _check(self, event: Start) -> None:
         """Refuse, with ValueError, what can have no answer. Nothing has happened then."""
@@ -260,6 +273,8 @@ class Scheduler(Machine):
         generation.finish()
         self._order = self.order
         self._live.remove(generation)
+        if generation.unsent:
+            self._reading.remove(generation)
         self._keep(generation)
 
     # What stays after the end
@@ -351,6 +366,8 @@ class Scheduler(Machine):
         """Send what there is to send, then order drafts for the request that something happened to."""
         if self._queue:
             self._admit()
+        if self._reading:
+            self._send_prompts()
         if len(self._live) == 1:
             one = self._live[0]
             while nodes := one.strategy.next_run(one):
@@ -361,13 +378,17 @@ class Scheduler(Machine):
             generation.order_draft()
 
     def _share_out(self) -> None:
-        """Several requests in one pipe: committed tokens first, then the run that is likeliest to become text."""
+        """Several requests in one pipe: committed tokens first, then, where there is room in the pipe, the run that is
+        likeliest to become text. What was cancelled has its place until its marker is back, in the wake of the run
+        before it: so runs enter one by one, and few wait where a better one might have gone."""
+        slots = self.measured.slots
         while True:
+            full = len(self.in_flight) >= slots
             best: tuple[float, int] | None = None
             for index, one in enumerate(self._live):
-                nodes = one.strategy.next_run(one)
-                if nodes:
-                    survival = 1.0 if nodes[0] is one.tip else self.measured.survival(one.tip, nodes[0])
+                nodes = one.strategy.next_run(one) if not one.unsent else None
+                if nodes and (nodes[0].committed or not full):
+                    survival = 1.0 if nodes[0].committed else self.measured.survival(one.tip, nodes[0])
                     if best is None or survival > best[0]:
                         best, chosen = (survival, index), nodes
             if best is None:

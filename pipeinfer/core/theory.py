@@ -38,6 +38,12 @@ def pipelined_chain(a: float, stages: int, k: int) -> float:
     return stages / ((1 - a) * (stages + a / (1 - a**k)))
 
 
+def shared_chain(a: float, stages: int, requests: int) -> float:
+    """The chain in runs of one token where up to N requests share the pipeline: their tokens together, over those of as
+    many requests without speculation. A right token costs a request one of N slots, a wrong one a traversal."""
+    return 1 / (a * requests / stages + 1 - a)
+
+
 def pipelined_chain_over_links(a: float, stages: int, links: float) -> float:
     """The chain of single-token runs where all links of a traversal take `links` * T together, over iterative decoding
     on the same links: each right token costs one stage time, each wrong one a traversal."""

@@ -93,7 +93,7 @@ class SimulatedLink:
         return max(now + self.floor_s, now + size * self.s_per_byte + self.latency_s)
 
 
-def _perfect(_source: int, _target: int) -> SimulatedLink:
+def free_link(_source: int, _target: int) -> SimulatedLink:
     return SimulatedLink()
 
 
@@ -131,7 +131,7 @@ class Simulation(World):
         strategy: Strategy,
         costs: Costs,
         oracle: Oracle,
-        link: Callable[[int, int], SimulatedLink] = _perfect,
+        link: Callable[[int, int], SimulatedLink] = free_link,
         spans: list[Span] | None = None,
         hosts: Hosts | None = None,
         policy: DraftPolicy | TextPolicy | None = None,
@@ -157,7 +157,7 @@ class Simulation(World):
         if policy is None and strategy.drafting:
             policy = open_drafting(strategy.drafting, strategy.drafting_options)
         self._policy = policy
-        self._drafter = drafter_of(policy, pipeline.cells, DRAFT_SEQUENCES, pipeline.context)
+        self._drafter = drafter_of(lambda _: policy, pipeline)
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._emit_s: list[float] = []
@@ -247,15 +247,19 @@ class Simulation(World):
         self._epoch[rank] += 1
         seconds = self._ended(rank, what, aborted)
         outputs = what.positions[len(what.tokens) - what.outputs :]
+        oracle = self._oracle_of(what.request if isinstance(what, ComputeDraft) else what.requests[0])
         if isinstance(what, ComputeDraft):
-            candidates = self._oracle.candidates
+            candidates = oracle.candidates
             found = () if aborted else tuple([candidates(position + 1, what.count) for position in outputs])
             return self._drafter, Drafted(found, aborted, seconds)
         ids: tuple[int, ...] = ()
         if rank == self._last and not aborted:
-            target = self._oracle.target
+            target = oracle.target
             ids = tuple([target(position + 1) for position in outputs])
         return self._stages[rank], Computed(what.run, seconds, aborted, None, ids)
+
+    def _oracle_of(self, request: int) -> Oracle:
+        return self._oracle
 
     def abort(self, machine: Machine, effect: Abort) -> None:
         """End what a rank computes: now, or where it next looks."""
@@ -380,11 +384,12 @@ class Simulation(World):
         )
 
 
-def drafter_of(policy: Any, cells: int, sequences: int, context: int) -> Drafter | TextDrafter:
-    """The machine that drafts by this policy, with a model or without."""
+def drafter_of(open_policy: Callable[[int], Any], pipeline: PipelineShape) -> Drafter | TextDrafter:
+    """The machine that drafts by such policies, with a model or without, for a target in this pipeline."""
+    policy = open_policy(0)
     if policy is not None and not policy.model:
-        return TextDrafter(lambda _: policy)
-    return Drafter(cells, sequences, context, lambda _: policy)
+        return TextDrafter(open_policy)
+    return Drafter(pipeline.cells, DRAFT_SEQUENCES, pipeline.context, open_policy)
 
 
 def _told(machine: Machine, event: Any) -> tuple[Machine, Any]:

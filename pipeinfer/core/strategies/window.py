@@ -1,7 +1,6 @@
 """What fills a pipe: how many runs in flight, which nodes can be sent, and how many of a run there is room for."""
 
 from collections.abc import Sequence
-from math import ceil
 
 from pipeinfer.core.generation import Generation
 from pipeinfer.core.messages import RunKind
@@ -9,15 +8,8 @@ from pipeinfer.core.tree import Node
 
 
 def depth(generation: Generation) -> int:
-    """Runs in flight that keep the slowest stage busy: what a traversal takes, links and all, in times of that stage;
-    one waits before it and one is on its way back. As many as there are stages before anything was measured."""
-    pipe = generation.pipe
-    runs = float(pipe.pipeline.stages)
-    for times in pipe.measured.rows.values():
-        slowest = max(times.seconds)
-        if min(times.counts) and slowest > 0:
-            runs = max(runs, (sum(times.seconds) + pipe.measured.links_s) / slowest)
-    return min(ceil(runs), 4 * pipe.pipeline.stages) + 2
+    """Runs in flight that keep the slowest stage busy; one waits before it and one is on its way back."""
+    return generation.pipe.measured.slots + 2
 
 
 def that_fit(generation: Generation, nodes: Sequence[Node]) -> Sequence[Node] | None:

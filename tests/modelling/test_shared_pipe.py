@@ -1,0 +1,60 @@
+"""Several requests in one simulated pipe: their speed beside the closed form; a long prompt holds nobody up."""
+
+import numpy as np
+import pytest
+from test_theory import PROMPT, Ideal, always_ready, stratified, stretches
+
+from pipeinfer.core import theory
+from pipeinfer.core.effects import Request, Start
+from pipeinfer.core.generation import PipelineShape
+from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
+from pipeinfer.runtime.oracle import Trace
+
+STAGES = 8
+ACCEPTANCE = 0.79
+TOKENS = 400
+
+
+def shuffled(seed: int) -> Trace:
+    """The stretches of accepted drafts twice, in an order of its own."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, 7]))
+    lengths = stretches(ACCEPTANCE)
+    return stratified([*generator.permutation(lengths), *generator.permutation(lengths)])
+
+
+def shared_speed(requests: int) -> float:
+    """Tokens of all while all decode, over those of as many requests without speculation."""
+    room = 8 * STAGES + 64
+    pipeline = PipelineShape(STAGES, cells=requests * (PROMPT + TOKENS) + 32 * room, sequences=8 * room)
+    start = Request(tuple(range(PROMPT)), TOKENS)
+    load = LoadSimulation(
+        pipeline,
+        Ideal(STAGES),
+        [Arriving(0.0, Start(start, number), always_ready(1, STAGES), shuffled(number)) for number in range(requests)],
+    )
+    load.serve()
+    first = max(times[0] for times in load.emit_s.values())
+    last = min(times[-1] for times in load.emit_s.values())
+    tokens = sum(first < at <= last for times in load.emit_s.values() for at in times)
+    return tokens / (last - first) / requests
+
+
+@pytest.mark.parametrize(("requests", "least"), [(1, 0.98), (2, 0.98), (3, 0.97), (4, 0.98), (6, 0.9), (8, 0.98)])
+def test_requests_share_the_pipe_by_the_closed_form(requests: int, least: float) -> None:
+    """Most is lacking where a request has hardly more than one slot, which cannot be halved."""
+    expected = theory.shared_chain(ACCEPTANCE, STAGES, requests)
+    assert least * expected <= shared_speed(requests) <= 1.03 * expected
+
+
+def test_a_long_prompt_goes_in_between_the_tokens_of_others() -> None:
+    """A chunk of 32 rows takes as long as 4 tokens; whoever comes behind it follows it through the pipe."""
+    chunks, tokens = 24, 60
+    pipeline = PipelineShape(4, cells=4096, prompt_chunk=32)
+    short = Arriving(0.0, Start(Request((1,), tokens), 0), Iterative(), shuffled(0))
+    long = Arriving(5.5, Start(Request(tuple(range(32 * chunks)), 4), 1), Iterative(), shuffled(1))
+    load = LoadSimulation(pipeline, Ideal(4, row=3 / 31), [short, long])
+    load.serve()
+    gaps = np.diff(load.emit_s[0])
+    assert max(gaps) <= 4 + 1, "a token never has more than one chunk before it"
+    assert load.emit_s[1][0] - 5.5 <= 1.3 * 4 * chunks, "and the prompt comes through all the same"
