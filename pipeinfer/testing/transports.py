@@ -18,6 +18,8 @@ import pytest
 
 from pipeinfer.runtime.transports import MAX_HEADER, MAX_PAYLOAD, Envelope, PeerLost, Transport
 
+WAIT_S = 1.0
+
 PATIENCE_S = 10.0
 """How long a message may take to arrive before a test gives it up."""
 
@@ -139,6 +141,14 @@ class TransportConformance:
         start = time.monotonic()
         assert pair[0].receive(0.05) is None
         assert time.monotonic() - start >= 0.05
+
+    def test_waiting_takes_no_processor_time(self, pair: list[Transport]) -> None:
+        """By the processor's clock, of all threads: less than 1 % of a core."""
+        for endpoint in pair:
+            endpoint.receive(0.01)
+        before = time.process_time()
+        pair[0].receive(WAIT_S)
+        assert time.process_time() - before < 0.01 * WAIT_S
 
     def test_connect_is_idempotent(self, pair: list[Transport]) -> None:
         a, b = pair

@@ -57,6 +57,9 @@ _HEADER_LENGTH = struct.Struct("<I")
 _YIELD_S = 50e-6
 _NAP_SHARE = 1 / 8
 _LONGEST_NAP_S = 500e-6
+_IDLE_SHARE = 1 / 64
+_LONGEST_IDLE_NAP_S = 5e-3
+"""Who has waited for long naps for longer, by no more than this share of the wait: looking costs some 10 us."""
 
 
 class MpiTransport:
@@ -288,7 +291,8 @@ def _rest(waited: float, left: float) -> None:
     if waited < _YIELD_S:
         os.sched_yield()
     else:
-        time.sleep(min(waited * _NAP_SHARE, _LONGEST_NAP_S, left))
+        longest = min(max(_LONGEST_NAP_S, waited * _IDLE_SHARE), _LONGEST_IDLE_NAP_S)
+        time.sleep(min(waited * _NAP_SHARE, longest, left))
 
 
 def _wait_until(done: Callable[[], bool], limit_s: float) -> bool:

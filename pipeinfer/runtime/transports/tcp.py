@@ -24,6 +24,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from pipeinfer.runtime.processor_quota import spinning_s
 from pipeinfer.runtime.transports import (
     MAX_HEADER,
     MAX_PAYLOAD,
@@ -70,8 +71,7 @@ class TcpTransport:
     `keys`: the cluster's pair or the path of its key file; addresses that are not loopback require a file. Times in
     seconds: `connect_s` for a peer's first answer; `silence_s` without a sign of life until a peer is lost; `again_s`
     for which a peer is tried again that left or refused us before its first word, as one does that is still leaving
-    another session; `spin_s` of busy looking before `receive` blocks, as waking up costs more than a hop (default 50 us
-    on more than one core).
+    another session; `spin_s` of busy looking before `receive` blocks (default: as `processor_quota` says).
     Raises TransportError when the address cannot be had.
     """
 
@@ -96,7 +96,7 @@ class TcpTransport:
         self._max_payload = max_payload
         self._connect_s = connect_s
         self._silence_s = silence_s
-        self._spin_s = spin_s if spin_s is not None else 50e-6 if (os.cpu_count() or 1) > 1 else 0.0
+        self._spin_s = spinning_s() if spin_s is None else spin_s
         self._again_s = again_s
         self._roster = Roster(rank, silence_s, again_s)
         self._senders: dict[bytes, Peer] = {}

@@ -16,7 +16,7 @@ import pytest
 
 from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec
 from pipeinfer.errors import LaunchError
-from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Traffic, TransportError
+from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Traffic, TransportError, mpi
 from pipeinfer.testing.transports import TransportConformance, expect
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,6 +34,24 @@ def need_mpi() -> str:
         return find_mpiexec()
     except LaunchError as problem:
         pytest.skip(str(problem), allow_module_level=True)
+
+
+def test_a_rank_that_waits_for_long_looks_seldom(monkeypatch):
+    """A look costs some 10 us: less than 1 % of a core after a tenth of a second, and no wait is a tenth longer."""
+    waited = [0.0]
+    naps: list[tuple[float, float]] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append((waited[0], seconds))
+        waited[0] += seconds
+
+    monkeypatch.setattr(mpi.time, "sleep", sleep)
+    waited[0] = 100e-6
+    while waited[0] < 2.0:
+        mpi._rest(waited[0], 10.0)
+    assert sum(1 for at, _ in naps if at > 0.1) < 0.01 * (2.0 - 0.1) / 10e-6
+    assert all(nap <= max(at / 8, 1e-9) for at, nap in naps)
+    assert max(nap for at, nap in naps if at < 0.03) <= 500e-6
 
 
 class Remote:

@@ -1,0 +1,52 @@
+"""How much of the host's processors this process may use: who looks for a message instead of sleeping pays with it."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+SPIN_S = 50e-6
+"""Waking up costs more than a hop that comes this soon."""
+
+
+def spinning_s(root: Path = Path("/")) -> float:
+    """How long a rank may look for a message before it sleeps. Nothing where there is no more than one core to use:
+    under a quota the time is taken from computing, and on a single core from whoever would send."""
+    return SPIN_S if usable_cores(root) > 1 else 0.0
+
+
+def usable_cores(root: Path = Path("/")) -> float:
+    """Those of the host that this process is bound to, or what the quotas of its control groups come to, where that is
+    less. Below `root` lie the system's own files; groups of both versions are read."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([float(bound), *_quotas(root)])
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """In cores: of the process's groups and the ones around them."""
+    top = root / "sys/fs/cgroup"
+    for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE):
+        if not controllers:
+            for group in _upwards(top, path):
+                yield from _cores(*_read(group / "cpu.max").split()[:2])
+        elif "cpu" in controllers.split(","):
+            for group in _upwards(top / "cpu", path):
+                yield from _cores(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+
+
+def _upwards(top: Path, path: str) -> list[Path]:
+    group = top / path
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(top))] if path else [top]
+
+
+def _cores(quota: str = "", period: str = "") -> list[float]:
+    """None where it says max, -1 or nothing."""
+    quota, period = quota.strip(), period.strip()
+    return [int(quota) / int(period)] if quota.isdecimal() and period.isdecimal() and int(period) else []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
