@@ -3,14 +3,16 @@ how it is run, what was found to take how long, where, and from which command.""
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from pipeinfer.report.claims import Claim
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.figures import figure_name
 from pipeinfer.report.page import Table
 from pipeinfer.results.records import FILE, environment
-from pipeinfer.study.recipes import PredictorCell, cells
+from pipeinfer.study.recipes import PredictorCell, Recipe, cells
 
 HOW_TO = """\
 pipeinfer reproduce                                   # every experiment: simulated, and the live table on this machine
@@ -26,6 +28,7 @@ pipeinfer reproduce --replot                          # figures and report anew 
 class Appendix(msgspec.Struct, frozen=True):
     """Experiments, commands, environment and data."""
 
+    claims: Table
     experiments: Table
     command: str
     ways: str
@@ -33,17 +36,22 @@ class Appendix(msgspec.Struct, frozen=True):
     data: str
 
 
-def appendix(experiments: Sequence[Experiment]) -> Appendix:
-    """Of what this report is about."""
+def appendix(
+    by_name: Mapping[str, Experiment], analysis_s: Mapping[str, float], claims: Sequence[Claim]
+) -> Appendix:
+    """Of what this report is about; `analysis_s`: what tables and figures of each experiment took (s)."""
+    experiments = list(by_name.values())
     hosts = sorted(
         {host for one in experiments for text in one.trials.hosts.dropna() for host in text.split(", ") if host}
     )
     found = environment() | ({"hosts of the ranks": ", ".join(hosts)} if hosts else {})
     once = {row.config_hash: row.seconds for one in experiments for row in one.trials.itertuples()}
     return Appendix(
+        Table(["claim", "what", "verdict", "experiments", "figures"], [_of_claim(one, experiments) for one in claims]),
         Table(
-            ["experiment", "claims", "fidelity", "expected", "hardware", "minutes", "here, s", "cells", "done"],
-            list(map(_row, experiments)), range(5, 9),
+            ["experiment", "claims", "fidelity", "expected", "hardware", "setup", "minutes", "execution here, s",
+             "analysis here, s", "cells", "done"],
+            [_row(one, analysis_s[one.recipe.name]) for one in experiments], range(6, 11),
         ),
         shlex.join(["pipeinfer", *sys.argv[1:]]),
         HOW_TO,
@@ -55,7 +63,16 @@ def appendix(experiments: Sequence[Experiment]) -> Appendix:
     )  # fmt: skip
 
 
-def _row(experiment: Experiment) -> list[str]:
+def _of_claim(claim: Claim, experiments: Sequence[Experiment]) -> list[str]:
+    """Which experiments bear on it, and where that is drawn."""
+    bearing = [one.recipe for one in experiments if claim.id in one.recipe.claims]
+    drawn = [f"{figure_name(recipe, figure)}.svg" for recipe in bearing for figure in recipe.figures]
+    own = [f"{claim.figure}.svg"] * bool(claim.figure)
+    names = ", ".join(recipe.name for recipe in bearing)
+    return [claim.id, claim.claim, claim.verdict, names or "none was run", ", ".join([*own, *drawn]) or "-"]
+
+
+def _row(experiment: Experiment, analysis_s: float) -> list[str]:
     recipe, done = experiment.recipe, experiment.trials[experiment.trials.status != "failed"]
     return [
         recipe.name,
@@ -63,11 +80,23 @@ def _row(experiment: Experiment) -> list[str]:
         recipe.fidelity,
         recipe.expected,
         recipe.hardware,
+        _setup(recipe),
         f"{_minutes(experiment):.2g}",
         f"{experiment.trials.seconds.sum():.0f}",
+        f"{analysis_s:.1f}",
         str(sum(not isinstance(cell, PredictorCell) for cell in cells(recipe))),
         str(len(done) + len(experiment.simulated)),
     ]
+
+
+def _setup(recipe: Recipe) -> str:
+    """What has to be there beside the installed package."""
+    if recipe.artifact is not None:
+        return "the authors' programs, built"
+    live = recipe.live
+    own = live is not None and any(not model.startswith("builtin:") for model in (live.target, live.draft))
+    there = ["running workers"] * (live is not None and bool(live.workers)) + ["your models"] * own
+    return ", ".join(there) or "none"
 
 
 def _minutes(experiment: Experiment) -> float:

@@ -1,8 +1,12 @@
 """From tables to a folder that is read: figures, claims.json, report.html and report.md."""
 
 import os
+import shlex
 import shutil
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +17,7 @@ from markupsafe import Markup
 from pipeinfer.assets import PACKAGE
 from pipeinfer.report.appendix import Appendix, appendix
 from pipeinfer.report.claims import Claim, judge
+from pipeinfer.report.crate import write_crate
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, draw_card, draw_texts, figure_name
 from pipeinfer.report.overview import FirstScreen, first_screen
@@ -43,6 +48,7 @@ class Section(NamedTuple):
     pictures: list[Picture]
     table: Table | None
     blocks: list[Block]
+    analysis_s: float = 0.0
 
 
 class Conclusion(NamedTuple):
@@ -71,15 +77,24 @@ def report(recipes: Sequence[Recipe], found: Tables, folder: Path, remarks: Sequ
     experiments = {recipe.name: Experiment(recipe, found) for recipe in recipes}
     try:
         claims = [_with_card(claim, experiments, folder) for claim in judge(experiments)]
-        sections = [section(one, folder / FIGURES) for one in experiments.values()]
+        sections = list(map(partial(_timed, folder=folder / FIGURES), experiments.values()))
         paper = _paper_figures(experiments, folder)
         first = first_screen(claims, experiments, folder / FIGURES)
+        ends = appendix(experiments, {one.recipe.name: one.analysis_s for one in sections}, claims)
         (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
-        _render(folder, first, claims, sections, paper, appendix(list(experiments.values())), remarks)
+        _render(folder, first, claims, sections, paper, ends, remarks)
+        write_crate(folder, shlex.join(["pipeinfer", *sys.argv[1:]]))
     except OSError as problem:
         raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
     shown = [one.table for one in sections if one.table is not None and one.recipe.fidelity != "sim"]
     return Conclusion(claims, shown, [line for one in experiments.values() for line in _problem(one)])
+
+
+def _timed(experiment: Experiment, folder: Path) -> Section:
+    """Its section, with what analysis and drawing took."""
+    start = time.perf_counter()
+    found = section(experiment, folder)
+    return found._replace(analysis_s=time.perf_counter() - start)
 
 
 def section(experiment: Experiment, figures: Path) -> Section:

@@ -1,6 +1,7 @@
 """The report: what its first screen says, that both pages say the same, and what the terminal ends with."""
 
 import io
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -112,3 +113,23 @@ def test_the_terminal_ends_with_a_line_per_claim_on_one_screen(done: tuple[Path,
     assert [line.split()[1] for line in lines[10:]] == [
         "results/report.html", "results/trials.parquet", "results/trials.jsonl",
     ]  # fmt: skip
+
+
+def test_the_folder_describes_itself_as_a_crate(done: tuple[Path, list[Claim]]) -> None:
+    folder, _ = done
+    crate = json.loads((folder / "ro-crate-metadata.json").read_text())
+    by_id = {entry["@id"]: entry for entry in crate["@graph"]}
+    assert by_id["ro-crate-metadata.json"]["about"] == {"@id": "./"}
+    parts = [part["@id"] for part in by_id["./"]["hasPart"]]
+    assert {"report.html", "trials.jsonl", "trials.parquet", "figures/claim-C1.svg"} <= set(parts)
+    assert all((folder / part).exists() and by_id[part]["@type"] == "File" for part in parts)
+
+
+def test_the_appendix_leads_from_claims_to_experiments_and_figures(done: tuple[Path, list[Claim]]) -> None:
+    folder, claims = done
+    text = (folder / "report.md").read_text()
+    assert "| C1 | Generation speed over standard speculative inference | partly | width | claim-C1.svg, width-" in text
+    for claim in claims:
+        if "C1" != claim.id != "C2":
+            assert f"| {claim.id} | {claim.claim} | {claim.verdict} | none was run | " in text
+    assert "| setup | minutes | execution here, s | analysis here, s |" in text
