@@ -13,6 +13,7 @@ from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_strategy
+from pipeinfer.results.trial import Trial
 from pipeinfer.study.cells import run_live
 from pipeinfer.study.recipes import Live, LiveCell
 from pipeinfer.testing.models import write_llama
@@ -76,6 +77,62 @@ def test_a_draft_that_is_not_finite_costs_its_guesses_alone(
 ) -> None:
     expected = text(models["sound"], None, "iterative", sampling)
     assert text(models["sound"], models["last"], strategy, sampling) == expected
+
+
+UNTRAINED = 290
+"""A token that no text has: the target's embedding of it is NaN, and the draft thinks that it always comes next."""
+
+
+@pytest.fixture(scope="module")
+def wild(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Such a target and such a draft."""
+    folder = tmp_path_factory.mktemp("wild")
+    target, draft = (damaged(Path(models["sound"]), folder / role, 0) for role in ("target", "draft"))
+    sound = load_file(Path(models["sound"]) / "model.safetensors")
+    embedding, likes = sound["model.embed_tokens.weight"].copy(), sound["lm_head.weight"].copy()
+    embedding[UNTRAINED] = np.nan
+    likes[:] = 0
+    save_file(sound | {"model.embed_tokens.weight": embedding}, target / "model.safetensors", metadata={"format": "pt"})
+    likes[UNTRAINED] = 30 * sound["lm_head.weight"][UNTRAINED]
+    likes[UNTRAINED + 1] = -likes[UNTRAINED]  # one of the two is above 0, and all others are 0
+    save_file(sound | {"lm_head.weight": likes}, draft / "model.safetensors", metadata={"format": "pt"})
+    return str(target), str(draft)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "llamacpp"])
+@pytest.mark.parametrize(("strategy", "options"), [("speculative", {"k": 4}), ("pipeinfer", {}), ("specpipe", {})])
+def test_a_wrong_guess_that_is_not_finite_is_a_wrong_guess(
+    wild: tuple[str, str], backend: str, strategy: str, options: dict[str, int]
+) -> None:
+    pytest.importorskip({"torch": "torch", "llamacpp": "llama_cpp", "numpy": "numpy"}[backend])
+    target, draft = wild
+    expected = generate(target, None, "iterative", {}, backend).token_ids
+    assert UNTRAINED not in expected
+    trial = generate(target, draft, strategy, options, backend)
+    assert trial.token_ids == expected
+    if strategy == "speculative":  # the others may be faster than their draft
+        assert sum(run.drafted for run in trial.runs) > len(expected)
+
+
+@pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])
+def test_a_right_guess_that_is_not_finite_ends_the_text_there(
+    models: dict[str, str], tmp_path: Path, strategy: str
+) -> None:
+    sound = models["sound"]
+    third = generate(sound, None, "iterative", {}, "numpy").token_ids[2]
+    target = damaged(Path(sound), tmp_path / "target", 0)
+    tensors = load_file(Path(sound) / "model.safetensors")
+    tensors["model.embed_tokens.weight"][third] = np.nan
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LaunchError, match=rf"{target} on rank 1 \(numpy\): the logits for position 7 are not finite"):
+        generate(str(target), None if strategy == "iterative" else sound, strategy, {}, "numpy")
+
+
+def generate(target: str, draft: str | None, strategy: str, options: dict[str, int], backend: str) -> Trial:
+    plan = Plan(backend=backend, target=target, draft=draft, stages=2, transport="inproc", cells=256)
+    with Cluster(plan) as cluster:
+        chosen = open_strategy(strategy, dict(options))
+        return cluster.generate(PROMPT, chosen, max_tokens=12, stop_ids=())
 
 
 @pytest.mark.parametrize("command", ["generate", "record"])

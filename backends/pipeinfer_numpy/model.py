@@ -1,5 +1,7 @@
 """Layers [i, j) of a Llama model in float32 NumPy: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,7 @@ class LlamaStage:
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
-        return self._cells.compute(batch, lambda taken: self._run(batch, hidden, taken, abort))
+        return self._cells.compute_apart(batch, hidden, partial(self._run, abort), self._wipe)
 
     def apply(self, op: KvOp) -> None:
         self._cells.apply(op)
@@ -45,7 +47,11 @@ class LlamaStage:
     def close(self) -> None:
         del self._weights, self._keys, self._values
 
-    def _run(self, batch: Batch, hidden: Hidden | None, taken: Taken, abort: AbortCheck) -> Hidden | None:
+    def _wipe(self, taken: Taken) -> None:
+        self._keys[..., taken] = 0
+        self._values[:, :, taken] = 0
+
+    def _run(self, abort: AbortCheck, batch: Batch, hidden: Hidden | None, taken: Taken) -> Hidden | None:
         x = self._enter(batch, hidden)
         turn = rotations(self._frequencies, batch.positions)
         mask = self._cells.mask(batch.positions, batch.sequences)

@@ -39,10 +39,18 @@ class KvCells:
         shape = (2, 1, kv_heads, self._cells, head_size)
         self.layers = [self._like.new_zeros(shape) for _ in range(self._count)]
 
+    @torch.inference_mode()
+    def wipe(self, taken: Taken) -> None:
+        """Set these cells to 0."""
+        for layer in self.layers:
+            layer[:, :, :, self._numbers(taken)] = 0
+
     def view(self, batch: Batch, taken: Taken) -> CellsView:
-        cells = taken if isinstance(taken, slice) else torch.from_numpy(taken).to(self._like.device)
         masks = {
             reach: torch.from_numpy(self.tags.mask(batch.positions, batch.sequences, reach)).to(self._like)
             for reach in self._reaches
         }
-        return CellsView(cells, self.tags.window, masks)
+        return CellsView(self._numbers(taken), self.tags.window, masks)
+
+    def _numbers(self, taken: Taken) -> slice | Tensor:
+        return taken if isinstance(taken, slice) else torch.from_numpy(taken).to(self._like.device)

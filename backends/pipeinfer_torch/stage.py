@@ -1,5 +1,7 @@
 """One stage: its cells, and the layers that run over them."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,7 +49,7 @@ class TorchStage:
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
-        return self._cells.tags.compute(batch, lambda taken: self._run(batch, hidden, taken, abort))
+        return self._cells.tags.compute_apart(batch, hidden, partial(self._run, abort), self._cells.wipe)
 
     def apply(self, op: KvOp) -> None:
         self._cells.tags.apply(op)
@@ -59,7 +61,7 @@ class TorchStage:
         del self._layers, self._cells
 
     @torch.inference_mode()
-    def _run(self, batch: Batch, hidden: Hidden | None, taken: Taken, abort: AbortCheck) -> Hidden | None:
+    def _run(self, abort: AbortCheck, batch: Batch, hidden: Hidden | None, taken: Taken) -> Hidden | None:
         positions = torch.tensor(batch.positions, device=self._like.device)
         view = self._cells.view(batch, taken)
         result = self._layers.run(self._enter(batch, hidden), positions, view, batch.outputs, abort)

@@ -14,6 +14,7 @@ from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Request, Start
+from pipeinfer.core.errors import NothingToChoose
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import DraftFrom, Sampling
@@ -21,6 +22,7 @@ from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.engine.backend import Tokenizer
+from pipeinfer.engine.sampling import NotFinite
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_drafting
@@ -100,7 +102,11 @@ class Cluster(Contact):
             log = open_log(scheduler) if open_log else None
             head = Head(self, scheduler, strategy, drafter, on_tokens, log, trace=self.plan.trace)
             fidelity = "emulated" if self.plan.backend == "emulated" else "real"
-            return head.generate(start, fidelity=fidelity, precision=self.precision)
+            try:
+                return head.generate(start, fidelity=fidelity, precision=self.precision)
+            except NothingToChoose as problem:
+                raise LaunchError(f"{self.plan.target} on rank {len(self.models.split) - 1} ({self.plan.backend}):"
+                                  f" {NotFinite(problem.position)}") from problem  # fmt: skip
 
     def drafting_of(
         self, strategy: Strategy, drafting: str | None = None, options: dict[str, Any] | None = None

@@ -22,3 +22,11 @@ class PeerError(ProtocolError):
     """The other side sent what the protocol does not allow now."""
 
     side: Side = "peer"
+
+
+class NothingToChoose(PeerError):  # noqa: N818 - reads as what happened
+    """The text has come to a row whose logits are not finite; `position` is that of the token that was due."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"no token could be chosen for position {position}")
+        self.position = position

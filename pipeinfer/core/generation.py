@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from pipeinfer.core.effects import Emit, Finish, Note, Request, ToDraft
-from pipeinfer.core.errors import PeerError
+from pipeinfer.core.errors import NothingToChoose, PeerError
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.measured import Measured
-from pipeinfer.core.messages import DraftFrom, DraftSettings, Proposal
+from pipeinfer.core.messages import NO_TOKEN, DraftFrom, DraftSettings, Proposal
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.tree import Node, Run, TokenTree
 
@@ -225,12 +225,14 @@ class Generation:
         return [self.tree.commit(token)[0] for token in self.request.prompt]
 
     def commit(self) -> list[Node]:
-        """Commit every token whose verdict is known. Gives the branches that lost."""
+        """Commit every token whose verdict is known. Gives the branches that lost. Raises NothingToChoose."""
         emitted: list[int] = []
         lost: list[Node] = []
         tree = self.tree
         tip = tree.tip
         while (token := tip.verdict) is not None and self.reason is None:
+            if token == NO_TOKEN:
+                raise NothingToChoose(tip.position + 1)
             if tip.children:
                 self._judge(tip, token)
             child, siblings = tree.commit(token)

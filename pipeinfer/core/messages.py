@@ -16,6 +16,10 @@ NOT_CANCELLED = -1
 """The `cancelled_at` of a run that every stage so far has computed."""
 
 
+NO_TOKEN = -1
+"""In the place of a sampled id: the row's logits are not finite, so nothing can be chosen."""
+
+
 class RunKind(IntEnum):
     """Why a run was sent. Single-token and prompt runs always finish: later runs need their KV cells."""
 

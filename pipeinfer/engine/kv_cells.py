@@ -3,6 +3,7 @@
 Semantics are llama.cpp's: copying a sequence only adds tags, and a cell without tags is free.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from pipeinfer.engine.backend import Batch, CellsFull, Hidden
 
 Taken = slice | NDArray[np.intp]
 """Cells of a batch, in row order: a slice where they are neighbours, which NumPy indexes faster, else their numbers."""
+
+Run = Callable[[Batch, Hidden | None, Taken], Hidden | None]
+"""Computes a batch with the hidden states that came for it, into these cells."""
 
 SEEN, HIDDEN = np.float32(0), np.float32(-np.inf)
 
@@ -26,6 +30,7 @@ class Cells:
         self._tags = np.zeros((sequences, cells), bool)
         self._positions = np.zeros(cells, np.int64)
         self._holders = np.zeros(cells, np.int32)  # how many sequences tag each cell; 0 is free
+        self._spoilt = np.zeros(cells, bool)
 
     def take(self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> Taken:
         """Tag the lowest free cells, one per row. Raises CellsFull or ValueError, and then changes nothing."""
@@ -39,6 +44,7 @@ class Cells:
         cells = free[:rows]
         self._tags[tags, np.repeat(cells, [len(row) for row in sequences])] = True
         self._positions[cells] = positions
+        self._spoilt[cells] = False
         self._holders[cells] = self._tags[:, cells].sum(axis=0)
         self.window = max(self.window, int(cells[-1]) + 1)
         neighbours = cells[-1] - cells[0] == rows - 1
@@ -55,6 +61,49 @@ class Cells:
             if result is None:
                 self.free(taken)
         return result
+
+    def compute_apart(
+        self, batch: Batch, hidden: Hidden | None, run: Run, wipe: Callable[[Taken], None]
+    ) -> Hidden | None:
+        """The same, where rows that are not finite spoil only what sees them.
+
+        What a row may not see is multiplied by 0, which does not help where it is NaN: so where a result is not finite
+        the rows of a run that may be guesses are computed again one by one. `wipe` sets cells to 0, first all of theirs
+        and then those of the rows that are to blame, and whatever sees these is NaN.
+        """
+
+        def run_apart(taken: Taken) -> Hidden | None:
+            result = run(batch, hidden, taken)
+            if result is not None and batch.outputs == len(batch.tokens) and not is_finite(result):
+                return self._one_by_one(batch, hidden, taken, run, wipe)
+            return result
+
+        result = self.compute(batch, run_apart)
+        if result is not None and self._spoilt.any():
+            result[self._sees_spoilt(batch)[len(batch.tokens) - len(result) :]] = np.nan
+        return result
+
+    def _one_by_one(
+        self, batch: Batch, hidden: Hidden | None, taken: Taken, run: Run, wipe: Callable[[Taken], None]
+    ) -> Hidden | None:
+        wipe(taken)
+        results = []
+        for row, cell in enumerate(np.arange(len(self._holders))[taken].tolist()):
+            own, at = slice(cell, cell + 1), slice(row, row + 1)
+            alone = Batch(batch.tokens[at], batch.positions[at], batch.sequences[at], 1)
+            result = run(alone, None if hidden is None else hidden[at], own)
+            if result is None:
+                return None
+            if not is_finite(result):
+                wipe(own)
+                self._spoilt[cell] = True
+            results.append(result)
+        return np.concatenate(results)
+
+    def _sees_spoilt(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which rows see a cell that held numbers that are not finite."""
+        seen = self.mask(batch.positions, batch.sequences) == SEEN
+        return np.asarray((seen & self._spoilt[: self.window]).any(axis=1))
 
     def free(self, taken: Taken) -> None:
         """Give the cells of a batch back."""
@@ -103,6 +152,7 @@ class Cells:
     def clear(self) -> None:
         self._tags[:] = False
         self._holders[:] = 0
+        self._spoilt[:] = False
         self.window = 0
 
     def _add(self, sequence: int, cells: NDArray[np.bool_]) -> None:
@@ -117,6 +167,11 @@ class Cells:
     def _tighten(self) -> None:
         used = np.flatnonzero(self._holders[: self.window])
         self.window = int(used[-1]) + 1 if len(used) else 0
+
+
+def is_finite(rows: Hidden) -> bool:
+    """Whether no number is NaN or plus infinity: of logits, minus infinity is one that a model may give."""
+    return math.isfinite(np.maximum.reduce(rows, axis=None))
 
 
 def between(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.bool_]:

@@ -26,12 +26,13 @@ GREEDY_BELOW = 1e-20
 class NotFinite(ValueError):  # noqa: N818 - reads as what came
     """Logits hold NaN or +inf, or -inf alone: there is no distribution to choose from. One line that says what to do.
 
-    `position` is that of the token that was to be chosen.
+    `position` is that of the token that was to be chosen, `value` the best of the logits, where it is known.
     """
 
-    def __init__(self, position: int, value: float) -> None:
+    def __init__(self, position: int, value: float | None = None) -> None:
+        best = "" if value is None else f" (the best is {value:g})"
         super().__init__(
-            f"the logits for position {position} are not finite (the best is {value:g}): the model's arithmetic "
+            f"the logits for position {position} are not finite{best}: the model's arithmetic "
             "overflows in this data type, or its weights are damaged; choose a data type of wider range, like bfloat16 "
             "or float32, or fetch the model again"
         )

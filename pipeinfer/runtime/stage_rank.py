@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import CancelRun, Decode, KvOp, Sampling
+from pipeinfer.core.messages import NO_TOKEN, CancelRun, Decode, KvOp, RunKind, Sampling
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
@@ -109,14 +109,25 @@ class StageWorker(World):
         requests = decode.requests if len(decode.requests) > 1 else decode.requests * len(decode.tokens)
         hows = [self._sampling.get(request, GREEDY) for request in requests[len(requests) - decode.outputs :]]
         rows = list(zip(output, positions, hows, strict=True))
-        try:
-            ids = tuple([sample(row, position + 1, how) for row, position, how in rows])
-        except NotFinite as problem:
-            setup = self._endpoint.setup
-            raise LaunchError(f"{setup.model} on rank {setup.rank} ({setup.backend}): {problem}") from problem
-        margins = tuple([margin(row, position + 1, how) for row, position, how in rows]) if self._begin.margins else ()
+        ids = tuple([self._sample(decode.kind, row, position + 1, how) for row, position, how in rows])
+        margins = tuple([
+            0.0 if token == NO_TOKEN else margin(row, position + 1, how)
+            for (row, position, how), token in zip(rows, ids, strict=True)
+        ]) if self._begin.margins else ()  # fmt: skip
         payload = as_bytes(output) if self._begin.logits_on_wire else None
         return Computed(decode.run, 0.0, False, payload, ids, margins)
+
+
+    def _sample(self, kind: RunKind, row: NDArray[np.float32], position: int, how: Sampling) -> int:
+        """The token at `position`. Raises LaunchError where none can be chosen; after a guess, which may be wrong, that
+        is for the head to judge."""
+        try:
+            return sample(row, position, how)
+        except NotFinite as problem:
+            if kind is RunKind.SPECULATIVE:
+                return NO_TOKEN
+            setup = self._endpoint.setup
+            raise LaunchError(f"{setup.model} on rank {setup.rank} ({setup.backend}): {problem}") from problem
 
 
 def add_request(known: dict[int, Sampling], message: AddRequest) -> None:
