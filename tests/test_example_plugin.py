@@ -22,7 +22,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
 
 
 def run(environment: Mapping[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", *arguments]
+    first, *others = arguments
+    command = [sys.executable, *(("-c", HELD_AGAINST) if first == "-" else ("-m", first)), *others]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -50,6 +51,44 @@ def test_its_strategy_gives_the_tokens_of_iterative_decoding_on_its_backend(envi
     assert found["follow"]["token_ids"] == found["pipeinfer"]["token_ids"] == found["iterative"]["token_ids"]
     assert len(found["iterative"]["token_ids"]) == 48
     assert found["follow"]["runs"]["speculative"] > 0
+
+
+HELD_AGAINST = """
+import sys
+from pathlib import Path
+from msgspec.structs import replace
+from pipeinfer.report.write import conclude
+from pipeinfer.results import load
+from pipeinfer.results.records import Store
+from pipeinfer.study.recipes import Contender, read_recipe
+from pipeinfer.study.run import run
+
+recipe, folder = read_recipe("phases"), Path(sys.argv[1])
+mine = {"foresight": Contender(), "epsilon-greedy": Contender(), "follow": Contender(options={"k": [1, 2]})}
+sweep = replace(recipe.simulated, nodes=[9], seeds=[0])
+recipe = replace(recipe, simulated=sweep, strategies={**recipe.strategies, **mine})
+store = Store(folder)
+run(recipe, store, 1, lambda *_: None)
+conclude([recipe], store, folder)
+best = load(folder).trials.query("best and status == 'passed'")
+print(best.pivot(index="acceptance", columns="contender", values="tokens_per_s").to_json(orient="index"))
+"""
+
+
+def test_adaptive_is_held_against_fixed_lengths_foresight_and_measured_reward(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Its own strategies stand in a recipe, are swept by what they say themselves, and drawn."""
+    found = {float(rate): there for rate, there in json.loads(run(environment, "-", str(tmp_path))).items()}
+    diverse, alternating, repetitive = (found[rate] for rate in sorted(found))
+    for there in (diverse, alternating, repetitive):
+        assert there["adaptive"] > 0.9 * max(there["speculative"], there["pipeinfer"])
+        assert there["adaptive"] > 0.8 * there["foresight"]
+        assert there["adaptive"] > 1.1 * there["epsilon-greedy"]
+    assert alternating["adaptive"] > 0.97 * max(alternating["speculative"], alternating["pipeinfer"])
+    said = (tmp_path / "report.md").read_text()
+    assert "follow k from 2 up to " in said
+    assert "epsilon-greedy" in (tmp_path / "figures" / "phases-generation-speed-by-run-size.svg").read_text()
 
 
 UNIX = ("generate", "1 2", "--backend", "emulated", "--backend-option", "layer_s=0.0001", "--nodes", "2", "--json",

@@ -6,7 +6,7 @@ event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.cor
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -107,6 +107,8 @@ class Strategy:
     first of them and goes on for as long as the best is the largest tried."""
     sweeps_by_confidence: Mapping[str, Sequence[Any]] = {}
     """What is tried besides, every combination, where the draft's confidence tells something."""
+    foreseen: Callable[[int], float] | None = None
+    """The chance that a draft at a position is right, where it was assumed and not measured: a simulation tells it."""
 
     @property
     def drafts(self) -> bool:

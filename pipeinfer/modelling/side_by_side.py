@@ -73,8 +73,9 @@ def simulate(
         drafts = read_acceptance(str(acceptance))
     setting = workload.convert(
         {"strategy": "", "nodes": nodes or where.ranks or 8, "acceptance": drafts.rate, "difficulty": drafts.difficulty,
-         "trace": drafts.trace, "seed": seed, "tokens": tokens, "prompt": prompt, "accounting": accounting,
-         "width_cost": width_cost, "draft_ranks": draft_ranks or where.draft_ranks}, Setting, "simulate:",
+         "trace": drafts.trace, "phases": drafts.phases, "seed": seed, "tokens": tokens, "prompt": prompt,
+         "accounting": accounting, "width_cost": width_cost, "draft_ranks": draft_ranks or where.draft_ranks},
+        Setting, "simulate:",
     )  # fmt: skip
     found = side_by_side(where.simulate, strategies or PAPER, setting, sweep)
     return SideBySide(where.models, where.title, setting, tuple(found), where.limits(setting))

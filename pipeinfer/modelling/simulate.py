@@ -10,6 +10,7 @@ Node accountings (docs/fairness.md):
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -26,7 +27,7 @@ from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.control import LinkLimit
-from pipeinfer.runtime.oracle import Difficulty, Oracle
+from pipeinfer.runtime.oracle import Difficulty, Oracle, Phases
 from pipeinfer.runtime.sim import Costs, SimulatedLink, Simulation
 from pipeinfer.runtime.spans import Span
 from pipeinfer.workload import Hardware, Pair, WorkloadError
@@ -35,9 +36,9 @@ Accounting = Literal["same-ranks", "as-published"]
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One generation to simulate. `acceptance`, `difficulty` and `trace` are those of
-    `pipeinfer.modelling.acceptance`: i.i.d., by position, or recorded. `seed` draws which tokens are accepted,
-    or picks the trace's text.
+    """One generation to simulate. `acceptance`, `difficulty`, `trace` and `phases` are those of
+    `pipeinfer.modelling.acceptance`: i.i.d., by position, recorded, or in phases. `seed` draws which tokens are
+    accepted, or picks the trace's text.
     `width_cost` scales the arithmetic that the model charges per row: 1 as modelled, 0 for width that costs nothing.
     `draft_cost` scales the draft's time.
     `bandwidth_gbps` and `latency_us` replace those of the cluster's links. `prompt_chunk` is how many tokens of the
@@ -61,12 +62,16 @@ class Setting(msgspec.Struct, frozen=True):
     split: Literal["even", "speed"] = "even"
     difficulty: Difficulty | None = None
     trace: str | None = None
+    phases: Phases | None = None
     draft_ranks: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    @property
+    def drafts(self) -> Acceptance:
+        return Acceptance(self.acceptance, self.difficulty, self.trace, self.phases)
 
     def oracle(self, length: int) -> Oracle:
         """What decides which drafts are accepted. Raises ValueError when the trace cannot be read."""
-        drafts = Acceptance(self.acceptance, self.difficulty, self.trace)
-        return drafts.oracle(seed=self.seed, start=self.prompt, length=length)
+        return self.drafts.oracle(seed=self.seed, start=self.prompt, length=length)
 
 
 class Layout(NamedTuple):
@@ -226,6 +231,7 @@ def strategy_of(setting: Setting) -> Strategy:
         strategy: Strategy = open_strategy(setting.strategy, setting.options)
     except ValueError as problem:
         raise WorkloadError(str(problem)) from None
+    strategy.foreseen = partial(setting.drafts.chance, start=setting.prompt)
     return strategy
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipeinfer.modelling.acceptance import trace_title
+from pipeinfer.modelling.acceptance import is_recorded, trace_title
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.study.places import Place
 
@@ -55,13 +55,13 @@ OPTIONS = ("size", "cutoff")
 
 def drafts_title(place: Place) -> str:
     """How a place's drafts come to be right."""
-    if place.drafts in ("", "varied"):
-        return {"": "i.i.d.", "varied": "position difficulty"}[place.drafts]
-    return trace_title(place.drafts)
+    if is_recorded(place.drafts):
+        return trace_title(place.drafts)
+    return {"": "i.i.d.", "varied": "position difficulty"}.get(place.drafts, f"{place.drafts} phases")
 
 
 def _acceptance(place: Place) -> str:
-    if place.drafts in ("", "varied"):
+    if not is_recorded(place.drafts):
         return f"{place.drafts} acceptance {place.acceptance:.2g}".strip()
     return f"{trace_title(place.drafts)} ({place.acceptance:.2g})"
 

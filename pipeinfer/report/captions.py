@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import pandas as pd
 
+from pipeinfer.modelling.acceptance import is_recorded
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.axes import OPTIONS, drafts_title
 from pipeinfer.report.experiment import Experiment
@@ -28,7 +29,7 @@ def setting(experiment: Experiment, pairs: Collection[str] = ()) -> str:
     count = f"{sweep.nodes[0]} of them" if len(sweep.nodes) == 1 else "as many for every strategy"
     models = "; ".join(dict.fromkeys(where.models for where in platforms))
     assumed = [
-        drafts_title(place) + ", assumed" * (place.drafts in ("", "varied")) for place in experiment.places.values()
+        drafts_title(place) + ", assumed" * (not is_recorded(place.drafts)) for place in experiment.places.values()
     ]
     drafts = "; ".join(dict.fromkeys(assumed))
     return (
@@ -100,7 +101,7 @@ def draws(experiment: Experiment) -> str:
     """What is repeated: `3 draws of what is accepted`."""
     sweep = experiment.recipe.simulated
     assert sweep is not None
-    kinds = {place.drafts in ("", "varied") for place in experiment.places.values()}
+    kinds = {not is_recorded(place.drafts) for place in experiment.places.values()}
     what = (
         "draws of what is accepted" if kinds == {True} else "recorded texts" if kinds == {False} else "draws or texts"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeinfer.modelling.acceptance import acceptance, recorded, trace_title
+from pipeinfer.modelling.acceptance import acceptance, is_recorded, recorded, trace_title
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import GREY, height_of, legend_above, load_seaborn, new_figure, panels, style
 from pipeinfer.results.metrics import median_band
@@ -45,7 +45,7 @@ def _draw(
     sns = load_seaborn()
 
     traces = list(
-        dict.fromkeys(place.drafts for place in experiment.places.values() if place.drafts not in ("", "varied"))
+        dict.fromkeys(place.drafts for place in experiment.places.values() if is_recorded(place.drafts))
     )
     with new_figure(path, f"{_caption(traces)} {caption}", height_of(len(traces), 2.2)) as figure:
         axes = panels(figure, len(traces), sharex=True, sharey=True)

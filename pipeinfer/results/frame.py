@@ -24,7 +24,7 @@ PLACE = {
     "pair": "target and draft model, where they are modelled",
     "nodes": "ranks, the draft's included",
     "acceptance": "chance that a drafted token is right when all before it were; 0 where it is real",
-    "drafts": 'what acceptance is like where it is not i.i.d.: "varied", or a recorded trace',
+    "drafts": 'what acceptance is like where it is not i.i.d.: "varied", phases, or a recorded trace',
     "accounting": "which ranks hold what: same-ranks or as-published (docs/fairness.md)",
     "width_cost": "cost of a further row, of the roofline's",
     "draft_cost": "cost of a drafted token, of the model's",
@@ -156,7 +156,8 @@ def _simulated(config: Mapping[str, Any]) -> dict[str, Any]:
     one = config["setting"]
     place = {name: one[name] for name in PLACE if name in one}
     draw = f"text {one['seed']}" if one["trace"] else f"seed {one['seed']}"
-    drafts = one["trace"] or ("varied" if one["difficulty"] else "")
+    phases = (one.get("phases") or {}).get("name", "")
+    drafts = one["trace"] or phases or ("varied" if one["difficulty"] else "")
     return {
         **place, "cluster": config["cluster"], "pair": config["pair"], "drafts": drafts, "temperature": None,
         "strategy": one["strategy"], "program": "", "options": one["options"], "draw": draw, "text": draw,

@@ -96,6 +96,30 @@ def independent(acceptance: float, *, seed: int = 0, length: int = 8192, vocabul
     return Trace(np.where(ranks < RANKS, ranks, -1).tolist(), [confidences] * length, vocabulary)
 
 
+class Phases(msgspec.Struct, frozen=True):
+    """A text that changes its kind: the chance that a draft is right is `rates[0]` for the first `tokens` of it, then
+    `rates[1]` for as many, and so on, round and round."""
+
+    name: str
+    rates: tuple[float, ...]
+    tokens: int
+
+    def rate(self, position: int, start: int) -> float:
+        """That of a position in a text whose first generated token is at `start`."""
+        return self.rates[(position - start) // self.tokens % len(self.rates)]
+
+
+def phased(phases: Phases, *, start: int, seed: int = 0, length: int = 8192, vocabulary: int = 512) -> Trace:
+    """Each position as in `independent`, at the rate of its phase, of which the draft's confidence tells nothing."""
+    kinds = {rate: independent(rate, seed=seed, length=length, vocabulary=vocabulary) for rate in phases.rates}
+    chosen = [kinds[phases.rate(position, start)] for position in range(length)]
+    return Trace(
+        [kind.ranks[position] for position, kind in enumerate(chosen)],
+        [kind.confidences[position] for position, kind in enumerate(chosen)],
+        vocabulary,
+    )
+
+
 class Difficulty(msgspec.Struct, frozen=True):
     """Some positions are easier than others, and the draft has an idea which. The chance that its first candidate is
     right has a Beta distribution with the acceptance for a mean; `spread` is its standard deviation over the largest

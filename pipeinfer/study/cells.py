@@ -37,7 +37,8 @@ def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
     """One of each that differ in what fits or in what is in range: which drafts are right changes neither."""
     alike: dict[bytes, SimCell] = {}
     for cell in cells:
-        setting = msgspec.structs.replace(cell.setting, seed=0, acceptance=0.0, difficulty=None, trace=None)
+        alike_drafts = {"acceptance": 0.0, "difficulty": None, "trace": None, "phases": None}
+        setting = msgspec.structs.replace(cell.setting, seed=0, **alike_drafts)
         alike.setdefault(msgspec.json.encode((cell.cluster, cell.pair, setting)), cell)
     return list(alike.values())
 

@@ -378,6 +378,7 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         drafts = acceptance(level)
         place = {
             "nodes": nodes, "acceptance": drafts.rate, "difficulty": drafts.difficulty, "trace": drafts.trace,
+            "phases": drafts.phases,
             "accounting": accounting, "width_cost": width, "draft_cost": draft, "bandwidth_gbps": bandwidth,
             "latency_us": latency, "tokens": sweep.tokens, "prompt": prompt, "draft_ranks": sweep.draft_ranks,
         }  # fmt: skip

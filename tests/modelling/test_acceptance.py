@@ -27,9 +27,8 @@ def test_levels_and_rates_are_independent_and_marked_as_assumed() -> None:
     assert acceptance("poor") == Acceptance(0.52)
     assert acceptance("good") == Acceptance(0.79)
     assert acceptance("0.3") == Acceptance(0.3)
-    assert asset("workloads/acceptance.toml").read_text().count('source = "assumed') == len(
-        names("acceptance", "level")
-    )
+    assumed = [*names("acceptance", "level"), *names("acceptance", "phases")]
+    assert asset("workloads/acceptance.toml").read_text().count('source = "assumed') == len(assumed)
 
 
 def test_a_difficulty_goes_with_any_rate() -> None:
@@ -45,10 +44,10 @@ def test_a_recorded_trace_brings_its_own_rate() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("god", 'no acceptance "god"; did you mean "good"? there are: builtin-greedy, builtin-sampled, good, poor'),
+        ("god", 'no acceptance "god"; did you mean "good"? there are: alternating, builtin-greedy, builtin-sampled, '),
         ("builtin-gredy", 'no acceptance "builtin-gredy"; did you mean "builtin-greedy"?'),
         ("vried good", 'no difficulty "vried"; did you mean "varied"? there are: varied'),
-        ("varied god", 'no acceptance "god"; did you mean "good"? there are: good, poor'),
+        ("varied god", 'no acceptance "god"; did you mean "good"? there are: diverse, good, poor, repetitive'),
         ("varied builtin-greedy", 'no acceptance "builtin-greedy"'),
         ("1.0", "acceptance 1.0: expected 0 to below 1"),
         ("varied -0.1", "acceptance -0.1: expected 0 to below 1"),
@@ -142,6 +141,23 @@ def test_texts_that_do_not_make_up_the_trace_are_refused(tmp_path: Path) -> None
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(independent(0.5, length=4), lengths=[2, 3])))
     with pytest.raises(ValueError, match="expected texts of 4 tokens together, came 5"):
         read_trace(path)
+
+
+def test_a_text_changes_its_kind_after_so_many_tokens() -> None:
+    drafts = acceptance("alternating")
+    assert drafts.phases is not None
+    assert drafts.phases.rates == (acceptance("repetitive").rate, acceptance("diverse").rate)
+    assert drafts.rate == pytest.approx(sum(drafts.phases.rates) / 2)
+    length = drafts.phases.tokens
+    assert [drafts.chance(10 + at, 10) for at in (0, length - 1, length, 2 * length)] == [0.92, 0.92, 0.35, 0.92]
+    oracle = drafts.oracle(seed=3, start=10, length=10 + 40 * length)
+    assert isinstance(oracle, Trace)
+    right, _ = first(oracle)
+    even = np.asarray([(at - 10) // length % 2 == 0 for at in range(len(right))])
+    assert right[even].mean() == pytest.approx(0.92, abs=0.02)
+    assert right[~even].mean() == pytest.approx(0.35, abs=0.03)
+    with pytest.raises(WorkloadError, match='did you mean "alternating"'):
+        acceptance("alternatng")
 
 
 # Cutoffs

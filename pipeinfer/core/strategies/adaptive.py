@@ -141,7 +141,7 @@ class Adaptive(Strategy):
     def _choose(self, generation: Generation) -> None:
         if not Forecast.ready(generation.pipe.measured):
             return
-        forecast = Forecast(generation.pipe.measured)
+        forecast = self.forecast(generation)
         self._correct(generation, forecast)
         ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in every_way(forecast, self._hit)}
         if self.way.kind != "tree" and generation.pipe.measured.verdicts < EVIDENCE:
@@ -154,6 +154,10 @@ class Adaptive(Strategy):
             self._segment = _now(generation)
         self.forecast_s, self._row_cost = ways.get(self.way, 0.0), forecast.width_cost
         self._window = max(2, forecast.window(self.way.k, self.way.forwards))
+
+    def forecast(self, generation: Generation) -> Forecast:
+        """Of this pipeline with this draft, as measured."""
+        return Forecast(generation.pipe.measured)
 
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
         """Hold the last segment against what its rounds, or its hits and misses, should have taken.
