@@ -1,4 +1,5 @@
-"""Files that a command writes at its end: known to be writable before the work, and never half written."""
+"""Files that a command writes at its end, known to be writable before the work and never half written; and the
+system's own."""
 
 import errno
 import os
@@ -35,3 +36,12 @@ def write_whole(path: Path, content: bytes) -> None:
         if partial != path:
             partial.unlink(missing_ok=True)
         raise OSError(problem.errno, problem.strerror, str(path)) from problem
+
+
+def system_text(path: Path) -> str:
+    """What a file of the system's own says; empty where it cannot be read. It may name things, such as control groups,
+    whose names are any bytes: in the text they are as in a Path."""
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeinfer.files import system_text
+
 SPIN_S = 50e-6
 """Waking up costs more than a hop that comes this soon."""
 
@@ -25,13 +27,13 @@ def usable_cores(root: Path = Path("/")) -> float:
 def _quotas(root: Path) -> Iterator[float]:
     """In cores: of the process's groups and the ones around them."""
     top = root / "sys/fs/cgroup"
-    for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", _read(root / "proc/self/cgroup"), re.MULTILINE):
+    for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", system_text(root / "proc/self/cgroup"), re.MULTILINE):
         if not controllers:
             for group in _upwards(top, path):
-                yield from _cores(*_read(group / "cpu.max").split()[:2])
+                yield from _cores(*system_text(group / "cpu.max").split()[:2])
         elif "cpu" in controllers.split(","):
             for group in _upwards(top / "cpu", path):
-                yield from _cores(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+                yield from _cores(system_text(group / "cpu.cfs_quota_us"), system_text(group / "cpu.cfs_period_us"))
 
 
 def _upwards(top: Path, path: str) -> list[Path]:
@@ -43,10 +45,3 @@ def _cores(quota: str = "", period: str = "") -> list[float]:
     """None where it says max, -1 or nothing."""
     quota, period = quota.strip(), period.strip()
     return [int(quota) / int(period)] if quota.isdecimal() and period.isdecimal() and int(period) else []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

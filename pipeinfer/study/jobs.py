@@ -20,10 +20,11 @@ FOLDER = "cells"
 """In the results' folder: a file per record that was not collected yet."""
 
 HEADS = {
-    "shell": "#!/bin/sh\n# Run it as it is, or several lines at a time: xargs -P 8 -I {} sh -c '{}' < %s\n",
+    "shell": "#!/bin/sh\n# Run it as it is, or several lines at a time:"
+             " tr '\\n' '\\0' < %s | xargs -0 -P 8 -I {} sh -c {}\n",
     "slurm": "#!/bin/sh\n#SBATCH --job-name=pipeinfer\n#SBATCH --nodes=1\n#SBATCH --exclusive\n#SBATCH --array=1-%d\n",
     "pbs": "#!/bin/sh\n#PBS -N pipeinfer\n#PBS -l nodes=1\n#PBS -J 1-%d\n",
-}
+}  # fmt: skip
 TASKS = {"slurm": "SLURM_ARRAY_TASK_ID", "pbs": "PBS_ARRAY_INDEX"}
 """What holds a job's number in its array."""
 
@@ -58,6 +59,9 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
         for index, cell in enumerate(cells(recipe))
         if not is_done(store.records.get(config_hash(cell))) and not _path(out, cell).exists()
     ]
+    if any("\n" in line for line in lines):
+        raise WorkloadError(f"--out {str(out)!r}: expected folders and files without line breaks in their names, which"
+                            " end a command in a script")  # fmt: skip
     script, commands = out / f"cells.{kind}", out / "cells.txt"
     commands.write_text("".join(f"{line}\n" for line in lines))
     if kind == "shell":

@@ -1,8 +1,10 @@
 """What memory is free: of the host, or of the control groups around the process."""
 
+import os
 from pathlib import Path
 
 from pipeinfer.cluster.memory import free_bytes
+from pipeinfer.runtime.processor_quota import usable_cores
 
 HOST_KB = 8_000_000
 
@@ -39,6 +41,18 @@ def test_the_tightest_of_the_groups_around_it(tmp_path: Path) -> None:
     write(tmp_path, "sys/fs/cgroup/job/memory.max", 1_000_000)
     write(tmp_path, "sys/fs/cgroup/job/memory.current", 1_500_000)
     assert free_bytes(tmp_path) == 0
+
+
+def test_a_group_s_name_may_be_no_text(tmp_path: Path) -> None:
+    host(tmp_path)
+    group = os.fsdecode(b"job caf\xe9: [1]")
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::/" + os.fsencode(group) + b"\n")
+    write(tmp_path, f"sys/fs/cgroup/{group}/memory.max", 700)
+    write(tmp_path, f"sys/fs/cgroup/{group}/memory.current", 200)
+    write(tmp_path, f"sys/fs/cgroup/{group}/cpu.max", "50000 100000")
+    assert free_bytes(tmp_path) == 500
+    assert usable_cores(tmp_path) == 0.5
 
 
 def test_a_system_that_does_not_say(tmp_path: Path) -> None:

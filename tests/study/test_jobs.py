@@ -1,6 +1,7 @@
 """A sweep as jobs gives the records of a sweep that is run."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,30 @@ def test_an_array_s_job_runs_its_own_cell(kind: str, variable: str, tmp_path: Pa
     assert f"1-{count}\n" in script.read_text()
     run_script(script, **{variable: "3"})
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [f"{hash_of(2)}.json"]
+
+
+ODD = "50% of 'them' $(here)"
+"""A folder's name that a shell, a format or `xargs` would take apart."""
+
+
+def test_several_lines_at_a_time_run_as_the_script_says(tmp_path: Path) -> None:
+    folder = tmp_path / ODD
+    folder.mkdir()
+    script, count = emit("shell", [TIMELINE], Store(folder), folder, [])
+    lines = (folder / "cells.txt").read_text().splitlines()
+    assert len(lines) == count
+    assert shlex.split(lines[0])[-1] == str(folder)
+    (folder / "cells.txt").write_text("".join(f"touch {shlex.quote(str(folder / name))}\n" for name in ("a b", "c'd")))
+    (_, told) = script.read_text().splitlines()[1].split(": ", 1)
+    subprocess.run(["sh", "-c", told], check=True, timeout=60)
+    assert {"a b", "c'd"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_line_break_in_a_folder_s_name_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "two\nlines"
+    folder.mkdir()
+    with pytest.raises(WorkloadError, match=r"--out '.*two.nlines': expected folders and files without line breaks"):
+        emit("slurm", [TIMELINE], Store(folder), folder, [])
 
 
 def hash_of(index: int) -> str:
