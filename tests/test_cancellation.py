@@ -108,7 +108,7 @@ def test_a_run_that_was_cancelled_before_it_came_is_skipped(slow_stage: LoneStag
     slow_stage.decode(0, position=0)
     slow_stage.decode(1, position=1)
     assert [slow_stage.receive() for _ in range(2)] == [
-        Logits(run, (), cancelled_at=0, compute_s=(0.0,)) for run in (0, 1)
+        Logits(run, (), cancelled_at=0, compute_s=(0.0,), computed=(0,)) for run in (0, 1)
     ]  # fmt: skip
     assert slow_stage.spans() == []
 

@@ -130,12 +130,13 @@ def generate(
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.files import check_writable
 
+    settings = cluster.settings()
+    transport, nodes = settings.settle()  # First: of a world's processes one alone goes on, and says what is wrong.
     conversation = text.conversation(prompt)
     words = "" if conversation else read_prompt(prompt, text.file)
     chosen = strategy.open()
-    settings = cluster.settings()
     drafts = strategy.needs_draft_model(chosen)
-    plan = settings.plan(*settings.settle(), drafts=drafts, trace=output.trace is not None)
+    plan = settings.plan(transport, nodes, drafts=drafts, trace=output.trace is not None)
     plan, words = _with_room(plan, words, conversation, text.tokens)
     how = sampling.sampling()
     if output.trace is not None:

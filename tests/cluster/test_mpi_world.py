@@ -126,6 +126,7 @@ def test_ranks_that_the_plan_has_no_use_for_leave_with_the_others(mpiexec: str) 
         (["--nodes", "4"], "the plan has 4 ranks, the MPI world 2 beside the head: start 5 processes"),
         (["--strategy", "nonsense"], "no strategy"),
         (["--target", "/nowhere"], "/nowhere"),
+        (["--file", "/nowhere"], "/nowhere"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line(mpiexec: str, options: list[str], line: str) -> None:
