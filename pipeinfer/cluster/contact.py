@@ -34,9 +34,13 @@ class Contact:
     def __init__(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
         self.hosts: dict[int, str] = {}
         """What a rank said of where it is: `HOST (pid N)`."""
-        self._ranks: Ranks = open_ranks(transport, count, workers, key)
         self._last_message: dict[int, str] = {}
         self._idle_states = ExitStack()
+        self._wanted = (transport, count, workers, key)
+        self._open()
+
+    def _open(self) -> None:
+        self._ranks: Ranks = open_ranks(*self._wanted)
         self._idle_states.enter_context(without_deep_idle())
 
     def __enter__(self) -> Self:

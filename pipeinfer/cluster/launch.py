@@ -30,7 +30,7 @@ from pipeinfer.results.divergence import ROW_BY_ROW
 from pipeinfer.results.trial import RankRecord, Trial
 from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Ready, Report, Setup
 from pipeinfer.runtime.spans import Span
-from pipeinfer.runtime.transports import HEAD
+from pipeinfer.runtime.transports import HEAD, hosting_of
 
 
 class Cluster(Contact):
@@ -49,6 +49,22 @@ class Cluster(Contact):
         self._reports: dict[int, Report] = {}
         self._setups: list[Setup] = []
         super().__init__(plan.transport, self.models.count, plan.workers, plan.key)
+        self._bring_up()
+
+    def reopen(self) -> None:
+        """Bring all ranks up anew by the same plan, after one was lost. Raises what coming up raises."""
+        self.close()
+        for known in (self.hosts, self._last_message, self._reports):
+            known.clear()
+        self._open()
+        self._bring_up()
+
+    @property
+    def reopens(self) -> bool:
+        """The ranks were started here, as processes, so that others can take their places."""
+        return not self.plan.workers and hosting_of(self.plan.transport).start == "processes"
+
+    def _bring_up(self) -> None:
         try:
             self._set_up()
         except RankLost as lost:

@@ -30,6 +30,9 @@ class ServerOptions:
         str | None, option(SERVER, "What clients must show, if others reach it.", envvar="PIPEINFER_API_KEY")
     ] = None
     waiting: Annotated[int, option(SERVER, "Requests that may wait; default: 64.", min=0)] = 64
+    recover: Annotated[
+        bool, option(SERVER, "When a rank that was started here is lost, start all anew and go on; else requests fail.")
+    ] = True
 
 
 @with_options
@@ -64,7 +67,8 @@ def _serve(ranks: "Cluster", strategy: StrategyOptions, server: ServerOptions, o
 
     pipe = PipeEvents()
     with Service(
-        ranks, waiting=server.waiting, observe=pipe.record, strategy=strategy.strategy, **strategy.for_cluster()
+        ranks, waiting=server.waiting, observe=pipe.record, strategy=strategy.strategy, recovers=server.recover,
+        **strategy.for_cluster(),
     ) as service:
         handlers = Handlers(service, served_model(ranks), pipe, len(ranks.models.split))
         said = f"serving {handlers.model.name} at {url(opened)}"

@@ -6,8 +6,10 @@
 
 import gc
 import itertools
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +18,19 @@ from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core.effects import Request, Start, Stop
 from pipeinfer.core.generation import Strategy
 from pipeinfer.core.messages import Sampling
-from pipeinfer.errors import one_line
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.control import Begin
+from pipeinfer.runtime.transports import HEAD
 from pipeinfer.serve.counters import Counters, Snapshot
 from pipeinfer.serve.events import OnEvent
 from pipeinfer.serve.world import Asked, Observe, ServiceWorld
+
+MOST_LOSSES, LOSSES_S = 5, 60.0
+"""Whoever loses a rank more often than this in so many seconds does not lose it by accident."""
+
+_log = logging.getLogger(__name__)
 
 
 class QueueFull(RuntimeError):  # noqa: N818 - reads as what happened
@@ -54,6 +63,9 @@ class Service:
     thread, each event of the scheduler with its time and effects. `keeps_texts`: cells stay after a request as long as
     there is room, and a prompt that begins like a text before it is computed from there on. A context manager; the
     cluster stays.
+
+    `recovers`: when a rank is lost that was started here, all are brought up anew and every request goes on from its
+    text with the tokens that it would have had; otherwise the requests fail.
     """
 
     def __init__(
@@ -67,6 +79,7 @@ class Service:
         drafting_options: dict[str, Any] | None = None,
         observe: Observe | None = None,
         keeps_texts: bool = True,
+        recovers: bool = True,
     ) -> None:
         self._cluster = cluster
         self._most = waiting
@@ -75,12 +88,13 @@ class Service:
         self._open(strategy, self._options)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._strategies: dict[int, Strategy] = {}
         self._why_ended = ""
+        self._why_paused = ""
+        self._recovers = recovers and cluster.reopens
+        self._keeps_texts = keeps_texts
+        self._losses: deque[float] = deque(maxlen=MOST_LOSSES)
         self._since = time.monotonic()
-        cluster.begin(Begin({}))
-        scheduler = cluster.open_scheduler(lambda start: self._strategies.pop(start.number),
-                                           keeps_texts=keeps_texts)  # fmt: skip
+        scheduler = self._open_scheduler()
         self._counters = Counters(scheduler.pipeline.stages)
         self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock,
                                    trace=cluster.plan.trace, observe=observe)  # fmt: skip
@@ -118,14 +132,13 @@ class Service:
         request = Request(tuple(prompt_ids), max_tokens, tuple(stop_ids))
         self._world.pipeline.check(request)
         self._cluster.check_ids(request.prompt)
-        made, drafting = self._open(name, chosen)
+        drafting = self._open(name, chosen)
         with self._lock:
             if self._why_ended:
                 raise ServiceEnded(self._why_ended)
             if len(self._world.waiting) >= self._most:
                 raise QueueFull(f"{self._most} requests wait already: try again later")
             number = next(self._numbers)
-            self._strategies[number] = made
             self._world.waiting[number] = None
             self._world.inbox.append(
                 Asked(Start(request, number, name, chosen), sampling, drafting, deadline_s, on_event)
@@ -141,7 +154,7 @@ class Service:
     def snapshot(self) -> Snapshot:
         """How it goes. From any thread."""
         return self._counters.snapshot(
-            state=self._why_ended or "serving",
+            state=self._why_ended or self._why_paused or "serving",
             uptime_s=time.monotonic() - self._since,
             waiting=len(self._world.waiting),
             **self._world.now_in_pipe(),
@@ -158,19 +171,59 @@ class Service:
         self._cluster.wake()
         self._thread.join()
 
-    def _open(self, name: str, options: dict[str, Any]) -> tuple[Strategy, tuple[str, dict[str, Any]]]:
+    def _open(self, name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The draft policy that goes with a strategy, which is opened to see whether it can be."""
         made: Strategy = open_strategy(name, options)
-        return made, self._cluster.drafting_of(made, self._drafting, self._drafting_options)
+        return self._cluster.drafting_of(made, self._drafting, self._drafting_options)
+
+    def _open_scheduler(self) -> Scheduler:
+        def strategy(start: Start) -> Strategy:
+            made: Strategy = open_strategy(start.strategy, dict(start.options))
+            return made
+
+        self._cluster.begin(Begin({}))
+        return self._cluster.open_scheduler(strategy, keeps_texts=self._keeps_texts)
 
     def _run(self) -> None:
         """The head's thread."""
         gc.collect()
         gc.freeze()  # Collections look at what is there once; what requests leave behind is little.
         try:
-            self._world.run()
+            while not self._ran_to_the_end():
+                pass
         except Exception as problem:
             with self._lock:
                 self._why_ended = one_line(str(problem))
             self._world.fail(self._why_ended)
         finally:
             gc.unfreeze()
+
+    def _ran_to_the_end(self) -> bool:
+        """False: a rank was lost. Raises RankLost where nothing replaces it, or too many were lost."""
+        try:
+            if self._why_paused:
+                self._bring_up_anew()
+            self._world.run()
+        except RankLost as lost:
+            now = time.monotonic()
+            often = len(self._losses) == MOST_LOSSES and now - self._losses[0] < LOSSES_S
+            if not self._recovers or often:
+                raise
+            self._losses.append(now)
+            self._why_paused = one_line(str(lost))
+            _log.warning("%s; all ranks are brought up anew", self._why_paused)
+            self._world.pause(self._why_paused)
+            return False
+        return True
+
+    def _bring_up_anew(self) -> None:
+        start = time.monotonic()
+        try:
+            self._cluster.reopen()
+        except LaunchError as problem:
+            raise RankLost(HEAD, str(problem)) from problem
+        self._world.restart(self._open_scheduler())
+        said = f"the ranks are up again after {time.monotonic() - start:.1f} s"
+        _log.warning("%s", said)
+        self._why_paused = ""
+        self._world.resume(said)

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import msgspec
+
 from pipeinfer.cluster.head import HeadWorld, Links
 from pipeinfer.core.effects import Emit, Finish, Forget, Start, Stop
 from pipeinfer.core.generation import Generation, PipelineShape
@@ -16,11 +18,11 @@ from pipeinfer.core.messages import Logits, Sampling
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.plugins import open_drafting
-from pipeinfer.results.trial import run_record
+from pipeinfer.results.trial import RunRecord, run_record
 from pipeinfer.runtime.control import AddRequest
 from pipeinfer.runtime.world import METHODS
 from pipeinfer.serve.counters import Counters
-from pipeinfer.serve.events import Ended, Failed, OnEvent, RequestRecord, ServiceEvent, Tokens
+from pipeinfer.serve.events import Ended, Failed, OnEvent, Paused, RequestRecord, Resumed, ServiceEvent, Tokens
 
 GLANCE_S = 0.1
 """How often a head that waits looks whether the ranks live."""
@@ -49,12 +51,42 @@ class Asked:
         self.on_event = on_event
         self.asked_at = time.monotonic()
         self.due_at = float("inf") if deadline_s is None else self.asked_at + deadline_s
+        self.ids: list[int] = []
+        self.base = 0
+        """How many of them were there when it was last begun."""
         self.emit_s: list[float] = []
+        self.stopped_at: int | None = None
+        """After how many tokens it was to end."""
+        self.began_s: float | None = None
+        self.cached = 0
+        self.runs: list[RunRecord] = []
 
     @property
     def age_s(self) -> float:
         """Seconds since it was handed in."""
         return time.monotonic() - self.asked_at
+
+    @property
+    def rest(self) -> Start:
+        """What is left to do, from the text as it stands: positions choose tokens, so they are the same."""
+        request = self.start.request
+        left = msgspec.structs.replace(request, prompt=request.prompt + tuple(self.ids),
+                                       max_tokens=request.max_tokens - len(self.ids))  # fmt: skip
+        return msgspec.structs.replace(self.start, request=left)
+
+    def take_down(self, generation: Generation, clock: float) -> None:
+        """Note how it was decoded, by a scheduler whose time began at `clock`."""
+        if self.began_s is None:
+            self.began_s, self.cached = generation.began_at + clock - self.asked_at, generation.cached
+        first = self.began_s + self.asked_at - clock
+        self.runs += [run_record(run, first) for run in generation.runs]
+
+    def record(self, reason: str) -> RequestRecord:
+        """What is left of it."""
+        start = self.start
+        generated = len(self.ids) if self.stopped_at is None else min(len(self.ids), self.stopped_at)
+        return RequestRecord(start.number, start.strategy, reason, len(start.request.prompt), self.cached, generated,
+                             self.began_s, tuple(self.emit_s[:generated]), self.age_s, tuple(self.runs))  # fmt: skip
 
     def tell(self, event: ServiceEvent) -> None:
         """Whoever asked hears of it; what goes wrong there is no reason to let the others wait."""
@@ -139,9 +171,9 @@ class ServiceWorld(HeadWorld):
     def _stop(self, stop: Stop) -> None:
         """End a request if it has not ended; a negative length stands for all that it has."""
         asked = self.asked.get(stop.number)
-        if asked is not None:
-            length = len(asked.emit_s) if stop.length < 0 else stop.length
-            self._next.append((self._scheduler, Stop(length, stop.reason, stop.number)))
+        if asked is not None and asked.stopped_at is None:
+            asked.stopped_at = len(asked.ids) if stop.length < 0 else stop.length
+            self._next.append((self._scheduler, Stop(max(0, asked.stopped_at - asked.base), stop.reason, stop.number)))
 
     def tell(self, machine: Machine, event: Any) -> None:
         run = self._scheduler.in_flight[0] if isinstance(event, Logits) and self._scheduler.in_flight else None
@@ -171,6 +203,7 @@ class ServiceWorld(HeadWorld):
             asked = self.asked[effect.number]
             if isinstance(effect, Emit):
                 at_s = asked.age_s
+                asked.ids += effect.tokens
                 asked.emit_s += [at_s] * len(effect.tokens)
                 self._counters.tokens += len(effect.tokens)
                 asked.tell(Tokens(effect.tokens, at_s))
@@ -187,21 +220,44 @@ class ServiceWorld(HeadWorld):
         generation = self._scheduler.generations.get(number)
         if generation is not None:
             self._next.append((self._scheduler, Forget(number)))
-            self._counters.prompt_tokens += generation.prompt_length
-            self._counters.cached_tokens += generation.cached
+            asked.take_down(generation, self._start)
+            self._counters.prompt_tokens += len(asked.start.request.prompt)
+            self._counters.cached_tokens += asked.cached
         self._counters.done[reason] += 1
-        asked.tell(Ended(reason, self._record(asked, reason, generation)))
+        asked.tell(Ended(reason, asked.record(reason)))
 
-    def _record(self, asked: Asked, reason: str, generation: Generation | None) -> RequestRecord:
-        start, began_s, generated = asked.start, None, 0
-        runs: Sequence[Any] = ()
-        if generation is not None:
-            began_s = generation.began_at + self._start - asked.asked_at
-            generated = len(generation.generated)
-            runs = [run_record(run, generation.began_at) for run in generation.runs]
-        return RequestRecord(start.number, start.strategy, reason, len(start.request.prompt),
-                             generation.cached if generation is not None else 0, generated, began_s,
-                             tuple(asked.emit_s[:generated]), asked.age_s, tuple(runs))  # fmt: skip
+    # When a rank was lost
+
+    def pause(self, text: str) -> None:
+        """Tell everybody that it will go on."""
+        self._hand_over()
+        for asked in list(self.asked.values()):
+            asked.tell(Paused(text))
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Begin every request again from its text, over ranks that know nothing of them."""
+        stops = [event for _, event in self._next if isinstance(event, Stop)]
+        self._next.clear()
+        self._over.clear()
+        for number, asked in self.asked.items():
+            generation = self._scheduler.generations.get(number)
+            if generation is not None:
+                asked.take_down(generation, self._start)
+        self._scheduler, self._drafter = scheduler, TextDrafter(self._open_policy)
+        for asked in self.asked.values():
+            asked.base = len(asked.ids)
+            self._cluster.add_request(AddRequest(asked.start.number, asked.sampling, *asked.drafting))
+            self._next.append((scheduler, asked.rest))
+        for stop in stops:
+            length = self.asked[stop.number].stopped_at if stop.number in self.asked else None
+            if length is not None:
+                left = max(0, length - self.asked[stop.number].base)
+                self._next.append((scheduler, Stop(left, stop.reason, stop.number)))
+
+    def resume(self, text: str) -> None:
+        """Tell everybody that it goes on."""
+        for asked in list(self.asked.values()):
+            asked.tell(Resumed(text))
 
     def fail(self, text: str) -> None:
         """Nothing goes on: tell everybody."""

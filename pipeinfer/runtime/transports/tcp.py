@@ -183,7 +183,7 @@ class TcpTransport:
 
     def wake(self) -> None:
         """See Transport."""
-        with suppress(BlockingIOError):  # A bell that rang so often is heard.
+        with suppress(OSError):  # A bell that rang so often is heard, or nobody listens any more.
             self._ringing.send(b"!")
 
     def close(self) -> None:

@@ -1,0 +1,120 @@
+"""Ranks are killed under load: every answer is the one that it would have been, and nothing is left behind."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
+
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.core.messages import Sampling
+from pipeinfer.errors import RankLost
+from pipeinfer.plugins import open_strategy
+from pipeinfer.serve.events import Ended, Failed, Paused, Resumed, Tokens
+from pipeinfer.serve.service import Service
+
+ASKED = [
+    ("pipeinfer", Sampling(0.8, 0, 0.95, 5)),
+    ("speculative", Sampling()),
+    ("iterative", Sampling(1.0, 40, 1.0, 6)),
+    ("specpipe", Sampling()),
+]
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(transport="tcp", stages=2, cells=4096) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(cluster: Cluster) -> list[list[int]]:
+    """The tokens of each request alone."""
+    return [alone(cluster, prompt, sampling, TOKENS) for prompt, (_, sampling) in zip(PROMPTS, ASKED, strict=False)]
+
+
+def pid_of(cluster: Cluster, rank: int) -> int:
+    return cluster.ready[rank].pid
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def heard(answer: Answer) -> list[type]:
+    """What came until the end, tokens among themselves left out."""
+    kinds: list[type] = []
+    while True:
+        event = answer.events.get(timeout=PATIENCE_S)
+        if isinstance(event, Tokens):
+            answer.ids += event.ids
+        else:
+            kinds.append(type(event))
+        if isinstance(event, Ended | Failed):
+            return kinds
+
+
+@pytest.mark.parametrize("victims", [(0,), (1,), (2,), (0, 2)], ids=["first", "last", "draft", "twice"])
+def test_every_stream_goes_on_with_the_tokens_it_would_have_had(
+    cluster: Cluster, expected: list[list[int]], victims: tuple[int, ...]
+) -> None:
+    with Service(cluster) as service:
+        answers = [
+            ask(service, prompt, cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
+            for prompt, (name, sampling) in zip(PROMPTS, ASKED, strict=False)
+        ]
+        gone = []
+        for at, victim in enumerate(victims):
+            while service.snapshot().tokens < 20 + 30 * at:
+                time.sleep(0.005)
+            gone += [pid_of(cluster, rank) for rank in (0, 1, 2)]
+            kill(pid_of(cluster, victim))
+            deadline = time.monotonic() + PATIENCE_S
+            while service.snapshot().state == "serving" and pid_of(cluster, victim) in gone:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        for answer, ids in zip(answers, expected, strict=True):
+            kinds = heard(answer)
+            assert answer.ids == ids
+            assert kinds[-1] is Ended
+            assert kinds[:-1] == [Paused, Resumed] * (len(kinds) // 2)
+        settled(service)
+    assert not any(map(is_there, gone)), "ranks of a session that has ended are there"
+
+
+def test_a_request_that_is_given_up_in_the_pause_ends_as_it_stands(cluster: Cluster) -> None:
+    with Service(cluster) as service:
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer.first()
+        kill(pid_of(cluster, 0))
+        while not isinstance(event := answer.events.get(timeout=PATIENCE_S), Paused):
+            assert isinstance(event, Tokens)
+            answer.ids += event.ids
+        answer.ticket.cancel()
+        ended = answer.end()
+        assert isinstance(ended, Ended)
+        assert (ended.reason, ended.record.generated) == ("cancelled", len(answer.ids))
+
+
+def test_without_recovery_everybody_hears_which_rank_was_lost(cluster: Cluster) -> None:
+    with Service(cluster, recovers=False) as service:
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer.first()
+        kill(pid_of(cluster, 1))
+        ended = answer.end()
+        assert isinstance(ended, Failed)
+        assert "lost rank 1: target layers" in ended.text
+    with pytest.raises(RankLost):
+        cluster.generate([5], open_strategy("iterative", {}), max_tokens=2)
+    cluster.reopen()
