@@ -1,5 +1,6 @@
 """The rank that drafts, and what it knows of the draft's other ranks where the draft is a pipeline of its own."""
 
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,10 @@ from pipeinfer.runtime.stage_rank import GREEDY, add_request, apply, as_bytes
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.runtime.world import World
 
+COLLECT_AFTER = 64
+"""Requests that have ended. What was drafted for them refers to itself in circles, and while requests follow one
+another no trial ends, after which a rank collects garbage otherwise."""
+
 
 class DraftWorker(World):
     """Performs a Drafter's effects with the draft model: its layers here, and the ranks behind for the others."""
@@ -32,6 +37,8 @@ class DraftWorker(World):
         self._drafter: Drafter | None = None
         self._work: ComputeDraft | None = None
         self._wake_at = float("inf")
+        self._over = 0
+        """Requests that have ended since garbage was collected."""
 
     def now(self) -> float:
         return time.monotonic()
@@ -55,6 +62,7 @@ class DraftWorker(World):
         self._policy, self._policies = (begin.drafting, begin.drafting_options), {}
         self._drafter = Drafter(setup.cells, setup.sequences, begin.context, self._open_policy)
         self._work, self._wake_at = None, float("inf")
+        self._over = 0
         self._model.clear()
         if self._behind is not None:
             self._behind.pass_on(begin)
@@ -62,6 +70,10 @@ class DraftWorker(World):
     def _add(self, message: AddRequest) -> None:
         for request in message.over:
             self._policies.pop(request, None)
+        self._over += len(message.over)
+        if self._over >= COLLECT_AFTER:
+            self._over = 0
+            gc.collect()
         self._policies[message.request] = (message.drafting, message.drafting_options)
         add_request(self._sampling, message)
         if self._behind is not None:

@@ -1,5 +1,6 @@
 """A draft rank at the end of a trial: it lets go of what it computes, and none of that is left in the next trial."""
 
+import gc
 import time
 from collections import deque
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core.messages import DraftFrom, DraftSettings, KvOp, Proposal
+from pipeinfer.core.messages import DraftFrom, DraftSettings, KvOp, Proposal, Sampling
+from pipeinfer.core.tree import Node
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
 from pipeinfer.runtime import control
-from pipeinfer.runtime.control import AskReport, Begin, Report, Setup, Shutdown
-from pipeinfer.runtime.draft_rank import DraftWorker
+from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Report, Setup, Shutdown
+from pipeinfer.runtime.draft_rank import COLLECT_AFTER, DraftWorker
 from pipeinfer.runtime.rank_links import Endpoint
 from pipeinfer.runtime.transports import Envelope, Traffic
 
@@ -128,3 +130,31 @@ def test_a_stalled_draft_does_not_wake_after_its_trial() -> None:
     wire, model = served(begin, DraftFrom(1, (5, 6), ENDLESS, doubtful), None, AskReport(), arriving={})
     assert isinstance(wire.sent[-1], Report)
     assert len(model.forwards) == 1
+
+
+def test_requests_that_have_ended_leave_nothing_on_a_rank_that_never_reports() -> None:
+    """Ranks collect garbage between trials alone, and a service has none."""
+    messages: list[Any] = [BEGIN]
+    for number in range(3 * COLLECT_AFTER):
+        over = (number - 1,) if number else ()
+        messages += [
+            AddRequest(number, Sampling(), "chain", {}, over=over), DraftFrom(1, (5, 6), 3, SETTINGS, number), None,
+            DraftFrom(2, (), -1, None, number), None,
+        ]  # fmt: skip
+    gc.collect()
+    gc.disable()
+    try:
+        served(*messages, arriving={})
+        left = {id(root): root for root in map(_root, gc.get_objects()) if root is not None}
+    finally:
+        gc.enable()
+    assert len(left) <= COLLECT_AFTER + 2
+
+
+def _root(one: object) -> Node | None:
+    """Where the tree begins that this is a token of, if it is one."""
+    if not isinstance(one, Node):
+        return None
+    while one.parent is not None:
+        one = one.parent
+    return one
