@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -77,6 +78,30 @@ def test_it_ends_when_it_is_told_to_and_so_do_its_ranks(number: int, code: int) 
         _, errors = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, errors) == (code, "")
         assert not any(map(alive, ranks.values()))
+
+
+def test_a_stream_pauses_while_a_lost_rank_is_replaced_and_says_so() -> None:
+    with server(*EMULATED, "--backend-option", "layer_s=0.004") as (process, url):
+        fields = {"prompt": "a b", "max_tokens": 60, "temperature": 0}
+        whole = json.loads(urlopen(asking(url, fields), timeout=PATIENCE_S).read())["choices"][0]["text"]
+        ranks = ranks_of(process.pid)
+        with urlopen(asking(url, {**fields, "stream": True}), timeout=PATIENCE_S) as stream:
+            events = [stream.readline().decode() for _ in range(10)]
+            os.kill(ranks[1], signal.SIGKILL)
+            events += stream.read().decode().splitlines(keepends=True)
+        chunks = [json.loads(event[6:]) for event in events if event.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
+        comments = [event.split(":")[1] for event in events if event.startswith(":")]
+        assert comments == [" paused", " resumed"]
+        assert json.loads(urlopen(f"{url}/health", timeout=PATIENCE_S).read()) == {"status": "ok"}
+        anew = ranks_of(process.pid)
+        process.terminate()
+        process.communicate(timeout=PATIENCE_S)
+        assert not any(map(alive, {*ranks.values(), *anew.values()}))
+
+
+def asking(url: str, fields: dict[str, object]) -> Request:
+    return Request(f"{url}/v1/completions", json.dumps(fields).encode(), {"content-type": "application/json"})
 
 
 def refused(*arguments: str) -> str:
