@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_reproduce import comparable
 
+from pipeinfer.cli import run as command_line
 from pipeinfer.cluster.mpi_world import find_mpiexec, world_environment
 from pipeinfer.errors import LaunchError
 from pipeinfer.results.records import FILE, Store
@@ -109,3 +110,9 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(LaunchError, match="--executor slurm: "), executor("slurm", 1, tmp_path):
         pass
+
+
+def test_an_executor_is_for_simulated_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["reproduce", "timeline", "--executor", "mpi", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: --executor mpi simulates: give --fidelity sim (--emit is for others)\n"
+    assert not (tmp_path / "out").exists()

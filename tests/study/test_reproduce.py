@@ -529,7 +529,7 @@ def test_the_command_prints_the_verdicts_and_leaves_a_folder(tmp_path: Path) -> 
     assert "not testable here" in shown.output
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         FILE, "figures", "report.md", "report.html", "claims.json", "trials.parquet", "gaps.parquet", "ranks.parquet",
-        "spans.parquet",
+        "spans.parquet", "ro-crate-metadata.json",
     }  # fmt: skip
     assert (tmp_path / "out" / "figures" / "timeline.svg").exists()
 
