@@ -37,13 +37,17 @@ SHOWN_COLUMNS = 6
 
 @dataclass(frozen=True)
 class ArtifactOptions:
-    """How the authors' own programs are run beside ours."""
+    """How others' programs are run beside ours."""
 
     artifact: Annotated[str | None, option(ARTIFACT, "Where you built them, to run them too.", metavar="DIR")] = None
     artifact_mpirun: Annotated[str, option(ARTIFACT, "What starts their ranks, with its options; default: mpirun.")] = (
         "mpirun"
     )
     artifact_arguments: Annotated[str, option(ARTIFACT, "Added to their command lines; the last word counts.")] = ""
+
+    llama_cpp: Annotated[
+        str | None, option(ARTIFACT, "Where you built llama.cpp, for its own cluster beside ours.", metavar="DIR")
+    ] = None
 
     def chosen(self) -> "Artifact | None":
         from pipeinfer.study.recipes import Artifact
@@ -106,7 +110,8 @@ def reproduce(
     key = given.get("key")
     live, ranks = sweep.ranks(given.get("workers"), key)
     live |= {name: given[name] for name in MODEL_FIELDS if name in given} | sweep.prompt_names()
-    recipes, notes = select(sections or [], Wish(sweep.fidelity, sweep.cluster, live, ranks, artifact.chosen()))
+    wish = Wish(sweep.fidelity, sweep.cluster, live, ranks, artifact.chosen(), artifact.llama_cpp)
+    recipes, notes = select(sections or [], wish)
     if unused := ", ".join(sorted(given.keys() - USED)):
         notes = [*notes, f"{real.cluster_file}: the recipes themselves say what {unused} is"]
     check(recipes)
@@ -115,7 +120,7 @@ def reproduce(
     for note in notes:
         terminal.print(f"note: {note}", soft_wrap=True)
     if emit is not None:
-        if live or artifact.artifact:
+        if live or artifact.artifact or artifact.llama_cpp:
             raise ValueError("--emit goes with --fidelity and --cluster: jobs start their ranks themselves")
         _emit(terminal, emit, recipes, store, out, sweep)
         return

@@ -19,6 +19,15 @@ NOTES = (
 )
 
 
+PEER_NOTES = (
+    "All but the last but two columns are from one monotonic wall clock. Ours is read at the head when it commits a "
+    "token; llama.cpp's is read outside, when text comes out of its program. Tokens/s and gaps are from the first "
+    "token to the last; the first token counts from when the prompt was written. The whole run of its programs has "
+    "loading and sending the weights to the servers in it; ours stays loaded. Texts are compared with our iterative "
+    "text."
+)
+
+
 def head_to_head(experiment: Experiment) -> Table:
     """A row per contender: ours, then theirs."""
     # Ours have the names of the strategies; theirs say by `of` which one they are.

@@ -8,13 +8,14 @@ import pandas as pd
 from pipeinfer.report import league
 from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
-from pipeinfer.report.head_to_head import NOTES, head_to_head
+from pipeinfer.report.head_to_head import NOTES, PEER_NOTES, head_to_head
 from pipeinfer.report.page import Block, Table
 from pipeinfer.report.prediction import error_summary, every_cell, predictions
 from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
+from pipeinfer.study.recipes import PEERS
 
 RESULTS = {
     "tokens_per_s": "tokens/s", "over_iterative": "of iterative", "over_speculative": "of speculative",
@@ -78,7 +79,7 @@ def notes(experiment: Experiment) -> Iterator[Block]:
     """What follows the results."""
     recipe = experiment.recipe
     if recipe.artifact:
-        yield NOTES
+        yield PEER_NOTES if recipe.name == PEERS else NOTES
     if recipe.live is not None and experiment.best.category.notna().any():
         yield by_category(experiment)
     if recipe.draws("league"):

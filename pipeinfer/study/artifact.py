@@ -28,7 +28,7 @@ from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.external_program import Chunk, ProgramRun, joined, run_program
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import BUILD, Artifact, ProgramCell, Recipe
+from pipeinfer.study.recipes import BUILD, PEER_PROGRAMS, Artifact, ProgramCell, Recipe
 from pipeinfer.workload import WorkloadError
 
 FOLDERS = ("", "bin", "build/bin")
@@ -37,14 +37,17 @@ FOLDERS = ("", "bin", "build/bin")
 ITERATIVE = "main"
 """The program without a draft model: its ranks are the target's alone, and it repeats the prompt among the text."""
 
+REPEATING = {ITERATIVE, *PEER_PROGRAMS}
+"""Programs that write the prompt before what they make of it."""
+
 SILENCE_S = 300.0
 """A program that writes nothing for this long is ended. Loading is silent, and so is reading a long prompt."""
 
-LAST = re.compile(rb"^decoded +\d+ tokens|total time *=", re.MULTILINE)
+LAST = re.compile(rb"\bdecoded +\d+ tokens|total time *=", re.MULTILINE)
 """What a program writes to standard error when the text is complete."""
 
 OWN_SPEEDS = (
-    re.compile(rb"^decoded.*speed: *([\d.]+|inf) t/s", re.MULTILINE),
+    re.compile(rb"\bdecoded.*speed: *([\d.]+|inf) t/s", re.MULTILINE),
     re.compile(rb"(?<!prompt)\s+eval time.*?([\d.]+|inf) tokens per second"),
 )
 """Tokens/s by the program's own clock, the first that is found."""
@@ -64,16 +67,16 @@ def with_artifact(recipe: Recipe, artifact: Artifact) -> Recipe:
         find_program(artifact.folder, program)
     if shutil.which(shlex.split(artifact.launcher)[0]) is None:
         raise WorkloadError(f'no "{artifact.launcher}" found: give --artifact-mpirun, of the MPI they were built with')
-    live = msgspec.structs.replace(recipe.live, target=_gguf(recipe.live.target), draft=_gguf(recipe.live.draft))
+    live = msgspec.structs.replace(recipe.live, target=gguf_of(recipe.live.target), draft=gguf_of(recipe.live.draft))
     return msgspec.structs.replace(recipe, live=live, artifact=artifact)
 
 
-def _gguf(model: str) -> str:
-    """The file of a model: given as one, or exported from the built-in pair."""
+def gguf_of(model: str) -> str:
+    """The GGUF file of a model: given as one, or exported from the built-in pair. Raises WorkloadError or BadModel."""
     if not model.startswith("builtin:"):
         path = expanded(model)
         if not path.is_file():
-            raise WorkloadError(f"{model}: no such file; the authors' programs read GGUF files")
+            raise WorkloadError(f"{model}: no such file; these programs read GGUF files")
         return str(path.resolve())
     load(BACKENDS, "llamacpp")  # says what to install where it does not load
     from pipeinfer_llamacpp.export import exported
@@ -81,13 +84,13 @@ def _gguf(model: str) -> str:
     return str(exported(builtin_folder(model), "f16", cache_folder("llamacpp"), untied=True).resolve())
 
 
-def find_program(folder: str, name: str) -> Path:
-    """The program of that name in a folder where the artifact was built. Raises WorkloadError."""
+def find_program(folder: str, name: str, how: str = BUILD) -> Path:
+    """The program of that name in a folder where it was built; `how` says the way. Raises WorkloadError."""
     for place in FOLDERS:
         path = expanded(folder) / place / name
         if path.is_file() and os.access(path, os.X_OK):
             return path.resolve()
-    raise WorkloadError(f'{folder}: no program "{name}" there, nor in bin or build/bin; {BUILD}')
+    raise WorkloadError(f'{folder}: no program "{name}" there, nor in bin or build/bin; {how}')
 
 
 def command(cell: ProgramCell, layers: int, prompt: Path) -> list[str]:
@@ -120,12 +123,12 @@ def run_programs(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> 
         error, trial = "", None
         try:
             trial = _run(cell, silence_s)
-        except (BadModel, WorkloadError, OSError, _Failed) as failed:
+        except (BadModel, WorkloadError, OSError, NoTrial) as failed:
             error = f"{cell.program}: {one_line(failed)}"
         yield record_of(cell, trial, [], error, time.perf_counter() - start)
 
 
-class _Failed(Exception):  # noqa: N818 - reads as what happened
+class NoTrial(Exception):  # noqa: N818 - reads as what happened
     """There is no trial in what the program wrote."""
 
 
@@ -141,18 +144,18 @@ def _run(cell: ProgramCell, silence_s: float) -> Trial:
 
 
 def trial_of(found: ProgramRun, cell: ProgramCell, prompt: str, tokenizer: Tokenizer) -> Trial:
-    """A trial with a token at the time at which its text was read. Raises _Failed."""
+    """A trial with a token at the time at which its text was read. Raises NoTrial."""
     said = joined(found.err)
     if found.problem or LAST.search(said) is None:
-        raise _Failed(found.problem or f"ended with exit code {found.code}: {_complaint(said)}")
-    repeats_prompt = cell.program == ITERATIVE
+        raise NoTrial(found.problem or f"ended with exit code {found.code}: {_complaint(said)}")
+    repeats_prompt = cell.program in REPEATING
     prompt_at = _seen(found.out if repeats_prompt else found.err, prompt)
     if repeats_prompt and prompt_at is None:
-        raise _Failed(f"its output does not hold the prompt: {joined(found.out)[:80]!r}")
+        raise NoTrial(f"its output does not hold the prompt: {joined(found.out)[:80]!r}")
     text, arrivals = _text(found.out, prompt if repeats_prompt else "")
     ids, emit_s = _tokens(text, arrivals, tokenizer, cell.live.tokens)
     if len(ids) < 2:
-        raise _Failed(f"it wrote {len(ids)} tokens: {_complaint(said)}")
+        raise NoTrial(f"it wrote {len(ids)} tokens: {_complaint(said)}")
     start = prompt_at or 0.0
     prompt_ids = tokenizer.encode(prompt)
     return Trial(

@@ -20,7 +20,15 @@ Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation
 ARTIFACT = "artifact"
 """The recipe that needs programs which the user has built."""
 
-ASKED = {ARTIFACT, "calibration-engines", "categories"}
+PEERS = "peers"
+"""The recipe that needs llama.cpp's programs."""
+
+PEER_SERVER, PEERS_PLAIN, PEERS_DRAFT = "ggml-rpc-server", "llama-completion", "llama-speculative-simple"
+"""A node of llama.cpp's cluster, and the programs that decode plainly and speculate over such nodes."""
+
+PEER_PROGRAMS = (PEERS_PLAIN, PEERS_DRAFT)
+
+ASKED = {ARTIFACT, PEERS, "calibration-engines", "categories"}
 """Recipes that run only where they are asked for."""
 
 BUILD = (
@@ -29,6 +37,12 @@ BUILD = (
     "cmake --build build --config Release --target main speculative_orig speculative"
 )
 """What to do where they are missing; docs/artifact.md has the whole way."""
+
+
+LLAMA_CPP = (
+    "to build them, in llama.cpp's sources, which llama-cpp-python's source distribution has in vendor/llama.cpp: "
+    f"cmake -B build -DGGML_RPC=ON && cmake --build build --target {PEER_SERVER} {PEERS_PLAIN} {PEERS_DRAFT}"
+)
 
 
 class Simulated(FileEntry, frozen=True, kw_only=True):
@@ -423,6 +437,8 @@ def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
 
 
 def _by_program(recipe: Recipe, contender: Contender, cell: LiveCell) -> ProgramCell:
+    if recipe.artifact is None and recipe.name == PEERS:
+        raise WorkloadError(f'recipe "{PEERS}" runs llama.cpp\'s programs: give --llama-cpp DIR; {LLAMA_CPP}')
     if recipe.artifact is None:
         raise WorkloadError(f'recipe "{recipe.name}" runs the authors\' programs: give --artifact DIR; {BUILD}')
     return ProgramCell(

@@ -10,8 +10,10 @@ from pipeinfer.study.emulated import run_emulated
 from pipeinfer.study.growth import Growth
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
+from pipeinfer.study.peers import run_peers
 from pipeinfer.study.predictor import run_predictor
 from pipeinfer.study.recipes import (
+    PEER_PROGRAMS,
     Cell,
     EmulatedCell,
     LiveCell,
@@ -84,6 +86,9 @@ def records_of(
     when all else has been recorded, on the same ranks."""
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
+    if any(_of_peer(cell) for cell in missing):
+        yield from _in_turns(missing, key, further)
+        return
     groups = _by_predictor(missing)
     for cell, live in groups:
         yield from run_predictor(cell, key) if cell is not None else ()
@@ -92,6 +97,20 @@ def records_of(
         else:
             yield from run_live(_and(live, further) if live is groups[-1][1] else live, key)
     yield from run_programs(cell for cell in missing if isinstance(cell, ProgramCell))
+
+
+def _of_peer(cell: Cell) -> bool:
+    return isinstance(cell, ProgramCell) and cell.program in PEER_PROGRAMS
+
+
+def _in_turns(missing: list[Cell], key: str | None, further: Callable[[], list[Cell]]) -> Iterator[Record]:
+    """llama.cpp's programs between our own generations, whose ranks stay up meanwhile: what else the machine does hits
+    both alike."""
+    theirs = run_peers(cell for cell in missing if isinstance(cell, ProgramCell))
+    ours = run_live(_and([cell for cell in missing if isinstance(cell, LiveCell)], further), key)
+    for cell in missing:
+        yield next(theirs if _of_peer(cell) else ours)
+    yield from ours
 
 
 def _and(first: list[LiveCell], further: Callable[[], list[Cell]]) -> Iterator[LiveCell]:

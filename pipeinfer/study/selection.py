@@ -9,8 +9,10 @@ from pipeinfer.modelling.platform import calibrated_platform, is_calibrated, pla
 from pipeinfer.prompt_sets import looks_random, prompt_named
 from pipeinfer.study.artifact import with_artifact
 from pipeinfer.study.cells import check_simulated, distinct
+from pipeinfer.study.peers import with_peers
 from pipeinfer.study.recipes import (
     ARTIFACT,
+    PEERS,
     Artifact,
     Checked,
     Emulation,
@@ -44,6 +46,7 @@ class Wish(msgspec.Struct, frozen=True):
     live: dict[str, Any] = {}
     ranks: int | None = None
     artifact: Artifact | None = None
+    llama_cpp: str | None = None
 
 
 class Selected(NamedTuple):
@@ -60,6 +63,7 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     if wish.cluster is not None:
         platform_of(wish.cluster)
     asked = list(dict.fromkeys(names)) or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
+    asked += [PEERS] if wish.llama_cpp is not None and PEERS not in asked else []
     asked += [ARTIFACT] if wish.artifact is not None and ARTIFACT not in asked else []
     recipes = list(map(read_recipe, asked))
     refusals = {recipe.name: problem for recipe in recipes if (problem := _beyond(recipe, wish.cluster))}
@@ -115,6 +119,8 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
         recipe = replace(recipe, live=replace(recipe.live, **wish.live, predicted=predicted))
         if wish.fidelity not in (None, "real"):
             return None
+        if recipe.name == PEERS and wish.llama_cpp:
+            return with_peers(recipe, wish.llama_cpp)
         return with_artifact(recipe, wish.artifact) if recipe.name == ARTIFACT and wish.artifact else recipe
     if recipe.checked is not None:
         return _checked(recipe, recipe.checked, wish) if wish.fidelity in (None, "real") else None

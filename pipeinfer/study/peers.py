@@ -1,0 +1,115 @@
+"""llama.cpp's own cluster beside ours: its RPC servers as the nodes, one for each of our target's ranks, and its own
+programs, which decode plainly or speculate over them. They are read from outside as the authors' programs are."""
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from pipeinfer.engine.backend import BadModel
+from pipeinfer.errors import one_line
+from pipeinfer.plugins import open_backend
+from pipeinfer.prompt_sets import prompt_named
+from pipeinfer.results.records import Record
+from pipeinfer.results.trial import Trial
+from pipeinfer.study.artifact import LAST, SILENCE_S, NoTrial, find_program, gguf_of, trial_of
+from pipeinfer.study.external_program import run_program
+from pipeinfer.study.identity import record_of
+from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, ProgramCell, Recipe
+from pipeinfer.workload import WorkloadError
+
+CONTEXT = 1024
+"""Cells of the target and the draft: one call reads a prompt of the suite and writes what a recipe wants."""
+
+START_S = 10.0
+"""How long a server may take until it listens."""
+
+
+def with_peers(recipe: Recipe, folder: str) -> Recipe:
+    """The recipe with llama.cpp's programs in `folder`, and with GGUF files that both sides read. Raises WorkloadError
+    or BadModel."""
+    assert recipe.live is not None
+    for program in (PEER_SERVER, *{one.program for one in recipe.strategies.values() if one.program}):
+        find_program(folder, program, LLAMA_CPP)
+    live = msgspec.structs.replace(recipe.live, target=gguf_of(recipe.live.target), draft=gguf_of(recipe.live.draft))
+    return msgspec.structs.replace(recipe, live=live, artifact=Artifact(folder, launcher=""))
+
+
+def command(cell: ProgramCell, nodes: list[str], prompt: Path) -> list[str]:
+    """The command line of a cell: the target on the servers, in equal parts, the draft with the program itself."""
+    threads = str(cell.live.backend_options.get("threads", 1))
+    devices = ",".join(f"RPC{place}" for place in range(len(nodes)))
+    drafts = ["-md", cell.live.draft, "-devd", "none", "-td", threads] if cell.program == PEERS_DRAFT else []
+    return [
+        str(find_program(cell.artifact.folder, cell.program, LLAMA_CPP)),
+        "-m", cell.live.target, "--rpc", ",".join(nodes), "-ngl", "99", "-dev", devices, *drafts,
+        "-f", str(prompt), "-n", str(cell.live.tokens), "-c", str(CONTEXT), "-t", threads,
+        "--temp", "0", "--ignore-eos",
+        *cell.arguments, *(word for name, value in cell.options.items() for word in (f"--{name}", str(value))),
+    ]  # fmt: skip
+
+
+@contextmanager
+def servers(folder: str, count: int, threads: int) -> Iterator[list[str]]:
+    """That many servers on loopback, and their addresses; none is left. Raises WorkloadError."""
+    program = str(find_program(folder, PEER_SERVER, LLAMA_CPP))
+    addresses = []
+    with ExitStack() as stack:
+        for _ in range(count):
+            port = _free_port()
+            process = subprocess.Popen(
+                [program, "-H", "127.0.0.1", "-p", str(port), "-t", str(threads)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            _wait_for(process, port)
+            addresses.append(f"127.0.0.1:{port}")
+        yield addresses
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", port: int) -> None:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), START_S).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise WorkloadError(f"{PEER_SERVER} does not listen on port {port}: start it by hand to see why")
+
+
+def run_peers(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> Iterator[Record]:
+    """Their records, in order. A program that fails has an error for a trial."""
+    for cell in cells:
+        start = time.perf_counter()
+        error, trial = "", None
+        try:
+            trial = _run(cell, silence_s)
+        except (BadModel, WorkloadError, OSError, NoTrial) as failed:
+            error = f"{cell.program}: {one_line(failed)}"
+        yield record_of(cell, trial, [], error, time.perf_counter() - start)
+
+
+def _run(cell: ProgramCell, silence_s: float) -> Trial:
+    text = prompt_named(cell.prompt).text
+    threads = int(cell.live.backend_options.get("threads", 1))
+    with (
+        tempfile.TemporaryDirectory(prefix="pipeinfer-peers-") as folder,
+        servers(cell.artifact.folder, cell.live.stages, threads) as addresses,
+    ):
+        prompt = Path(folder) / "prompt.txt"
+        prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break
+        found = run_program(command(cell, addresses, prompt), Path(folder), silence_s=silence_s, last=LAST)
+    return trial_of(found, cell, text, open_backend(cell.live.backend, {}).tokenizer(cell.live.target))
