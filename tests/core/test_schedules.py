@@ -1,7 +1,7 @@
 """Whatever the network and the machines do, the tokens are those of the plain loop and every promise of the core holds.
 
-Thousands of generations over the toy cluster: random clusters, strategies and schedules, tiny caches. A failing example
-is printed whole, and shrinks towards few stages, few tokens and links that take turns.
+Thousands of schedules over the toy cluster: random clusters, strategies, arrivals and cancellations, up to six
+requests, tiny caches. A failing example is printed whole, and shrinks towards few stages, few tokens and links that take turns.
 """
 
 import os
@@ -77,13 +77,18 @@ class Scenario(msgspec.Struct, frozen=True):
         made: DraftPolicy | TextPolicy = open_drafting(self.drafting, self.drafting_options)
         return made
 
-    def run(self, **watch: Any) -> ToyCluster:
-        """Generate, and compare with the plain loop."""
+    @property
+    def language(self) -> ToyLanguage:
         # With few tokens a text repeats itself, as drafting from the text wants it.
-        vocabulary = 3 if self.drafting == "ngram" else 24
-        language = ToyLanguage(self.salt, self.stages, vocabulary, self.agreement)
-        cluster = ToyCluster(
-            language,
+        return ToyLanguage(self.salt, self.stages, 3 if self.drafting == "ngram" else 24, self.agreement)
+
+    def starts(self) -> list[Start]:
+        stop_ids = tuple(range(self.stop_ids))
+        return [one.start(number, self.salt, stop_ids, alike=self.alike) for number, one in enumerate(self.asked)]
+
+    def cluster(self, **more: Any) -> ToyCluster:
+        return ToyCluster(
+            self.language,
             self.pipeline,
             lambda start: strategy(start.strategy, start.options),
             self.open_policy,
@@ -94,13 +99,15 @@ class Scenario(msgspec.Struct, frozen=True):
             cancels={number: turns for number, turns in self.cancels.items() if number < len(self.asked)},
             pauses=self.pauses,
             forgets=self.forgets,
-            **watch,
+            **more,
         )
-        stop_ids = tuple(range(self.stop_ids))
-        starts = [one.start(number, self.salt, stop_ids, alike=self.alike) for number, one in enumerate(self.asked)]
+
+    def run(self, **watch: Any) -> ToyCluster:
+        """Generate, and compare with the plain loop."""
+        cluster, language, starts = self.cluster(**watch), self.language, self.starts()
         for start, tokens in zip(starts, cluster.generate(*starts), strict=True):
             request, reason = start.request, cluster.finishes[start.number]
-            expected, why = language.plain(request.prompt, request.max_tokens, stop_ids, self.pipeline.limit)
+            expected, why = language.plain(request.prompt, request.max_tokens, request.stop_ids, self.pipeline.limit)
             if reason == "stop":
                 expected, why = expected[: self.stop_after], "stop"
             elif reason == "cancelled":
@@ -225,7 +232,7 @@ def scenarios(draw: Any) -> Scenario:
 
 
 @settings(
-    max_examples=int(os.environ.get("SCHEDULES", "5000")),
+    max_examples=int(os.environ.get("SCHEDULES", "3000")),
     derandomize="SCHEDULES" not in os.environ,
     database=None,
     deadline=None,
@@ -236,3 +243,33 @@ def test_every_schedule_gives_the_tokens_of_the_plain_loop(scenario: Scenario) -
     cluster = scenario.run()
     for number, one in enumerate(scenario.asked):
         event(f"{one.strategy}: {cluster.finishes[number]}")
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(), st.integers(1, 400))
+def test_whatever_was_under_way_when_a_rank_was_lost_goes_on_from_its_text(scenario: Scenario, turns: int) -> None:
+    scenario = msgspec.structs.replace(scenario, cancels={}, stop_after=0)
+    before = scenario.cluster(lost_after=turns)
+    starts = scenario.starts()
+    texts = dict(enumerate(before.generate(*starts)))
+    left = [
+        msgspec.structs.replace(
+            start,
+            request=msgspec.structs.replace(
+                start.request,
+                prompt=start.request.prompt + tuple(texts[start.number]),
+                max_tokens=start.request.max_tokens - len(texts[start.number]),
+            ),
+        )
+        for start in starts
+        if start.number not in before.finishes
+    ]
+    if left:
+        for start, tokens in zip(left, scenario.cluster().generate(*left), strict=True):
+            texts[start.number] = texts[start.number] + tokens
+    for start in starts:
+        request = start.request
+        plain = scenario.language.plain(
+            request.prompt, request.max_tokens, request.stop_ids, scenario.pipeline.limit
+        )
+        assert texts[start.number] == plain[0]

@@ -74,8 +74,8 @@ class ToyCluster(World):
 
     `draft_cells` 0: as many as the target. `stop_after`: a stop string ends the first request there. `cancels`: by
     number, after how many turns a request is given up. `pauses`: so many turns pass before the second request comes,
-    the third, and so on. `forgets`: the scheduler is to forget each when it has ended. `watch` sees what every machine
-    does.
+    the third, and so on. `forgets`: the scheduler is to forget each when it has ended. `lost_after`: a rank is lost
+    after so many turns, and with it all that is under way. `watch` sees what every machine does.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class ToyCluster(World):
         cancels: Mapping[int, int] = {},
         pauses: Sequence[int] = (),
         forgets: bool = False,
+        lost_after: int = MOST_STEPS,
         watch: Watch | None = None,
     ) -> None:
         self.language = language
@@ -118,6 +119,7 @@ class ToyCluster(World):
         self._cancels = dict(cancels)
         self._pauses = iter(pauses)
         self._forgets = forgets
+        self._lost_after = lost_after
         self._watch = watch
         self._last = pipeline.stages - 1
         self._make_queues(pipeline.stages)
@@ -147,6 +149,8 @@ class ToyCluster(World):
                 self._gone.put(number if turn == 0 else None)
         for queue in self._next_queues():
             queue.deliver(*queue.items.popleft())
+            if self.steps >= self._lost_after:
+                return [self.emitted.get(start.number, []) for start in starts]
         self._check_the_end()
         known = self.generations
         return [known[start.number].generated if start.number in known else [] for start in starts]
