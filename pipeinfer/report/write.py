@@ -23,6 +23,7 @@ from pipeinfer.report.figures import draw, draw_card, draw_texts, figure_name
 from pipeinfer.report.overview import FirstScreen, first_screen
 from pipeinfer.report.page import Block, Picture, Table
 from pipeinfer.report.paper_figures import paper_figures
+from pipeinfer.report.prediction import predictions
 from pipeinfer.report.tables import notes, results
 from pipeinfer.results.frame import Tables
 from pipeinfer.results.records import Store
@@ -103,6 +104,8 @@ def section(experiment: Experiment, figures: Path) -> Section:
     title = recipe.title + ", emulated" * (recipe.emulation is not None)
     if experiment.best.empty:
         return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: no trial passed."])
+    if recipe.checked is not None and predictions(experiment).empty:
+        return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: what would predict it failed."])
     pictures = []
     for figure in recipe.figures:
         draw(experiment, figure, figures)

@@ -15,7 +15,9 @@ from pipeinfer.commands.reproduce import _print
 from pipeinfer.report.claims import Claim
 from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
-from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated, cells
+from pipeinfer.results.trial import Trial
+from pipeinfer.study.identity import record_of
+from pipeinfer.study.recipes import Contender, Figure, LiveCell, Recipe, Simulated, cells, read_recipe
 from pipeinfer.study.run import run
 
 RECIPE = Recipe(
@@ -133,3 +135,13 @@ def test_the_appendix_leads_from_claims_to_experiments_and_figures(done: tuple[P
         if "C1" != claim.id != "C2":
             assert f"| {claim.id} | {claim.claim} | {claim.verdict} | none was run | " in text
     assert "| setup | minutes | execution here, s | analysis here, s |" in text
+
+
+def test_what_could_not_be_predicted_is_said(tmp_path: Path) -> None:
+    recipe, store = read_recipe("calibration"), Store(tmp_path)
+    trial = Trial("iterative", "real", 4, (1, 2, 3), (0.1, 0.2, 0.3), "length", (), ())
+    for cell in cells(recipe):
+        if isinstance(cell, LiveCell) and cell.strategy == "iterative":
+            store.append(record_of(cell, trial, [], "", 0.3))
+    conclude([recipe], store, tmp_path)
+    assert "Nothing to show: what would predict it failed." in (tmp_path / "report.md").read_text()
