@@ -1,7 +1,8 @@
 """Whatever the network and the machines do, the tokens are those of the plain loop and every promise of the core holds.
 
 Thousands of schedules over the toy cluster: random clusters, strategies, arrivals and cancellations, up to six
-requests, tiny caches. A failing example is printed whole, and shrinks towards few stages, few tokens and links that take turns.
+requests, tiny caches. A failing example is printed whole, and shrinks towards few stages, few tokens and links that
+take turns.
 """
 
 import os
