@@ -167,6 +167,9 @@ def _paper_figures(experiments: Mapping[str, Experiment], folder: Path) -> list[
 
 # Pages
 
+LITERAL = str.maketrans({"|": "\\|", "<": "&lt;"})
+"""Of characters that Markdown would take for its own."""
+
 
 def _render(
     folder: Path, first: FirstScreen, claims: Sequence[Claim], sections: Sequence[Section], paper: Sequence[str],
@@ -181,7 +184,7 @@ def _render(
 
     said: dict[str, Any] = {
         "title": "PipeInfer (SC'24), reproduced", "about": ABOUT, "first": first, "claims": claims,
-        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "svg": svg, "row": _row_of_markdown,
+        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "svg": svg, "row": row_of_markdown,
         "is_table": lambda block: isinstance(block, Table),
     }  # fmt: skip
     for name in ("report.html", "report.md"):
@@ -189,5 +192,6 @@ def _render(
         (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
-def _row_of_markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def row_of_markdown(cells: Sequence[str]) -> str:
+    """A line of a table. What stands in it names files, tokens and errors: nothing of it is a tag or another cell."""
+    return "| " + " | ".join(" ".join(cell.translate(LITERAL).splitlines()) for cell in cells) + " |"

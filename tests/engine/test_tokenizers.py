@@ -14,6 +14,7 @@ from pipeinfer.core.effects import Stop
 from pipeinfer.engine.backend import BadModel, Tokenizer
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.engine.text_stream import TextStream, continuation
+from pipeinfer.testing import write_llama
 
 TEXTS = (
     "def double(x):\n    return 2 * x",
@@ -154,6 +155,15 @@ def test_what_tokenizer_config_says_counts_as_in_transformers(
     expected, ours = theirs(folder), HfTokenizer(folder)
     for text in (TEXTS[0], "a  <tool>  b", "a <|endoftext|> b", "my def x", f"a {FAMILIES[name].eos} b"):
         assert ours.encode(text) == expected(text).input_ids, text
+
+
+def test_no_space_is_taken_out_of_what_is_shown(tmp_path: Path) -> None:
+    """Which transformers does for people where the setting says so: prompt and text would not be what all ids are."""
+    folder = write_llama(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text('{"clean_up_tokenization_spaces": true}')
+    tokenizer = HfTokenizer(folder)
+    text = "it is n't , I 'm afraid ."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_tokens_that_another_file_names_are_found_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipeinfer.commands.reproduce import _print
 from pipeinfer.report.claims import Claim
-from pipeinfer.report.write import conclude
+from pipeinfer.report.write import conclude, row_of_markdown
 from pipeinfer.results.records import Store
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.identity import record_of
@@ -145,3 +145,7 @@ def test_what_could_not_be_predicted_is_said(tmp_path: Path) -> None:
             store.append(record_of(cell, trial, [], "", 0.3))
     conclude([recipe], store, tmp_path)
     assert "Nothing to show: what would predict it failed." in (tmp_path / "report.md").read_text()
+
+
+def test_a_cell_of_a_markdown_table_is_literal() -> None:
+    assert row_of_markdown(["a|b", "<tool> of\nmine"]) == "| a\\|b | &lt;tool> of mine |"
