@@ -46,8 +46,11 @@ def test_chat_whole_and_streamed(client: "openai.OpenAI") -> None:
     *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == message.content
     assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.total_tokens == whole.usage.total_tokens
     assert last.usage.prompt_tokens_details is not None
-    assert last.usage == whole.usage
+    held = last.usage.prompt_tokens_details.cached_tokens
+    assert held == whole.usage.prompt_tokens - 1, "the second time they need not be computed"
     assert last.model_extra is not None
     assert last.model_extra["metrics"]["speculative_decoding"]["num_spec_steps"] >= 0
 
