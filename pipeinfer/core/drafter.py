@@ -15,7 +15,7 @@ from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, Proposal
-from pipeinfer.core.tree import Node, TokenTree
+from pipeinfer.core.tree import Node, log_of, root
 
 RETRY_S = 1e-3
 """A stalled branch looks at its decayed cutoff again this often (seconds)."""
@@ -53,7 +53,8 @@ class Draft:
         self.number = number
         self.policy = policy
         self.settings = DraftSettings()
-        self.tree = TokenTree()
+        self.tip = root()
+        """The last committed token."""
         self.leaves: list[Node] = []
         self.until = -1
         self.limit = limit
@@ -73,15 +74,10 @@ class Draft:
         self._resting: list[Node] = []
         self._next_id = 0
         self._wants_retry = False
-        self.tree.tip.sequence = self.sequence
+        self.tip.sequence = self.sequence
         ledger.begin(self.sequence)
 
     # For policies
-
-    @property
-    def tip(self) -> Node:
-        """The last committed token."""
-        return self.tree.tip
 
     @property
     def spare(self) -> int:
@@ -112,7 +108,8 @@ class Draft:
     def branch(self, parent: Node, token: int, confidence: float, *, last: bool = True, propose: bool = True) -> Node:
         """Try `token` after `parent`. `last`: nothing else is tried after it, so that its sequence goes on."""
         sequence = parent.sequence
-        node = self.tree.add(parent, token, confidence)
+        node = parent.children[token] = Node(token, parent.position + 1, parent, confidence)
+        node.score = parent.score + log_of(confidence)
         if not (last and self._hands_on(parent)):
             if not self._free:
                 self._forget(node.score, parent)
@@ -223,7 +220,8 @@ class Draft:
 
     def _commit(self, token: int) -> None:
         """Move the tip one token on, into the branch that drafted it if there is one, and drop its siblings."""
-        child, lost = self.tree.commit(token)
+        self.tip, lost = self.tip.commit(token)
+        child = self.tip
         for sibling in lost:
             for node in sibling.subtree():
                 node.alive = False

@@ -17,7 +17,7 @@ from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import NO_TOKEN, DraftFrom, DraftSettings, Proposal
 from pipeinfer.core.prompt import PromptChunk
-from pipeinfer.core.tree import Node, Run, TokenTree
+from pipeinfer.core.tree import Node, Run, root
 
 NOWHERE = -1
 """The `until` of an order that stops the drafter."""
@@ -170,7 +170,8 @@ class Generation:
         self.request = request
         self.strategy = strategy
         self.sequence = sequence
-        self.tree = TokenTree()
+        self.tip = root()
+        """The last committed token."""
         self.text = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.limit = min(pipe.pipeline.limit, self.prompt_length + request.max_tokens)
@@ -190,12 +191,7 @@ class Generation:
         """Orders that a proposal may still answer, the oldest first, and the tip at each."""
         self._drafted: dict[int, Node] = {}
         self._told = 0
-        self._ordered: Order | None = None
-
-    @property
-    def tip(self) -> Node:
-        """The last committed token."""
-        return self.tree.tip
+        self._ordered = Order(NOWHERE, DraftSettings())
 
     @property
     def generated(self) -> list[int]:
@@ -206,7 +202,7 @@ class Generation:
 
     def covered(self) -> bool:
         """The tip is in a run already, so its verdict will come."""
-        return self.tree.tip.run is not None
+        return self.tip.run is not None
 
     def fits(self, nodes: Sequence[Node]) -> bool:
         """A speculative run of these nodes has sequence ids and cells, and the runs that must go on keep theirs."""
@@ -224,20 +220,23 @@ class Generation:
 
     def take_prompt(self) -> list[Node]:
         """The prompt as committed nodes."""
-        return [self.tree.commit(token)[0] for token in self.request.prompt]
+        nodes: list[Node] = []
+        for token in self.request.prompt:
+            self.tip, _ = self.tip.commit(token)
+            nodes.append(self.tip)
+        return nodes
 
     def commit(self) -> list[Node]:
         """Commit every token whose verdict is known. Gives the branches that lost. Raises NothingToChoose."""
         emitted: list[int] = []
         lost: list[Node] = []
-        tree = self.tree
-        tip = tree.tip
+        tip = self.tip
         while (token := tip.verdict) is not None and self.reason is None:
             if token == NO_TOKEN:
                 raise NothingToChoose(tip.position + 1)
             if tip.children:
                 self._judge(tip, token)
-            child, siblings = tree.commit(token)
+            child, siblings = tip.commit(token)
             lost += siblings
             run = child.run
             if run is not None:
@@ -248,7 +247,7 @@ class Generation:
             self.text.append(token)
             emitted.append(token)
             self.reason = self._ended(token)
-            tip = child
+            self.tip = tip = child
         if emitted:
             self.pipe.perform(Emit(tuple(emitted), self.number))
         return lost
@@ -271,9 +270,10 @@ class Generation:
             node = parent.children.get(drafted.token)
             if node is None:
                 # Under a committed token that has its successor, another child is dead at birth.
-                if parent.committed and parent is not self.tree.tip:
+                if parent.committed and parent is not self.tip:
                     continue
-                node = self.tree.add(parent, drafted.token, drafted.confidence)
+                node = Node(drafted.token, parent.position + 1, parent, drafted.confidence)
+                parent.children[drafted.token] = node
                 new.append(node)
             self._drafted[drafted.id] = node
         # An answer to an older order says nothing about the newest.
@@ -285,13 +285,13 @@ class Generation:
         before, told, length = self._ordered, self._told, len(self.text)
         if wanted is None or (wanted is before and length == told):
             return
-        settings = wanted.settings if before is None or wanted.settings != before.settings else None
-        if length == told and settings is None and before is not None and wanted.until <= before.until:
+        settings = wanted.settings if wanted.settings != before.settings else None
+        if length == told and settings is None and wanted.until <= before.until:
             return
         tokens = tuple(self.text[told:])
         self._told, self._ordered = length, wanted
         self.order += 1
-        self._orders.append((self.order, self.tree.tip))
+        self._orders.append((self.order, self.tip))
         self.pipe.perform(ToDraft(DraftFrom(self.order, tokens, wanted.until, settings, self.number)))
 
     def stop(self, length: int, reason: str) -> None:

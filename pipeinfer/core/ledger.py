@@ -73,7 +73,8 @@ class Ledger:
         cell = self._up_to(source, stop - 1)
         if cell.position != stop - 1:
             raise LedgerError(f"sequence {source} ends at {cell.position}, so nothing can continue it at {stop}")
-        self._hold(target, cell)
+        self._last[target] = cell
+        cell.refs += 1
         if stop:
             self.pending.append(KvSeqCp(source, target, 0, stop))
 
@@ -98,7 +99,8 @@ class Ledger:
         last = self._last[into]
         if cell.position != position or cell.parent is not last:
             raise LedgerError(f"position {position} of sequence {source} does not continue sequence {into}")
-        self._hold(into, cell)
+        self._last[into] = cell
+        cell.refs += 1
         self._drop(last)
         self.pending.append(KvSeqCp(source, into, position, position + 1))
 

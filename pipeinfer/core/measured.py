@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import ceil
 
 from pipeinfer.core.messages import RunKind
-from pipeinfer.core.tree import Node, Run
+from pipeinfer.core.tree import Run
 
 FORGET = 0.2
 """Weight of the newest value in an average; the first ones count in full."""
@@ -57,12 +57,11 @@ class Measured:
         self._rows: dict[int, StageTimes] = {}
         self._links_s = float("inf")
         self._new: deque[tuple[Sequence[int], Run]] = deque(maxlen=MOST_NEW)
-        self.draft_s = 0.0
-        """One forward of the draft over few rows; 0 until it is known."""
         self.right: dict[int, deque[bool]] = {}
         """Newest verdicts on drafted tokens whose predecessors were right, by how many of their run came before."""
         self._stages = stages
-        self._drafts = 0
+        self._new_forwards: deque[float] = deque(maxlen=MOST_NEW)
+        self._draft = StageTimes(1)
 
     def run(self, run: Run, computed: Sequence[int]) -> None:
         """A run came back whole, of which each stage has computed so many rows."""
@@ -98,8 +97,15 @@ class Measured:
 
     def draft(self, seconds: float) -> None:
         """A forward of the draft took so long."""
-        self._drafts = drafts = self._drafts + 1
-        self.draft_s += (seconds - self.draft_s) * (1 / drafts if drafts * FORGET < 1 else FORGET)
+        self._new_forwards.append(seconds)
+
+    @property
+    def draft_s(self) -> float:
+        """One forward of the draft over few rows; 0 until it is known."""
+        for seconds in self._new_forwards:
+            self._draft.add(0, seconds)
+        self._new_forwards.clear()
+        return self._draft.seconds[0]
 
     def traversal_s(self, rows: int) -> float:
         """Seconds from submission to result of a run of about so many rows, in an empty pipe; 0 until it is known."""
@@ -135,14 +141,10 @@ class Measured:
     @property
     def verdicts(self) -> int:
         """How many are remembered."""
-        return sum(len(verdicts) for verdicts in self.right.values())
+        return sum(map(len, self.right.values()))
 
     @property
     def acceptance(self) -> float:
         """The chance that a drafted token is right where its predecessors were."""
-        right = sum(sum(verdicts) for verdicts in self.right.values())
+        right = sum(map(sum, self.right.values()))
         return (right + PRIOR_RIGHT) / (self.verdicts + PRIOR_SEEN)
-
-    def survival(self, tip: Node, node: Node) -> float:
-        """The chance that a node becomes text, by its distance from the tip."""
-        return float(self.acceptance ** (node.position - tip.position))

@@ -51,6 +51,7 @@ class Scheduler(Machine):
         self._forgotten: set[int] = set()
         self._free = deque(range(pipeline.sequences))
         self._live: list[Generation] = []
+        self._longest_texts = 0
         self._queue: deque[Start] = deque()
         self._reading: deque[Generation] = deque()
         """Those of whose prompts not all was sent."""
@@ -84,7 +85,8 @@ class Scheduler(Machine):
         """A speculative run of these nodes has sequence ids and cells, and every request keeps what its text needs."""
         rows = len(nodes)
         reserve = generation.strategy.reserve(generation, rows)
-        if len(self._live) > 1:
+        # Where all texts would fit anew, what they still need need not be added up.
+        if len(self._live) > 1 and self.ledger.free - rows - reserve < self._longest_texts:
             reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
         if self.ledger.free - rows >= reserve and rows <= len(self._free):
             return True
@@ -129,13 +131,16 @@ class Scheduler(Machine):
     def _propose(self, message: Proposal) -> None:
         if message.forward_s:
             self.measured.draft(message.forward_s)
-        if message.order <= self._first_order or self._is_over(message.request):
+        if message.order <= self._first_order:
             return
         generation = self.generations.get(message.request)
-        if generation is None:
+        if generation is not None:
+            generation.propose(message)
+            if generation.reason is None:
+                self._send_what_is_ready([generation])  # Nothing has become free for the others.
+                generation.order_draft()
+        elif not self._is_over(message.request):
             raise PeerError(f"a proposal is for request {message.request}, which was never begun")
-        generation.propose(message)
-        self._go_on(generation)
 
     def _is_over(self, number: int) -> bool:
         """It came once, has ended and is forgotten."""
@@ -168,6 +173,7 @@ class Scheduler(Machine):
         self.generations[event.number] = generation
         generation.began_at = self.now
         self._live.append(generation)
+        self._longest_texts += generation.limit
         generation.cached = shared
         if shared:
             self.ledger.fork(source, sequence, shared)
@@ -275,6 +281,7 @@ class Scheduler(Machine):
         self._live.remove(generation)
         if generation.unsent:
             self._reading.remove(generation)
+        self._longest_texts -= generation.limit
         self._keep(generation)
 
     # What stays after the end
@@ -325,33 +332,36 @@ class Scheduler(Machine):
         """These nodes and all below them can become text no more."""
         if not tops:
             return
-        touched: set[Run] = set()
+        lost: dict[Run, list[int]] = {}
         last: Run | None = None
-        for top in tops:
-            for node in top.subtree():
-                node.alive = False
-                run = node.run
-                if run is not None:
-                    run.live -= 1
-                    if run is not last:
-                        touched.add(run)
-                        last = run
-        if touched and generation.strategy.cancels:
-            self._cancel(touched)
+        stack = list(tops)
+        while stack:
+            node = stack.pop()
+            node.alive = False
+            run = node.run
+            if run is not None:
+                run.live -= 1
+                if run is not last:  # Rows of one run are next to one another, as a rule.
+                    last, rows = run, lost.setdefault(run, [])
+                rows.append(node.row)
+            if node.children:
+                stack += node.children.values()
+        if lost and generation.strategy.cancels:
+            self._cancel(generation, lost)
 
-    def _cancel(self, touched: set[Run]) -> None:
+    def _cancel(self, generation: Generation, lost: dict[Run, list[int]]) -> None:
         """Give up the runs that nothing is left of, and the lost rows of those that go on; all in one message, so that
         no stage computes a row after a gap."""
         runs: list[int] = []
         pruned: list[tuple[int, tuple[int, ...]]] = []
-        for run in sorted((run for run in touched if run.finished_at is None), key=lambda run: run.id):
-            if not run.live:
+        for run in generation.in_flight:
+            rows = lost.get(run)
+            if rows and run.live:
+                run.pruned = run.pruned.union(rows)
+                pruned.append((run.id, tuple(sorted(rows))))
+            elif rows:
                 run.cancel_sent_at = self.now
                 runs.append(run.id)
-            else:
-                rows = [row for row, node in enumerate(run.nodes) if not node.alive and row not in run.pruned]
-                run.pruned |= frozenset(rows)
-                pruned.append((run.id, tuple(rows)))
         if runs or pruned:
             self.perform(ToStages(CancelRun(tuple(runs), tuple(pruned))))
 
@@ -363,39 +373,44 @@ class Scheduler(Machine):
     # What is sent
 
     def _go_on(self, generation: Generation) -> None:
-        """Send what there is to send, then order drafts for the request that something happened to."""
+        """Something of this request came back: there may be room for any, and its drafts may go on."""
         if self._queue:
             self._admit()
         if self._reading:
             self._send_prompts()
-        if len(self._live) == 1:
-            one = self._live[0]
-            while nodes := one.strategy.next_run(one):
-                self.submit(one, nodes)
-        elif self._live:
-            self._share_out()
+        self._send_what_is_ready(self._live)
         if generation.reason is None:
             generation.order_draft()
 
-    def _share_out(self) -> None:
-        """Several requests in one pipe: committed tokens first, then, where there is room in the pipe, the run that is
-        likeliest to become text. What was cancelled has its place until its marker is back, in the wake of the run
-        before it: so runs enter one by one, and few wait where a better one might have gone."""
-        slots = self.measured.slots
-        while True:
-            full = len(self.in_flight) >= slots
-            best: tuple[float, int] | None = None
-            for index, one in enumerate(self._live):
-                nodes = one.strategy.next_run(one) if not one.unsent else None
-                if nodes and (nodes[0].committed or not full):
-                    survival = 1.0 if nodes[0].committed else self.measured.survival(one.tip, nodes[0])
-                    if best is None or survival > best[0]:
-                        best, chosen = (survival, index), nodes
-            if best is None:
-                return
-            one = self._live.pop(best[1])
-            self._live.append(one)  # who was served is served last among equals
-            self.submit(one, chosen)
+    def _send_what_is_ready(self, asked: Sequence[Generation]) -> None:
+        """Of several requests in one pipe, committed tokens first, then the run that is likeliest to become text."""
+        if len(self._live) == 1:
+            for one in asked:
+                while nodes := one.strategy.next_run(one):
+                    self.submit(one, nodes)
+            return
+        ready = self._offers(asked)
+        while ready:
+            one, nodes = ready[0]
+            if len(ready) > 1:
+                right = self.measured.acceptance
+                one, nodes = max(ready, key=lambda run: right ** max(0, run[1][0].position - run[0].tip.position))
+            self._live.remove(one)
+            self._live.append(one)  # Who was served is served last among equals.
+            self.submit(one, nodes)
+            # Sending only takes room: who had nothing to send has nothing now.
+            had = {other for other, _ in ready}
+            ready = self._offers([other for other in self._live if other in had])
+
+    def _offers(self, asked: Sequence[Generation]) -> list[tuple[Generation, Sequence[Node]]]:
+        """The runs that these requests would send; only committed tokens while the pipe is full. What was cancelled has
+        its place until its marker is back, in the wake of the run before it: so runs enter one by one, and few wait
+        where a better one might have gone."""
+        offers = [(one, nodes) for one in asked if not one.unsent and (nodes := one.strategy.next_run(one))]
+        committed = [(one, nodes) for one, nodes in offers if nodes[0].committed]
+        if len(committed) == len(offers) or len(self.in_flight) < self.measured.slots:
+            return offers
+        return committed
 
     def submit(self, generation: Generation, nodes: Sequence[Node]) -> None:
         """Send these nodes as one run, parents first."""
@@ -431,9 +446,9 @@ class Scheduler(Machine):
     ) -> Run:
         run = Run(self.next_run, generation.number, kind, nodes, outputs, self.now)
         self.next_run += 1
-        for node in nodes:
+        for row, node in enumerate(nodes):
             if node.run is None:
-                node.run = run
+                node.run, node.row = run, row
         self.in_flight.append(run)
         generation.in_flight.append(run)
         generation.runs.append(run)

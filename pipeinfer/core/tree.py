@@ -9,38 +9,37 @@ from math import log
 from pipeinfer.core.messages import RunKind
 
 LEAST_CONFIDENCE = 1e-9
-"""Of a candidate, for its score: a draft may say 0."""
 
 
 class Node:
     """One token at one position after one particular text.
 
     `sequence` is a sequence id whose path holds it while it is uncommitted. `alive`: it is committed, or the committed
-    text may still grow through it. `score` is the sum of the logs of the confidences from the trunk to here.
+    text may still grow through it.
 
-    For the scheduler: `run` carries it to the target (None: not sent); `verdict` is the target's
-    choice of the token after it, with its top-2 `margin` where asked for. For the drafter: `id` names it in proposals;
-    `fed`: it is in the draft's cache or being computed; `next`: the candidates after it.
+    For the scheduler: `run` carries it to the target (None: not sent) as its row `row`; `verdict` is the token that the
+    target chose after it, with its top-2 `margin` where asked for. For the drafter: `id` names it in proposals; `fed`:
+    it is in the draft's cache or being computed; `next`: the candidates after it; `score`: the sum of the logs of the
+    confidences of its branch up to here.
     """
 
     __slots__ = (
-        "alive", "children", "committed", "confidence", "fed", "id", "margin", "next", "parent", "position", "run",
-        "score", "sequence", "token", "verdict",
+        "alive", "children", "committed", "confidence", "fed", "id", "margin", "next", "parent", "position", "row",
+        "run", "score", "sequence", "token", "verdict",
     )  # fmt: skip
 
-    def __init__(
-        self, token: int, position: int, parent: "Node | None", confidence: float = 1.0, score: float = 0.0
-    ) -> None:
+    def __init__(self, token: int, position: int, parent: "Node | None", confidence: float = 1.0) -> None:
         self.token = token
         self.position = position
         self.parent = parent
         self.confidence = confidence
         self.sequence = 0
-        self.score = score
+        self.score = 0.0
         self.children: dict[int, Node] = {}
         self.committed = False
         self.alive = True
         self.run: Run | None = None
+        self.row = 0
         self.verdict: int | None = None
         self.margin: float | None = None
         self.id = -1
@@ -55,29 +54,23 @@ class Node:
             yield node
             stack.extend(node.children.values())
 
-
-class TokenTree:
-    """A trunk that grows token by token, and branches from its tip."""
-
-    def __init__(self) -> None:
-        self.tip = Node(-1, -1, None)
-        """The last committed token; before the first, the root of everything."""
-
-    def add(self, parent: Node, token: int, confidence: float) -> Node:
-        """A new child of `parent`."""
-        score = parent.score + log(confidence if confidence > LEAST_CONFIDENCE else LEAST_CONFIDENCE)
-        node = parent.children[token] = Node(token, parent.position + 1, parent, confidence, score)
-        return node
-
-    def commit(self, token: int) -> tuple[Node, list[Node]]:
-        """Grow the trunk by one token. Gives its node, and its siblings, which have lost."""
-        tip = self.tip
-        child = tip.children.pop(token, None) or Node(token, tip.position + 1, tip)
-        lost = [*tip.children.values()]
+    def commit(self, token: int) -> tuple["Node", list["Node"]]:
+        """The text goes on with `token` after this node, its tip. Gives the new tip, and those that have lost."""
+        child = self.children.pop(token, None) or Node(token, self.position + 1, self)
+        lost = [*self.children.values()]
         child.committed = True
-        tip.children = {token: child}
-        self.tip = child
+        self.children = {token: child}
         return child, lost
+
+
+def root() -> Node:
+    """What the first token of a text continues."""
+    return Node(-1, -1, None)
+
+
+def log_of(confidence: float) -> float:
+    """Of a candidate, for its score: a draft may say 0."""
+    return log(max(confidence, LEAST_CONFIDENCE))
 
 
 class Run:

@@ -1,11 +1,10 @@
 """Level by level: all branches grow by one token in one forward, and the best ones of the new level go on."""
 
 from heapq import nlargest
-from math import log
 
 from pipeinfer.core.drafter import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
-from pipeinfer.core.tree import LEAST_CONFIDENCE, Node
+from pipeinfer.core.tree import Node, log_of
 
 
 class Beam(DraftPolicy):
@@ -36,7 +35,7 @@ def _options(leaf: Node) -> list[tuple[float, Node, int, float]]:
     """What may follow a leaf and has not been tried: score of the whole branch, leaf, token, confidence."""
     assert leaf.next is not None
     return [
-        (leaf.score + log(max(confidence, LEAST_CONFIDENCE)), leaf, token, confidence)
+        (leaf.score + log_of(confidence), leaf, token, confidence)
         for token, confidence in leaf.next
         if token not in leaf.children
     ]

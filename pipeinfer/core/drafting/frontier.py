@@ -2,11 +2,10 @@
 
 from heapq import heapify, heappop, heappush
 from itertools import count
-from math import log
 
 from pipeinfer.core.drafter import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
-from pipeinfer.core.tree import LEAST_CONFIDENCE, Node
+from pipeinfer.core.tree import Node, log_of
 
 Option = tuple[float, int, Node, tuple[int, float] | None]
 """What may be read next: minus the score of its branch, a number that breaks ties, and either a leaf that rests unread
@@ -54,4 +53,4 @@ def _options(draft: Draft, node: Node, resting: set[Node], serial: int) -> list[
     untried = next((option for option in node.next if option[0] not in node.children), None)
     if untried is None:
         return []
-    return [(-node.score - log(max(untried[1], LEAST_CONFIDENCE)), serial, node, untried)]
+    return [(-node.score - log_of(untried[1]), serial, node, untried)]

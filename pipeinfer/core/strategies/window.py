@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeinfer.core.generation import Generation
 from pipeinfer.core.messages import RunKind
-from pipeinfer.core.tree import Node
+from pipeinfer.core.tree import Node, log_of
 
 
 def depth(generation: Generation) -> int:
@@ -34,8 +34,12 @@ def sendable(node: Node) -> bool:
 def by_score(generation: Generation) -> list[Node]:
     """The undecided nodes that were not sent, the likeliest first: parents before their children, which cannot be
     likelier, so that the first of them are connected to what was sent."""
-    unsent = [node for node in generation.tip.subtree() if node.run is None and not node.committed]
-    return sorted(unsent, key=lambda node: (-node.score, node.position))
+    scores = {generation.tip: 0.0}
+    for node in generation.tip.subtree():
+        if node is not generation.tip and node.parent is not None:
+            scores[node] = scores[node.parent] + log_of(node.confidence)
+    unsent = [node for node in scores if node.run is None and not node.committed]
+    return sorted(unsent, key=lambda node: (-scores[node], node.position))
 
 
 def unsent(drafted: Sequence[Node]) -> list[Node]:

@@ -1,0 +1,90 @@
+"""What handling an event costs, counted in calls: nothing that grows with other requests' runs."""
+
+import sys
+from collections import deque
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from pipeinfer.core.effects import Request, Start, ToDraft, ToFirstStage
+from pipeinfer.core.generation import PipelineShape
+from pipeinfer.core.messages import DraftFrom, DraftNode, Logits, Proposal
+from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.core.strategies.pipeinfer import PipeInfer
+
+PROMPT = tuple(range(10))
+FAR = 1000
+ASKING = 45
+"""Calls in which another request is asked what it would send, before and after, and the likelier run is chosen."""
+
+
+class CountingPeers:
+    """Stages and draft of a text in which each token is the one before plus one; counts the scheduler's calls."""
+
+    def __init__(self, stages: int, requests: int, in_flight: int) -> None:
+        shape = PipelineShape(stages, cells=4096, sequences=260)
+        self.scheduler = Scheduler(shape, lambda _: PipeInfer(draft=2, in_flight=in_flight))
+        self.calls: dict[int, list[int]] = {number: [] for number in range(requests)}
+        self._runs: deque[Logits] = deque()
+        self._orders: deque[DraftFrom] = deque()
+        self._drafted: dict[int, int] = {}
+        for number in range(requests):
+            self._tell(Start(Request(PROMPT, FAR), number))
+
+    def run(self, results: int) -> None:
+        """So many results come back, and all that is drafted in between."""
+        for _ in range(results):
+            result = self._runs.popleft()
+            self.calls[result.requests[0]].append(self._tell(result))
+            while self._orders:
+                self._draft(self._orders.popleft())
+
+    def _draft(self, order: DraftFrom) -> None:
+        last = self._drafted.get(order.request, len(PROMPT) - 1)
+        while last < order.until:
+            nodes = [DraftNode(last + 1, last if last >= len(PROMPT) else -1, last + 1, 0.9),
+                     DraftNode(last + 2, last + 1, last + 2, 0.9)]  # fmt: skip
+            last += 2
+            self._tell(Proposal(order.order, tuple(nodes), False, order.request))
+        self._drafted[order.request] = last
+
+    def _tell(self, event: Any) -> int:
+        calls = 0
+
+        def count(_frame: Any, what: str, _argument: Any) -> None:
+            nonlocal calls
+            calls += what == "call"
+
+        sys.setprofile(count)
+        try:
+            effects = self.scheduler.handle(0.0, event)
+        finally:
+            sys.setprofile(None)
+        for effect in effects:
+            if isinstance(effect, ToFirstStage):
+                sent = effect.message
+                ids = tuple([token + 1 for token in sent.tokens[len(sent.tokens) - sent.outputs :]])
+                self._runs.append(Logits(sent.run, ids, requests=sent.requests))
+            elif isinstance(effect, ToDraft):
+                self._orders.append(effect.message)
+        return calls
+
+
+def calls_of_the_first(stages: int = 32, requests: int = 1, in_flight: int = 64) -> float:
+    """Calls per result of the first of so many requests, while the pipe is full."""
+    peers = CountingPeers(stages, requests, in_flight)
+    peers.run(4 * in_flight)
+    assert len(peers.scheduler.in_flight) >= min(stages, in_flight) - 1, "the pipe is full"
+    peers.calls[0].clear()
+    peers.run(2 * in_flight)
+    return mean(peers.calls[0])
+
+
+def test_it_does_not_grow_with_runs_in_flight() -> None:
+    assert calls_of_the_first(in_flight=64) == pytest.approx(calls_of_the_first(in_flight=16), rel=0.02)
+
+
+@pytest.mark.parametrize("stages", [8, 32])
+def test_a_second_request_adds_a_question_however_many_runs_it_has(stages: int) -> None:
+    assert calls_of_the_first(stages, requests=2) <= calls_of_the_first(stages) + ASKING
