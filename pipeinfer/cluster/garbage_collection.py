@@ -1,4 +1,4 @@
-"""When Python collects garbage: not while something is timed."""
+"""Keeps Python's garbage collector from running while something is timed."""
 
 import gc
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeinfer.cluster.python_process import python_command, python_environment
-from pipeinfer.cluster.ranks import Unwatched
+from pipeinfer.cluster.ranks import UnmonitoredRanks
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
 from pipeinfer.runtime.live import run_rank
@@ -138,7 +138,7 @@ def find_mpiexec() -> str:
     return found
 
 
-class MpiProcesses(Unwatched):
+class MpiProcesses(UnmonitoredRanks):
     """The first `count` ranks of the MPI world. They stay in it after a session, for the next.
 
     The launcher sees when one dies, and ends the head too.

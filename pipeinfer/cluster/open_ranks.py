@@ -1,4 +1,4 @@
-"""Ranks by the plan's word: started here, in this process or as others, joined in an MPI world, or reached."""
+"""Opens the ranks of a plan: as threads or processes on this machine, in an MPI world, or by connecting to workers."""
 
 from pipeinfer.cluster.processes import Processes
 from pipeinfer.cluster.ranks import Ranks

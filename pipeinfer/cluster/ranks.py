@@ -1,4 +1,4 @@
-"""What all ranks of a session have in common, wherever they run."""
+"""The interface through which the head starts, checks and ends a session's ranks, wherever they run."""
 
 from typing import Protocol
 
@@ -15,15 +15,15 @@ class Ranks(Protocol):
         """A rank that has ended by itself, and how."""
 
     def culprit(self, rank: int) -> tuple[int, str] | None:
-        """Who ended and how, when `rank` was found to be gone: one that broke takes its neighbours with it. None when
-        that is not known here."""
+        """The rank that failed first, and how, when `rank` was found to be gone: one that fails makes others end
+        too. None when that is not known here."""
 
     def close(self, farewell: bytes) -> None:
         """Send every rank the farewell, and end those that were started here. Idempotent."""
 
 
-class Unwatched:
-    """Ranks of whose end only the transport tells."""
+class UnmonitoredRanks:
+    """Ranks that were not started here: only the transport notices when one ends."""
 
     transport: Transport
     addresses: list[str]

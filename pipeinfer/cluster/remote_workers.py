@@ -1,8 +1,8 @@
-"""Ranks that are workers: they run already, each where somebody started it."""
+"""Ranks that somebody has started already as workers, on any host: the head connects to them."""
 
 from pathlib import Path
 
-from pipeinfer.cluster.ranks import Unwatched
+from pipeinfer.cluster.ranks import UnmonitoredRanks
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.transports import HEAD, facing, hosting_of, open_member, scheme_of, takes_keys
 
@@ -10,7 +10,7 @@ AGAIN_S = 5.0
 """How long a worker may be busy with another session, or take to come out of it, before a head gives up."""
 
 
-class Workers(Unwatched):
+class Workers(UnmonitoredRanks):
     """Ranks that run already, at the given addresses."""
 
     def __init__(self, addresses: tuple[str, ...], count: int, key: str | None) -> None:

@@ -2,13 +2,13 @@
 
 import threading
 
-from pipeinfer.cluster.ranks import Unwatched
+from pipeinfer.cluster.ranks import UnmonitoredRanks
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, open_transport
 
 
-class Threads(Unwatched):
+class Threads(UnmonitoredRanks):
     """Ranks as threads of this process."""
 
     def __init__(self, local: str, count: int) -> None:

@@ -1,4 +1,4 @@
-"""All ranks of a model, and the head where it has the files, hold the same weights: else the text is nobody's."""
+"""Checks that all ranks of a model, and the head if it has the files, hold the same weights."""
 
 from collections.abc import Iterable, Mapping
 

@@ -177,6 +177,6 @@ class RanksBehind:
         return self._answer.candidates or None  # None: that rank was told of the end before this one
 
     def take(self, message: Logits) -> None:
-        """The end of a forward; of an older one it is of no interest."""
+        """Take the result of a forward; that of an older forward is ignored."""
         if message.run == self._run:
             self._answer = message

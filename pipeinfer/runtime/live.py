@@ -27,11 +27,11 @@ first, before it reports the loss."""
 
 
 class Stray(Exception):  # noqa: N818 - reads as what came
-    """Something came to a rank without a session that begins none; the text is one line."""
+    """A rank that has no session got a message that does not begin one; the text is one line."""
 
 
 def wait_for_head(transport: Transport, patience_s: float = float("inf")) -> Setup | Inspect | None:
-    """The head's first message, or None when none comes in time or the head has thought better of it. Raises Stray:
+    """The head's first message, or None when none comes in time or the head leaves again. Raises Stray:
     the endpoint then holds its sender to be of this session, so the next session needs another."""
     deadline = time.monotonic() + patience_s
     while (left := deadline - time.monotonic()) > 0:
@@ -58,8 +58,8 @@ def _name(rank: int) -> str:
 
 
 def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
-    """Be one rank for one session: inspected and measured if the head wants it, then set up; load, serve, leave. False
-    if nobody came in time.
+    """Run one rank for one session: inspection and measurements if the head asks for them, set-up, loading, serving.
+    False if nobody came in time.
 
     What goes wrong is told to the head as a Failure, and raised: LaunchError for what the user can put right, PeerLost
     when the head or a neighbour is gone, Stray when nothing has begun.

@@ -1,4 +1,4 @@
-"""A rank's share of a model, and what is in the way of it."""
+"""Loads a rank's layers of a model, and says in one line why that fails."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""What a run costs a rank beside its computation and beside the link: measured without either."""
+"""Measures what handling a run costs a rank, without its computation and without a link."""
 
 import time
 
@@ -19,7 +19,7 @@ HIDDEN = 256
 
 
 class _Nowhere:
-    """A transport that leads nowhere and has nothing to give."""
+    """A transport that discards what is sent and never receives anything."""
 
     rank = 0
     address = ""

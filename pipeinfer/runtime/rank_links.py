@@ -44,7 +44,7 @@ class Worker(Protocol):
         """When `wake_up` wants to be called, on the monotonic clock."""
 
     def wake_up(self) -> None:
-        """The time asked for has come."""
+        """Called when the time that `next_wake` gave has come."""
 
 
 class Endpoint:
@@ -56,7 +56,7 @@ class Endpoint:
         self.spans: list[Span] = []
         self.leaving = False
         self.over = False
-        """The trial has ended, and the next has not begun: what is still to be computed is not wanted."""
+        """Whether the rank is between two trials: runs that are still to be computed are not wanted then."""
         self.abort_requested = False
         self.worker: Worker
         self._busy_s = 0.0
@@ -100,7 +100,7 @@ class Endpoint:
         return done()
 
     def start(self) -> Clock:
-        """A computation begins."""
+        """Start the clock of a computation."""
         return Clock(time.monotonic(), time.thread_time())
 
     def finish(self, name: str, start: Clock, *, aborted: bool) -> tuple[float, bool]:
@@ -118,7 +118,7 @@ class Endpoint:
         return end - start.monotonic, aborted
 
     def _wait(self, until: float) -> bool:
-        """Act on what comes until then; false as soon as the computation is to stop."""
+        """Handle messages until that time; false as soon as the computation is to stop."""
         while not self.poll():
             left = until - time.monotonic()
             if left <= 0:

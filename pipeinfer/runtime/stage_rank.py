@@ -62,7 +62,7 @@ class StageWorker(World):
         return float("inf")
 
     def wake_up(self) -> None:
-        """Never asked for."""
+        """Unused: a stage does not ask to be woken."""
 
     def forward(self, machine: Machine, effect: Forward) -> None:
         self._endpoint.send(effect.message, b"" if effect.payload is None else effect.payload)
@@ -96,7 +96,7 @@ class StageWorker(World):
         return hidden[list(work.keep)] if work.keep else hidden
 
     def _results(self, decode: Decode, output: NDArray[np.float32] | None) -> Computed:
-        """What the output becomes: hidden states travel on; logits are sampled here, or a draft's candidates found."""
+        """Turn the engine's output into the stage's event: hidden states to send on, sampled ids, or candidates."""
         if output is None:
             return Computed(decode.run, 0.0, aborted=True)
         if not self._stage.is_last:

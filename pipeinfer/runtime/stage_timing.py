@@ -35,7 +35,7 @@ class Bench:
         self._filled = 0
 
     def close(self) -> None:
-        """Let go of the stage."""
+        """Close the stage."""
         self._stage.close()
 
     def measure(self, how: Measure) -> Seconds:
@@ -102,4 +102,4 @@ class Bench:
 
 
 class Interrupted(Exception):  # noqa: N818 - reads as what happened
-    """The head does not want the measurement any more."""
+    """The head has withdrawn its request for the measurement."""
