@@ -52,6 +52,7 @@ class Scheduler(Machine):
         self._free = deque(range(pipeline.sequences))
         self._live: list[Generation] = []
         self._longest_texts = 0
+        self._slots = self._looks_up_at = 0
         self._queue: deque[Start] = deque()
         self._reading: deque[Generation] = deque()
         """Those of whose prompts not all was sent."""
@@ -403,14 +404,23 @@ class Scheduler(Machine):
             ready = self._offers([other for other in self._live if other in had])
 
     def _offers(self, asked: Sequence[Generation]) -> list[tuple[Generation, Sequence[Node]]]:
-        """The runs that these requests would send; only committed tokens while the pipe is full. What was cancelled has
-        its place until its marker is back, in the wake of the run before it: so runs enter one by one, and few wait
-        where a better one might have gone."""
-        offers = [(one, nodes) for one in asked if not one.unsent and (nodes := one.strategy.next_run(one))]
-        committed = [(one, nodes) for one, nodes in offers if nodes[0].committed]
-        if len(committed) == len(offers) or len(self.in_flight) < self.measured.slots:
-            return offers
-        return committed
+        """The runs that these requests would send; while the pipe is full, only of committed tokens, where a text lacks
+        their cells. What was cancelled has its place until its marker is back, in the wake of the run before it: so
+        runs enter one by one, and few wait where a better one might have gone."""
+        full = self._is_full()
+        return [
+            (one, nodes)
+            for one in asked
+            if not (one.unsent or (full and self.ledger.length(one.sequence) > one.tip.position))
+            and (nodes := one.strategy.next_run(one))
+            and (nodes[0].committed or not full)
+        ]
+
+    def _is_full(self) -> bool:
+        """As many runs are in flight as a traversal has room for: a number that is looked up once per traversal."""
+        if self.next_run >= self._looks_up_at:
+            self._slots, self._looks_up_at = self.measured.slots, self.next_run + self.pipeline.stages
+        return len(self.in_flight) >= self._slots
 
     def submit(self, generation: Generation, nodes: Sequence[Node]) -> None:
         """Send these nodes as one run, parents first."""

@@ -15,7 +15,7 @@ from pipeinfer.core.strategies.pipeinfer import PipeInfer
 
 PROMPT = tuple(range(10))
 FAR = 1000
-ASKING = 45
+ASKING = 25
 """Calls in which another request is asked what it would send, before and after, and the likelier run is chosen."""
 
 
