@@ -139,13 +139,14 @@ def _draw(gains: pd.DataFrame, path: Path) -> None:
     order = list(dict.fromkeys(clusters.sort_values(["fidelity", "value"], ascending=[False, True])["where"]))
     published = published_claims()["C1"].value
     count = 1 + (not costs.empty)
-    height = 0.55 + 0.26 * len(order) + 2.6 * (count - 1)
+    height = 0.75 + 0.26 * len(order) + 2.6 * (count - 1)
     with new_figure(path, "", height, width=4.6) as figure:
-        axes = figure.subplots(count, 1, squeeze=False, height_ratios=[0.55 + 0.26 * len(order), 2.6][:count])[:, 0]
+        axes = figure.subplots(count, 1, squeeze=False, height_ratios=[0.75 + 0.26 * len(order), 2.6][:count])[:, 0]
         kinds = [kind for kind in KINDS if kind in set(clusters.kind)]
         sns.stripplot(clusters, x="value", y="where", order=order, hue="kind", hue_order=kinds, palette=KINDS, size=4,
                       alpha=0.7, jitter=0.2, ax=axes[0])  # fmt: skip
-        axes[0].set(xlabel="speed over best speculative, by cluster", ylabel="", xlim=(0, 1.05 * clusters.value.max()))
+        axes[0].set(xlabel="speed over best speculative, by cluster", ylabel="")
+        axes[0].set_xlim(0, 1.05 * max(published, clusters.value.max()))
         axes[0].grid(visible=False, axis="y")
         handles, labels = axes[0].get_legend_handles_labels()
         axes[0].get_legend().remove()
