@@ -63,6 +63,6 @@ def sweep_notes(experiment: Experiment) -> Iterator[str]:
     for one in swept:
         for value in sorted(set(one.edges.values())):
             where = [experiment.where(place) for place, edge in one.edges.items() if edge == value]
-            why = "there is no larger one to try" if value >= one.ends else "larger ones were not run"
+            why = "there is no larger one to try" if value >= one.ends else "larger ones were not run, or failed"
             text = "; ".join(filter(None, where)) or "everywhere"
             yield f"At the edge of its sweep: {one.contender} {one.option} {value:g} ({text}): {why}."

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 import pytest
 from experiments import analyse, at
 
 from pipeinfer.report.axes import X, Y
 from pipeinfer.report.captions import swept
+from pipeinfer.report.drawn import fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, figure_name
 from pipeinfer.report.tables import results
@@ -130,3 +132,8 @@ def test_an_unknown_panel_or_quantity_is_refused() -> None:
     for field, value in {"y": "sped", "x": "node", "kind": "line"}.items():
         with pytest.raises(msgspec.ValidationError):
             msgspec.convert({"kind": "lines", field: value}, Figure)
+
+
+def test_trials_that_failed_have_a_fingerprint_too() -> None:
+    some = [fingerprint("x", pd.DataFrame({"accepted": [[1, 2], missing]})) for missing in (float("nan"), None, [3])]
+    assert some[0] == some[1] != some[2]
