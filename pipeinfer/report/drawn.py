@@ -1,7 +1,7 @@
 """What a figure was drawn from, so that one whose data, style and libraries are the same is not drawn again."""
 
 import hashlib
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ def fingerprint(what: Any, *tables: pd.DataFrame) -> str:
         known = rows.drop(columns=UNSHOWN, errors="ignore")
         if "accepted" in known:
             # A failed trial has none, and beside others' lists that is NaN.
-            counts = [" ".join(map(str, one)) if isinstance(one, Sized) else None for one in known.accepted]
+            counts = [" ".join(map(str, one)) if isinstance(one, Iterable) else None for one in known.accepted]
             known = known.assign(accepted=counts)
         found.update(pd.util.hash_pandas_object(known, index=False).to_numpy().tobytes())
     return found.hexdigest()[:16]
