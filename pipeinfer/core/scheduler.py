@@ -385,7 +385,7 @@ class Scheduler(Machine):
 
     def _send_what_is_ready(self, asked: Sequence[Generation]) -> None:
         """Of several requests in one pipe, committed tokens first, then the run that is likeliest to become text."""
-        if len(self._live) == 1:
+        if len(self._live) <= 1:
             for one in asked:
                 while nodes := one.strategy.next_run(one):
                     self.submit(one, nodes)
