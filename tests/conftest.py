@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeinfer.cluster import engines
 from pipeinfer.cluster.process_end import how_it_ended
 
-HERE = Path(__file__).parent
 LEAVE_S = 5.0
 
 NATIVE_ENGINES = ("torch", "llamacpp")
@@ -43,13 +43,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run whole matrices instead of a selection: takes hours")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: a file's tests share their fixtures, and one worker has all that use the machine."""
-    for item in items:
-        place = item.path.relative_to(HERE).as_posix()
-        group = "machine" if place.startswith(WHOLE_MACHINE) else place
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)  # pytest may run without the plug-in
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `-n 2`: a file's tests share their fixtures, and one worker has all that use the machine.
+
+    The plug-in's own `--dist loadgroup` writes groups into `_nodeid`, which pytest 9.2 does not read any more.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            place = nodeid.partition("::")[0].removeprefix("tests/")
+            return "machine" if place.startswith(WHOLE_MACHINE) else place
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -10,7 +10,8 @@ from pipeinfer.cluster.plan import Plan
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.trial import Trial
 
-TOKENS = 24
+TOKENS = 96
+"""Enough for drafts to be sent also where ranks are threads that get their turn late."""
 REPETITIVE = "for x in range(10):\n    print(x)\n" * 2
 SCHEDULERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "async-chain": ("async-chain", {}, None),

@@ -138,11 +138,15 @@ def test_timelines_are_those_of_the_ranks(done: Any) -> None:
 
 def test_progress_says_how_long_it_will_take(done: Any) -> None:
     _, _analysis, progress = done
-    counts = [(count, total) for count, total, _ in progress]
-    assert counts == [(count, 8) for count in range(9)]
-    left = [seconds for _, _, seconds in progress[4:]]
+    assert [count for count, _, _ in progress] == list(range(len(progress)))
+    totals = [total for _, total, _ in progress]
+    assert totals[:9] == [8] * 9
+    assert totals == sorted(totals)  # where the best was the largest that was tried the sweep went on
+    assert totals[-1] == len(progress) - 1
+    left = [seconds for _, _, seconds in progress[4:9]]
     assert all(later < earlier for earlier, later in itertools.pairwise(left))
     assert left[-1] == 0
+    assert progress[-1][2] == 0
 
 
 def test_what_is_waited_for_is_what_the_simulator_charges(quick: str) -> None:
