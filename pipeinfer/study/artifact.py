@@ -10,7 +10,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -118,11 +118,16 @@ def command(cell: ProgramCell, layers: int, prompt: Path) -> list[str]:
 
 def run_programs(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> Iterator[Record]:
     """Their records, in order. A program that fails has an error for a trial."""
+    return records_of(cells, lambda cell: _run(cell, silence_s))
+
+
+def records_of(cells: Iterable[ProgramCell], run: Callable[[ProgramCell], Trial]) -> Iterator[Record]:
+    """A record for each cell, of the trial that `run` obtains, or of what went wrong."""
     for cell in cells:
         start = time.perf_counter()
         error, trial = "", None
         try:
-            trial = _run(cell, silence_s)
+            trial = run(cell)
         except (BadModel, WorkloadError, OSError, NoTrial) as failed:
             error = f"{cell.program}: {one_line(failed)}"
         yield record_of(cell, trial, [], error, time.perf_counter() - start)

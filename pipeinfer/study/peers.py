@@ -11,15 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from pipeinfer.engine.backend import BadModel
-from pipeinfer.errors import one_line
 from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
-from pipeinfer.study.artifact import LAST, SILENCE_S, NoTrial, find_program, gguf_of, trial_of
+from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, gguf_of, records_of, trial_of
 from pipeinfer.study.external_program import run_program
-from pipeinfer.study.identity import record_of
 from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, ProgramCell, Recipe
 from pipeinfer.workload import WorkloadError
 
@@ -92,14 +89,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int) -> None:
 
 def run_peers(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> Iterator[Record]:
     """Their records, in order. A program that fails has an error for a trial."""
-    for cell in cells:
-        start = time.perf_counter()
-        error, trial = "", None
-        try:
-            trial = _run(cell, silence_s)
-        except (BadModel, WorkloadError, OSError, NoTrial) as failed:
-            error = f"{cell.program}: {one_line(failed)}"
-        yield record_of(cell, trial, [], error, time.perf_counter() - start)
+    return records_of(cells, lambda cell: _run(cell, silence_s))
 
 
 def _run(cell: ProgramCell, silence_s: float) -> Trial:
