@@ -15,7 +15,7 @@ from test_reproduce import comparable
 from pipeinfer.cli import run as command_line
 from pipeinfer.cluster.mpi_world import find_mpiexec, world_environment
 from pipeinfer.errors import LaunchError
-from pipeinfer.results.records import FILE, Store
+from pipeinfer.results.records import Store
 from pipeinfer.study import executors
 from pipeinfer.study.executors import executor
 from pipeinfer.study.recipes import cells
@@ -24,17 +24,26 @@ from pipeinfer.study.selection import Wish, select
 
 (RECIPE,) = select(["itl"], Wish("sim")).recipes
 SCRIPT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from pipeinfer.results.records import Store
 from pipeinfer.study.executors import executor
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 
+append = Store.append
+
+def append_until_three(store, record):
+    append(store, record)
+    if len(store.records) == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     (recipe,) = select(["itl"], Wish("sim")).recipes
     (out / "pid").write_text(str(os.getpid()))
+    if "in-part" in sys.argv:
+        Store.append = append_until_three
     with executor("mpi", 2, out) as pool:
         run(recipe, Store(out), pool, lambda *_: None)
 """
@@ -63,11 +72,17 @@ def running(word: str) -> list[str]:
     return found
 
 
-def command(folder: Path, *, world: bool) -> list[str]:
+def command(folder: Path, *words: str, world: bool) -> list[str]:
+    """The sweep into that folder; with the word `in-part` it stops itself once three records lie there."""
     script = folder / "sweep.py"
     script.write_text(SCRIPT)
     module = [find_mpiexec(), "-n", "3", sys.executable, "-m", "mpi4py.futures"] if world else [sys.executable]
-    return [*module, str(script), str(folder)]
+    return [*module, str(script), str(folder), *words]
+
+
+def is_stopped(pid: Path) -> bool:
+    """Whether the process whose number is in that file was stopped by SIGSTOP."""
+    return pid.exists() and Path(f"/proc/{pid.read_text()}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.parametrize("world", [True, False], ids=["mpiexec", "spawned"])
@@ -81,15 +96,14 @@ def test_a_sweep_over_mpi_has_the_records_of_one_process(world: bool, whole: Pat
 def test_a_world_that_is_killed_leaves_nobody_and_is_resumed(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("mpi4py")
     with subprocess.Popen(
-        command(tmp_path, world=True), env=world_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as world:
-        lines = tmp_path / FILE
-        until(lambda: lines.exists() and lines.read_bytes().count(b"\n") > 2)
+        command(tmp_path, "in-part", world=True),
+        env=world_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    ) as world:  # fmt: skip
+        until(lambda: is_stopped(tmp_path / "pid"))
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         world.wait(60)
     until(lambda: not running(str(tmp_path / "sweep.py")))
-    found = len(Store(tmp_path).records)
-    assert 2 < found < len(cells(RECIPE)), "it was killed in the middle"
+    assert len(Store(tmp_path).records) == 3 < len(cells(RECIPE))
     run(RECIPE, Store(tmp_path), 1, lambda *_: None)
     assert comparable(tmp_path) == comparable(whole)
 

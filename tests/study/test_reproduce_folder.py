@@ -14,7 +14,7 @@ import pytest
 from processes import alive
 from test_reproduce import BESIDE, SIMULATED, comparable, reproduced
 
-from pipeinfer.results.records import FILE, Store, decode
+from pipeinfer.results.records import FILE, Record, Store, decode
 from pipeinfer.study.recipes import cells
 
 TESTS = Path(__file__).parent
@@ -35,9 +35,11 @@ def by_cell(folder: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_kill_loses_the_trials_under_way_at_most(whole: Path, tmp_path: Path, jobs: int) -> None:
-    script = f"import test_reproduce as t; t.reproduced(t.Path({str(tmp_path)!r}), t.SIMULATED, jobs={jobs})"
+    script = f"import test_reproduce_folder as t; t.reproduced_in_part(t.Path({str(tmp_path)!r}), {jobs})"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=TESTS, env=BESIDE)
-    seen = wait_for_lines(tmp_path / FILE, 3)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    seen = (tmp_path / FILE).read_bytes().count(b"\n")
+    assert seen == 3
     helpers = children(process.pid)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -49,14 +51,18 @@ def test_a_kill_loses_the_trials_under_way_at_most(whole: Path, tmp_path: Path, 
     assert len(comparable(tmp_path)) == TOTAL  # nothing was run twice
 
 
-def wait_for_lines(path: Path, count: int) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = path.read_bytes().count(b"\n") if path.exists() else 0
-        if found >= count:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(f"{path} does not grow")
+def reproduced_in_part(folder: Path, jobs: int) -> None:
+    """Reproduce into the folder until three records lie there, then stop this process as SIGSTOP does: whoever waits
+    for that kills it where it is, however fast the machine."""
+    append = Store.append
+
+    def append_until_three(store: Store, record: Record) -> None:
+        append(store, record)
+        if len(store.records) == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Store.append = append_until_three  # type: ignore[method-assign]
+    reproduced(folder, SIMULATED, jobs=jobs)
 
 
 def children(pid: int) -> list[int]:
