@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 
+from pipeinfer.cluster.python_process import ONE_THREAD
+
+# Before NumPy is loaded, which the next imports do: ranks share the cores, and so do the threads of these tests.
+os.environ.update({**ONE_THREAD, **os.environ})
+
 from pipeinfer.cluster import engines
 from pipeinfer.cluster.process_end import how_it_ended
 
@@ -34,9 +39,6 @@ WHOLE_MACHINE = (
 
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Before NumPy is loaded: ranks share the cores, and so do the threads of these tests.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
