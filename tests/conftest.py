@@ -3,6 +3,7 @@ leaves a process behind."""
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -39,6 +40,10 @@ WHOLE_MACHINE = (
 
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Hundreds of processes that are started here import the same sources: one compiles them, and not each again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
