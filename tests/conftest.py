@@ -1,6 +1,7 @@
 """What all tests share: the option `--full`, who runs beside whom under `-n`, engines that die here, and that no test
 leaves a process behind."""
 
+import gc
 import os
 import signal
 import sys
@@ -92,6 +93,16 @@ def nothing_left_behind() -> Iterator[None]:
     while left := set(children(os.getpid())) - before:
         assert time.monotonic() < deadline, f"processes left behind: {sorted(left)}"
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def old_objects_are_not_looked_at_again() -> Iterator[None]:
+    """Each trial begins and ends with a garbage collection, of every rank: over what the file's own tests made, and not
+    over each module that any test has imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def children(pid: int) -> list[int]:
