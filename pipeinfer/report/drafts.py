@@ -9,7 +9,7 @@ import pandas as pd
 from pipeinfer.modelling.acceptance import acceptance, is_recorded, recorded, trace_title
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import GREY, height_of, legend_above, load_seaborn, new_figure, panels, style
-from pipeinfer.results.metrics import median_band
+from pipeinfer.results.metrics import interval
 from pipeinfer.runtime.oracle import Trace
 
 MODELLED = 20_000
@@ -71,8 +71,7 @@ def _band(values: Iterable[float]) -> tuple[float, float]:
     known = list(values)
     if len(known) > MODELLED // BINS or len(known) < 2:
         return (float(np.mean(known)),) * 2
-    low, _, high = median_band(known, statistic=np.mean)
-    return low, high
+    return interval(known, statistic=np.mean)
 
 
 def _model(word: str) -> Trace:

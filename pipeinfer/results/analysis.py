@@ -2,12 +2,12 @@
 ids must pass, each contender's best variant per place, ratios draw by draw, and bands."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from pipeinfer.results.divergence import divergence
-from pipeinfer.results.metrics import median_band
+from pipeinfer.results.metrics import interval
 
 REFERENCE = "iterative"
 """The contender whose token ids every other must give."""
@@ -30,13 +30,11 @@ class Text(NamedTuple):
 
 def judged(trials: pd.DataFrame) -> pd.DataFrame:
     """The table with `status`, `why`, `best` and the two ratios of speed filled in."""
-    found = [
-        (status, why) if status == "failed" else _verdict(own, reference, program)
-        for status, why, own, reference, program in zip(
-            trials.status, trials.why, _texts(trials), _references(trials), trials.program, strict=True
-        )
-    ]
-    trials = trials.assign(status=[status for status, _ in found], why=[why for _, why in found])
+    trials = gated(trials, ["place", "text"], trials.contender == REFERENCE)
+    others = trials.program != ""
+    trials.loc[others & (trials.status != "failed"), ["status", "why"]] = (
+        "not judged", "a program of others, with another llama.cpp: its text is shown"
+    )  # fmt: skip
     trials = trials.assign(best=_best(trials))
     chosen = trials[trials.best]
     for column, over in (("over_iterative", REFERENCE), ("over_speculative", BASELINE)):
@@ -44,26 +42,29 @@ def judged(trials: pd.DataFrame) -> pd.DataFrame:
     return trials
 
 
-def _texts(trials: pd.DataFrame) -> list[Text | None]:
-    columns = trials[["status", "token_ids", "margins", "precision"]].itertuples(index=False, name=None)
-    return [None if status == "failed" else Text(tuple(ids), tuple(near), what) for status, ids, near, what in columns]
-
-
-def _references(trials: pd.DataFrame) -> list[Text | None]:
-    """For each trial the first iterative text of its place and draw."""
-    keys = list(zip(trials.place, trials.text, strict=True))
-    first: dict[tuple[int, str], Text] = {}
-    for key, contender, text in zip(keys, trials.contender, _texts(trials), strict=True):
-        if contender == REFERENCE and text is not None:
+def gated(trials: pd.DataFrame, by: list[str], is_reference: pd.Series) -> pd.DataFrame:
+    """The table with `status` and `why`: each text held against the first of the references with equal columns `by`."""
+    texts = [
+        None if status == "failed" else Text(tuple(ids), tuple(near), precision)
+        for status, ids, near, precision in zip(
+            trials.status, trials.token_ids, trials.margins, trials.precision, strict=True
+        )
+    ]
+    keys = list(trials[by].itertuples(index=False, name=None))
+    first: dict[tuple[Any, ...], Text] = {}
+    for key, text, one in zip(keys, texts, is_reference, strict=True):
+        if one and text is not None:
             first.setdefault(key, text)
-    return [first.get(key) for key in keys]
+    found = [
+        (status, why) if text is None else _verdict(text, first.get(key))
+        for key, text, status, why in zip(keys, texts, trials.status, trials.why, strict=True)
+    ]
+    return trials.assign(status=[status for status, _ in found], why=[why for _, why in found])
 
 
-def _verdict(own: Text | None, reference: Text | None, program: str) -> tuple[str, str]:
+def _verdict(own: Text, reference: Text | None) -> tuple[str, str]:
     """Status of a trial, and why it is not passed."""
-    if program:
-        return "not judged", "a program of others, with another llama.cpp: its text is shown"
-    if own is None or reference is None:
+    if reference is None:
         return "no reference", "there is no iterative run to compare its token ids with"
     found = divergence(own, reference)
     if found is None:
@@ -103,5 +104,4 @@ def ratios(trials: pd.DataFrame, metric: str, of: str, over: str) -> pd.DataFram
 def band(values: Iterable[float]) -> tuple[float, float]:
     """Bootstrap interval around the median: what seaborn takes as an error bar."""
     known = [value for value in values if value == value]
-    low, _, high = median_band(known) if known else (float("nan"),) * 3
-    return low, high
+    return interval(known) if known else (float("nan"),) * 2

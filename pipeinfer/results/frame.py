@@ -143,8 +143,17 @@ def trial_rows(record: Record, memberships: Iterable[tuple[str, str]]) -> list[d
     row |= {"seconds": record.seconds, "processor": environment.get("processor"), "cores": environment.get("cores", 0)}
     row |= {"why": record.error, "status": "failed" if trial is None else ""}
     if trial is not None:
-        row |= {name: of(trial) for name, (_, of) in METRICS.items()} | _outcome(trial, environment.get("cores", 0))
+        row |= measured(trial) | _outcome(trial, environment.get("cores", 0))
     return [{**row, "recipe": recipe, "contender": contender} for recipe, contender in memberships]
+
+
+def measured(trial: Trial) -> dict[str, Any]:
+    """What was measured of a trial, and what decides whether its text is another's: every table has these columns."""
+    return {
+        **{name: of(trial) for name, (_, of) in METRICS.items()},
+        **{f"itl_{name}_s": value for name, value in metrics.itl_s(trial).items()},
+        "precision": trial.precision, "token_ids": list(trial.token_ids), "margins": list(trial.margins),
+    }  # fmt: skip
 
 
 def label(options: Mapping[str, Any]) -> str:
@@ -182,8 +191,6 @@ def _outcome(trial: Trial, cores: int) -> dict[str, Any]:
     said, printed = trial.config, trial.config.get("own_tokens_per_second")
     hosts = dict.fromkeys(rank.host for rank in trial.ranks)
     return {
-        **{f"itl_{name}_s": value for name, value in metrics.itl_s(trial).items()},
-        "precision": trial.precision, "token_ids": list(trial.token_ids), "margins": list(trial.margins),
         "own_compute": all(
             sum(rank.cpu_share for rank in trial.ranks if rank.host == host) <= cores
             for host in (hosts if trial.fidelity == "real" else ())

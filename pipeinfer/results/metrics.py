@@ -273,25 +273,26 @@ def summary(trial: Trial) -> dict[str, Any]:
     }
 
 
-def median_band(
-    values: Sequence[float], *, confidence: float = 0.95, statistic: Callable[..., Any] = np.median
-) -> tuple[float, float, float]:
-    """Median with its percentile-bootstrap interval: (low, median, high). Percentile, because the bias-corrected kind
-    is undefined on constant samples, which deterministic simulations give."""
-    middle = float(statistic(values))
-    if len(set(values)) < 2:
-        return middle, middle, middle
-    low, high = _interval(tuple(values), confidence, statistic)
-    return low, middle, high
+def interval(
+    *samples: Sequence[float], statistic: Callable[..., Any] = np.median, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile-bootstrap interval of a statistic of a sample, or of several whose values belong together one by one.
+    Percentile, because the bias-corrected kind is undefined on constant samples, which deterministic simulations give.
+    """
+    if all(len(set(sample)) < 2 for sample in samples):
+        return (float(statistic(*samples)),) * 2
+    return _interval(tuple(map(tuple, samples)), statistic, confidence)
 
 
 @cache
-def _interval(values: tuple[float, ...], confidence: float, statistic: Callable[..., Any]) -> tuple[float, float]:
+def _interval(
+    samples: tuple[tuple[float, ...], ...], statistic: Callable[..., Any], confidence: float
+) -> tuple[float, float]:
     """Kept, since tables, figures and verdicts ask for the same ones."""
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (np.asarray(values),), statistic, confidence_level=confidence, n_resamples=2000, method="percentile",
-        rng=np.random.Generator(np.random.Philox(key=[0, 0xB007])),
+        tuple(map(np.asarray, samples)), statistic, paired=len(samples) > 1, confidence_level=confidence,
+        n_resamples=2000, method="percentile", rng=np.random.Generator(np.random.Philox(key=[0, 0xB007])),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)

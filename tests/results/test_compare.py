@@ -106,6 +106,26 @@ def test_a_wrong_run_has_no_performance(tmp_path: Path) -> None:
     assert comparison.worse == comparison.rows
 
 
+def test_a_text_that_parts_at_a_tie_keeps_its_figures(tmp_path: Path) -> None:
+    """The gate is that of the table of trials: in coarse arithmetic, and only where the best two were close."""
+    near, far = (0.001,) * TOKENS, (3.0,) * TOKENS
+    for precision, margins, verdict in (
+        ("bfloat16", near, "regression"), ("bfloat16", far, "other tokens"), ("float32", near, "other tokens"),
+    ):  # fmt: skip
+        sides = [trial("iterative", 20), trial("iterative", 10, [*range(TOKENS - 1), 99])]
+        sides = [msgspec.structs.replace(one, precision=precision, margins=margins) for one in sides]
+        base, head = (
+            write(tmp_path / f"{name}.jsonl", [record("iterative", side, i) for i in range(FEWEST_PAIRS)])
+            for name, side in zip(("base", "head"), sides, strict=True)
+        )
+        assert verdict in verdicts(base, head).values()
+
+
+def test_results_without_a_trial_have_failed(tmp_path: Path) -> None:
+    failed = write(tmp_path / "failed.jsonl", [record("iterative", None, error="lost rank 1")])
+    assert [row.verdict for row in compare(failed, failed).rows] == ["failed"]
+
+
 # What cannot be compared
 
 

@@ -38,8 +38,9 @@ def compare(
     Raises WorkloadError: nothing to read, not results, or different workloads.
     """
     before, after = read(base), read(head)
-    if before.metrics != after.metrics:
+    if ("median_s" in before.rows) != ("median_s" in after.rows):
         raise WorkloadError(f"{base} and {head} are not of one kind: trials here, results of pytest-benchmark there")
-    pairs = pair(before, after, common=common)
-    rows = Judge(threshold, confidence).rows(before.metrics, pairs)
-    return Comparison(before.name, after.name, threshold, confidence, rows, list(notes(before, after, len(pairs))))
+    both = pair(before, after, common=common)
+    rows = Judge(threshold, confidence).rows(both)
+    told = list(notes(before, after, both.cell.nunique()))
+    return Comparison(before.name, after.name, threshold, confidence, rows, told)

@@ -6,21 +6,22 @@ bootstrap over pairs of repetitions. A cell has changed when the ratio crosses t
 1. Simulated trials have no noise: one suffices. Of others there must be `FEWEST_PAIRS`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import pandas as pd
 
-from pipeinfer.results.compare.pair import CellPair
-from pipeinfer.results.compare.read import Metric
+from pipeinfer.results.analysis import VALID
+from pipeinfer.results.compare.read import METRICS, Metric
+from pipeinfer.results.metrics import interval
 
 THRESHOLD = 0.05
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 10
 """With fewer, a percentile interval is narrower than it says."""
-
-RESAMPLES = 2000
 
 EVERY_CELL = "every cell"
 """The row that takes all cells of a metric together, by the geometric mean."""
@@ -43,14 +44,6 @@ class Row(msgspec.Struct, frozen=True):
     high: float | None = None
 
 
-class _Series(NamedTuple):
-    """Values side by side, float64 [cells, 2, pairs]: of one cell or of all, base before head."""
-
-    cell: str
-    values: Any
-    exact: bool
-
-
 class Judge:
     """Makes rows: a change is one of more than `threshold`, shown by an interval of `confidence`."""
 
@@ -58,36 +51,37 @@ class Judge:
         self._threshold = threshold
         self._confidence = confidence
 
-    def rows(self, what: Iterable[Metric], pairs: Sequence[CellPair]) -> list[Row]:
-        """Cells without a performance first, then every metric with a row per cell and one for all."""
-        problems = [(one, _problem(one)) for one in pairs]
-        rows = [Row(one.name, "-", problem) for one, problem in problems if problem is not None]
-        sound = [one for one, problem in problems if problem is None]
-        return rows + [row for metric in what for row in self._of_metric(metric, sound)]
+    def rows(self, both: pd.DataFrame) -> list[Row]:
+        """Of what `pair` gives: cells without a performance first, then every metric with a row per cell and one for
+        all of them."""
+        cells = both.groupby("cell", sort=False)
+        names, exact = cells.name.first(), cells.exact.all()
+        problems = both[both.side == "head"].groupby("cell", sort=False).status.agg(_problem)
+        wrong = [Row(names[cell], "-", problem) for cell, problem in problems.items() if problem]
+        sound = both[~both.cell.map(problems).astype(bool)]
+        return wrong + [
+            row for column in METRICS if column in both for row in self._of_metric(column, sound, names, exact)
+        ]
 
-    def _of_metric(self, metric: Metric, pairs: Sequence[CellPair]) -> Iterator[Row]:
-        every = [series for series in (_series(one, metric) for one in pairs) if series.values.size]
-        for series in every:
-            yield self._row(metric, series)
-        if len(every) > 1:
-            yield self._row(metric, _together(every))
+    def _of_metric(self, column: str, sound: pd.DataFrame, names: pd.Series, exact: pd.Series) -> Iterator[Row]:
+        # A repetition in which a value is not defined is left out.
+        values = sound.pivot(index=["cell", "turn"], columns="side", values=column).replace(0.0, np.nan).dropna()
+        every = {cell: found.to_numpy() for cell, found in values.groupby(level="cell")}
+        shown = [cell for cell in names.index if cell in every]
+        for cell in shown:
+            yield self._row(names[cell], METRICS[column], [every[cell]], exact=exact[cell])
+        if len(shown) > 1:
+            yield self._row(EVERY_CELL, METRICS[column], [every[cell] for cell in shown], exact=exact[shown].all())
 
-    def _row(self, metric: Metric, series: _Series) -> Row:
-        base, head = map(float, _better_quartile(series.values, metric))
-        low, high = self._interval(metric, series.values)
-        count = series.values.shape[-1]
-        enough = series.exact or count >= FEWEST_PAIRS
+    def _row(self, cell: str, metric: Metric, every: Sequence[Any], *, exact: bool) -> Row:
+        """`every`: base and head side by side, float64 [repetitions, 2], of one cell or of all."""
+        count = min(map(len, every))
+        samples = [values[:count, side] for values in every for side in (0, 1)]
+        base, head = map(float, _better_quartiles(metric.higher_is_better, samples))
+        low, high = interval(*samples, statistic=RATIO[metric.higher_is_better], confidence=self._confidence)
+        enough = exact or count >= FEWEST_PAIRS
         verdict = self._verdict(head / base, low, high, metric) if enough else "too few"
-        return Row(series.cell, metric.title, verdict, count, base, head, head / base, low, high)
-
-    def _interval(self, metric: Metric, values: Any) -> tuple[float, float]:
-        """Percentile bootstrap: the same repetitions are drawn of base and head, and in every cell."""
-        count = values.shape[-1]
-        draws = np.random.Generator(np.random.Philox(key=[0, 0xB007])).integers(0, count, (RESAMPLES, count))
-        base, head = _better_quartile(values[..., draws], metric)
-        tail = (1 - self._confidence) / 2
-        low, high = np.quantile(head / base, [tail, 1 - tail])
-        return float(low), float(high)
+        return Row(cell, metric.title, verdict, count, base, head, head / base, low, high)
 
     def _verdict(self, ratio: float, low: float, high: float, metric: Metric) -> Verdict:
         if abs(ratio - 1) < self._threshold:
@@ -97,27 +91,22 @@ class Judge:
         return "improvement" if (ratio > 1) == metric.higher_is_better else "regression"
 
 
-def _better_quartile(values: Any, metric: Metric) -> Any:
-    """Over the last axis; cells, the first axis, are taken together by their geometric mean."""
-    quartiles = np.quantile(values, 0.75 if metric.higher_is_better else 0.25, axis=-1)
-    return np.exp(np.mean(np.log(quartiles), axis=0))
-
-
-def _problem(one: CellPair) -> Verdict | None:
+def _problem(status: pd.Series) -> str:
     """A wrong run has no performance."""
-    if one.head.error:
+    if status.eq("failed").any():
         return "failed"
-    return "other tokens" if one.base.tokens != one.head.tokens else None
+    return "" if status.isin(VALID).all() else "other tokens"
 
 
-def _series(one: CellPair, metric: Metric) -> _Series:
-    """Repetition beside repetition; one in which a value is not defined is left out."""
-    both = zip(one.base.values.get(metric, []), one.head.values.get(metric, []), strict=False)
-    values = np.array([pair for pair in both if all(pair)], dtype=np.float64).reshape(1, -1, 2)
-    return _Series(one.name, values.swapaxes(1, 2), one.base.exact and one.head.exact)
+def _better_quartiles(higher_is_better: bool, samples: Sequence[Any], axis: int = -1) -> tuple[Any, Any]:
+    """Base and head of samples that are by turns of the one and of the other: the geometric mean over the cells."""
+    quartiles = np.log(np.quantile(np.stack(samples), 0.75 if higher_is_better else 0.25, axis=axis))
+    return np.exp(quartiles[0::2].mean(axis=0)), np.exp(quartiles[1::2].mean(axis=0))
 
 
-def _together(every: Sequence[_Series]) -> _Series:
-    count = min(series.values.shape[-1] for series in every)
-    values = np.concatenate([series.values[..., :count] for series in every])
-    return _Series(EVERY_CELL, values, all(series.exact for series in every))
+def _ratio(higher_is_better: bool, *samples: Any, axis: int = -1) -> Any:
+    base, head = _better_quartiles(higher_is_better, samples, axis)
+    return head / base
+
+
+RATIO = {better: partial(_ratio, better) for better in (False, True)}

@@ -1,16 +1,15 @@
 """Reading results: the `trials.jsonl` of `pipeinfer reproduce`, or the JSON files of pytest-benchmark."""
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import pandas as pd
 
-from pipeinfer.results import metrics
+from pipeinfer.results.frame import measured
 from pipeinfer.results.records import Record, decode, numbered
-from pipeinfer.results.trial import Trial
 from pipeinfer.workload import WorkloadError
 
 NOT_THE_CELL = {"repeat", "repeats", "spans", "prompts", "temperatures"}
@@ -24,48 +23,32 @@ class Metric(NamedTuple):
     higher_is_better: bool = False
 
 
-OF_A_TRIAL: dict[Metric, Callable[[Trial], float | None]] = {
-    Metric("tokens/s", higher_is_better=True): metrics.tokens_per_second,
-    Metric("first token (s)"): metrics.ttft_s,
-    Metric("between tokens, p95 (s)"): lambda trial: metrics.itl_s(trial)["p95"],
+METRICS = {
+    "tokens_per_s": Metric("tokens/s", higher_is_better=True),
+    "ttft_s": Metric("first token (s)"),
+    "itl_p95_s": Metric("between tokens, p95 (s)"),
+    "median_s": Metric("median (s)"),
 }
-MEDIAN = Metric("median (s)")
-"""What is taken from pytest-benchmark."""
-
-
-class ComparedCell(msgspec.Struct):
-    """One point of a workload: what was measured in it, a value per repetition.
-
-    `exact`: simulated, so that nothing in it is noise. `hashes` are those of the records, with pipeinfer's version.
-    """
-
-    config: dict[str, Any]
-    exact: bool = False
-    values: dict[Metric, list[float | None]] = {}
-    tokens: set[tuple[int, ...]] = set()
-    hashes: set[tuple[str, str]] = set()
-    error: str = ""
+"""By column: those of the table of trials, and what is taken from pytest-benchmark."""
 
 
 class Results(NamedTuple):
-    """The cells of a file or folder, by the hash of their configuration, and the machines they were measured on."""
+    """A row per repetition: the `cell` (all that decides on it, as bytes) with its `config`, the text and what was
+    measured as the table of trials has them, columns of METRICS; `exact`: simulated, so that nothing in it is noise;
+    `config_hash`, which covers the `version` of pipeinfer; and the `machine`."""
 
     name: str
-    metrics: tuple[Metric, ...]
-    cells: dict[str, ComparedCell]
-    machines: set[str]
+    rows: pd.DataFrame
 
 
 def read(path: Path) -> Results:
     """The results in a file, or in a folder and the folders in it; each file is a turn. Raises WorkloadError."""
     files = _files(path)
-    trials = files[0].suffix == ".jsonl"
-    results = Results(str(path), tuple(OF_A_TRIAL) if trials else (MEDIAN,), {}, set())
-    for file in files:
-        (_add_trials if trials else _add_benchmarks)(results, file)
-    if not results.cells:
+    rows_of = _of_trials if files[0].suffix == ".jsonl" else _of_benchmarks
+    rows = pd.DataFrame([row for file in files for row in rows_of(file)])
+    if rows.empty:
         raise WorkloadError(f"{path}: there is no result in it")
-    return results
+    return Results(str(path), rows)
 
 
 def _files(path: Path) -> list[Path]:
@@ -88,19 +71,17 @@ def _natural(path: Path) -> list[int | str]:
 # Trials
 
 
-def _add_trials(results: Results, file: Path) -> None:
+def _of_trials(file: Path) -> Iterator[dict[str, Any]]:
     for record in _records(file):
-        config = _flat(record.config)
-        key = hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:16]
-        cell = results.cells.setdefault(key, ComparedCell(config, exact=record.fidelity == "sim"))
-        cell.hashes.add((record.environment.get("pipeinfer", ""), record.config_hash))
-        results.machines.add(_machine(record.environment.get("processor"), record.environment.get("cores")))
-        if record.trial is None:
-            cell.error = record.error
-            continue
-        cell.tokens.add(record.trial.token_ids)
-        for metric, value in OF_A_TRIAL.items():
-            cell.values.setdefault(metric, []).append(value(record.trial))
+        config, where = _flat(record.config), record.environment
+        if record.predictor is None:
+            yield {
+                "cell": msgspec.json.encode(config, order="sorted"), "config": config,
+                "exact": record.fidelity == "sim", "version": where.get("pipeinfer", ""),
+                "config_hash": record.config_hash, "machine": _machine(where.get("processor"), where.get("cores")),
+                "status": "" if record.trial else "failed", "why": record.error,
+                **(measured(record.trial) if record.trial else dict.fromkeys(("token_ids", "margins", "precision"))),
+            }  # fmt: skip
 
 
 def _records(file: Path) -> Iterator[Record]:
@@ -143,32 +124,23 @@ class _Benchmark(msgspec.Struct, frozen=True):
     stats: _Stats
 
 
-class _Cpu(msgspec.Struct, frozen=True):
-    brand_raw: str = ""
-    count: int = 0
-
-
-class _MachineInfo(msgspec.Struct, frozen=True):
-    cpu: _Cpu = _Cpu()
-
-
 class _Benchmarks(msgspec.Struct, frozen=True):
     benchmarks: list[_Benchmark]
-    machine_info: _MachineInfo = _MachineInfo()
+    machine_info: dict[str, Any] = {}
 
 
-def _add_benchmarks(results: Results, file: Path) -> None:
+def _of_benchmarks(file: Path) -> Iterator[dict[str, Any]]:
     """A file holds one repetition of each benchmark: its median over the rounds."""
-    content = _benchmarks(file)
-    results.machines.add(_machine(content.machine_info.cpu.brand_raw, content.machine_info.cpu.count))
-    for benchmark in content.benchmarks:
-        path, _, name = benchmark.fullname.partition("::")
-        cell = results.cells.setdefault(benchmark.fullname, ComparedCell({"file": path, "benchmark": name}))
-        cell.values.setdefault(MEDIAN, []).append(benchmark.stats.median)
-
-
-def _benchmarks(file: Path) -> _Benchmarks:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_Benchmarks)
+        content = msgspec.json.decode(file.read_bytes(), type=_Benchmarks)
     except ValueError as problem:
         raise WorkloadError(f"{file}: not a file of pytest-benchmark: {problem}") from None
+    cpu = content.machine_info.get("cpu", {})
+    for benchmark in content.benchmarks:
+        path, _, name = benchmark.fullname.partition("::")
+        yield {
+            "cell": benchmark.fullname.encode(), "config": {"file": path, "benchmark": name}, "exact": False,
+            "version": "", "config_hash": "", "machine": _machine(cpu.get("brand_raw"), cpu.get("count")),
+            "status": "", "why": "", "token_ids": (), "margins": (), "precision": "",
+            "median_s": benchmark.stats.median,
+        }  # fmt: skip
