@@ -1,5 +1,8 @@
 """From a plan to ranks that generate: opens the models, starts or reaches the ranks, runs heads over them."""
 
+import os
+import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,10 +122,19 @@ class Cluster(Contact):
             head = Head(self, scheduler, strategy, drafter, on_tokens, log, trace=self.plan.trace)
             fidelity = "emulated" if self.plan.backend == "emulated" else "real"
             try:
-                return head.generate(start, fidelity=fidelity, precision=self.precision)
+                before = time.process_time()
+                trial = head.generate(start, fidelity=fidelity, precision=self.precision)
+                here = time.process_time() - before
+                return msgspec.structs.replace(trial, processor_s=here + self._elsewhere_s(trial))
             except NothingToChoose as problem:
                 raise LaunchError(f"{self.plan.target} on rank {len(self.models.split) - 1} ({self.plan.backend}):"
                                   f" {NotFinite(problem.position)}") from problem  # fmt: skip
+
+    def _elsewhere_s(self, trial: Trial) -> float:
+        """What ranks in other processes than this one used of processors (seconds)."""
+        own = socket.gethostname(), os.getpid()
+        there = (rank for rank in trial.ranks if (self.ready[rank.rank].host, self.ready[rank.rank].pid) != own)
+        return sum(rank.processor_s for rank in there)
 
     def drafting_of(
         self, strategy: Strategy, drafting: str | None = None, options: dict[str, Any] | None = None
@@ -248,4 +260,5 @@ class Cluster(Contact):
         host = self.ready[setup.rank].host if setup.rank in self.ready else ""
         return RankRecord(setup.rank, setup.role, setup.layers, report.busy_s, report.peak_memory, host,
                           {rank: size for rank, (size, _) in sent.items()},
-                          {rank: count for rank, (_, count) in sent.items()}, setup.cpu_share)  # fmt: skip
+                          {rank: count for rank, (_, count) in sent.items()}, setup.cpu_share,
+                          report.processor_s)  # fmt: skip

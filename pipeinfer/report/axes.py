@@ -24,6 +24,7 @@ Y = {
     "gaps": Quantity("inter-token latency (s)", "itl_mean_s"),
     "first": Quantity("time to first token (s)", "ttft_s", logarithmic=True),
     "utilisation": Quantity("utilisation of the ranks", "utilisation"),
+    "processor": Quantity("processor time per token (s)", "processor_s_per_token"),
     "memory": Quantity("memory of the largest rank (GB)", "largest_rank_gb"),
     "per_memory": Quantity("tokens/s per GB of all ranks", "tokens_per_s_per_gb"),
 }

@@ -48,12 +48,13 @@ def real(live: Live | None, best: pd.DataFrame) -> str:
     assert live is not None
     models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
     long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
+    same = " All token ids equal the iterative run's." * bool((best.status == "passed").all())
     times = "once each" if live.repeats == 1 else f"{live.repeats} repetitions"
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, {_where(best)}{slowness(live)}. "
         f"{len(live.prompts)} prompt{'s' * (len(live.prompts) > 1)}{long}, {times} with the strategies in turn, "
-        f"{live.tokens} tokens. All token ids equal the iterative run's."
+        f"{live.tokens} tokens.{same}"
     )
 
 

@@ -36,8 +36,9 @@ from pipeinfer.study.recipes import Figure, Recipe
 
 WORDS = {
     "speed": "generation-speed", "gain": "speedup", "gap": "inter-token-latency", "tail": "inter-token-latency-p95",
-    "gaps": "inter-token-latency-percentiles", "first": "time-to-first-token", "memory": "memory-of-largest-rank",
-    "per_memory": "speed-per-gigabyte", "bandwidth_gbps": "bandwidth", "latency_us": "latency",
+    "gaps": "inter-token-latency-percentiles", "first": "time-to-first-token", "processor": "processor-time",
+    "memory": "memory-of-largest-rank", "per_memory": "speed-per-gigabyte",
+    "bandwidth_gbps": "bandwidth", "latency_us": "latency",
     "width_cost": "row-cost", "draft_cost": "draft-cost", "size": "run-size", "calibration": "draft-calibration",
     "stretches": "drafts-right-in-a-row", "scatter": "simulated-over-measured", "league": "who-wins-where",
 }  # fmt: skip

@@ -6,25 +6,27 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import Table
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, quotients
 
-HEAD = ["program", "strategy", "tokens/s", "of its iterative", "of its speculative", "of ours", "mean gap",
-        "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
+HEAD = ["program", "strategy", "tokens/s", "processor time per token", "of its iterative", "of its speculative",
+        "of ours", "mean gap", "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
 
 NOTES = (
-    "All but the last but two columns are from one monotonic wall clock. Ours is read at the head when it commits a "
-    "token; theirs is read outside, when text comes out of the program. Tokens/s and gaps are from the first token to "
-    "the last; the first token counts from when reading the prompt begins. The whole run of theirs has loading and "
-    "leaving in it; ours stays loaded. Their own clocks are thread CPU time, process CPU time over all threads, and "
-    "the inverse of a mean in whole milliseconds: no two of them compare, with each other or with a wall clock. Texts "
-    "are compared with our iterative text; theirs come from a llama.cpp of 2023, so that a near tie may fall otherwise."
+    "Tokens/s, gaps, the first token and the whole run are from one monotonic wall clock. Ours is read at the head as "
+    "it commits a token; theirs is read outside, when text comes out of the program. Tokens/s and gaps are from the "
+    "first token to the last; the first token counts from when reading the prompt begins. The whole run of theirs has "
+    "loading and leaving in it; ours stays loaded. Processor time is what our head and ranks used, with the prompt and "
+    "all waiting; theirs is not read. Their own clocks are thread CPU time, process CPU time over all threads, and the "
+    "inverse of a mean in whole milliseconds: no two of them compare, with each other or with a wall clock. Texts are "
+    "compared with our iterative text; theirs come from a llama.cpp of 2023, so that a near tie may fall otherwise."
 )
 
 
 PEER_NOTES = (
-    "All but the last but two columns are from one monotonic wall clock. Ours is read at the head when it commits a "
-    "token; llama.cpp's is read outside, when text comes out of its program. Tokens/s and gaps are from the first "
-    "token to the last; the first token counts from when the prompt was written. The whole run of its programs has "
-    "loading and sending the weights to the servers in it; ours stays loaded. Texts are compared with our iterative "
-    "text."
+    "Tokens/s, gaps, the first token and the whole run are from one monotonic wall clock. Ours is read at the head as "
+    "it commits a token; llama.cpp's is read outside, when text comes out of its program. Tokens/s and gaps are from "
+    "the first token to the last; the first token counts from when the prompt was written. The whole run of its "
+    "programs has loading and sending the weights to the servers in it; ours stays loaded. Processor time, user and "
+    "system, is what all threads of our head and ranks, or of its program and servers, used from the request to the "
+    "last token, prompt and waiting included. Texts are compared with our iterative text."
 )
 
 
@@ -36,7 +38,7 @@ def head_to_head(experiment: Experiment) -> Table:
     )
     rows = [_row(experiment, best, some) for _, some in best.groupby(["place", "contender"], sort=False)]
     rows.sort(key=lambda row: row[0] != "ours")
-    return Table(HEAD, rows, range(2, 10), f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
+    return Table(HEAD, rows, range(2, 11), f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
 
 
 def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list[str]:
@@ -50,6 +52,7 @@ def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list
         first.program or "ours",
         f"{first.kind} {chosen}".strip(),
         f"{some.tokens_per_s.median():.2f}",
+        _seconds(some.processor_s_per_token.median()),
         _ratio(some, side[side.kind == REFERENCE]),
         _ratio(some, side[side.kind == BASELINE]),
         "-" if first.own else _ratio(some, ours[ours.kind == first.kind]),

@@ -45,6 +45,9 @@ METRICS: dict[str, tuple[str, Any]] = {
     "largest_rank_gb": ("memory of the largest rank (1e9 bytes)", lambda one: _gigabytes(metrics.largest_memory(one))),
     "memory_gb": ("memory of all ranks (1e9 bytes)", lambda trial: _gigabytes(metrics.total_memory(trial))),
     "tokens_per_s_per_gb": ("generation speed per 1e9 bytes on all ranks", metrics.speed_per_gigabyte),
+    "processor_s_per_token": (
+        "what head and ranks used of processors per token, the prompt included (s)", metrics.processor_s_per_token
+    ),
     "duration_s": ("from the request to the last token (s)", metrics.duration_s),
     "prompt_tokens": ("length of the prompt (tokens)", lambda trial: trial.prompt_tokens),
     "tokens": ("length of the text (tokens)", lambda trial: len(trial.token_ids)),
@@ -235,18 +238,18 @@ def gaps_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def ranks_table(records: Iterable[Record]) -> pd.DataFrame:
     """`busy_s` of compute (s), `utilisation` its share of the trial, `memory_gb` at the peak (1e9 bytes), what it sent
-    (`sent_gb`, `messages`), and its `cpu_share`."""
+    (`sent_gb`, `messages`), its `cpu_share`, and what it used of processors (`processor_s`, s)."""
     rows = [
         (
             record.config_hash, rank.rank, rank.role, rank.layers[0], rank.layers[1] - 1, rank.host, rank.busy_s, share,
             rank.peak_memory / 1e9, sum(rank.bytes_sent.values()) / 1e9, sum(rank.messages_sent.values()),
-            rank.cpu_share,
+            rank.cpu_share, rank.processor_s,
         )
         for record in records if record.trial is not None
         for rank, share in zip(record.trial.ranks, metrics.utilisation(record.trial).values(), strict=True)
     ]  # fmt: skip
     head = ["config_hash", "rank", "role", "first_layer", "last_layer", "host", "busy_s", "utilisation", "memory_gb",
-            "sent_gb", "messages", "cpu_share"]  # fmt: skip
+            "sent_gb", "messages", "cpu_share", "processor_s"]  # fmt: skip
     return pd.DataFrame(rows, columns=head)
 
 

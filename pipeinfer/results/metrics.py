@@ -216,6 +216,12 @@ def speed_per_gigabyte(trial: Trial) -> float | None:
     return None if speed is None or memory is None else speed / (memory / 1e9)
 
 
+def processor_s_per_token(trial: Trial) -> float | None:
+    """Seconds of processors that the head and all ranks used per generated token, the prompt's included. None where
+    that is not known."""
+    return trial.processor_s / len(trial.token_ids) if trial.processor_s > 0 and trial.token_ids else None
+
+
 def bytes_per_token(trial: Trial) -> dict[str, float]:
     """Per link, as "sender>receiver" ("head" for -1): bytes on the wire per generated token, the prompt's included."""
     n = max(1, len(trial.token_ids))
@@ -236,6 +242,7 @@ def _rank_summary(rank: RankRecord, busy: float) -> dict[str, Any]:
         "utilisation": busy,
         "peak_memory": rank.peak_memory,
         "cpu_share": rank.cpu_share,
+        "processor_s": rank.processor_s,
     }
 
 
@@ -269,6 +276,7 @@ def summary(trial: Trial) -> dict[str, Any]:
         "largest_memory": largest_memory(trial),
         "total_memory": total_memory(trial),
         "bytes_per_token": bytes_per_token(trial),
+        "processor_s_per_token": processor_s_per_token(trial),
         "ranks": [_rank_summary(rank, busy[rank.rank]) for rank in trial.ranks],
     }
 

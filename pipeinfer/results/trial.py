@@ -29,7 +29,8 @@ class RunRecord(msgspec.Struct, frozen=True, gc=False):
 
 class RankRecord(msgspec.Struct, frozen=True):
     """One rank: what it did and what it cost. `busy_s` is compute time; `bytes_sent` is per receiving rank; with a
-    `cpu_share` below 1 it waited for the rest of each computation, which is part of `busy_s`."""
+    `cpu_share` below 1 it waited for the rest of each computation, which is part of `busy_s`. `processor_s` is what its
+    threads used of processors, in computing and in all else."""
 
     rank: int
     role: str
@@ -40,13 +41,15 @@ class RankRecord(msgspec.Struct, frozen=True):
     bytes_sent: dict[int, int] = {}
     messages_sent: dict[int, int] = {}
     cpu_share: float = 1.0
+    processor_s: float = 0.0
 
 
 class Trial(msgspec.Struct, frozen=True):
     """One generation. `emit_s[i]` is when token i was committed on the head, in seconds since the request.
 
     `margins`, where asked for: how near the choice of each token was to another one, in logits. `precision` is the
-    target's (`pipeinfer.engine.backend.ModelInfo`).
+    target's (`pipeinfer.engine.backend.ModelInfo`). `processor_s` is what the head and all ranks together used of
+    processors (seconds), the prompt included; 0 where that is not known.
     """
 
     strategy: str
@@ -59,6 +62,7 @@ class Trial(msgspec.Struct, frozen=True):
     ranks: tuple[RankRecord, ...]
     margins: tuple[float, ...] = ()
     precision: str = "float32"
+    processor_s: float = 0.0
     config: dict[str, Any] = {}
 
 

@@ -103,13 +103,15 @@ class AskReport(Message, frozen=True):
 
 class Report(Message, frozen=True):
     """A rank's answer: peak memory (bytes), bytes and messages sent to each rank since it was set up, and since the
-    last report the seconds for which it computed and the spans (`pipeinfer.runtime.spans.Span`) of its timeline."""
+    last report the seconds for which it computed and the spans (`pipeinfer.runtime.spans.Span`) of its timeline;
+    `processor_s` is what its threads used of processors since the trial began (seconds)."""
 
     rank: int
     peak_memory: int
     sent: dict[int, tuple[int, int]]
     busy_s: float = 0.0
     spans: tuple[tuple[int, str, float, float, bool], ...] = ()
+    processor_s: float = 0.0
 
 
 class Inspect(Message, frozen=True):

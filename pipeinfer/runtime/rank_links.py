@@ -10,6 +10,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from pipeinfer.runtime import control
@@ -60,6 +61,7 @@ class Endpoint:
         self.abort_requested = False
         self.worker: Worker
         self._busy_s = 0.0
+        self._processor_s = processor_s()
         self._later: deque[Envelope] = deque()
 
     def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
@@ -150,17 +152,25 @@ class Endpoint:
             self._report()
         else:
             self.over &= not between
+            if between:
+                self._processor_s = processor_s()
             self.worker.take(message, envelope.payload)
 
     def _report(self) -> None:
+        used = processor_s() - self._processor_s
         gc.collect()
         traffic = self.transport.traffic.items()
         sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in traffic if t.sent_messages}
         spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
         self.spans.clear()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.transport.send(HEAD, control.encode(Report(self.setup.rank, peak, sent, self._busy_s, spans)))
+        self.transport.send(HEAD, control.encode(Report(self.setup.rank, peak, sent, self._busy_s, spans, used)))
         self._busy_s = 0.0
+
+
+def processor_s() -> float:
+    """Seconds of processors that a rank has used: those of its process, or of its thread where it is one of several."""
+    return time.process_time() if current_thread() is main_thread() else time.thread_time()
 
 
 def unexpected(message: Any, who: str) -> NoReturn:

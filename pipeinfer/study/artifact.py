@@ -4,6 +4,7 @@ All their times are read from outside, from one monotonic clock: when text came 
 they print and where that was found out.
 """
 
+import math
 import os
 import re
 import shlex
@@ -172,12 +173,20 @@ def trial_of(found: ProgramRun, cell: ProgramCell, prompt: str, tokenizer: Token
         reason="length",
         runs=(),
         ranks=(),
+        processor_s=_processor_s(found.out, start, emit_s[-1]),
         config={
             **msgspec.to_builtins(cell), "text": continuation(tokenizer, prompt_ids, ids),
             "loaded_s": prompt_at, "whole_s": found.seconds,
             "own_tokens_per_second": _own_speed(said), "exit_code": found.code,
         },
     )  # fmt: skip
+
+
+def _processor_s(chunks: list[Chunk], start: float, end: float) -> float:
+    """What was used of processors between two times at which something was read; 0 where it was not counted."""
+    by_then = {chunk.at_s: chunk.processor_s for chunk in chunks}
+    used = by_then.get(end, math.nan) - by_then.get(start, math.nan)
+    return 0.0 if math.isnan(used) else used
 
 
 def _seen(chunks: list[Chunk], prompt: str) -> float | None:

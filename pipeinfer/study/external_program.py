@@ -1,12 +1,13 @@
-"""Someone else's program, measured from outside: what it writes, and when."""
+"""Someone else's program, measured from outside: what it writes, when, and what processor time that took."""
 
+import math
 import os
 import re
 import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +26,17 @@ MOST_BYTES = 1 << 24
 NEAR_END = 16
 """Chunks at the end in which the last line is looked for."""
 
+CPUCLOCK_SCHED = 2
+"""In the number of a process clock: exact time, not ticks."""
+
 
 class Chunk(NamedTuple):
-    """Bytes that were read at once, and when, in seconds since the program was started."""
+    """Bytes that were read at once, and when, in seconds since the program was started; `processor_s` is what it had
+    used of processors by then, with those beside it (seconds, NaN where that was not asked)."""
 
     at_s: float
     data: bytes
+    processor_s: float = math.nan
 
 
 class ProgramRun(NamedTuple):
@@ -49,9 +55,27 @@ def joined(chunks: Sequence[Chunk]) -> bytes:
     return b"".join(chunk.data for chunk in chunks)
 
 
-def run_program(command: Sequence[str], folder: Path, *, silence_s: float, last: "re.Pattern[bytes]") -> ProgramRun:
+def processor_s(processes: Iterable[int]) -> float:
+    """Seconds of processors that all threads of these processes have used, in user and in kernel mode. NaN where the
+    system does not say or one of them is gone. They are process clocks of POSIX (clock_getcpuclockid(3)), by the number
+    that Linux makes of a process id."""
+    try:
+        return sum(time.clock_gettime(~process << 3 | CPUCLOCK_SCHED) for process in processes)
+    except OSError:
+        return math.nan
+
+
+def run_program(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    silence_s: float,
+    last: "re.Pattern[bytes]",
+    beside: Sequence[int] | None = None,
+) -> ProgramRun:
     """Run `command` in `folder` until it exits, or writes nothing for `silence_s`, or lingers after it has written
-    `last` to standard error. Nothing of it is left running. Raises OSError when it cannot be started."""
+    `last` to standard error. Nothing of it is left running. With the processes that work `beside` it, processor time
+    is read. Raises OSError when it cannot be started."""
     start = time.monotonic()
     with without_deep_idle(), subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -60,7 +84,8 @@ def run_program(command: Sequence[str], folder: Path, *, silence_s: float, last:
         found = ProgramRun([], [], 0.0, None)
         problem: str | None = ""
         try:
-            problem = _read(process, found, start, silence_s, last)
+            counted = () if beside is None else (process.pid, *beside)
+            problem = _read(process, found, start, silence_s, last, counted)
             if problem is None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(LEAVE_S)
@@ -72,8 +97,9 @@ def run_program(command: Sequence[str], folder: Path, *, silence_s: float, last:
 
 
 def _read(
-    process: "subprocess.Popen[bytes]", found: ProgramRun, start: float, silence_s: float, last: "re.Pattern[bytes]"
-) -> str | None:
+    process: "subprocess.Popen[bytes]", found: ProgramRun, start: float, silence_s: float, last: "re.Pattern[bytes]",
+    counted: Sequence[int],
+) -> str | None:  # fmt: skip
     """Read until both streams end (None), or until there is a reason to end the program ("": it has said it all)."""
     size, said_all = 0, False
     with selectors.DefaultSelector() as selector:
@@ -82,13 +108,13 @@ def _read(
             selector.register(stream.fileno(), selectors.EVENT_READ, chunks)
         while selector.get_map():
             ready = selector.select(LEAVE_S if said_all else silence_s)
-            now = time.monotonic() - start
+            now, used = time.monotonic() - start, processor_s(counted) if counted else math.nan
             if not ready:
                 return "" if said_all else f"it wrote nothing for {silence_s:g} s"
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 if data:
-                    key.data.append(Chunk(now, data))
+                    key.data.append(Chunk(now, data, used))
                     size += len(data)
                 else:
                     selector.unregister(key.fd)

@@ -52,10 +52,10 @@ def command(cell: ProgramCell, nodes: list[str], prompt: Path) -> list[str]:
 
 
 @contextmanager
-def servers(folder: str, count: int, threads: int) -> Iterator[list[str]]:
-    """That many servers on loopback, and their addresses; none is left. Raises WorkloadError."""
+def servers(folder: str, count: int, threads: int) -> Iterator[dict[str, int]]:
+    """That many servers on loopback: their process ids by their addresses; none is left. Raises WorkloadError."""
     program = str(find_program(folder, PEER_SERVER, LLAMA_CPP))
-    addresses = []
+    found = {}
     with ExitStack() as stack:
         for _ in range(count):
             port = _free_port()
@@ -66,8 +66,8 @@ def servers(folder: str, count: int, threads: int) -> Iterator[list[str]]:
             stack.callback(process.wait)
             stack.callback(process.kill)
             _wait_for(process, port)
-            addresses.append(f"127.0.0.1:{port}")
-        yield addresses
+            found[f"127.0.0.1:{port}"] = process.pid
+        yield found
 
 
 def _free_port() -> int:
@@ -97,9 +97,10 @@ def _run(cell: ProgramCell, silence_s: float) -> Trial:
     threads = int(cell.live.backend_options.get("threads", 1))
     with (
         tempfile.TemporaryDirectory(prefix="pipeinfer-peers-") as folder,
-        servers(cell.artifact.folder, cell.live.stages, threads) as addresses,
+        servers(cell.artifact.folder, cell.live.stages, threads) as nodes,
     ):
         prompt = Path(folder) / "prompt.txt"
         prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break
-        found = run_program(command(cell, addresses, prompt), Path(folder), silence_s=silence_s, last=LAST)
+        line = command(cell, list(nodes), prompt)
+        found = run_program(line, Path(folder), silence_s=silence_s, last=LAST, beside=list(nodes.values()))
     return trial_of(found, cell, text, open_backend(cell.live.backend, {}).tokenizer(cell.live.target))

@@ -15,7 +15,7 @@ from pipeinfer.workload import Count, FileEntry, Fraction, Positive, WorkloadErr
 Axis = Literal["nodes", "width_cost", "draft_cost", "acceptance", "bandwidth_gbps", "latency_us", "size", "cutoff"]
 Field = Literal["cluster", "nodes", "node", "acceptance", "drafts", "rate", "pair", "accounting", "prompt"]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation", "memory", "per_memory"]
+Quantity = Literal["speed", "gain", "gap", "tail", "gaps", "first", "utilisation", "processor", "memory", "per_memory"]
 
 ARTIFACT = "artifact"
 """The recipe that needs programs which the user has built."""

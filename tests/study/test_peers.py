@@ -39,6 +39,9 @@ LIVE = Live(
     temperatures=[0.0], top_p=1.0, seed=1, tokens=8, repeats=1,
 )  # fmt: skip
 
+LOADING_S, DECODING_S = 0.5, 0.1
+"""Of a processor."""
+
 SERVER = """#!{python}
 import os, socket, sys
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -50,15 +53,23 @@ with socket.create_server((given["-H"], int(given["-p"]))) as listening:
 """
 
 PROGRAM = """#!{python}
-import json, os, socket, sys
+import fcntl, json, os, socket, sys, termios, time
 words = sys.argv[1:]
 given = {{word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("-")}}
 for address in given["--rpc"].split(","):
     host, port = address.split(":")
     socket.create_connection((host, int(port))).close()
 open("{folder}/told", "w").write(json.dumps(words))
+def work(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+work({loading})
 sys.stdout.write(open(given["-f"]).read()[:-1])
 sys.stdout.flush()
+while int.from_bytes(fcntl.ioctl(1, termios.FIONREAD, bytes(4)), sys.byteorder):
+    time.sleep(0.001)
+work({decoding})
 for word in json.loads({text!r}):
     sys.stdout.write(word)
     sys.stdout.flush()
@@ -69,11 +80,12 @@ sys.stderr.write("0.00.787.848 I decoded    8 tokens in    0.551 seconds, speed:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
-    words = json.dumps(TEXT.split(" "))
+    words = json.dumps(TEXT.split(" ")).replace('", "', ' ", "')
     for name, text in {PEER_SERVER: SERVER, PEERS_PLAIN: PROGRAM, PEERS_DRAFT: PROGRAM}.items():
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text.format(python=sys.executable, folder=tmp_path, text=words.replace('", "', ' ", "')))
+        path.write_text(text.format(python=sys.executable, folder=tmp_path, text=words, loading=LOADING_S,
+                                    decoding=DECODING_S))  # fmt: skip
         path.chmod(0o755)
     return tmp_path
 
@@ -103,6 +115,12 @@ def test_a_generation_over_its_servers_is_a_trial(built: Path) -> None:
     assert told[-4:] == ["--spec-type", "draft-simple", "--spec-draft-n-max", "4"]
     assert len(started(built)) == LIVE.stages
     assert not any(alive(pid) for pid in started(built))
+
+
+def test_loading_is_no_part_of_its_processor_time(built: Path) -> None:
+    trial = one(built, PEERS_PLAIN, [], {}).trial
+    assert trial is not None
+    assert DECODING_S <= trial.processor_s < LOADING_S
 
 
 def test_plain_decoding_has_no_draft(built: Path) -> None:
