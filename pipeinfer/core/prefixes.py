@@ -52,7 +52,22 @@ class HeldTexts:
         del self._texts[sequence]
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginning."""
+class Alike:
+    """How far texts that grow are like the beginning of one prompt. A token that was compared is not compared again."""
+
+    def __init__(self) -> None:
+        self._prompt: Sequence[int] = ()
+        self._lengths: dict[int, int] = {}
+
+    def length(self, number: int, text: Sequence[int], prompt: Sequence[int]) -> int:
+        """In tokens, of the text of request `number`."""
+        if prompt is not self._prompt:
+            self._prompt, self._lengths = prompt, {}
+        length = self._lengths[number] = common_length(text, prompt, self._lengths.get(number, 0))
+        return length
+
+
+def common_length(one: Sequence[int], other: Sequence[int], known: int = 0) -> int:
+    """How many tokens two texts have in common at their beginning, where so many are known to be."""
     most = min(len(one), len(other))
-    return next((at for at in range(most) if one[at] != other[at]), most)
+    return next((at for at in range(known, most) if one[at] != other[at]), most)

@@ -18,7 +18,7 @@ from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
-from pipeinfer.core.prefixes import HeldTexts, common_length
+from pipeinfer.core.prefixes import Alike, HeldTexts
 from pipeinfer.core.prompt import chunk_size
 from pipeinfer.core.tree import Node, Run
 
@@ -57,6 +57,7 @@ class Scheduler(Machine):
         self._reading: deque[Generation] = deque()
         """Those of whose prompts not all was sent."""
         self.held = HeldTexts()
+        self._alike = Alike()
 
     @property
     def order(self) -> int:
@@ -309,8 +310,8 @@ class Scheduler(Machine):
             return -1, 0
         source, shared = self.held.longest(prompt)
         for one in self._live:
-            length = min(self._computed(one), common_length(one.text, prompt))
-            if length > shared:
+            length = self._alike.length(one.number, one.text, prompt)
+            if length > shared and (length := min(length, self._computed(one))) > shared:
                 source, shared = one.sequence, length
         if source in self.held.sequences:
             self.held.use(source)

@@ -105,3 +105,34 @@ def test_the_longest_beginning_is_found() -> None:
     assert held.add(3, (1, 2, 4, 5, 6)) == [1]
     held.use(0)
     assert held.sequences == [3, 0]
+
+
+class Counted(int):
+    """A token that counts how often it is compared."""
+
+    comparisons = 0
+
+    def __ne__(self, other: object) -> bool:
+        Counted.comparisons += 1
+        return int(self) != other
+
+    __hash__ = int.__hash__
+
+
+def test_who_waits_is_compared_with_each_token_once_and_not_at_every_event() -> None:
+    texts, shared, events = 6, 100, 40
+    kept = Kept(cells=texts * 200 + 50, prompt_chunk=shared)
+    for number in range(texts):
+        kept(Start(Request((*range(shared), number), 99), number))
+    prompt = tuple(map(Counted, range(shared)))
+    Counted.comparisons = 0
+    kept(Start(Request((*prompt, 77), 90), texts))
+    assert kept.scheduler.waiting == 1
+    first = Counted.comparisons
+    assert first >= texts * shared
+    for _ in range(events):
+        run = kept.scheduler.in_flight[0]
+        kept(Logits(run.id, (50,) * run.outputs))
+    assert Counted.comparisons - first <= texts * events
+    kept(Stop(0, "cancelled", 0))
+    assert kept.scheduler.generations[texts].cached == shared, "and it is found when there is room"
