@@ -1,5 +1,7 @@
 """Several requests in one simulated pipe: their speed beside the closed form; a long prompt holds nobody up."""
 
+from statistics import mean
+
 import numpy as np
 import pytest
 from test_theory import PROMPT, Ideal, always_ready, stratified, stretches
@@ -23,8 +25,8 @@ def shuffled(seed: int) -> Trace:
     return stratified([*generator.permutation(lengths), *generator.permutation(lengths)])
 
 
-def shared_speed(requests: int) -> float:
-    """Tokens of all while all decode, over those of as many requests without speculation."""
+def shared_speeds(requests: int) -> list[float]:
+    """Tokens of each while all decode, over those of a request without speculation."""
     room = 8 * STAGES + 64
     pipeline = PipelineShape(STAGES, cells=requests * (PROMPT + TOKENS) + 32 * room, sequences=8 * room)
     start = Request(tuple(range(PROMPT)), TOKENS)
@@ -36,15 +38,16 @@ def shared_speed(requests: int) -> float:
     load.serve()
     first = max(times[0] for times in load.emit_s.values())
     last = min(times[-1] for times in load.emit_s.values())
-    tokens = sum(first < at <= last for times in load.emit_s.values() for at in times)
-    return tokens / (last - first) / requests
+    return [sum(first < at <= last for at in times) / (last - first) for times in load.emit_s.values()]
 
 
-@pytest.mark.parametrize(("requests", "least"), [(1, 0.98), (2, 0.98), (3, 0.97), (4, 0.98), (6, 0.9), (8, 0.98)])
-def test_requests_share_the_pipe_by_the_closed_form(requests: int, least: float) -> None:
-    """Most is lacking where a request has hardly more than one slot, which cannot be halved."""
+@pytest.mark.parametrize("requests", range(1, STAGES + 1))
+def test_requests_share_the_pipe_by_the_closed_form_and_fairly(requests: int) -> None:
+    """A slot more or less that a request has now and then may give it a little more."""
     expected = theory.shared_chain(ACCEPTANCE, STAGES, requests)
-    assert least * expected <= shared_speed(requests) <= 1.03 * expected
+    speeds = shared_speeds(requests)
+    assert 0.98 * expected <= mean(speeds) <= 1.03 * expected
+    assert min(speeds) >= 0.95 * max(speeds)
 
 
 def test_a_long_prompt_goes_in_between_the_tokens_of_others() -> None:
