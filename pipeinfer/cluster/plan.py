@@ -21,8 +21,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link
     that `links` does not.
     `cpu_share` is the share of the time in which each rank computes, so that it is as slow as a node of that much of
-    this one's speed. `exact`: a row of the target has the same bits whatever it is computed with, so that no text parts
-    from another strategy's or split's.
+    this one's speed. `node_cores`: so many has a node, where each target rank has a node and the draft one with the
+    head; None: all share this machine's. `exact`: a row of the target has the same bits whatever it is computed with,
+    so that no text parts from another strategy's or split's.
     """
 
     backend: str = "numpy"
@@ -38,6 +39,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float = 0.0
     links: tuple[LinkLimit, ...] = ()
     cpu_share: float = 1.0
+    node_cores: float | None = None
     exact: bool = False
     cells: int = 0
     longest: int = 0

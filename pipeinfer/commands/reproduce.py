@@ -49,6 +49,21 @@ class ArtifactOptions:
         str | None, option(ARTIFACT, "Where you built llama.cpp, for its own cluster beside ours.", metavar="DIR")
     ] = None
 
+    node_cores: Annotated[
+        float | None, option(ARTIFACT, "So many cores for each node of either side, by control groups; as root.")
+    ] = None
+
+    def nodes(self) -> dict[str, float]:
+        """The field of a live recipe that --node-cores sets. Raises ValueError."""
+        from pipeinfer.core.strategies.options import require
+
+        if self.node_cores is not None and self.llama_cpp is None:
+            raise ValueError("--node-cores limits the nodes of both sides of --llama-cpp DIR: give that too")
+        if self.node_cores is None:
+            return {}
+        require("node_cores", self.node_cores, 0.01, 1024)
+        return {"node_cores": self.node_cores}
+
     def chosen(self) -> "Artifact | None":
         from pipeinfer.study.recipes import Artifact
 
@@ -109,7 +124,7 @@ def reproduce(
     given = real.given()
     key = given.get("key")
     live, ranks = sweep.ranks(given.get("workers"), key)
-    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | sweep.prompt_names()
+    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | sweep.prompt_names() | artifact.nodes()
     wish = Wish(sweep.fidelity, sweep.cluster, live, ranks, artifact.chosen(), artifact.llama_cpp)
     recipes, notes = select(sections or [], wish)
     if unused := ", ".join(sorted(given.keys() - USED)):

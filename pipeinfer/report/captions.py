@@ -59,8 +59,9 @@ def real(live: Live | None, best: pd.DataFrame) -> str:
 
 
 def slowness(live: Live) -> str:
-    """What the ranks and links were limited to."""
+    """What ranks, nodes and links were limited to."""
     parts = [f"each rank at {live.cpu_share:g} of its speed"] * (live.cpu_share < 1)
+    parts += [] if live.node_cores is None else [f"nodes of {live.node_cores:g} cores each by control groups"]
     parts += [] if live.bandwidth_gbps is None else [f"links of {live.bandwidth_gbps:g} Gbit/s"]
     parts += [f"{live.latency_us:g} us"] * (live.latency_us > 0)
     return "".join(f", {part}" for part in parts)

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeinfer.files import system_text
 
@@ -24,21 +25,46 @@ def usable_cores(root: Path = Path("/")) -> float:
     return min([float(bound), *_quotas(root)])
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """In cores: of the process's groups and the ones around them."""
+class ProcessorGroup(NamedTuple):
+    """A control group that this process is in and that may limit its processors; below `top` lie all of its kind.
+    `unified`: of version 2."""
+
+    top: Path
+    folder: Path
+    unified: bool
+
+    @property
+    def around(self) -> list[Path]:
+        """It and the groups around it."""
+        return [self.folder, *(parent for parent in self.folder.parents if parent.is_relative_to(self.top))]
+
+    @property
+    def parent_of_limited(self) -> Path:
+        """Where a group with a quota can be made: of version 2 the nearest one that gives its groups the controller."""
+        if not self.unified:
+            return self.folder
+        giving = (group for group in self.around if "cpu" in system_text(group / "cgroup.subtree_control").split())
+        return next(giving, self.folder)
+
+
+def processor_groups(root: Path = Path("/")) -> Iterator[ProcessorGroup]:
+    """Those of this process, one for each version in use."""
     top = root / "sys/fs/cgroup"
     for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", system_text(root / "proc/self/cgroup"), re.MULTILINE):
         if not controllers:
-            for group in _upwards(top, path):
-                yield from _cores(*system_text(group / "cpu.max").split()[:2])
+            yield ProcessorGroup(top, top / path, unified=True)
         elif "cpu" in controllers.split(","):
-            for group in _upwards(top / "cpu", path):
+            yield ProcessorGroup(top / "cpu", top / "cpu" / path, unified=False)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """In cores: of the process's groups and the ones around them."""
+    for own in processor_groups(root):
+        for group in own.around:
+            if own.unified:
+                yield from _cores(*system_text(group / "cpu.max").split()[:2])
+            else:
                 yield from _cores(system_text(group / "cpu.cfs_quota_us"), system_text(group / "cpu.cfs_period_us"))
-
-
-def _upwards(top: Path, path: str) -> list[Path]:
-    group = top / path
-    return [group, *(parent for parent in group.parents if parent.is_relative_to(top))] if path else [top]
 
 
 def _cores(quota: str = "", period: str = "") -> list[float]:

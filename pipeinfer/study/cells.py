@@ -108,7 +108,7 @@ def live_plan(live: Live, key: str | None) -> Any:
     return Plan(
         backend=live.backend, backend_options=live.backend_options, target=live.target, draft=live.draft,
         stages=live.stages, transport=live.transport, workers=live.workers, key=key,
-        cpu_share=live.cpu_share, exact=live.exact, latency_s=live.latency_us * 1e-6,
+        cpu_share=live.cpu_share, node_cores=live.node_cores, exact=live.exact, latency_s=live.latency_us * 1e-6,
         bandwidth_bps=float("inf") if live.bandwidth_gbps is None else live.bandwidth_gbps * 1e9,
     )  # fmt: skip
 

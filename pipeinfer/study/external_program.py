@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeinfer.cluster.control_groups import move
 from pipeinfer.runtime.cpu_latency import without_deep_idle
 
 LEAVE_S = 5.0
@@ -72,10 +73,11 @@ def run_program(
     silence_s: float,
     last: "re.Pattern[bytes]",
     beside: Sequence[int] | None = None,
+    node: Path | None = None,
 ) -> ProgramRun:
     """Run `command` in `folder` until it exits, or writes nothing for `silence_s`, or lingers after it has written
     `last` to standard error. Nothing of it is left running. With the processes that work `beside` it, processor time
-    is read. Raises OSError when it cannot be started."""
+    is read. It is put into the control group `node`. Raises OSError when it cannot be started."""
     start = time.monotonic()
     with without_deep_idle(), subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -84,6 +86,8 @@ def run_program(
         found = ProgramRun([], [], 0.0, None)
         problem: str | None = ""
         try:
+            if node is not None:
+                move(process.pid, node)
             counted = () if beside is None else (process.pid, *beside)
             problem = _read(process, found, start, silence_s, last, counted)
             if problem is None:

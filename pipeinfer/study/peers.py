@@ -5,18 +5,20 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 
+from pipeinfer.cluster.control_groups import limited_nodes, move
+from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, gguf_of, records_of, trial_of
-from pipeinfer.study.external_program import run_program
+from pipeinfer.study.external_program import ProgramRun, joined, run_program
 from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, ProgramCell, Recipe
 from pipeinfer.workload import WorkloadError
 
@@ -26,6 +28,9 @@ CONTEXT = 1024
 START_S = 10.0
 """How long a server may take until it listens."""
 
+ATTEMPTS = 3
+"""llama.cpp writes from a thread, and now and then has ended well before that had written the last lines."""
+
 
 def with_peers(recipe: Recipe, folder: str) -> Recipe:
     """The recipe with llama.cpp's programs in `folder`, and with GGUF files that both sides read. Raises WorkloadError
@@ -33,8 +38,19 @@ def with_peers(recipe: Recipe, folder: str) -> Recipe:
     assert recipe.live is not None
     for program in (PEER_SERVER, *{one.program for one in recipe.strategies.values() if one.program}):
         find_program(folder, program, LLAMA_CPP)
+    if recipe.live.node_cores is not None:
+        _check_nodes(recipe.live.node_cores)
     live = msgspec.structs.replace(recipe.live, target=gguf_of(recipe.live.target), draft=gguf_of(recipe.live.draft))
     return msgspec.structs.replace(recipe, live=live, artifact=Artifact(folder, launcher=""))
+
+
+def _check_nodes(cores: float) -> None:
+    """Raise WorkloadError where there can be no such nodes: better before the sweep than in its middle."""
+    try:
+        with limited_nodes(1, cores):
+            pass
+    except LaunchError as problem:
+        raise WorkloadError(str(problem)) from problem
 
 
 def command(cell: ProgramCell, nodes: list[str], prompt: Path) -> list[str]:
@@ -52,12 +68,13 @@ def command(cell: ProgramCell, nodes: list[str], prompt: Path) -> list[str]:
 
 
 @contextmanager
-def servers(folder: str, count: int, threads: int) -> Iterator[dict[str, int]]:
-    """That many servers on loopback: their process ids by their addresses; none is left. Raises WorkloadError."""
+def servers(folder: str, count: int, threads: int, nodes: Sequence[Path] = ()) -> Iterator[dict[str, int]]:
+    """That many servers on loopback: their process ids by their addresses; none is left. Each is put on a node of its
+    own, where there are some. Raises WorkloadError."""
     program = str(find_program(folder, PEER_SERVER, LLAMA_CPP))
     found = {}
     with ExitStack() as stack:
-        for _ in range(count):
+        for number in range(count):
             port = _free_port()
             process = subprocess.Popen(
                 [program, "-H", "127.0.0.1", "-p", str(port), "-t", str(threads)],
@@ -65,6 +82,8 @@ def servers(folder: str, count: int, threads: int) -> Iterator[dict[str, int]]:
             )  # fmt: skip
             stack.callback(process.wait)
             stack.callback(process.kill)
+            for node in nodes[number : number + 1]:
+                move(process.pid, node)
             _wait_for(process, port)
             found[f"127.0.0.1:{port}"] = process.pid
         yield found
@@ -94,13 +113,23 @@ def run_peers(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> Ite
 
 def _run(cell: ProgramCell, silence_s: float) -> Trial:
     text = prompt_named(cell.prompt).text
-    threads = int(cell.live.backend_options.get("threads", 1))
-    with (
-        tempfile.TemporaryDirectory(prefix="pipeinfer-peers-") as folder,
-        servers(cell.artifact.folder, cell.live.stages, threads) as nodes,
-    ):
+    with tempfile.TemporaryDirectory(prefix="pipeinfer-peers-") as folder:
         prompt = Path(folder) / "prompt.txt"
         prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break
-        line = command(cell, list(nodes), prompt)
-        found = run_program(line, Path(folder), silence_s=silence_s, last=LAST, beside=list(nodes.values()))
+        for _ in range(ATTEMPTS):
+            found = _generation(cell, prompt, silence_s)
+            if found.code != 0 or LAST.search(joined(found.err)):
+                break
     return trial_of(found, cell, text, open_backend(cell.live.backend, {}).tokenizer(cell.live.target))
+
+
+def _generation(cell: ProgramCell, prompt: Path, silence_s: float) -> ProgramRun:
+    """What the program writes over servers of its own. On limited nodes it has the last one: that of the draft."""
+    live = cell.live
+    with ExitStack() as stack:
+        nodes = stack.enter_context(limited_nodes(live.stages + 1, live.node_cores)) if live.node_cores else []
+        threads = int(live.backend_options.get("threads", 1))
+        there = stack.enter_context(servers(cell.artifact.folder, live.stages, threads, nodes))
+        line = command(cell, list(there), prompt)
+        return run_program(line, prompt.parent, silence_s=silence_s, last=LAST, beside=list(there.values()),
+                           node=nodes[-1] if nodes else None)  # fmt: skip

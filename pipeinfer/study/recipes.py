@@ -89,7 +89,8 @@ class Live(FileEntry, frozen=True, kw_only=True):
     names of prompts or of whole sets (pipeinfer/prompt_sets.py). A prompt that is shorter than `prompt_tokens` gets the
     suite's other prompts before it, up to that many. With a `cpu_share` below 1 every rank is as slow as a node of that
     share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
-    another. `predicted`: the simulator says how fast each should be, from fit trials. `exact`: no ties."""
+    another. `node_cores`: of a plan's nodes, and of llama.cpp's beside them. `predicted`: the simulator says how fast
+    each should be, from fit trials. `exact`: no ties."""
 
     backend: str
     target: str
@@ -106,6 +107,7 @@ class Live(FileEntry, frozen=True, kw_only=True):
     workers: tuple[str, ...] = ()
     prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     cpu_share: Fraction = 1.0
+    node_cores: Positive | None = None
     exact: bool = False
     bandwidth_gbps: Positive | None = None
     latency_us: NotNegative = 0.0

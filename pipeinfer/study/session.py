@@ -1,10 +1,12 @@
 """Cells on ranks that are up: brought up for the first cell, and again where a cell needs others or after a failure."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+from pipeinfer.cluster.control_groups import limited_nodes, move
 from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
@@ -24,8 +26,6 @@ def on_ranks(
 ) -> Iterator[Record]:
     """Their records, in order. A generation that fails has an error for a trial; so has every cell whose ranks cannot
     be brought up. `warm_up` follows each bringing up."""
-    from pipeinfer.cluster.launch import Cluster
-
     plan, cluster, problem = None, None, ""
     with ExitStack() as stack:
         for cell in cells:
@@ -36,7 +36,7 @@ def on_ranks(
                     stack.close()
                     plan, cluster, problem = wanted, None, ""
                 if cluster is None and not problem:
-                    cluster = stack.enter_context(Cluster(plan))
+                    cluster = stack.enter_context(_cluster(plan))
                     if warm_up is not None:
                         warm_up(cluster, cell)
                     start = time.perf_counter()
@@ -55,6 +55,22 @@ def on_ranks(
             else:
                 spans = _spans(cluster, trial) if cluster.plan.trace else []
                 yield record_of(cell, trial, spans, "", time.perf_counter() - start)
+
+
+@contextmanager
+def _cluster(plan: Any) -> Iterator[Any]:
+    """A cluster by the plan. On limited nodes each target rank has one of its own, and the draft one with the head,
+    which is this process."""
+    from pipeinfer.cluster.launch import Cluster
+
+    with ExitStack() as stack:
+        nodes = stack.enter_context(limited_nodes(plan.stages + 1, plan.node_cores)) if plan.node_cores else []
+        for node in nodes[-1:]:
+            move(os.getpid(), node)  # Ranks start there too, so that they see a quota.
+        cluster = stack.enter_context(Cluster(plan))
+        for rank, node in enumerate(nodes[:-1]):
+            move(cluster.ready[rank].pid, node)
+        yield cluster
 
 
 def _spans(cluster: Any, trial: Trial) -> list[Span]:

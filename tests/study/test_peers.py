@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from processes import alive
 
+from pipeinfer.commands.reproduce import ArtifactOptions
 from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
@@ -128,6 +129,14 @@ def test_plain_decoding_has_no_draft(built: Path) -> None:
     assert "-md" not in json.loads((built / "told").read_text())
 
 
+def test_a_program_that_ended_well_without_its_last_lines_is_run_again(built: Path) -> None:
+    program, whole, once = (built / "bin" / name for name in (PEERS_PLAIN, "whole", "once"))
+    program.rename(whole)
+    program.write_text(f'#!/bin/sh\n[ -e {once} ] && exec {whole} "$@"\ntouch {once}\n')
+    program.chmod(0o755)
+    assert one(built, PEERS_PLAIN, [], {}).error == ""
+
+
 def test_a_program_that_says_something_else_is_an_error_and_leaves_no_server(built: Path) -> None:
     (built / "bin" / PEERS_PLAIN).write_text("#!/bin/sh\necho error: no such model >&2\nexit 1\n")
     record = one(built, PEERS_PLAIN, [], {})
@@ -149,6 +158,15 @@ def test_the_recipe_runs_where_it_is_asked_for_and_says_what_it_needs(built: Pat
     os.remove(built / "bin" / PEERS_DRAFT)
     with pytest.raises(WorkloadError, match=f'no program "{PEERS_DRAFT}"'):
         select([PEERS], Wish(llama_cpp=str(built)))
+
+
+@pytest.mark.parametrize(
+    ("folder", "cores", "said"),
+    [(None, 0.5, "--llama-cpp DIR"), ("here", float("nan"), "node_cores = nan: expected 0.01 to 1024")],
+)
+def test_nodes_that_cannot_be_are_refused(folder: str | None, cores: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ArtifactOptions(llama_cpp=folder, node_cores=cores).nodes()
 
 
 def test_both_sides_run_in_turns(built: Path) -> None:

@@ -1,0 +1,82 @@
+"""Nodes of so many cores on one machine: control groups of Linux, whose processes together get no more. They are made
+for a while and removed again. It takes a user who may make them, such as root; groups of both versions do."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeinfer.errors import LaunchError
+from pipeinfer.files import system_text
+from pipeinfer.runtime.processor_quota import ProcessorGroup, processor_groups
+
+PERIOD_US = 100_000
+"""In each of which a group's processes have their share, by the kernel's own default."""
+
+EMPTY_S = 1.0
+"""How long a group is waited for that still holds a process which has ended."""
+
+
+@contextmanager
+def limited_nodes(count: int, cores: float, root: Path = Path("/")) -> Iterator[list[Path]]:
+    """That many groups of at most `cores`, into which to `move` processes. Who is left in one goes back to this
+    process's group. Raises LaunchError where they cannot be made."""
+    own = _own_group(root)
+    made: list[Path] = []
+    try:
+        for number in range(count):
+            made.append(own.parent_of_limited / f"pipeinfer-{os.getpid()}-{number}")
+            made[-1].mkdir()
+            _limit(made[-1], cores, unified=own.unified)
+    except OSError as problem:
+        _remove(made, own.folder)
+        raise LaunchError(f"nodes of {cores:g} cores are control groups, and none can be made in"
+                          f" {own.parent_of_limited} ({problem.strerror}): it takes Linux and a user who may, such as"
+                          " root on the host itself") from problem  # fmt: skip
+    try:
+        yield made
+    finally:
+        _remove(made, own.folder)
+
+
+def move(process: int, group: Path) -> None:
+    """Put a process with all its threads into a group. Raises OSError."""
+    (group / "cgroup.procs").write_text(str(process))
+
+
+def _own_group(root: Path) -> ProcessorGroup:
+    """That of version 1 where there is one: processors then are not the unified hierarchy's. Raises LaunchError."""
+    found = sorted(processor_groups(root), key=lambda group: group.unified)
+    if not found:
+        raise LaunchError("nodes of less than a machine's cores are control groups, which this system does not have")
+    return found[0]
+
+
+def _limit(group: Path, cores: float, *, unified: bool) -> None:
+    quota = round(cores * PERIOD_US)
+    if unified:
+        (group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+    else:
+        (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+        (group / "cpu.cfs_quota_us").write_text(str(quota))
+
+
+def _remove(groups: list[Path], home: Path) -> None:
+    for group in filter(Path.is_dir, groups):
+        for process in system_text(group / "cgroup.procs").split():
+            move(int(process), home)
+        _remove_empty(group)
+
+
+def _remove_empty(group: Path) -> None:
+    deadline = time.monotonic() + EMPTY_S
+    while True:
+        try:
+            group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
