@@ -440,10 +440,10 @@ def test_a_key_can_be_made_without_a_worker(run: Run, tmp_path: Path) -> None:
     key = tmp_path / "key.json"
     assert run("worker", "--new-key", "--key", str(key))[0] == 0
     assert read_keys(key).file == key
-    assert_refused(*run("worker", "--key", str(key)), "--rank and --listen")
-    assert_refused(*run("worker", "--rank", "0", "--key", str(key)), "--rank and --listen")
+    assert_refused(*run("worker", "--key", str(key)), "needs --listen")
+    assert_refused(*run("worker", "--rank", "0", "--key", str(key)), "needs --listen")
     half = tmp_path / "half.json"
-    assert_refused(*run("worker", "--new-key", "--rank", "0", "--key", str(half)), "--rank and --listen")
+    assert_refused(*run("worker", "--new-key", "--rank", "0", "--key", str(half)), "needs --listen")
     assert not half.exists()
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import Stray, run_rank
-from pipeinfer.runtime.transports import HEAD, PeerLost, TransportError, open_member
+from pipeinfer.runtime.transports import ANY_RANK, HEAD, PeerLost, TransportError, open_member
 
 
-def serve(listen: str, rank: int, key: Path | None, *, once: bool) -> int:
-    """Listen at `listen` as `rank` and serve one session after another (`once`: just one). Exit code.
+def serve(listen: str, rank: int | None, key: Path | None, *, once: bool) -> int:
+    """Listen at `listen` as `rank` (None: as each head says) and serve one session after another (`once`: just one).
+    Exit code.
 
     Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session was not ended by its
     head. Each session has an endpoint of its own at the same address: a stream that broke is never taken up again.
@@ -25,7 +26,7 @@ def serve(listen: str, rank: int, key: Path | None, *, once: bool) -> int:
     gc.disable()  # It is run between trials, where it is not measured.
     came = False
     while not (once and came):
-        transport = open_member(listen, rank, keys=key)
+        transport = open_member(listen, ANY_RANK if rank is None else rank, keys=key)
         listen = transport.address
         print(f"listening {listen}", flush=True)
         try:

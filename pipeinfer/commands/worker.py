@@ -11,30 +11,29 @@ def worker(
     key: Annotated[Path | None, typer.Option(help="The cluster's key file, the same on every host.")] = None,
     rank: Annotated[
         int | None,
-        typer.Option(help="This rank's number: target stages are 0, 1, ...; then the draft's.", min=0, max=65535),
+        typer.Option(help="Be this rank alone: target stages are 0, 1, ...; then the draft's.", min=0, max=65535),
     ] = None,
     listen: Annotated[str | None, typer.Option(help="Where the head and the other ranks reach this one.")] = None,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Make the key file first; without --rank and --listen, that is all.")
+        bool, typer.Option("--new-key", help="Make the key file first; without --listen, that is all.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Leave after one session.")] = False,
 ) -> None:
-    """Serve as one rank until interrupted; `generate --workers` points a head at it.
+    """Serve as the rank that a head says until interrupted; `generate --workers` points a head at it.
 
-    Example: pipeinfer worker --rank 0 --listen tcp://10.0.0.7:5555 --key cluster.key
+    Example: pipeinfer worker --listen tcp://10.0.0.7:5555 --key cluster.key
     """
     from pipeinfer.cluster.worker import serve
     from pipeinfer.runtime.transports import scheme_of, takes_keys
     from pipeinfer.runtime.transports.keys import write_keys
 
-    key_alone = new_key and rank is None and listen is None
-    if not key_alone and (rank is None or listen is None):
-        raise ValueError("a worker needs --rank and --listen; without both, --new-key makes the key file and ends")
+    if listen is None and (rank is not None or not new_key):
+        raise ValueError("a worker needs --listen; without it, --new-key makes the key file and ends")
     if key is None and (new_key or takes_keys(scheme_of(listen or ""))):
         raise ValueError("a worker needs --key, the cluster's key file; with --new-key it is made first")
     if new_key and key is not None:
         write_keys(key)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # A worker has nothing to remove, and an engine may compute for long.
-    if rank is not None and listen is not None:
+    if listen is not None:
         raise typer.Exit(serve(listen, rank, key, once=once))

@@ -16,10 +16,10 @@ from pipeinfer.runtime.control import Failure, Inspect, LinkLimit, Ready, Setup,
 from pipeinfer.runtime.cpu_latency import without_deep_idle
 from pipeinfer.runtime.draft_rank import DraftWorker
 from pipeinfer.runtime.loading import explained, load_stage, weights_here
-from pipeinfer.runtime.probe import probe
+from pipeinfer.runtime.probe import probe, wrong_rank
 from pipeinfer.runtime.rank_links import IDLE_S, Endpoint
 from pipeinfer.runtime.stage_rank import StageWorker
-from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport, TransportError
+from pipeinfer.runtime.transports import ANY_RANK, HEAD, Envelope, PeerLost, Transport, TransportError
 
 GRACE_S = 0.25
 """How long a rank that has lost a neighbour waits for the head to end the session, as then the neighbour just left
@@ -59,7 +59,7 @@ def _name(rank: int) -> str:
 
 def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
     """Run one rank for one session: inspection and measurements if the head asks for them, set-up, loading, serving.
-    False if nobody came in time.
+    An endpoint of any rank becomes the one that the head says. False if nobody came in time.
 
     What goes wrong is told to the head as a Failure, and raised: LaunchError for what the user can put right, PeerLost
     when the head or a neighbour is gone, Stray when nothing has begun.
@@ -67,6 +67,8 @@ def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
     first = wait_for_head(transport, patience_s)
     if first is None:
         return False
+    if transport.rank == ANY_RANK:
+        transport.rank = first.rank
     try:
         transport.connect(HEAD, first.head_address)
     except PeerLost:
@@ -114,7 +116,7 @@ def _dismissed(transport: Transport) -> bool:
 def _session(transport: Transport, setup: Setup) -> None:
     start = time.monotonic()
     if setup.rank != transport.rank:
-        raise LaunchError(f"the head takes this worker for rank {setup.rank}, but it was started as {transport.rank}")
+        raise wrong_rank(setup.rank, transport.rank)
     transport.connect(setup.next_rank, setup.next_address)
     for rank, address in enumerate(setup.behind, start=setup.rank + 1):
         transport.connect(rank, address)

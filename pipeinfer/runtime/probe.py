@@ -127,7 +127,7 @@ class _Prober:
     def _inspected(self, message: Inspect) -> Inspected:
         rank = self._transport.rank
         if message.rank != rank:
-            raise LaunchError(f"the head takes this worker for rank {message.rank}, but it was started as {rank}")
+            raise wrong_rank(message.rank, rank)
         free = free_here(rank, message.backend, message.options)
         return Inspected(rank, socket.gethostname(), os.getpid(), os.cpu_count() or 1, *free)
 
@@ -161,6 +161,12 @@ class _Prober:
     def _keep(self, envelope: Envelope) -> None:
         self._leaving = self._leaving or isinstance(control.decode(envelope.header), Shutdown)
         self._later.append(envelope)
+
+
+def wrong_rank(wanted: int, started_as: int) -> LaunchError:
+    """The head wants another rank than the one that this worker was told to be."""
+    return LaunchError(f"the head takes this worker for rank {wanted}, but it was started as {started_as}: start it"
+                       " without --rank to be any")  # fmt: skip
 
 
 def answer_ping(transport: Transport, ping: Ping) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import pytest
 from processes import EMULATED as SLOW
@@ -41,20 +42,24 @@ if "worker" in sys.argv:
 
 
 class Workers:
-    """Two running workers, for one stage and the draft."""
+    """Running workers, for one stage and the draft unless there are more; `fixed`: each is one rank alone."""
 
-    def __init__(self, folder: Path, listen: str = "tcp://127.0.0.1:0", **environment: str) -> None:
+    def __init__(
+        self, folder: Path, listen: str = "tcp://127.0.0.1:0", *, count: int = 2, fixed: bool = True, **environment: str
+    ) -> None:
         self.key = folder / "key.json"
         write_keys(self.key)
-        self.errors = [folder / f"{rank}.err" for rank in range(2)]
+        self.errors = [folder / f"{rank}.err" for rank in range(count)]
+        self.fixed = fixed
         self.environment = {**os.environ, **environment}
-        self.processes = [self.start(rank, listen) for rank in range(2)]
-        self.addresses = [self.wait_until_it_listens(rank) for rank in range(2)]
+        self.processes = [self.start(rank, listen) for rank in range(count)]
+        self.addresses = [self.wait_until_it_listens(rank) for rank in range(count)]
         self.held_at_first = self.held()
 
     def start(self, rank: int, listen: str) -> "subprocess.Popen[str]":
         with self.errors[rank].open("a") as file:
-            return start("worker", "--rank", str(rank), "--listen", listen, "--key", str(self.key),
+            named = ["--rank", str(rank)] if self.fixed else []
+            return start("worker", *named, "--listen", listen, "--key", str(self.key),
                          env=self.environment, stderr=file)  # fmt: skip
 
     def kill(self, rank: int) -> None:
@@ -83,8 +88,8 @@ class Workers:
 
 
 @contextmanager
-def running(folder: Path, listen: str = "tcp://127.0.0.1:0", **environment: str) -> Iterator[Workers]:
-    workers = Workers(folder, listen, **environment)
+def running(folder: Path, listen: str = "tcp://127.0.0.1:0", **options: Any) -> Iterator[Workers]:
+    workers = Workers(folder, listen, **options)
     try:
         yield workers
     finally:
@@ -217,8 +222,19 @@ def test_what_a_worker_cannot_do_is_one_line_for_both_sides(workers: Workers) ->
     for _ in range(2):
         with pytest.raises(LaunchError, match="the head takes this worker for rank"):
             Cluster(workers.plan(workers=tuple(reversed(workers.addresses))))
-    line = "session ended: the head takes this worker for rank 1, but it was started as 0\n"
+    line = "session ended: the head takes this worker for rank 1, but it was started as 0: start it without --rank"
     wait_until(lambda: line in workers.said(0).removeprefix(before))
+
+
+def test_a_worker_of_no_rank_is_the_one_that_the_head_says(tmp_path: Path) -> None:
+    with running(tmp_path, fixed=False) as workers:
+        said = []
+        for addresses in (workers.addresses, workers.addresses[::-1]) * 2:
+            with Cluster(workers.plan(workers=tuple(addresses))) as cluster:
+                said.append(generate(cluster))
+        assert said == [said[0]] * 4
+        wait_until(lambda: workers.held() == workers.held_at_first)
+        assert [workers.said(rank) for rank in range(2)] == ["", ""]
 
 
 @pytest.mark.parametrize(("how", "line"), [(signal.SIGKILL, "session ended: the head is gone\n"), (signal.SIGINT, "")])

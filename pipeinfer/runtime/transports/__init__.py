@@ -17,6 +17,9 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 HEAD = -1
 """The head's rank. Target stages are 0..N-1 and the draft ranks follow."""
 
+ANY_RANK = -2
+"""The rank of an endpoint whose rank the head will say: until then it only listens."""
+
 MAX_HEADER = 1 << 20
 """Length limit of a header, in bytes. A transport that wraps another may need up to 64 of them itself."""
 

@@ -89,7 +89,6 @@ class TcpTransport:
         again_s: float = 0.0,
         spin_s: float | None = None,
     ) -> None:
-        self.rank = rank
         self.rejected = 0
         """Messages dropped because no peer could be held to account for them."""
         self._keys = keys if isinstance(keys, Keys) else read_keys(keys)
@@ -134,6 +133,15 @@ class TcpTransport:
                 return f"tcp://{_bracketed(probe.getsockname()[0])}:0"
         except OSError as problem:
             raise TransportError(f"no way leads to {address}: {problem.strerror}") from problem
+
+    @property
+    def rank(self) -> int:
+        """Ours. It may be set until the first message is sent."""
+        return self._roster.rank
+
+    @rank.setter
+    def rank(self, rank: int) -> None:
+        self._roster.rank = rank
 
     @property
     def traffic(self) -> dict[int, Traffic]:
