@@ -8,6 +8,14 @@ class LaunchError(Exception):
     """The ranks cannot be brought up as planned: the user can put it right."""
 
 
+class RankRefuses(LaunchError):  # noqa: N818 - reads as what happened
+    """One rank cannot be brought up as planned; names it."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(text)
+        self.rank = rank
+
+
 class RankLost(Exception):  # noqa: N818 - reads as what happened
     """A rank died or broke during a session; names it."""
 

@@ -57,6 +57,11 @@ def auto_split(models: Models, survey: Survey) -> list[LayerRange]:
     return fastest_split(models.target.layers, seconds, most)
 
 
+def fitting_split(models: Models, ranks: Mapping[int, Inspected]) -> list[LayerRange]:
+    """The target's layers as evenly as each rank's memory allows. Raises BadSplit where they do not fit."""
+    return fastest_split(models.target.layers, lambda _, count: float(count), _room(models, ranks))
+
+
 def _measured(models: Models, survey: Survey) -> list[tuple[float, ...]]:
     """Per rank the seconds of the rest of a run, a layer and the output head, measured now."""
     info = models.target

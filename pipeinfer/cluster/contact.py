@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pipeinfer.cluster.open_ranks import open_ranks
 from pipeinfer.cluster.ranks import Ranks
-from pipeinfer.errors import LaunchError, RankLost
+from pipeinfer.errors import RankLost, RankRefuses
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import Failure, LinkLimit, Shutdown
 from pipeinfer.runtime.cpu_latency import without_deep_idle
@@ -35,11 +35,10 @@ class Contact:
         """What a rank said of where it is: `HOST (pid N)`."""
         self._last_message: dict[int, str] = {}
         self._idle_states = ExitStack()
-        self._wanted = (transport, count, workers, key)
-        self._open()
+        self._open(transport, count, workers, key)
 
-    def _open(self) -> None:
-        self._ranks: Ranks = open_ranks(*self._wanted)
+    def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
+        self._ranks: Ranks = open_ranks(transport, count, workers, key)
         self._idle_states.enter_context(without_deep_idle())
 
     def __enter__(self) -> Self:
@@ -99,7 +98,7 @@ class Contact:
         self._last_message[envelope.sender] = type(message).__name__
         if isinstance(message, Failure):
             if message.user_error:
-                raise LaunchError(message.text)
+                raise RankRefuses(message.rank, message.text)
             raise self.lost(message.rank, message.text)
         return envelope, message
 

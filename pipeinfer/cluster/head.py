@@ -26,6 +26,10 @@ class Links(Protocol):
 
     spans: list[Span]
 
+    @property
+    def drafts(self) -> bool:
+        """There is a draft model, which may have been lost."""
+
     def wait(self, what: Callable[[], str]) -> tuple[Any, Any]:
         """The next envelope and its message, however long it takes; `what` is waited for. Raises RankLost."""
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.cluster.auto_split import auto_split, check_memory
+from pipeinfer.cluster.auto_split import auto_split, check_memory, fitting_split
 from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.garbage_collection import uncollected
 from pipeinfer.cluster.head import Head, OnTokens
 from pipeinfer.cluster.inspection import inspections
 from pipeinfer.cluster.models import Models
-from pipeinfer.cluster.plan import AUTO, Plan
+from pipeinfer.cluster.placement import BadSplit
+from pipeinfer.cluster.plan import AUTO, FITTING, Plan
+from pipeinfer.cluster.recovery import Recovery
 from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.errors import NothingToChoose
@@ -24,9 +26,9 @@ from pipeinfer.core.messages import DraftFrom, Sampling
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
-from pipeinfer.engine.backend import Tokenizer
+from pipeinfer.engine.backend import BadModel, Tokenizer
 from pipeinfer.engine.sampling import NotFinite
-from pipeinfer.errors import LaunchError, RankLost
+from pipeinfer.errors import LaunchError, RankLost, RankRefuses
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.divergence import ROW_BY_ROW
@@ -51,30 +53,68 @@ class Cluster(Contact):
         """That of the generation under way, or of the last one: to look at."""
         self._reports: dict[int, Report] = {}
         self._setups: list[Setup] = []
+        self._recovery = Recovery(self.models)
+        self._planned_alone = plan.draft is None
+        self._recovery.meet_spares()
         super().__init__(plan.transport, self.models.count, plan.workers, plan.key)
+        try:
+            self._bring_up()
+        except RankLost as lost:
+            if not self.never_came(lost):
+                raise
+            raise LaunchError(str(lost)) from lost
+
+    def reopen(self, lost: int = HEAD) -> None:
+        """Bring ranks up anew, with others in the places of those that are gone, where `lost` is the rank that was; or
+        without a draft, or on fewer stages. Raises LaunchError, or RankLost where another one was lost meanwhile."""
+        self.close()
+        for known in (self.hosts, self._last_message, self._reports, self._setups):
+            known.clear()
+        workers = self.plan.workers
+        problem: Exception | None = None
+        for plan in self._recovery.plans(workers[lost] if 0 <= lost < len(workers) else None):
+            try:
+                self._open_as(plan)
+            except (LaunchError, BadSplit, BadModel) as found:
+                self._note_refusal(found)
+                problem = found
+            except RankLost as found:
+                if plan.workers or found.rank < self.models.drafter:
+                    raise
+                problem = found
+            else:
+                return
+        raise LaunchError(str(problem)) from problem
+
+    def _open_as(self, plan: Plan) -> None:
+        self.plan, self.models = plan, Models(plan)
+        self._open(plan.transport, self.models.count, plan.workers, plan.key)
         self._bring_up()
 
-    def reopen(self) -> None:
-        """Bring all ranks up anew by the same plan, after one was lost. Raises what coming up raises."""
-        self.close()
-        for known in (self.hosts, self._last_message, self._reports):
-            known.clear()
-        self._open()
-        self._bring_up()
+    def _note_refusal(self, problem: Exception) -> None:
+        """A worker that cannot do its part has its place taken like one that is gone: raises RankLost."""
+        if self.plan.workers and isinstance(problem, RankRefuses):
+            self._recovery.refuse(self.plan.workers[problem.rank])
+            raise RankLost(problem.rank, str(problem)) from problem
 
     @property
     def reopens(self) -> bool:
-        """The ranks were started here, as processes, so that others can take their places."""
-        return not self.plan.workers and hosting_of(self.plan.transport).start == "processes"
+        """The ranks are workers, or processes that were started here, so that others can take their places."""
+        return bool(self.plan.workers) or hosting_of(self.plan.transport).start == "processes"
+
+    @property
+    def lacks(self) -> str:
+        """What it has no more of what it had at first, in words; empty where nothing was lost for good."""
+        return self._recovery.lacks(self.models)
+
+    @property
+    def drafts(self) -> bool:
+        """There is a draft model."""
+        return self.models.draft is not None
 
     def _bring_up(self) -> None:
         try:
             self._set_up()
-        except RankLost as lost:
-            self.close()
-            if not self.never_came(lost):
-                raise
-            raise LaunchError(str(lost)) from lost
         except BaseException:
             self.close()
             raise
@@ -110,6 +150,8 @@ class Cluster(Contact):
         Raises RankLost, or ValueError on a prompt that does not fit."""
         chosen = self.drafting_of(strategy, drafting, drafting_options)
         policy = open_drafting(*chosen) if chosen[0] else None
+        if policy and policy.model and not self.drafts:
+            raise LaunchError("the draft was lost, and this strategy takes one")
         self.check_ids(prompt)
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
         start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy.name, options or {})
@@ -146,7 +188,7 @@ class Cluster(Contact):
         if not strategy.drafting:
             return "", {}
         chosen = (drafting, options or {}) if drafting else (strategy.drafting, strategy.drafting_options)
-        if open_drafting(*chosen).model and self.models.draft is None:
+        if open_drafting(*chosen).model and self._planned_alone:
             raise LaunchError("this strategy drafts: give a draft model, or --drafting ngram, which needs none")
         return chosen
 
@@ -206,6 +248,8 @@ class Cluster(Contact):
         if self.plan.layers == AUTO:
             with uncollected():
                 models.split = auto_split(models, survey)
+        elif self.plan.layers == FITTING:
+            models.split = fitting_split(models, survey.ranks)
         check_memory(models, survey.ranks)
 
     def begin(self, begin: Begin) -> None:

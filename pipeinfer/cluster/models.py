@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
-from pipeinfer.cluster.plan import AUTO, Plan
+from pipeinfer.cluster.plan import AUTO, FITTING, Plan
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.fingerprint import fingerprints
 from pipeinfer.engine.vocabulary import differences
@@ -30,9 +30,9 @@ class Models:
         self.plan = plan
         self.backend = open_backend(plan.backend, plan.backend_options)
         self.target: ModelInfo = self.backend.info(plan.target)
-        self.split = even_split(self.target.layers, plan.stages) if plan.layers in (None, AUTO) else (
+        self.split = even_split(self.target.layers, plan.stages) if plan.layers in (None, AUTO, FITTING) else (
             parse_split(plan.layers, self.target.layers))  # fmt: skip
-        """With `auto`: until the ranks are known."""
+        """With `auto` and `fitting`: until the ranks are known."""
         self._different: list[str] = []
         self.draft = self._draft() if plan.draft else None
         self.draft_split = self._split_draft(self.draft) if self.draft else []

@@ -11,14 +11,18 @@ from pipeinfer.runtime.control import LinkLimit
 AUTO = "auto"
 """The `layers` of a plan whose target is split by the speed and memory of the ranks."""
 
+FITTING = "fitting"
+"""As evenly as the memory of the ranks allows: of a plan for those that are left."""
+
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to bring up. `layers` is `0.5,0.5` or `4,4` (None: evenly over `stages`), and `draft_layers` is the same for
     the draft (None: all on one rank); `cells` 0: for texts of `longest` tokens and some, 0: of the model's context.
 
-    `workers` are the addresses of running ranks, in rank order (then `key` is their key file); without them the ranks
-    are started here. With `layers` "auto" they are split by the speed and memory of the ranks, which are measured
-    first, or were by `calibrate`, as the file `profile` says. `bandwidth_bps` (bit/s) and `latency_s` shape every link
+    `workers` are the addresses of running ranks, in rank order (then `key` is their key file), and `spares` of others
+    that take the places of lost ones; without them the ranks are started here. With `layers` "auto" they are split by
+    the speed and memory of the ranks, which are measured first, or were by `calibrate`, as the file `profile` says.
+    `bandwidth_bps` (bit/s) and `latency_s` shape every link
     that `links` does not.
     `cpu_share` is the share of the time in which each rank computes, so that it is as slow as a node of that much of
     this one's speed. `node_cores`: so many has a node, where each target rank has a node and the draft one with the
@@ -46,6 +50,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sequences: int = 64
     prompt_chunk: PromptChunk = "auto"
     workers: tuple[str, ...] = ()
+    spares: tuple[str, ...] = ()
     key: str | None = None
     trace: bool = False
 

@@ -145,7 +145,7 @@ def generate(
     with starting():
         ranks = Cluster(plan)
     with ranks:
-        _print_notes(ranks, layout=in_mpi_world() or plan.layers == "auto")
+        print_who(ranks, layout=in_mpi_world() or plan.layers == "auto")
         prompt_ids = ranks.tokenizer.encode(words, add_special=not (text.raw or conversation))
         ends = () if text.ignore_eos else ranks.models.target.eos
         stream = TextStream(ranks.tokenizer, text.stop or [], prompt=prompt_ids, ends=ends)
@@ -193,11 +193,11 @@ class EventFile:
         self._file = path.open("wb", buffering=0)
         self._problem: OSError | None = None
 
-    def open(self, made: "Scheduler") -> "EventLog":
-        """Begin it: its header tells how the scheduler was made."""
+    def open(self, made: "Scheduler", after: str = "", now: float = 0.0) -> "EventLog":
+        """Begin it, or go on in it `after` a scheduler was lost: its header tells how the scheduler was made."""
         from pipeinfer.core.log import EventLog, SchedulerHeader
 
-        return EventLog(SchedulerHeader(made.pipeline, made.next_run, made.order), self._write)
+        return EventLog(SchedulerHeader(made.pipeline, made.next_run, made.order, after, now), self._write)
 
     def _write(self, line: bytes) -> None:
         if self._problem is None:
@@ -222,8 +222,9 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return DEFAULT_PROMPT if prompt is None else checked_argument(prompt, "the prompt")
 
 
-def _print_notes(cluster: "Cluster", *, layout: bool) -> None:
-    """Who is where, on standard error: when a process dies, the MPI launcher may name no more than its host and pid."""
+def print_who(cluster: "Cluster", *, layout: bool) -> None:
+    """Notes on the models, and who is where, on standard error: when a process dies, the MPI launcher may name no more
+    than its host and pid."""
     from pipeinfer.commands.output import print_notes
 
     if layout:

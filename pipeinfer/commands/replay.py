@@ -7,7 +7,7 @@ import typer
 
 
 def replay(
-    log: Annotated[Path, typer.Argument(help="What `generate --log FILE` wrote.")],
+    log: Annotated[Path, typer.Argument(help="What `generate` or `serve` wrote with --log.")],
     effects: Annotated[bool, typer.Option("--effects", help="Print each event's effects, a JSON list a line.")] = False,
 ) -> None:
     """Replay an event log: the same events must have the same effects. Exit code 1 where they do not."""

@@ -1,12 +1,13 @@
 """`pipeinfer serve`: an endpoint that answers many requests on one pipeline of ranks."""
 
 import dataclasses
-from contextlib import suppress
+import logging
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pipeinfer.commands.generate import StrategyOptions
-from pipeinfer.commands.options import ClusterOptions, option, with_options
+from pipeinfer.commands.generate import EventFile, StrategyOptions, print_who
+from pipeinfer.commands.options import OUTPUT, ClusterOptions, option, path_option, with_options
 
 if TYPE_CHECKING:
     import socket
@@ -31,8 +32,10 @@ class ServerOptions:
     ] = None
     waiting: Annotated[int, option(SERVER, "Requests that may wait; default: 64.", min=0)] = 64
     recover: Annotated[
-        bool, option(SERVER, "When a rank that was started here is lost, start all anew and go on; else requests fail.")
+        bool, option(SERVER, "When a rank is lost, have another in its place and go on; else requests fail.")
     ] = True
+    spares: Annotated[str | None, option(SERVER, "Addresses of further workers, to take such places.")] = None
+    log: Annotated[Path | None, path_option(OUTPUT, "Write the head's events, for `pipeinfer replay`.")] = None
 
 
 @with_options
@@ -46,19 +49,40 @@ def serve(strategy: StrategyOptions, cluster: ClusterOptions, server: ServerOpti
     import msgspec
 
     from pipeinfer.cluster.launch import Cluster
+    from pipeinfer.cluster.mpi_world import in_mpi_world
     from pipeinfer.commands.view import starting
 
+    logging.basicConfig(format="%(asctime)s %(message)s")
     settings = cluster.settings()
     plan = settings.plan(*settings.settle(), drafts=strategy.needs_draft_model(strategy.open()))
-    plan = msgspec.structs.replace(plan, cells=plan.cells or SERVED_CELLS)
-    with listen(server.host, server.port, server.api_key) as opened:
+    plan = msgspec.structs.replace(plan, cells=plan.cells or SERVED_CELLS, spares=_spares(server, plan.workers))
+    with (
+        listen(server.host, server.port, server.api_key) as opened,
+        closing(EventFile(server.log)) if server.log is not None else nullcontext() as log,
+    ):
         with starting():
             ranks = Cluster(plan)
         with ranks:
-            _serve(ranks, strategy, server, opened)
+            print_who(ranks, layout=in_mpi_world())
+            _serve(ranks, strategy, server, opened, log)
 
 
-def _serve(ranks: "Cluster", strategy: StrategyOptions, server: ServerOptions, opened: "socket.socket") -> None:
+def _spares(server: ServerOptions, workers: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError where nobody's place can be taken."""
+    if server.spares is None:
+        return ()
+    if not workers or not server.recover:
+        raise ValueError("--spares take the places of lost --workers: give those, without --no-recover")
+    return tuple([address.strip() for address in server.spares.split(",")])
+
+
+def _serve(
+    ranks: "Cluster",
+    strategy: StrategyOptions,
+    server: ServerOptions,
+    opened: "socket.socket",
+    log: EventFile | None,
+) -> None:
     """Until the process is told to end."""
     from pipeinfer.serve.handlers import Handlers
     from pipeinfer.serve.pipe_events import PipeEvents
@@ -67,10 +91,10 @@ def _serve(ranks: "Cluster", strategy: StrategyOptions, server: ServerOptions, o
 
     pipe = PipeEvents()
     with Service(
-        ranks, waiting=server.waiting, observe=pipe.record, strategy=strategy.strategy, recovers=server.recover,
-        **strategy.for_cluster(),
+        ranks, waiting=server.waiting, observe=pipe.record, open_log=log.open if log is not None else None,
+        strategy=strategy.strategy, recovers=server.recover, **strategy.for_cluster(),
     ) as service:
-        handlers = Handlers(service, served_model(ranks), pipe, len(ranks.models.split))
+        handlers = Handlers(service, served_model(ranks), pipe)
         said = f"serving {handlers.model.name} at {url(opened)}"
         with suppress(KeyboardInterrupt):  # which is how one ends it
             Server(handlers, key=server.api_key, started=lambda: print(said, flush=True)).run([opened])

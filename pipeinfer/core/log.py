@@ -1,8 +1,9 @@
 """The event log of a machine: what it was told and when, as JSON lines, from which it does the same again.
 
 The first line is the header, which says what machine it was. Every other line is one event, its time and a digest of
-the effects that it had, so that a replay notices when the code has come to decide differently. A process that died may
-have left half a line at the end. Hidden states are left out: no machine looks at them.
+the effects that it had, so that a replay notices when the code has come to decide differently. Where a fresh machine
+took over, after a rank was lost say, its header stands between the events. A process that died may have left half a
+line at the end. Hidden states are left out: no machine looks at them.
 """
 
 import zlib
@@ -31,11 +32,14 @@ class ReplayDiffers(RuntimeError):  # noqa: N818 - reads as what happened
 
 
 class SchedulerHeader(msgspec.Struct, frozen=True, tag="scheduler"):
-    """All that a scheduler is made of; its strategies are named by the Start events."""
+    """All that a scheduler is made of; its strategies are named by the Start events. `after`: what ended the one before
+    it in the log, and `now`: when it began."""
 
     pipeline: PipelineShape
     first_run: int = 0
     first_order: int = 0
+    after: str = ""
+    now: float = 0.0
 
 
 class StageHeader(msgspec.Struct, frozen=True, tag="stage"):
@@ -84,18 +88,18 @@ def digest(effects: Sequence[Any]) -> int:
     return zlib.crc32(msgspec.json.encode([_without_payload(effect) for effect in effects]))
 
 
-def read(lines: Iterable[bytes]) -> tuple[Header, list[LogEntry]]:
-    """A log's header and entries. Half a line at the end is left out; anywhere else it raises msgspec.DecodeError."""
+def read(lines: Iterable[bytes]) -> list[Header | LogEntry]:
+    """A log's headers and entries. Half a line at the end is left out; anywhere else it raises msgspec.DecodeError."""
     header, *rest = lines
-    decoder = msgspec.json.Decoder(LogEntry)
-    entries: list[LogEntry] = []
+    headers, entries = msgspec.json.Decoder(Header), msgspec.json.Decoder(LogEntry)
+    found: list[Header | LogEntry] = [headers.decode(header)]
     for number, line in enumerate(rest, 1):
         try:
-            entries.append(decoder.decode(line))
+            found.append((headers if line.startswith(b"{") else entries).decode(line))
         except msgspec.DecodeError:
             if number < len(rest):
                 raise
-    return msgspec.json.decode(header, type=Header), entries
+    return found
 
 
 def replay(
@@ -105,10 +109,14 @@ def replay(
 ) -> list[list[Any]]:
     """The effects of each event in the log, from a fresh machine with the plug-ins that the two functions make of name
     and options. Raises ReplayDiffers."""
-    header, entries = read(lines)
+    header, *rest = read(lines)
+    assert not isinstance(header, LogEntry)
     machine = _machine(header, open_strategy, open_drafting)
     replayed: list[list[Any]] = []
-    for number, entry in enumerate(entries, 2):
+    for number, entry in enumerate(rest, 2):
+        if not isinstance(entry, LogEntry):
+            machine = _machine(entry, open_strategy, open_drafting)
+            continue
         event = Arrival(entry.event) if isinstance(entry.event, Decode) else entry.event
         effects = machine.handle(entry.now, event)
         if digest(effects) != entry.digest:

@@ -93,7 +93,7 @@ def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
             _tell(transport, Failure(lost.rank, str(lost)))
             raise
     except Exception as problem:
-        _tell(transport, Failure(transport.rank, explained(problem), isinstance(problem, LaunchError)))
+        _tell(transport, Failure(first.rank, explained(problem), isinstance(problem, LaunchError)))
         raise
     return True
 

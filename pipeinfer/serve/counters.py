@@ -11,13 +11,18 @@ from pipeinfer.core.tree import Run
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A service at one moment. `done`: requests by the reason of their end. `stage_busy_s`: seconds for which each
-    stage computed in `uptime_s`. Runs, drafts and tokens are counted since the start.
+    stage computed in `uptime_s`. Runs, drafts and tokens are counted since the start. `losses`: how often a rank was
+    lost; `lacks`: what there was at first and is there no more, in words, like the `has_draft` model.
 
     `drafts` are the runs with drafted tokens that the target computed; `draft_tokens` and `accepted_tokens` those in
     them, `accepted_per_position` how many of the drafts had their 1st, 2nd, ... token accepted.
     """
 
     state: str
+    lacks: str
+    has_draft: bool
+    stages: int
+    losses: int
     running: int
     waiting: int
     done: dict[str, int]
@@ -43,7 +48,7 @@ class Counters:
     def __init__(self, stages: int) -> None:
         self.done: Counter[str] = Counter()
         self.runs = self.cancelled = self.drafts = self.drafted = self.accepted = 0
-        self.prompt_tokens = self.cached_tokens = self.tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.tokens = self.losses = 0
         self.busy_s = [0.0] * stages
         self._per_position: Counter[int] = Counter()
 
@@ -70,6 +75,7 @@ class Counters:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             tokens=self.tokens,
+            losses=self.losses,
             drafts=self.drafts,
             draft_tokens=self.drafted,
             accepted_tokens=self.accepted,

@@ -9,9 +9,9 @@ from pipeinfer.results.trial import RunRecord
 
 
 class RequestRecord(msgspec.Struct, frozen=True):
-    """One request as it ended: `generated` tokens after a prompt of `prompt_tokens`, of which `cached_tokens` were in
-    the KV cells already. `began_s`: when its prompt was sent (None: it never was). The times in `runs` count from then;
-    those that were still in flight have no `finished_s`."""
+    """One request as it ended, with the strategy that it had then: `generated` tokens after a prompt of
+    `prompt_tokens`, of which `cached_tokens` were in the KV cells already. `began_s`: when its prompt was sent (None:
+    it never was). The times in `runs` count from then; those that were still in flight have no `finished_s`."""
 
     number: int
     strategy: str

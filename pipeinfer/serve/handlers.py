@@ -40,12 +40,11 @@ GONE = 499
 class Handlers:
     """Answers for one service and its model. `closing` is set when the server is about to end."""
 
-    def __init__(self, service: Service, model: ServedModel, pipe: PipeEvents, stages: int) -> None:
+    def __init__(self, service: Service, model: ServedModel, pipe: PipeEvents) -> None:
         self.closing = asyncio.Event()
         self._service = service
         self.model = model
         self._pipe = pipe
-        self._stages = stages
         self._prompts = Prompts(model)
         self._started = int(time.time())
 
@@ -93,15 +92,15 @@ class Handlers:
         """The one model, with what a client may want to know of it."""
         entry = {"id": self.model.name, "object": "model", "created": self._started, "owned_by": "pipeinfer",
                  "max_model_len": self.model.limit, "chat": self.model.template is not None,
-                 "stages": self._stages}  # fmt: skip
+                 "stages": self._service.snapshot().stages}  # fmt: skip
         return json_response({"object": "list", "data": [entry]})
 
     async def health(self, request: Request) -> Response:
         """Whether requests are taken. Raises Refusal."""
-        state = self._service.snapshot().state
-        if state != "serving":
-            raise Refusal(503, state)
-        return json_response({"status": "ok"})
+        now = self._service.snapshot()
+        if now.state != "serving":
+            raise Refusal(503, now.state)
+        return json_response({"status": "ok", "lacks": now.lacks} if now.lacks else {"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
         return Response(exposition(self._service.snapshot(), self.model.name), media_type=CONTENT_TYPE)

@@ -45,4 +45,7 @@ def _samples(snapshot: Snapshot) -> Iterator[tuple[str, dict[str, str], float, s
         yield "pipeinfer_stage_occupancy", {"stage": str(stage)}, share, "Share of the time since the start."
     for state, count in (("used", snapshot.cells_used), ("free", snapshot.cells - snapshot.cells_used)):
         yield "pipeinfer_cells", {"state": state}, count, "KV cells of every stage."
+    yield "pipeinfer_stages", {}, snapshot.stages, "Ranks that compute the target."
+    yield "pipeinfer_has_draft", {}, int(snapshot.has_draft), "Whether a draft model is there."
+    yield "pipeinfer_ranks_lost_total", {}, snapshot.losses, "How often a rank was lost."
     yield "pipeinfer_uptime_seconds", {}, snapshot.uptime_s, "Time since the start."

@@ -9,7 +9,6 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -18,16 +17,16 @@ from pipeinfer.core.effects import Request, Start, Stop
 from pipeinfer.core.generation import Strategy
 from pipeinfer.core.messages import Sampling
 from pipeinfer.core.scheduler import Scheduler
-from pipeinfer.errors import LaunchError, RankLost, one_line
+from pipeinfer.errors import RankLost, one_line
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.control import Begin
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.serve.counters import Counters, Snapshot
 from pipeinfer.serve.events import OnEvent
-from pipeinfer.serve.world import Asked, Observe, ServiceWorld
+from pipeinfer.serve.world import Asked, Observe, OpenLog, ServiceWorld
 
-MOST_LOSSES, LOSSES_S = 5, 60.0
-"""Whoever loses a rank more often than this in so many seconds does not lose it by accident."""
+MOST_LOSSES = 5
+"""Whoever loses ranks more often than this without a token in between does not lose them by accident."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,12 +58,12 @@ class Ticket:
 class Service:
     """Requests over `cluster`, at most `waiting` of which wait for room. `strategy` and its `options` are for requests
     that name none; `drafting` and its options replace the draft policies of all. `observe` is told, on the head's
-    thread, each event of the scheduler with its time and effects. `keeps_texts`: cells stay after a request as long as
-    there is room, and a prompt that begins like a text before it is computed from there on. A context manager; the
-    cluster stays.
+    thread, each event of the scheduler with its time and effects; `open_log` gives the event log. `keeps_texts`: cells
+    stay after a request as long as there is room, and a prompt that begins like a text before it is computed from there
+    on. A context manager; the cluster stays.
 
-    `recovers`: when a rank is lost that was started here, all are brought up anew and every request goes on from its
-    text with the tokens that it would have had; otherwise the requests fail.
+    `recovers`: when a rank is lost, ranks are brought up anew, with others in the places of lost ones, and every
+    request goes on from its text with the tokens that it would have had; otherwise the requests fail.
     """
 
     def __init__(
@@ -77,6 +76,7 @@ class Service:
         drafting: str | None = None,
         drafting_options: dict[str, Any] | None = None,
         observe: Observe | None = None,
+        open_log: OpenLog | None = None,
         keeps_texts: bool = True,
         recovers: bool = True,
     ) -> None:
@@ -91,12 +91,15 @@ class Service:
         self._why_paused = ""
         self._recovers = recovers and cluster.reopens
         self._keeps_texts = keeps_texts
-        self._losses: deque[float] = deque(maxlen=MOST_LOSSES)
+        self._lost = HEAD
+        self._losses = 0
+        """Since the last token."""
+        self._tokens_at_loss = 0
         self._since = time.monotonic()
         scheduler = self._open_scheduler()
         self._counters = Counters(scheduler.pipeline.stages)
         self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock,
-                                   trace=cluster.plan.trace, observe=observe)  # fmt: skip
+                                   trace=cluster.plan.trace, observe=observe, open_log=open_log)  # fmt: skip
         self._thread = threading.Thread(target=self._run, name="head", daemon=True)
         self._thread.start()
 
@@ -154,6 +157,8 @@ class Service:
             state=self._why_ended or self._why_paused or "serving",
             uptime_s=time.monotonic() - self._since,
             waiting=len(self._world.waiting),
+            lacks=self._cluster.lacks,
+            has_draft=self._cluster.drafts,
             **self._world.now_in_pipe(),
         )
 
@@ -196,31 +201,30 @@ class Service:
             gc.unfreeze()
 
     def _ran_to_the_end(self) -> bool:
-        """False: a rank was lost. Raises RankLost where nothing replaces it, or too many were lost."""
+        """False: a rank was lost. Raises RankLost or LaunchError where it cannot go on."""
         try:
             if self._why_paused:
                 self._bring_up_anew()
             self._world.run()
         except RankLost as lost:
-            now = time.monotonic()
-            often = len(self._losses) == MOST_LOSSES and now - self._losses[0] < LOSSES_S
-            if not self._recovers or often:
+            self._counters.losses += 1
+            self._losses = self._losses + 1 if self._counters.tokens == self._tokens_at_loss else 1
+            self._tokens_at_loss = self._counters.tokens
+            if not self._recovers or self._losses > MOST_LOSSES:
                 raise
-            self._losses.append(now)
-            self._why_paused = one_line(str(lost))
-            _log.warning("%s; all ranks are brought up anew", self._why_paused)
+            self._lost, self._why_paused = lost.rank, one_line(str(lost))
+            _log.warning("%s; ranks are brought up anew", self._why_paused)
             self._world.pause(self._why_paused)
             return False
         return True
 
     def _bring_up_anew(self) -> None:
         start = time.monotonic()
-        try:
-            self._cluster.reopen()
-        except LaunchError as problem:
-            raise RankLost(HEAD, str(problem)) from problem
-        self._world.restart(self._open_scheduler())
-        said = f"the ranks are up again after {time.monotonic() - start:.1f} s"
-        _log.warning("%s", said)
+        self._cluster.reopen(self._lost)
+        self._world.restart(self._open_scheduler(), self._why_paused)
+        said = ", ".join(filter(None, [f"the ranks are up again after {time.monotonic() - start:.1f} s",
+                                       self._cluster.lacks]))  # fmt: skip
+        hosts = (f"{self._cluster.rank_names[rank]} on {host}" for rank, host in sorted(self._cluster.hosts.items()))
+        _log.warning("%s: %s", said, "; ".join(hosts))
         self._why_paused = ""
         self._world.resume(said)

@@ -13,6 +13,7 @@ import msgspec
 from pipeinfer.cluster.head import HeadWorld, Links
 from pipeinfer.core.effects import Emit, Finish, Forget, Start, Stop
 from pipeinfer.core.generation import Generation, PipelineShape
+from pipeinfer.core.log import EventLog
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Logits, Sampling
 from pipeinfer.core.scheduler import Scheduler
@@ -24,11 +25,17 @@ from pipeinfer.runtime.world import METHODS
 from pipeinfer.serve.counters import Counters
 from pipeinfer.serve.events import Ended, Failed, OnEvent, Paused, RequestRecord, Resumed, ServiceEvent, Tokens
 
+ALONE = "iterative"
+"""The strategy of requests whose draft was lost."""
+
 GLANCE_S = 0.1
 """How often a head that waits looks whether the ranks live."""
 
 Observe: TypeAlias = Callable[[float, Any, Sequence[Any]], None]
 """Like `EventLog.record`: when, what the scheduler was told, what it wants done."""
+
+OpenLog: TypeAlias = Callable[[Scheduler, str, float], EventLog]
+"""Begins the part of the log that is a new scheduler's: it, what ended the one before, and when."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +52,11 @@ class Asked:
         on_event: OnEvent,
     ) -> None:
         self.start = start
+        self.strategy = start.strategy
         self.sampling = sampling
         self.drafting = drafting
-        self.drafts_here = bool(drafting[0]) and not open_drafting(*drafting).model
+        self.takes_draft = bool(drafting[0]) and open_drafting(*drafting).model
+        self.drafts_here = bool(drafting[0]) and not self.takes_draft
         self.on_event = on_event
         self.asked_at = time.monotonic()
         self.due_at = float("inf") if deadline_s is None else self.asked_at + deadline_s
@@ -66,13 +75,17 @@ class Asked:
         """Seconds since it was handed in."""
         return time.monotonic() - self.asked_at
 
-    @property
-    def rest(self) -> Start:
-        """What is left to do, from the text as it stands: positions choose tokens, so they are the same."""
+    def rest(self, *, drafts: bool) -> tuple[Start, tuple[str, dict[str, Any]]]:
+        """What is left to do, from the text as it stands: positions choose tokens, so they are the same. And with which
+        draft policy; where there is no draft model that it takes, one token after the other."""
+        alone = self.takes_draft and not drafts
+        self.strategy = ALONE if alone else self.start.strategy
+        self.base = len(self.ids)
         request = self.start.request
         left = msgspec.structs.replace(request, prompt=request.prompt + tuple(self.ids),
-                                       max_tokens=request.max_tokens - len(self.ids))  # fmt: skip
-        return msgspec.structs.replace(self.start, request=left)
+                                       max_tokens=request.max_tokens - self.base)  # fmt: skip
+        start = Start(left, self.start.number, self.strategy, {} if alone else self.start.options)
+        return start, ("", {}) if alone else self.drafting
 
     def take_down(self, generation: Generation, clock: float) -> None:
         """Note how it was decoded, by a scheduler whose time began at `clock`."""
@@ -85,7 +98,7 @@ class Asked:
         """What is left of it."""
         start = self.start
         generated = len(self.ids) if self.stopped_at is None else min(len(self.ids), self.stopped_at)
-        return RequestRecord(start.number, start.strategy, reason, len(start.request.prompt), self.cached, generated,
+        return RequestRecord(start.number, self.strategy, reason, len(start.request.prompt), self.cached, generated,
                              self.began_s, tuple(self.emit_s[:generated]), self.age_s, tuple(self.runs))  # fmt: skip
 
     def tell(self, event: ServiceEvent) -> None:
@@ -109,6 +122,7 @@ class ServiceWorld(HeadWorld):
         *,
         trace: bool,
         observe: Observe | None = None,
+        open_log: OpenLog | None = None,
     ) -> None:
         super().__init__(cluster, scheduler, TextDrafter(self._open_policy), trace=trace)
         self.inbox: deque[Asked | Stop] = deque()
@@ -118,6 +132,8 @@ class ServiceWorld(HeadWorld):
         self.closing = False
         self._lock = lock
         self._observe = observe
+        self._open_log = open_log
+        self._log = open_log(scheduler, "", self.now()) if open_log else None
         self._counters = counters
         self._due: list[tuple[float, int]] = []
         self._over: list[int] = []
@@ -148,6 +164,7 @@ class ServiceWorld(HeadWorld):
             "runs_in_flight": len(scheduler.in_flight),
             "cells": scheduler.ledger.capacity,
             "cells_used": scheduler.ledger.used,
+            "stages": scheduler.pipeline.stages,
         }
 
     def _at_rest(self) -> bool:
@@ -164,9 +181,14 @@ class ServiceWorld(HeadWorld):
         self.asked[number] = news
         if news.due_at < float("inf"):
             heapq.heappush(self._due, (news.due_at, number))
-        self._cluster.add_request(AddRequest(number, news.sampling, *news.drafting, over=tuple(self._over)))
+        self._begin(news)
+
+    def _begin(self, asked: Asked) -> None:
+        """Tell the ranks of it, and the scheduler what there is to do of it."""
+        start, drafting = asked.rest(drafts=self._cluster.drafts)
+        self._cluster.add_request(AddRequest(start.number, asked.sampling, *drafting, over=tuple(self._over)))
         self._over.clear()
-        self._next.append((self._scheduler, news.start))
+        self._next.append((self._scheduler, start))
 
     def _stop(self, stop: Stop) -> None:
         """End a request if it has not ended; a negative length stands for all that it has."""
@@ -179,8 +201,10 @@ class ServiceWorld(HeadWorld):
         run = self._scheduler.in_flight[0] if isinstance(event, Logits) and self._scheduler.in_flight else None
         now = self.now()
         effects = machine.handle(now, event)
-        if self._observe is not None and machine is self._scheduler:
-            self._observe(now, event, effects)
+        if machine is self._scheduler:
+            self._note_down(now, event, effects)
+        # First: a rank may be found lost while the others are performed, and a text is told of its end but once.
+        self._told += [effect for effect in effects if isinstance(effect, Emit | Finish)]
         for effect in effects:
             getattr(self, METHODS[type(effect)])(machine, effect)
         if run is not None:
@@ -188,11 +212,17 @@ class ServiceWorld(HeadWorld):
         if machine is self._scheduler:
             self._hand_over()
 
+    def _note_down(self, now: float, event: Any, effects: Sequence[Any]) -> None:
+        if self._observe is not None:
+            self._observe(now, event, effects)
+        if self._log is not None:
+            self._log.record(now, event, effects)
+
     def emit(self, machine: Machine, effect: Emit) -> None:
-        self._told.append(effect)
+        """Handed over when all are performed."""
 
     def finish(self, machine: Machine, effect: Finish) -> None:
-        self._told.append(effect)
+        """As above."""
 
     def _hand_over(self) -> None:
         """The ranks have their work: now those who asked hear of theirs."""
@@ -234,8 +264,10 @@ class ServiceWorld(HeadWorld):
         for asked in list(self.asked.values()):
             asked.tell(Paused(text))
 
-    def restart(self, scheduler: Scheduler) -> None:
+    def restart(self, scheduler: Scheduler, why: str) -> None:
         """Begin every request again from its text, over ranks that know nothing of them."""
+        if self._open_log is not None:
+            self._log = self._open_log(scheduler, why, self.now())
         stops = [event for _, event in self._next if isinstance(event, Stop)]
         self._next.clear()
         self._over.clear()
@@ -245,9 +277,7 @@ class ServiceWorld(HeadWorld):
                 asked.take_down(generation, self._start)
         self._scheduler, self._drafter = scheduler, TextDrafter(self._open_policy)
         for asked in self.asked.values():
-            asked.base = len(asked.ids)
-            self._cluster.add_request(AddRequest(asked.start.number, asked.sampling, *asked.drafting))
-            self._next.append((scheduler, asked.rest))
+            self._begin(asked)
         for stop in stops:
             length = self.asked[stop.number].stopped_at if stop.number in self.asked else None
             if length is not None:

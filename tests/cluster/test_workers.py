@@ -2,31 +2,27 @@
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Timer
-from typing import Any
 
 import pytest
 from processes import EMULATED as SLOW
 from processes import PROMPT, start
+from running_workers import EMULATED, Workers, running, wait_until
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.cluster.plan import Plan
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import AskReport, Begin, Inspect
 from pipeinfer.runtime.transports import HEAD
-from pipeinfer.runtime.transports.keys import write_keys
 from pipeinfer.runtime.transports.tcp import TcpTransport
 
 pytestmark = pytest.mark.timeout(120)
 
-EMULATED = {"layers": 2, "layer_s": 0.002}
 WITHIN_S = 5.0
 
 SLOW_TO_LEAVE = """
@@ -39,72 +35,6 @@ if "worker" in sys.argv:
         close(self)
     tcp.TcpTransport.close = slowly
 """
-
-
-class Workers:
-    """Running workers, for one stage and the draft unless there are more; `fixed`: each is one rank alone."""
-
-    def __init__(
-        self, folder: Path, listen: str = "tcp://127.0.0.1:0", *, count: int = 2, fixed: bool = True, **environment: str
-    ) -> None:
-        self.key = folder / "key.json"
-        write_keys(self.key)
-        self.errors = [folder / f"{rank}.err" for rank in range(count)]
-        self.fixed = fixed
-        self.environment = {**os.environ, **environment}
-        self.processes = [self.start(rank, listen) for rank in range(count)]
-        self.addresses = [self.wait_until_it_listens(rank) for rank in range(count)]
-        self.held_at_first = self.held()
-
-    def start(self, rank: int, listen: str) -> "subprocess.Popen[str]":
-        with self.errors[rank].open("a") as file:
-            named = ["--rank", str(rank)] if self.fixed else []
-            return start("worker", *named, "--listen", listen, "--key", str(self.key),
-                         env=self.environment, stderr=file)  # fmt: skip
-
-    def kill(self, rank: int) -> None:
-        self.processes[rank].kill()
-        self.processes[rank].communicate()
-
-    def wait_until_it_listens(self, rank: int) -> str:
-        """The address, once it is said (again)."""
-        output = self.processes[rank].stdout
-        assert output is not None
-        words = output.readline().split()
-        assert words[0] == "listening", self.said(rank)
-        return words[1]
-
-    def held(self) -> list[tuple[int, int]]:
-        """Open files and threads of each."""
-        proc = [Path(f"/proc/{process.pid}") for process in self.processes]
-        return [(len(list((each / "fd").iterdir())), len(list((each / "task").iterdir()))) for each in proc]
-
-    def said(self, rank: int) -> str:
-        return self.errors[rank].read_text()
-
-    def plan(self, **fields: object) -> Plan:
-        known = {"backend": "emulated", "backend_options": EMULATED, "stages": 1}
-        return Plan(**{**known, "workers": tuple(self.addresses), "key": str(self.key), **fields})
-
-
-@contextmanager
-def running(folder: Path, listen: str = "tcp://127.0.0.1:0", **options: Any) -> Iterator[Workers]:
-    workers = Workers(folder, listen, **options)
-    try:
-        yield workers
-    finally:
-        for process in workers.processes:
-            process.terminate()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
-def wait_until(done: Callable[[], bool], within: float = 10.0) -> None:
-    deadline = time.monotonic() + within
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def generate(cluster: Cluster, tokens: int = 8) -> tuple[int, ...]:
@@ -263,8 +193,7 @@ def test_a_killed_worker_ends_the_session_at_once_and_the_other_serves_on(tmp_pa
             with pytest.raises(RankLost, match=rf"lost rank {rank}: .*{workers.addresses[rank]} is gone"):
                 generate(cluster, 3000)
             assert time.monotonic() - killed < WITHIN_S
-        workers.processes[rank] = workers.start(rank, workers.addresses[rank])
-        assert workers.wait_until_it_listens(rank) == workers.addresses[rank]
+        workers.start_again(rank)
         with Cluster(workers.plan()) as cluster:
             assert generate(cluster) == said
         assert workers.said(rank) == ""

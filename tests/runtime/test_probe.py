@@ -95,7 +95,7 @@ def test_a_neighbour_that_is_gone_cannot_be_timed(head: Head) -> None:
 def test_a_worker_of_another_number_says_so(head: Head) -> None:
     inspect(head, rank=3)
     line = "the head takes this worker for rank 3, but it was started as 0: start it without --rank to be any"
-    assert head.hear() == Failure(0, line, True)
+    assert head.hear() == Failure(3, line, True)
 
 
 def test_it_is_set_up_after_it_was_measured(head: Head) -> None:

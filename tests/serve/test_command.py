@@ -80,8 +80,9 @@ def test_it_ends_when_it_is_told_to_and_so_do_its_ranks(number: int, code: int) 
         assert not any(map(alive, ranks.values()))
 
 
-def test_a_stream_pauses_while_a_lost_rank_is_replaced_and_says_so() -> None:
-    with server(*EMULATED, "--backend-option", "layer_s=0.004") as (process, url):
+def test_a_stream_pauses_while_a_lost_rank_is_replaced_and_says_so(tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    with server(*EMULATED, "--backend-option", "layer_s=0.004", "--log", str(log)) as (process, url):
         fields = {"prompt": "a b", "max_tokens": 60, "temperature": 0}
         whole = json.loads(urlopen(asking(url, fields), timeout=PATIENCE_S).read())["choices"][0]["text"]
         ranks = ranks_of(process.pid)
@@ -96,8 +97,17 @@ def test_a_stream_pauses_while_a_lost_rank_is_replaced_and_says_so() -> None:
         assert json.loads(urlopen(f"{url}/health", timeout=PATIENCE_S).read()) == {"status": "ok"}
         anew = ranks_of(process.pid)
         process.terminate()
-        process.communicate(timeout=PATIENCE_S)
+        _, errors = process.communicate(timeout=PATIENCE_S)
         assert not any(map(alive, {*ranks.values(), *anew.values()}))
+    who = rf"lost rank 1: target layers 2-3 on \S+ \(pid {ranks[1]}\): killed by SIGKILL"
+    assert re.search(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ {who}", errors)
+    first, second = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
+    assert first["after"] == ""
+    assert re.match(who, second["after"])
+    assert second["now"] > first["now"] >= 0
+    code, output, _ = run(sys.executable, "-m", "pipeinfer", "replay", str(log))
+    assert code == 0
+    assert "effects, the same as then" in output
 
 
 def asking(url: str, fields: dict[str, object]) -> Request:
@@ -113,6 +123,7 @@ def refused(*arguments: str) -> str:
 
 
 def test_mistakes_are_one_line() -> None:
+    assert "--spares take the places of lost --workers" in refused("--spares", "tcp://127.0.0.1:9")
     assert "is reached from other machines: give them a key with --api-key" in refused("--host", "0.0.0.0")
     with listen("127.0.0.1", 0, None) as taken:
         taken.listen()

@@ -1,16 +1,19 @@
 """Ranks are killed under load: every answer is the one that it would have been, and nothing is left behind."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
 
+from pipeinfer.assets import asset
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core.messages import Sampling
-from pipeinfer.errors import RankLost
+from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
 from pipeinfer.serve.events import Ended, Failed, Paused, Resumed, Tokens
 from pipeinfer.serve.service import Service
@@ -105,6 +108,37 @@ def test_a_request_that_is_given_up_in_the_pause_ends_as_it_stands(cluster: Clus
         ended = answer.end()
         assert isinstance(ended, Ended)
         assert (ended.reason, ended.record.generated) == ("cancelled", len(answer.ids))
+
+
+def test_where_the_draft_cannot_be_had_any_more_the_target_goes_on_alone(
+    expected: list[list[int]], tmp_path: Path
+) -> None:
+    draft = tmp_path / "draft"
+    shutil.copytree(asset("workloads/builtin/draft"), draft)
+    with Cluster(stages=2, cells=4096, draft=str(draft)) as cluster, Service(cluster) as service:
+        answers = [
+            ask(service, prompt, cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
+            for prompt, (name, sampling) in zip(PROMPTS, ASKED, strict=False)
+        ]
+        for answer in answers:
+            answer.first()
+        shutil.rmtree(draft)
+        kill(pid_of(cluster, 2))
+        for answer, ids in zip(answers, expected, strict=True):
+            said = []
+            while not isinstance(event := answer.events.get(timeout=PATIENCE_S), Ended | Failed):
+                if isinstance(event, Tokens):
+                    answer.ids += event.ids
+                else:
+                    said.append(event.text)
+            assert isinstance(event, Ended)
+            assert (answer.ids, event.record.strategy) == (ids, "iterative")
+            assert "lost rank 2: draft on " in said[0]
+            assert said[1].endswith(", without a draft")
+        now = service.snapshot()
+        assert (now.lacks, now.has_draft, now.losses) == ("without a draft", False, 1)
+        with pytest.raises(LaunchError, match="the draft was lost"):
+            cluster.generate([5], open_strategy("pipeinfer", {}), max_tokens=2)
 
 
 def test_without_recovery_everybody_hears_which_rank_was_lost(cluster: Cluster) -> None:

@@ -92,7 +92,7 @@ def web_server(
     """A server of its own for a service that runs, whose model differs in these fields of `ServedModel`."""
     started = threading.Event()
     opened = listen("127.0.0.1", 0, key)
-    handlers = Handlers(service, served_model(cluster)._replace(**model), pipe, len(cluster.models.split))
+    handlers = Handlers(service, served_model(cluster)._replace(**model), pipe)
     server = Server(handlers, key=key, started=started.set)
     thread = threading.Thread(target=server.run, args=([opened],))
     thread.start()

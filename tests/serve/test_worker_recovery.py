@@ -1,0 +1,163 @@
+"""Workers are lost under load: a spare takes the place, or the same one again, or the others go on without it."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running_workers import Workers, running
+from test_recovery import ASKED, TOKENS, heard
+from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
+
+from pipeinfer.cluster import recovery
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
+from pipeinfer.serve.events import Ended, Failed, Paused, Resumed
+from pipeinfer.serve.service import Service
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """The tokens of each request alone, on one stage in this process."""
+    with Cluster(transport="inproc", stages=1, draft=None, cells=4096) as cluster:
+        return [alone(cluster, prompt, how, TOKENS) for prompt, (_, how) in zip(PROMPTS, ASKED, strict=False)]
+
+
+@contextmanager
+def serving(workers: Workers, ranks: int, **options: Any) -> Iterator[tuple[Cluster, Service]]:
+    """A service over the first `ranks` workers, of which the last drafts; the others are its spares."""
+    plan = Plan(stages=ranks - 1, workers=tuple(workers.addresses[:ranks]), spares=tuple(workers.addresses[ranks:]),
+                key=str(workers.key), cells=4096)  # fmt: skip
+    with Cluster(plan) as cluster, Service(cluster, **options) as service:
+        yield cluster, service
+
+
+def ask_all(service: Service, cluster: Cluster) -> list[Answer]:
+    return [
+        ask(service, prompt, cluster, strategy=name, sampling=how, max_tokens=TOKENS)
+        for prompt, (name, how) in zip(PROMPTS, ASKED, strict=False)
+    ]
+
+
+def after_some_tokens(service: Service, more: int = 30) -> None:
+    before = service.snapshot().tokens
+    while service.snapshot().tokens < before + more:
+        time.sleep(0.005)
+
+
+def assert_all_end_as_alone(answers: list[Answer], expected: list[list[int]]) -> None:
+    for answer, ids in zip(answers, expected, strict=True):
+        kinds = heard(answer)
+        assert kinds == [Paused, Resumed, Ended]
+        assert answer.ids == ids
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2], ids=["first", "last", "draft"])
+def test_a_spare_takes_the_place_of_a_killed_worker(tmp_path: Path, expected: list[list[int]], victim: int) -> None:
+    with running(tmp_path, count=4, fixed=False) as workers, serving(workers, 3) as (cluster, service):
+        answers = ask_all(service, cluster)
+        after_some_tokens(service)
+        workers.kill(victim)
+        assert_all_end_as_alone(answers, expected)
+        now = service.snapshot()
+        assert (now.losses, now.lacks, now.has_draft, now.stages) == (1, "", True, 2)
+        wanted = list(workers.addresses[:3])
+        wanted[victim] = workers.addresses[3]
+        assert cluster.plan.workers == tuple(wanted)
+        settled(service)
+
+
+def test_without_a_draft_the_target_goes_on_alone_until_there_is_one_again(
+    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path, count=3, fixed=False) as workers, serving(workers, 3) as (cluster, service):
+        answers = ask_all(service, cluster)
+        after_some_tokens(service)
+        workers.kill(2)
+        assert_all_end_as_alone(answers, expected)
+        now = service.snapshot()
+        assert (now.lacks, now.has_draft, now.stages) == ("without a draft", False, 2)
+        later = ask(service, PROMPTS[0], cluster, strategy="pipeinfer", sampling=ASKED[0][1], max_tokens=TOKENS)
+        ended = later.end()
+        assert isinstance(ended, Ended)
+        assert (later.ids, ended.record.strategy) == (expected[0], "iterative")
+        workers.start_again(2)
+        monkeypatch.setattr(recovery, "LATE_S", PATIENCE_S)
+        answers = ask_all(service, cluster)
+        after_some_tokens(service)
+        workers.kill(0)
+        workers.start_again(0)
+        assert_all_end_as_alone(answers, expected)
+        now = service.snapshot()
+        assert (now.losses, now.lacks, now.has_draft) == (2, "", True)
+
+
+def test_the_rest_go_on_with_a_new_split(tmp_path: Path, expected: list[list[int]]) -> None:
+    with running(tmp_path, count=4, fixed=False) as workers, serving(workers, 4) as (cluster, service):
+        assert cluster.models.split == [(0, 3), (3, 6), (6, 8)]
+        answers = ask_all(service, cluster)
+        after_some_tokens(service)
+        workers.kill(1)
+        assert_all_end_as_alone(answers, expected)
+        assert cluster.models.split == [(0, 4), (4, 8)]
+        now = service.snapshot()
+        assert (now.lacks, now.has_draft, now.stages) == ("on 2 stages instead of 3", True, 2)
+
+
+def test_a_worker_that_was_silent_for_a_while_is_used_again(tmp_path: Path, expected: list[list[int]]) -> None:
+    with running(tmp_path, count=3, fixed=True) as workers, serving(workers, 3) as (cluster, service):
+        answers = ask_all(service, cluster)
+        after_some_tokens(service)
+        os.kill(workers.processes[1].pid, signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE_S
+        while service.snapshot().state == "serving":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert "lost rank 1: target layers 4-7" in service.snapshot().state
+        os.kill(workers.processes[1].pid, signal.SIGCONT)
+        assert_all_end_as_alone(answers, expected)
+        assert cluster.plan.workers == tuple(workers.addresses)
+        assert service.snapshot().lacks == ""
+
+
+def test_where_nobody_is_left_everybody_hears_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "ROLL_S", 0.5)
+    monkeypatch.setattr(recovery, "LATE_S", 0.5)
+    with running(tmp_path, count=2, fixed=False) as workers, serving(workers, 2) as (cluster, service):
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer.first()
+        workers.kill(1)
+        workers.kill(0)
+        ended = answer.end()
+        assert isinstance(ended, Failed)
+        assert ended.text == "no worker is left that answers: start some, and then this again"
+        assert service.snapshot().state == ended.text
+
+
+def test_without_recovery_a_lost_worker_ends_it(tmp_path: Path) -> None:
+    with running(tmp_path, count=3, fixed=False) as workers, serving(workers, 2, recovers=False) as (cluster, service):
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer.first()
+        workers.kill(0)
+        ended = answer.end()
+        assert isinstance(ended, Failed)
+        assert "lost rank 0: target layers 0-7" in ended.text
+        assert len(ended.text.splitlines()) == 1
+
+
+def test_a_spare_that_cannot_do_it_is_passed_over(tmp_path: Path, expected: list[list[int]]) -> None:
+    """It was started as another rank than the lost one."""
+    name, sampling = ASKED[0]
+    with running(tmp_path, count=3, fixed=True) as workers, serving(workers, 2) as (cluster, service):
+        answer = ask(service, PROMPTS[0], cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
+        answer.first()
+        workers.kill(1)
+        assert heard(answer)[-1] is Ended
+        assert answer.ids == expected[0]
+        assert service.snapshot().lacks == "without a draft"
