@@ -7,6 +7,7 @@ import time
 from typing import TypeAlias
 
 from pipeinfer.engine.backend import AbortCheck
+from pipeinfer_llamacpp.library import native_strlen
 
 PERIOD_S = 5e-3
 """How often the question is asked: a cancelled run goes on for half of it on average. Where all cores are busy each
@@ -26,14 +27,17 @@ def new_flag() -> Flag:
 
 
 class AbortThread:
-    """`flag`, a C string, becomes non-empty as soon as the current check is true.
+    """`callback` and `address` go into a context as its `abort_callback` and the data that belongs to it: C's strlen
+    over a flag, which becomes non-empty as soon as the current check is true. No Python runs while the graph does.
 
     A computation that will be over before the first look, by what the last one took, is left alone: one row may take as
     long as many, and many as long as so many times one.
     """
 
-    def __init__(self, flag: Flag) -> None:
-        self._flag = flag
+    def __init__(self) -> None:
+        self._flag = new_flag()
+        self.callback = native_strlen()
+        self.address = ctypes.addressof(self._flag)
         self._check: AbortCheck | None = None
         self._error: BaseException | None = None
         self._closed = False

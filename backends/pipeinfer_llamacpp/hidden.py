@@ -1,26 +1,17 @@
 """Hidden states into and out of a llama.cpp graph, by the callback that its scheduler has for looking at nodes.
 
-The callback is asked about every node, some 30 a layer. It is compiled from hidden.c when first needed, if there is a C
-compiler as for building llama-cpp-python, and is a function in Python otherwise, which is the same and slower.
+The callback is asked about every node, some 30 a layer. It is compiled from hidden.c where that can be
+(native.py), and is a function in Python otherwise, which is the same and slower.
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from pipeinfer.engine.backend import BadModel, Hidden
-from pipeinfer.engine.model_cache import cache_folder, made_once
+from pipeinfer.engine.backend import Hidden
 from pipeinfer_llamacpp.library import ggml, llama
+from pipeinfer_llamacpp.native import compiled
 
-SOURCE = Path(__file__).with_name("hidden.c")
-COMPILE_S = 60.0
 NOWHERE = "\n"
 """What no node is called."""
 
@@ -51,8 +42,7 @@ class HiddenStates:
         for function in FUNCTIONS:
             setattr(self._fields, function, ctypes.cast(getattr(ggml(), function), ctypes.c_void_p))
         self.address = ctypes.addressof(self._fields)
-        compiled = compiled_callback() if native else None
-        self.callback = compiled or callback(self._on_node)
+        self.callback = (native and compiled_callback()) or callback(self._on_node)
 
     def expect(self, entering: Hidden | None, leaving: Hidden | None) -> None:
         """A batch comes next whose rows, float32 [R, hidden_size], enter and leave. They live until it is computed."""
@@ -115,24 +105,7 @@ def callback(function: Callable[[int, bool, Any], bool]) -> Any:
     return llama().ggml_backend_sched_eval_callback(function)
 
 
-@cache
 def compiled_callback() -> Any:
-    """The function of hidden.c, compiled now or before; None where that is not to be had."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None or os.name == "nt":
-        return None
-    source = SOURCE.read_bytes()
-    digest = hashlib.sha256(source + platform.platform().encode()).hexdigest()[:16]
-
-    def compile_it(path: Path) -> None:
-        command = [compiler, "-O2", "-shared", "-fPIC", "-x", "c", "-o", str(path), str(SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_S)
-
-    try:
-        path = made_once(cache_folder("native") / f"hidden-{digest}.so", compile_it)
-        function = ctypes.CDLL(str(path)).on_node
-    except (OSError, subprocess.SubprocessError, BadModel):
-        return None
-    return ctypes.cast(function, llama().ggml_backend_sched_eval_callback)
-
-
+    """The function of hidden.c; None where it cannot be compiled."""
+    library = compiled("hidden")
+    return library and ctypes.cast(library.on_node, llama().ggml_backend_sched_eval_callback)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeinfer.engine.backend import BadModel
-from pipeinfer_llamacpp.abort_thread import Flag
+from pipeinfer_llamacpp.abort_poll import AbortPoll
+from pipeinfer_llamacpp.abort_thread import AbortThread
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
-from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama, native_strlen
+from pipeinfer_llamacpp.library import F16, F32, first_error, forget_errors, llama
 
 FLASH_ATTENTION_OFF = 0
 """Flash attention adds up in an order of its own for many rows, so that a row's logits depend more on the rows it is
@@ -78,10 +79,10 @@ class LoadedModel:
         threads: int,
         kv_type: str,
         flash: bool,
-        flag: Flag,
+        abort: AbortPoll | AbortThread,
         hidden: HiddenStates | NodeNames | None,
     ) -> Any:
-        """A context with KV cells that stops when `flag` is not empty and gives `hidden` what it asks for."""
+        """A context with KV cells that stops when `abort` says so and gives `hidden` what it asks for."""
         api = llama()
         parameters = api.llama_context_default_params()
         parameters.n_ctx = cells
@@ -92,9 +93,8 @@ class LoadedModel:
             parameters.flash_attn_type = FLASH_ATTENTION_OFF
         parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
         parameters.n_threads = parameters.n_threads_batch = threads
-        # C's strlen over the flag is a native callback of the right shape: no Python runs while the graph does.
-        parameters.abort_callback = ctypes.cast(native_strlen(), type(parameters.abort_callback))
-        parameters.abort_callback_data = ctypes.cast(flag, ctypes.c_void_p)
+        parameters.abort_callback = ctypes.cast(abort.callback, type(parameters.abort_callback))
+        parameters.abort_callback_data = abort.address
         if hidden is not None:
             parameters.cb_eval, parameters.cb_eval_user_data = hidden.callback, hidden.address
         forget_errors()

@@ -1,8 +1,8 @@
 """Layers [i, j) of a model in a llama.cpp context of their own.
 
-Hidden states go in and out by the callback for looking at a graph's nodes (`hidden.py`). A
-computation is stopped by a flag that the library reads between nodes. KV cells and their tags are llama.cpp's own; the
-context has as many as the text needs, and is exchanged for one twice as large when it needs more.
+Hidden states go in and out by the callback for looking at a graph's nodes (`hidden.py`). A computation is stopped where
+the library asks between nodes (`abort_poll.py`). KV cells and their tags are llama.cpp's own; the context has as many
+as the text needs, and is exchanged for one twice as large when it needs more.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
-from pipeinfer_llamacpp.abort_thread import AbortThread, new_flag
+from pipeinfer_llamacpp.abort_poll import open_abort
 from pipeinfer_llamacpp.cells import CellTags, Tags
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
@@ -58,14 +58,13 @@ class LlamaCppStage:
         self._takes_tokens, self._gives_hidden = takes_tokens, gives_hidden
         self._vocabulary, self._hidden_size = vocabulary, model.hidden_size
         self._most_cells = cells
-        self._flag = new_flag()
+        self._abort = open_abort()
         self._open_context = partial(model.open_context, sequences=sequences, threads=threads, kv_type=kv_type,
-                                     flash=flash, flag=self._flag, hidden=hidden)  # fmt: skip
+                                     flash=flash, abort=self._abort, hidden=hidden)  # fmt: skip
         now = cells if fixed_cells else min(cells, FIRST_CELLS)
         self._cells = CellTags(now, sequences)
         self._rows = Rows(min(cells, MICRO_BATCH), sequences)
         self._context = self._open_context(now)
-        self._abort_thread = AbortThread(self._flag)
         self._decode = llama().llama_decode
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
@@ -99,7 +98,7 @@ class LlamaCppStage:
 
     def release(self) -> None:
         """Give back everything but the model."""
-        self._abort_thread.close()
+        self._abort.close()
         llama().llama_free(self._context)
 
     def _memory(self) -> Any:
@@ -148,9 +147,9 @@ class LlamaCppStage:
         if self._hidden is not None:
             self._hidden.expect(entering, leaving if self._gives_hidden else None)
         forget_errors()
-        self._abort_thread.start(abort, rows.n_tokens)
+        self._abort.start(abort, rows.n_tokens)
         status = self._decode(self._context, rows)
-        stopped = self._abort_thread.stop(computed=status == DECODED)
+        stopped = self._abort.stop(computed=status == DECODED)
         if status == DECODED and not stopped:
             if self._hidden is not None:
                 self._hidden.check()
@@ -163,7 +162,7 @@ class LlamaCppStage:
         an abort."""
         computed = start if status in (NO_CELLS, BAD_BATCH) else len(positions)
         self._take_back(positions[:computed], tags[:computed])
-        self._abort_thread.raise_error()
+        self._abort.raise_error()
         if status not in (DECODED, ABORTED):
             raise failure(status)
 

@@ -14,7 +14,9 @@ from llamacpp_stages import TOKENS, backend, chain, close, never, open_stages, r
 from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull
 from pipeinfer.engine.kv_cells import Cells
-from pipeinfer_llamacpp.abort_thread import AbortThread, new_flag
+from pipeinfer_llamacpp import stage as stage_module
+from pipeinfer_llamacpp.abort_poll import AbortPoll, open_abort
+from pipeinfer_llamacpp.abort_thread import AbortThread
 from pipeinfer_llamacpp.cells import CellTags
 from pipeinfer_llamacpp.library import llama
 from pipeinfer_llamacpp.rows import needed_tags
@@ -163,6 +165,16 @@ def slow(shared):
     return write_gguf(shared / "slow.gguf", hidden=512, layers=6)
 
 
+@pytest.fixture(params=[AbortPoll, AbortThread])
+def asking(request, monkeypatch):
+    """Who asks whether to stop: the thread that computes, or one beside it."""
+    if request.param is AbortThread:
+        monkeypatch.setattr(stage_module, "open_abort", AbortThread)
+    elif not isinstance(open_abort(), AbortPoll):
+        pytest.skip("needs a C compiler")
+
+
+@pytest.mark.usefixtures("asking")
 @pytest.mark.parametrize("share", [(0, 6), (0, 3), (3, 6)], ids=["whole", "first", "last"])
 def test_an_abort_in_mid_compute_comes_soon_and_leaves_the_cells_as_they_were(shared, slow, share):
     stage, undisturbed = (backend(shared).load(str(slow), share, cells=700, sequences=4) for _ in range(2))
@@ -187,6 +199,7 @@ def test_an_abort_in_mid_compute_comes_soon_and_leaves_the_cells_as_they_were(sh
     close([stage, undisturbed])
 
 
+@pytest.mark.usefixtures("asking")
 def test_an_abort_check_that_fails_fails_the_forward(shared, slow):
     (stage,) = open_stages(backend(shared), slow, cells=400)
 
@@ -200,6 +213,7 @@ def test_an_abort_check_that_fails_fails_the_forward(shared, slow):
     stage.close()
 
 
+@pytest.mark.usefixtures("asking")
 def test_the_abort_check_is_not_called_outside_of_a_forward(shared, small):
     (stage,) = open_stages(backend(shared), small)
     calls = []
@@ -220,7 +234,7 @@ def test_the_abort_check_is_not_called_outside_of_a_forward(shared, small):
     ],
 )
 def test_what_may_take_long_is_watched(rows, seconds, computed, watched):
-    thread = AbortThread(new_flag())
+    thread = AbortThread()
     thread.start(never, rows)
     time.sleep(seconds)
     assert not thread.stop(computed=computed)
@@ -230,7 +244,8 @@ def test_what_may_take_long_is_watched(rows, seconds, computed, watched):
     thread.close()
 
 
-def test_closing_ends_the_abort_thread(shared, small):
+def test_closing_ends_the_abort_thread(shared, small, monkeypatch):
+    monkeypatch.setattr(stage_module, "open_abort", AbortThread)
     before = threading.active_count()
     stages = open_stages(backend(shared), small, 2)
     assert threading.active_count() == before + 2

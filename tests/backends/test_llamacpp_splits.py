@@ -24,7 +24,7 @@ from llamacpp_stages import (
 
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.testing import write_llama
-from pipeinfer_llamacpp import LlamaCppBackend, hidden
+from pipeinfer_llamacpp import LlamaCppBackend, hidden, native
 from pipeinfer_llamacpp.gguf_file import GgufFile
 
 
@@ -131,15 +131,15 @@ def test_without_a_compiler_python_looks_at_the_nodes(shared, small, monkeypatch
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_the_callback_is_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPEINFER_CACHE", str(tmp_path))
-    first = hidden.compiled_callback.__wrapped__()
+    first = native.compiled.__wrapped__("hidden")
     (kept,) = (tmp_path / "native").iterdir()
     made = kept.stat().st_mtime_ns
     assert first
-    assert hidden.compiled_callback.__wrapped__()
+    assert native.compiled.__wrapped__("hidden")
     assert kept.stat().st_mtime_ns == made
     monkeypatch.setenv("CC", "false")
     monkeypatch.setenv("PIPEINFER_CACHE", str(tmp_path / "empty"))
-    assert hidden.compiled_callback.__wrapped__() is None
+    assert native.compiled.__wrapped__("hidden") is None
 
 
 def test_a_node_that_is_not_met_is_an_error(shared, small):

@@ -3,7 +3,7 @@
     pytest tests/benchmarks/test_llamacpp_speed.py --benchmark-only -s
 
 The ways generate the same text in turns, a token each, so that what else the machine does falls on all of them.
-Compared are the lower quartiles of processor time per token, to which the thread that watches for aborts adds;
+Compared are the lower quartiles of processor time per token;
 seconds are printed as well.
 """
 
