@@ -49,8 +49,9 @@ always copies: CURVE writes into a buffer of its own anyway, and the caller may 
 FRAME = 256 * 1024
 """The most bytes of a payload's frame."""
 
-_GLANCE_S = 0.001
-"""A caller that only looks, many times a millisecond, need not pay for the monitors each time."""
+_GLANCE_S = 0.05
+"""A caller that only looks, as between the layers of a computation, need not pay for the monitors each time: they tell
+of peers that are gone, which nobody has to know within milliseconds."""
 
 _ZAP_DOMAIN = "pipeinfer"
 
