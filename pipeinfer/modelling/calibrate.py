@@ -2,7 +2,7 @@
 split need: a `Profile`."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,9 +32,18 @@ DRAFT_BURST = 4
 the others after every token."""
 
 
-def calibrate(models: Models, sampling: Sampling, say: Callable[[str], None], part_s: float = PART_S) -> Profile:
+def calibrate(
+    models: Models,
+    sampling: Sampling,
+    say: Callable[[str], None],
+    part_s: float = PART_S,
+    *,
+    contexts: Sequence[int] = (),
+    alike: bool = False,
+) -> Profile:
     """Measure the ranks of these models' plan; the last one drafts, or the last ones, where it splits the draft.
-    `say` is told what is being measured, which takes `part_s` seconds per part of a model.
+    `say` is told what is being measured, which takes `part_s` seconds per part of a model, after `contexts` of so many
+    tokens (CONTEXTS unless given). `alike`: one rank of each host is measured for all of them.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
     """
@@ -46,7 +55,7 @@ def calibrate(models: Models, sampling: Sampling, say: Callable[[str], None], pa
         try:
             say("the ranks")
             survey.inspect(inspections(models, models.count, contact.transport.address, limited=True))
-            return _Calibration(models, survey, sampling, part_s).profile()
+            return _Calibration(models, survey, sampling, part_s, contexts or CONTEXTS, alike=alike).profile()
         except RankLost as lost:
             if contact.never_came(lost):
                 raise LaunchError(str(lost)) from lost
@@ -56,7 +65,9 @@ def calibrate(models: Models, sampling: Sampling, say: Callable[[str], None], pa
 class _Calibration:
     """All measurements of one profile."""
 
-    def __init__(self, models: Models, survey: Survey, sampling: Sampling, part_s: float) -> None:
+    def __init__(
+        self, models: Models, survey: Survey, sampling: Sampling, part_s: float, contexts: Sequence[int], *, alike: bool
+    ) -> None:
         assert models.draft is not None
         self._models = models
         self._survey = survey
@@ -64,7 +75,8 @@ class _Calibration:
         longest = min(models.target.context, models.draft.context, models.cells)
         if longest < 2 * ROWS[-1]:
             raise LaunchError(f"the models have a context of {longest}: expected at least {2 * ROWS[-1]} to measure in")
-        self._grid = Grid(ROWS, tuple(sorted({min(context, longest) for context in CONTEXTS})), part_s)
+        self._grid = Grid(ROWS, tuple(sorted({min(context, longest) for context in contexts})), part_s)
+        self._alike = alike
 
     def profile(self) -> Profile:
         models, survey, ranks = self._models, self._survey, sorted(self._survey.ranks)
@@ -73,7 +85,8 @@ class _Calibration:
         assert plan.draft is not None
         cells = self._grid.contexts[-1]
         load = target_load(models, cells, self._sampling)
-        times = survey.layers(ranks, load, target, self._grid)
+        timed = self._timed(ranks)
+        times = survey.layers(sorted(set(timed.values())), load, target, self._grid)
         drafting = tuple([self._draft_share(rank, cells) for rank in ranks[models.drafter :]])
         crowd = max(survey.by_host(ranks).values(), key=len)
         some = part_of(load, parts_of(target.layers, target.layer_bytes)[0], target.layers)
@@ -82,7 +95,7 @@ class _Calibration:
             backend=plan.backend,
             target=_model(plan.target, target),
             draft_model=_model(plan.draft, draft),
-            ranks=tuple([self._rank(rank, times[rank]) for rank in ranks]),
+            ranks=tuple([self._rank(rank, times[timed[rank]]) for rank in ranks]),
             draft=drafting[0].forward if len(drafting) == 1 else drafting,
             links=tuple(self._links(len(ranks))),
             contention=survey.contention(crowd, some, self._grid.contexts[0], CONTENTION_S),
@@ -90,6 +103,12 @@ class _Calibration:
             head_s=head_event_s(),
             environment=self._environment(),
         )
+
+    def _timed(self, ranks: Sequence[int]) -> dict[int, int]:
+        """Rank to the rank that is timed for it."""
+        if not self._alike:
+            return {rank: rank for rank in ranks}
+        return {rank: here[0] for here in self._survey.by_host(ranks).values() for rank in here}
 
     def _draft_share(self, rank: int, cells: int) -> DraftShare:
         models, survey = self._models, self._survey

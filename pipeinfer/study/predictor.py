@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 import msgspec
 
+from pipeinfer.cluster.plan import Plan
+from pipeinfer.core.messages import Sampling
 from pipeinfer.errors import LaunchError, RankLost, one_line
+from pipeinfer.modelling.profile import Profile
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.runtime.oracle import Trace
@@ -17,6 +20,12 @@ from pipeinfer.study.recipes import PredictorCell
 
 PART_S = 0.2
 """How long each part of a model is timed. What comes of it is fitted to trials anyway."""
+
+SHORT, LONG = 32, 256
+"""Tokens of the two contexts in which models are timed; the longer one reaches as far as the texts."""
+
+_measured: dict[bytes, Profile] = {}
+"""By ranks and what they generate: recipes of a command that run on alike ranks share what has been measured."""
 
 BEYOND = 64
 """Tokens of a trace beyond the text: what is drafted before the generation is known to have ended."""
@@ -34,9 +43,7 @@ def run_predictor(cell: PredictorCell, key: str | None = None) -> Iterator[Recor
 
 
 def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
-    from pipeinfer.cluster.models import Models
-    from pipeinfer.modelling.calibrate import calibrate
-    from pipeinfer.modelling.calibration_fit import fitted_to_trials, traces
+    from pipeinfer.modelling.calibration_fit import traces
     from pipeinfer.plugins import open_backend
 
     live = cell.live
@@ -44,10 +51,25 @@ def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     tokenizer = open_backend(plan.backend, plan.backend_options).tokenizer(plan.target)
     prompts = {name: tokenizer.encode(prompt_named(name).text) for name in live.prompts}
     greedy = sampling_of(live, 0.0)
-    profile = calibrate(Models(plan), greedy, lambda _what: None, PART_S)
-    profile = fitted_to_trials(profile, plan, next(iter(prompts.values())), greedy)
+    reach = max(live.prompt_tokens, *map(len, prompts.values())) + live.tokens + BEYOND
+    profile = _profile(plan, next(iter(prompts.values())), greedy, max(LONG, reach))
     found: dict[str, Trace] = {}
     for temperature in live.temperatures:
         recorded = traces(plan, prompts.values(), live.tokens + BEYOND, sampling_of(live, temperature))
         found |= {text_of(name, temperature): trace for name, trace in zip(prompts, recorded, strict=True)}
     return Predictor(profile, found)
+
+
+def _profile(plan: Plan, prompt: list[int], sampling: Sampling, reach: int) -> Profile:
+    """Of these ranks, for texts of up to `reach` tokens. Those that are started here are alike."""
+    from pipeinfer.cluster.models import Models
+    from pipeinfer.modelling.calibrate import calibrate
+    from pipeinfer.modelling.calibration_fit import fitted_to_trials
+
+    key = msgspec.json.encode((plan, prompt, sampling, reach))
+    if key not in _measured:
+        found = calibrate(
+            Models(plan), sampling, lambda _what: None, PART_S, contexts=(SHORT, reach), alike=not plan.workers
+        )
+        _measured[key] = fitted_to_trials(found, plan, prompt, sampling)
+    return _measured[key]

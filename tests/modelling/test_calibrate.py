@@ -96,6 +96,15 @@ def test_every_rank_and_link_is_measured(emulated: Profile) -> None:
     assert [share.layers for share in emulated.draft_shares] == [(0, 1)]
 
 
+def test_of_ranks_that_are_alike_one_is_measured_in_the_contexts_that_matter() -> None:
+    plan = Plan(backend="emulated", backend_options=EMULATED, stages=2, transport="inproc")
+    said: list[str] = []
+    found = calibrate(Models(plan), Sampling(), said.append, 0.01, contexts=(32, 64), alike=True)
+    assert found.ranks == (found.ranks[0],) * 3
+    assert found.ranks[0].layer.contexts == found.draft.contexts == (32, 64)
+    assert {line.partition(" on ")[2] for line in said if line.startswith("layers ")} == {"rank 0"}
+
+
 def test_a_profile_is_read_as_it_was_written(emulated: Profile, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     write_profile(emulated, path)

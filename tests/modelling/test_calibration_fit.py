@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,6 +10,9 @@ import pytest
 from experiments import analyse
 from msgspec.structs import replace
 
+from pipeinfer.cluster.models import Models
+from pipeinfer.cluster.plan import Plan
+from pipeinfer.modelling.calibrate import calibrate
 from pipeinfer.modelling.calibration_fit import SLOW, STAGES, STRATEGIES, FitTrials, fitted, nodes
 from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.profiled_cluster import simulate_one
@@ -19,6 +23,7 @@ from pipeinfer.results import metrics
 from pipeinfer.results.records import FILE, Store
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.study.identity import config_hash
+from pipeinfer.study.predictor import run_predictor
 from pipeinfer.study.recipes import Checked, Contender, Figure, LiveCell, PredictorCell, Recipe, Shape, cells
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
@@ -145,6 +150,25 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.TOKENS", 16)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.ROUNDS", 1)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.HALVINGS", 4)
+
+
+@pytest.mark.usefixtures("brief")
+def test_recipes_on_the_same_ranks_share_what_was_measured_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeinfer.study.predictor._measured", {})
+    measured: list[Plan] = []
+
+    def counted(models: Models, *arguments: Any, **options: Any) -> Profile:
+        measured.append(models.plan)
+        return calibrate(models, *arguments, **options)
+
+    monkeypatch.setattr("pipeinfer.modelling.calibrate.calibrate", counted)
+    (cell,) = [cell for cell in cells(CHECKED) if isinstance(cell, PredictorCell)]
+    longer = replace(cell, live=replace(cell.live, tokens=cell.live.tokens + 4))
+    elsewhere = replace(longer, live=replace(longer.live, prompts=["line-reader"]))
+    first, again, other = (next(run_predictor(one)).predictor for one in (cell, longer, elsewhere))
+    assert len(measured) == 2
+    assert first["profile"] == again["profile"] != other["profile"]
+    assert first["traces"] != again["traces"]
 
 
 @pytest.mark.usefixtures("brief")
