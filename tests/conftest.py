@@ -21,7 +21,8 @@ os.environ.update({**ONE_THREAD, **os.environ})
 from pipeinfer.cluster import engines
 from pipeinfer.cluster.process_end import how_it_ended
 
-LEAVE_S = 5.0
+LEAVE_S = 60.0
+"""A loaded machine takes its time to end a process."""
 
 NATIVE_ENGINES = ("torch", "llamacpp")
 

@@ -51,7 +51,7 @@ class Generating:
 
     def wait_for_ranks(self) -> None:
         """Until every rank has been started."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(self.ranks) < self._nodes:
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline

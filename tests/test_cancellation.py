@@ -23,6 +23,9 @@ from pipeinfer.runtime.transports import HEAD, Transport, open_transport
 STAGES, STAGE_S = 8, 0.02
 TOKENS = 24
 
+SLOW_S = 120.0
+"""What a run would take that is cancelled: no machine is so loaded that it takes half of that to notice."""
+
 
 # One stage, with the test as its head -------------------------------------------------------------------------------
 
@@ -46,14 +49,14 @@ class LoneStage:
         self.send(Begin({}))
 
     def _serve(self, endpoint: Transport) -> None:
-        run_rank(endpoint, 10)
+        run_rank(endpoint, SLOW_S)
         endpoint.close()
 
     def send(self, message: object, *, urgent: bool = False) -> None:
         self.transport.send(0, control.encode(message), urgent=urgent)
 
     def receive(self) -> object:
-        envelope = self.transport.receive(10)
+        envelope = self.transport.receive(SLOW_S / 2)
         assert envelope is not None
         return control.decode(envelope.header)
 
@@ -73,13 +76,13 @@ class LoneStage:
     def close(self) -> None:
         if self._thread.is_alive():
             self.send(Shutdown())
-        self._thread.join(10)
+        self._thread.join(SLOW_S / 2)
         self.transport.close()
 
 
 @pytest.fixture
 def slow_stage() -> Iterator[LoneStage]:
-    stage = LoneStage(stage_s=5.0)
+    stage = LoneStage(stage_s=SLOW_S)
     yield stage
     stage.close()
 
@@ -97,10 +100,10 @@ def test_a_run_stops_in_the_middle(slow_stage: LoneStage) -> None:
     cancelled = time.monotonic()
     slow_stage.cancel(0)
     marker = slow_stage.receive()
-    assert time.monotonic() - cancelled < 1.0  # of 5
+    assert time.monotonic() - cancelled < SLOW_S / 2
     assert isinstance(marker, Logits)
     assert (marker.run, marker.ids, marker.cancelled_at) == (0, (), 0)
-    assert 0.0 < marker.compute_s[0] < 1.0
+    assert 0.0 < marker.compute_s[0] < SLOW_S / 2
 
 
 def test_a_run_that_was_cancelled_before_it_came_is_skipped(slow_stage: LoneStage) -> None:
@@ -147,7 +150,7 @@ def test_leaving_does_not_wait_for_the_run(slow_stage: LoneStage) -> None:
     time.sleep(0.05)
     leaves = time.monotonic()
     slow_stage.close()
-    assert time.monotonic() - leaves < 1.0
+    assert time.monotonic() - leaves < SLOW_S / 2
 
 
 # Eight stages of 20 ms, acceptance 0.5 -------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_its_workers_are_reached_by_their_scheme_and_need_no_key(
             assert worker.stdout.readline() == f"listening {address}\n"
         done = json.loads(run(environment, "pipeinfer", *UNIX, "--workers", ",".join(addresses)))
         assert len(done["token_ids"]) == 6
-        assert [worker.wait(10) for worker in workers] == [0, 0]
+        assert [worker.wait(60) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()

@@ -68,7 +68,7 @@ def pids(errors: str) -> dict[int, int]:
 
 
 def wait_until_gone(processes: dict[int, int]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + END_S
     while any(Path(f"/proc/{pid}").exists() for pid in processes.values()):
         assert time.monotonic() < deadline, f"still running: {processes}"
         time.sleep(0.02)

@@ -23,7 +23,7 @@ from pipeinfer.runtime.transports.tcp import TcpTransport
 
 pytestmark = pytest.mark.timeout(120)
 
-WITHIN_S = 5.0
+WITHIN_S = 40.0
 
 SLOW_TO_LEAVE = """
 import sys, time
@@ -176,7 +176,7 @@ def test_a_head_that_goes_while_its_workers_compute(workers: Workers, how: signa
         assert head.stdout is not None
         assert head.stdout.read(20)
         head.send_signal(how)
-        head.communicate(timeout=10)
+        head.communicate(timeout=60)
         with Cluster(workers.plan()) as cluster:
             assert generate(cluster)
     said = [workers.said(rank).removeprefix(before[rank]) for rank in range(2)]

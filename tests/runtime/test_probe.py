@@ -12,7 +12,7 @@ from pipeinfer.runtime.control import Failure, Inspect, Inspected, MeasureLink, 
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, open_transport
 
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 class Head:
