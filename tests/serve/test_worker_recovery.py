@@ -1,15 +1,20 @@
 """Workers are lost under load: a spare takes the place, or the same one again, or the others go on without it."""
 
+import http.client
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
-from running_workers import Workers, running
+from running_workers import Workers, running, wait_until
+from test_command import asking, server
 from test_recovery import ASKED, TOKENS, heard
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
 
@@ -161,3 +166,53 @@ def test_a_spare_that_cannot_do_it_is_passed_over(tmp_path: Path, expected: list
         assert heard(answer)[-1] is Ended
         assert answer.ids == expected[0]
         assert service.snapshot().lacks == "without a draft"
+
+
+STEADY = ["--backend", "emulated", "--backend-option", "layers=4", "--backend-option", "layer_s=0.004"]
+
+
+def there(workers: Workers) -> list[str]:
+    return ["--workers", ",".join(workers.addresses), "--key", str(workers.key)]
+
+
+def told(url: str, path: str) -> str:
+    return str(urlopen(f"{url}/{path}", timeout=PATIENCE_S).read().decode())
+
+
+def test_a_server_says_that_it_goes_on_without_a_draft(tmp_path: Path) -> None:
+    fields = {"prompt": "a b", "max_tokens": 60, "temperature": 0}
+    with running(tmp_path, count=3, fixed=False) as workers, server(*STEADY, *there(workers)) as (_, url):
+        whole = json.loads(urlopen(asking(url, fields), timeout=PATIENCE_S).read())["choices"][0]["text"]
+        assert json.loads(told(url, "health")) == {"status": "ok"}
+        with urlopen(asking(url, {**fields, "stream": True}), timeout=PATIENCE_S) as stream:
+            events = [stream.readline().decode() for _ in range(10)]
+            workers.kill(2)
+            events += stream.read().decode().splitlines(keepends=True)
+        chunks = [json.loads(event[6:]) for event in events if event.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
+        assert chunks[-1]["metrics"]["pipeinfer"]["choices"][0]["strategy"] == "iterative"
+        paused, resumed = [event for event in events if event.startswith(":")]
+        assert paused.startswith(": paused: lost rank 2: draft on ")
+        assert resumed.endswith(", without a draft\n")
+        assert json.loads(told(url, "health")) == {"status": "ok", "lacks": "without a draft"}
+        figures = told(url, "metrics")
+        for name, value in (("has_draft", 0), ("stages", 2), ("ranks_lost_total", 1)):
+            assert re.search(rf"^pipeinfer_{name}\{{.*\}} {value}$", figures, re.MULTILINE)
+
+
+def test_a_head_that_is_killed_ends_its_streams_and_workers_wait_for_the_next(tmp_path: Path) -> None:
+    fields = {"prompt": "a b", "max_tokens": 2000, "stream": True}
+    with running(tmp_path, count=3, fixed=False) as workers:
+        for _ in range(2):
+            with server(*STEADY, *there(workers)) as (process, url):
+                with urlopen(asking(url, fields), timeout=PATIENCE_S) as stream:
+                    assert stream.readline().startswith(b"data: ")
+                    process.kill()
+                    with pytest.raises(http.client.IncompleteRead):
+                        stream.read()
+        with server(*STEADY, *there(workers)) as (_, url):
+            answer = json.loads(urlopen(asking(url, {"prompt": "a b", "max_tokens": 4}), timeout=PATIENCE_S).read())
+            assert answer["usage"]["completion_tokens"] == 4
+        wait_until(lambda: workers.held() == workers.held_at_first)
+        for rank in range(3):
+            assert set(workers.said(rank).splitlines()) <= {"session ended: the head is gone"}
