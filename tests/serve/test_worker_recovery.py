@@ -204,12 +204,14 @@ def test_a_head_that_is_killed_ends_its_streams_and_workers_wait_for_the_next(tm
     fields = {"prompt": "a b", "max_tokens": 2000, "stream": True}
     with running(tmp_path, count=3, fixed=False) as workers:
         for _ in range(2):
-            with server(*STEADY, *there(workers)) as (process, url):
-                with urlopen(asking(url, fields), timeout=PATIENCE_S) as stream:
-                    assert stream.readline().startswith(b"data: ")
-                    process.kill()
-                    with pytest.raises(http.client.IncompleteRead):
-                        stream.read()
+            with (
+                server(*STEADY, *there(workers)) as (process, url),
+                urlopen(asking(url, fields), timeout=PATIENCE_S) as stream,
+            ):
+                assert stream.readline().startswith(b"data: ")
+                process.kill()
+                with pytest.raises(http.client.IncompleteRead):
+                    stream.read()
         with server(*STEADY, *there(workers)) as (_, url):
             answer = json.loads(urlopen(asking(url, {"prompt": "a b", "max_tokens": 4}), timeout=PATIENCE_S).read())
             assert answer["usage"]["completion_tokens"] == 4
