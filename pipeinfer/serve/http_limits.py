@@ -4,7 +4,11 @@ import asyncio
 from typing import Any
 
 import h11
+import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pipeinfer.errors import one_line
+from pipeinfer.serve.refusal import Refusal
 
 HEAD_S = 10.0
 """From the first byte of a request, or the opening of the connection, to the end of its headers."""
@@ -35,6 +39,16 @@ class LimitedHttp(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused in the shape of every other refusal."""
+        body = msgspec.json.encode(Refusal(400, one_line(msg)).body)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+                   (b"connection", b"close")]  # fmt: skip
+        answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        events = (answer, h11.Data(data=body), h11.EndOfMessage())
+        self.transport.write(b"".join([self.conn.send(event) or b"" for event in events]))
+        self.transport.close()
 
     def _wait(self) -> None:
         """Give it so long where it is its turn to send a head. An idle connection is closed by uvicorn, and sooner."""

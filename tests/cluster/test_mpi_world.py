@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import Request, urlopen
 
 import msgspec
 import pytest
@@ -181,6 +183,30 @@ def test_a_killed_rank_ends_the_world_and_leaves_the_text_so_far(mpiexec: str, t
         text, _ = world.communicate(timeout=END_S)
     assert world.returncode not in (0, 2)
     assert re.match(r" \d+ \d+ ", text)
+    wait_until_gone(pids(layout))
+
+
+def test_a_killed_rank_of_a_server_ends_it_and_it_has_said_which_process_is_which_rank(mpiexec: str) -> None:
+    pytest.importorskip("uvicorn", reason="serving needs pipeinfer[serve]")
+    options = ["--backend", "emulated", "--backend-option", "layer_s=0.004", "--strategy", "iterative", "--port", "0"]
+    command = [mpiexec, "-n", "3", *PIPEINFER, "serve", *options]
+    with subprocess.Popen(
+        command, env={**OVERSUBSCRIBE, **os.environ}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as world:
+        assert world.stderr is not None
+        assert world.stdout is not None
+        layout = "".join([world.stderr.readline() for _ in range(2)])
+        assert "rank 1: target layers " in layout
+        url = world.stdout.readline().split()[-1]
+        body = msgspec.json.encode({"prompt": "a b", "max_tokens": 1000, "stream": True})
+        asked = Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
+        with urlopen(asked, timeout=END_S) as stream:
+            assert stream.readline().startswith(b"data: ")
+            os.kill(pids(layout)[1], signal.SIGKILL)
+            with pytest.raises((IncompleteRead, ConnectionError)):
+                stream.read()
+        world.communicate(timeout=END_S)
+    assert world.returncode not in (0, 2)
     wait_until_gone(pids(layout))
 
 

@@ -156,6 +156,11 @@ def test_what_is_too_large_is_refused_before_it_is_read(web: WebClient) -> None:
     with socket.create_connection(("127.0.0.1", web.port), timeout=PATIENCE_S) as opened:
         opened.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"y" * (MOST_HEADERS + 1000))
         assert opened.recv(1000).startswith(b"HTTP/1.1 400")
+    with socket.create_connection(("127.0.0.1", web.port), timeout=PATIENCE_S) as opened:
+        opened.sendall(b"what is this\r\n\r\n")
+        head, body = opened.makefile("rb").read().split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert json.loads(body)["error"]["message"] == "Invalid HTTP request received."
     assert web.ask("GET", "/health")[0] == 200
 
 
