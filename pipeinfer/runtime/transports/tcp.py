@@ -36,7 +36,7 @@ from pipeinfer.runtime.transports import (
 )
 from pipeinfer.runtime.transports.addresses import bracketed, check_address, facing_address, resolved
 from pipeinfer.runtime.transports.keys import Keys, read_keys
-from pipeinfer.runtime.transports.membership import Peer, Roster, Standing
+from pipeinfer.runtime.transports.membership import Peer, Roster, Standing, check_stream
 
 LINGER_S = 1.0
 """The longest that `close` waits for what was sent to leave."""
@@ -216,7 +216,7 @@ class TcpTransport:
             payload = self._take_payload(size)
             if peer is None:
                 peer = self._introduce(identity, frame, rank, number)
-            _check_stream(peer, rank, number)
+            check_stream(peer, rank, number)
         except framing.BadFrame as offence:
             self._reject(peer, offence)
             return None
@@ -439,15 +439,6 @@ def _put(dealer: Socket, first: bytes, payload: bytes | memoryview, size: int) -
         dealer.send(rest[:FRAME], _NOW_AND_MORE)
         rest = rest[FRAME:]
     dealer.send(rest, _NOW)
-
-
-def _check_stream(peer: Peer, rank: int, number: int) -> None:
-    if peer.standing is Standing.LOST:
-        raise framing.BadFrame("a message after its end")
-    if rank != peer.rank:
-        raise framing.BadFrame(f"a claim to be rank {rank}")
-    if number != peer.received:
-        raise framing.BadFrame(f"message {number} where {peer.received} was due")
 
 
 def _events(monitor: Socket) -> Iterator[tuple[int, int]]:
