@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeinfer.report import captions
+from pipeinfer.report.at_once import at_once
 from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
 from pipeinfer.report.categories import categories
 from pipeinfer.report.drafts import calibration, stretches
@@ -41,6 +42,7 @@ WORDS = {
     "bandwidth_gbps": "bandwidth", "latency_us": "latency",
     "width_cost": "row-cost", "draft_cost": "draft-cost", "size": "run-size", "calibration": "draft-calibration",
     "stretches": "drafts-right-in-a-row", "scatter": "simulated-over-measured", "league": "who-wins-where",
+    "requests": "speed-of-all-by-requests",
 }  # fmt: skip
 """What quantities, axes and kinds of figures are called in the names of files."""
 
@@ -330,5 +332,5 @@ def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, o
 
 _WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
     "timeline": timeline, "league": league, "calibration": calibration, "stretches": stretches, "scatter": scatter,
-    "categories": categories,
+    "categories": categories, "requests": at_once,
 }  # fmt: skip

@@ -32,6 +32,7 @@ PLACE = {
     "latency_us": "latency of links where it is set (microseconds)",
     "temperature": "of sampling, where text is really generated; 0: greedy",
     "prompt": "length of the prompt where it is modelled (tokens)",
+    "requests": "how many were in the pipeline at once",
 }
 """Where strategies are compared: everything about a trial but the strategy, its options and the repetition."""
 
@@ -73,6 +74,7 @@ COLUMNS = {
     "cutoff": "confidence below which drafting stops, where it is an option",
     "draw": "what is repeated in a place: seed, or text and repetition",
     "text": "what decides the token ids: all of the draw but the repetition",
+    "load": "which of a place's loads it was a request of, where several were in the pipeline at once",
     "category": "of the prompt, where a real one is continued",
     "fidelity": "sim, emulated or real",
     **PLACE,
@@ -173,7 +175,7 @@ def _simulated(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **place, "cluster": config["cluster"], "pair": config["pair"], "drafts": drafts, "temperature": None,
         "strategy": one["strategy"], "program": "", "options": one["options"], "draw": draw, "text": draw,
-        "backend": "",
+        "backend": "", "requests": config.get("requests", 1), "load": one["seed"] - config.get("number", 0),
     }  # fmt: skip
 
 
@@ -187,6 +189,7 @@ def _real(config: Mapping[str, Any]) -> dict[str, Any]:
         "latency_us": live["latency_us"] if shaped else None, "temperature": config["temperature"],
         "strategy": config.get("strategy", ""), "program": config.get("program", ""), "options": config["options"],
         "draw": f"{text} #{config['repeat']}", "text": text, "backend": live["backend"],
+        "requests": config.get("requests", 1), "load": config["repeat"],
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pipeinfer.study.cells import check_live, check_simulated, run_live, run_sim
 from pipeinfer.study.emulated import run_emulated
 from pipeinfer.study.growth import Growth
 from pipeinfer.study.identity import config_hash
+from pipeinfer.study.loads import check_loads, check_served, run_live_loads, run_simulated_loads
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.peers import run_peers
 from pipeinfer.study.predictor import run_predictor
@@ -17,6 +18,8 @@ from pipeinfer.study.recipes import (
     Cell,
     EmulatedCell,
     LiveCell,
+    LiveLoadCell,
+    LoadCell,
     PredictorCell,
     ProgramCell,
     Recipe,
@@ -38,7 +41,9 @@ def check(recipes: list[Recipe]) -> None:
         found = cells(recipe)
         try:
             check_simulated(cell for cell in found if isinstance(cell, SimCell))
+            check_loads(cell for cell in found if isinstance(cell, LoadCell))
             check_live(cell for cell in found if isinstance(cell, LiveCell))
+            check_served(cell for cell in found if isinstance(cell, LiveLoadCell))
             check_world(cell for cell in found if isinstance(cell, LiveCell))
         except WorkloadError as problem:
             raise WorkloadError(f"recipe {recipe.name}: {problem}") from None
@@ -86,8 +91,13 @@ def records_of(
     when all else has been recorded, on the same ranks."""
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
+    yield from run_simulated_loads([cell for cell in missing if isinstance(cell, LoadCell)], jobs)
     if any(_of_peer(cell) for cell in missing):
         yield from _in_turns(missing, key, further)
+        return
+    served = [cell for cell in missing if isinstance(cell, LiveLoadCell)]
+    if served:
+        yield from run_live_loads(served, key)
         return
     groups = _by_predictor(missing)
     for cell, live in groups:

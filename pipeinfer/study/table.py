@@ -71,7 +71,8 @@ def _limit(row: Any, records: Mapping[str, Record]) -> float | None:
         tokens=int(row.tokens), width_cost=place.width_cost, draft_cost=place.draft_cost,
     )  # fmt: skip
     bound = platform_of(place.cluster, place.pair).limits(setting)
-    return bound.of(open_strategy(row.strategy, records[row.config_hash].config["setting"]["options"]))
+    strategy = open_strategy(row.strategy, records[row.config_hash].config["setting"]["options"])
+    return bound.of(strategy) if place.requests == 1 else bound.shared(strategy, place.requests)
 
 
 def _row_costs(trials: pd.DataFrame, records: Mapping[str, Record]) -> pd.Series:
