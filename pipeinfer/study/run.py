@@ -81,7 +81,7 @@ def run(
 
 
 def _missing(found: list[Cell], store: Store) -> list[Cell]:
-    return [cell for cell in found if not is_done(store.records.get(config_hash(cell)))]
+    return [cell for cell in found if not store.records.done(config_hash(cell))]
 
 
 def records_of(
@@ -145,17 +145,12 @@ def _seconds_left(cells: list[Cell], store: Store) -> float | None:
     """What emulated cells will take, from the simulation of the same. None where there is no telling."""
     left = 0.0
     for cell in cells:
-        twin = store.records.get(config_hash(simulated_twin(cell))) if isinstance(cell, EmulatedCell) else None
-        if twin is None or twin.trial is None:
+        twin = isinstance(cell, EmulatedCell) and store.records.outlines.get(config_hash(simulated_twin(cell)))
+        if not twin or not twin.done:
             return None
-        left += twin.trial.emit_s[-1] + START_S
+        left += twin.duration_s + START_S
     return left
 
 
 START_S = 0.5
 """What an emulated cell takes beside its generation: its share in starting ranks."""
-
-
-def is_done(record: Record | None) -> bool:
-    """Whether a cell with this record need not be run again."""
-    return record is not None and (record.trial is not None or record.predictor is not None)
