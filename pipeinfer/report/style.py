@@ -161,4 +161,5 @@ LEGEND_CHARACTERS = 62
 def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
     """One legend for all panels, in as many rows as it takes."""
     rows = -(-sum(map(len, labels)) // int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH_IN))
-    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // max(1, rows)), columnspacing=1.4)
+    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // max(1, rows)), columnspacing=1.4,
+                  handlelength=3)  # fmt: skip
