@@ -95,9 +95,7 @@ def _texts(rows: pd.DataFrame, path: Path) -> None:
         sns.countplot(rows, y="recipe", hue="status", palette=STATUS, ax=axis)
         axis.set(xlabel="generations", ylabel="")
         axis.grid(visible=False, axis="y")
-        handles, labels = axis.get_legend_handles_labels()
-        axis.get_legend().remove()
-        legend_above(figure, handles, labels)
+        legend_above(figure, axis)
 
 
 VERDICTS = {"passed": "same tokens", "tie": "parted at a tie", "differs": "other tokens"}
@@ -176,9 +174,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
             drawing.supxlabel(x.label, fontsize=8.5)
             drawing.supylabel(y.label, fontsize=8.5)
         _limits(axes[0], rows[y.column], [*theory.y, *marks.values()], logarithmic=y.logarithmic)
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        legend_above(drawing, handles, labels)
+        legend_above(drawing, axes[0])
 
 
 _CLOSED = "Thin: closed form for i.i.d. acceptance where width and links are free."
@@ -258,9 +254,7 @@ def _percentiles(experiment: Experiment, figure: Figure, path: Path) -> None:
             )  # fmt: skip
             axis.set(title=title, xlabel=Y["gaps"].label, ylabel="")
             axis.grid(visible=False, axis="y")
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        legend_above(drawing, handles, labels)
+        legend_above(drawing, axes[0])
 
 
 def _rows(experiment: Experiment, figure: Figure) -> list[str]:
