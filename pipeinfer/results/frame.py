@@ -135,7 +135,10 @@ def read_tables(folder: Path) -> Tables:
 def collected(found: Iterable[tuple[Record, Iterable[tuple[str, str]]]]) -> Tables:
     """The tables of records, each with the (recipe, contender) pairs that it belongs to; one after another, since all
     of a sweep's records are more than memory should hold. What is judged later is empty."""
-    rows, times, ranks, spans = [], {}, [], []
+    times: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    ranks: list[tuple[Any, ...]] = []
+    spans: list[tuple[Any, ...]] = []
     for record, memberships in found:
         rows += _trial_rows(record, memberships)
         name, trial = record.config_hash, record.trial

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+import types
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -41,11 +42,6 @@ class Record(msgspec.Struct, frozen=True):
     environment: dict[str, Any] = {}
     predictor: dict[str, Any] | None = None
 
-    @property
-    def done(self) -> bool:
-        """Whether its cell need not be run again."""
-        return self.trial is not None or self.predictor is not None
-
 
 def encode(record: Record) -> bytes:
     """One line. The runs of the trial stand as columns, which is shorter, and what a data frame wants."""
@@ -66,7 +62,8 @@ def numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
-_Columns = msgspec.defstruct("_Columns", [(one.name, list[one.type]) for one in msgspec.structs.fields(RunRecord)])
+_COLUMNS: list[Any] = [(one.name, types.GenericAlias(list, one.type)) for one in msgspec.structs.fields(RunRecord)]
+_Columns = msgspec.defstruct("_Columns", _COLUMNS)
 
 
 class _TrialLine(Trial, frozen=True, kw_only=True):
@@ -83,11 +80,11 @@ _LINE = msgspec.json.Decoder(_RecordLine, strict=False)
 def decode(line: bytes) -> Record:
     """The record of a line. Raises ValueError."""
     found = _LINE.decode(line)
-    trial = found.trial
-    if trial is not None:
-        columns = msgspec.structs.astuple(trial.runs)
+    trial = None
+    if found.trial is not None:
+        columns = msgspec.structs.astuple(found.trial.runs)
         runs = tuple(RunRecord(*row) for row in zip(*columns, strict=True))
-        trial = Trial(**{**msgspec.structs.asdict(trial), "runs": runs})
+        trial = Trial(**{**msgspec.structs.asdict(found.trial), "runs": runs})
     return Record(**{**msgspec.structs.asdict(found), "trial": trial})
 
 
@@ -112,8 +109,6 @@ class _Brief(msgspec.Struct, gc=False):
     config_hash: str
     trial: _Times | None
     predictor: dict[str, Any] | None = None
-
-    done = Record.done
 
 
 class Records(Mapping[str, Record]):
@@ -151,8 +146,9 @@ class Records(Mapping[str, Record]):
     def note(self, record: "Record | _Brief", at: int, size: int) -> None:
         """That the line of a record lies there."""
         trial: Any = record.trial
+        done = trial is not None or record.predictor is not None
         speed, end = (metrics.tokens_per_second(trial), metrics.duration_s(trial)) if trial is not None else (None, 0.0)
-        self.outlines[record.config_hash] = Outline(at, size, record.done, speed, end)
+        self.outlines[record.config_hash] = Outline(at, size, done, speed, end)
 
 
 class Store:

@@ -39,7 +39,7 @@ def run_cell(recipe: Recipe, index: int, out: Path) -> bool:
     if path.exists():
         return False
     (record,) = records_of([every[index]], 1, None)
-    if not record.done:
+    if record.error:
         raise WorkloadError(f"{recipe.name}, cell {index}: {record.error}")
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_suffix(f".{os.getpid()}")
