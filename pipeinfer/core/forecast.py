@@ -1,28 +1,41 @@
 """What a way of decoding would take per token, from what has been measured of the pipeline.
 
 Closed forms, in seconds per token. a: conditional acceptance; K: drafted tokens per run; t(r), T(r): of r rows the
-slowest stage's time, and a whole traversal with its links; d: a forward of the draft. For the last, h: the chance that
-the target's token is among the w drafted ones of its level.
+slowest stage's time, and a whole traversal with its links; d: a forward of the draft; E(n): tokens per verification of
+the likeliest tree of n drafted ones (`theory.expected_tree_length`).
 
-    plain                T(1)
-    synchronous, K       (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
-    pipelined chain, K   (1 - a) (T(K) + a r(K) + p(K) a / (1 - a^K))     p(K) = max(t(K), K d)
-    pipelined tree, w    h p(w) + (1 - h) (T(w) + r(w))                   p(w) = max(t(w), d)
+    plain             T(1)
+    synchronous, K    (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
+    rounds of m       (T(m) + (1 - a) (wait + (m - 1) d / width)) / E(m - 1)
+    runs of m         (T(m) + r + hits) / tokens, of a stay at a miss and what follows it up to the next one
 
-After a miss the first drafts come later than the pipeline could take them, by r: order and answer on the way, and a
-micro-batch drafted, less the time that the first stage is busy anyway.
+A tree in runs of m rows, w of them on a level: while the draft's first choice is right, 1 / (1 - a) tokens long, levels
+follow one another every p w / m, or where a run holds L = m / w > 1 of them, L tokens every p; p is the longer of t(m)
+and what drafting m tokens takes. Where another choice is right that was drafted as well, b of the cases, its own j
+levels are under way and what follows is not: 1 + a + ... + a^j tokens come while the pipe is filled anew. The w - 1
+rows beside the first choices are c other choices on each level, and j more levels after each. After a miss the first
+drafts come later than the pipeline could take them, by r: order and answer on the way, and what a forward takes.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil
 
+from pipeinfer.core import theory
 from pipeinfer.core.measured import Measured
 
-PRIOR_WIDTH = 0.2
-"""What one more row costs, as a share of the first, until two widths have been measured."""
+PRIOR_DOUBLE = 0.2
+"""What twice the rows cost more than the most that were measured, as a share of one row."""
 
-SAME_WIDTH = 0.02
-"""Rows whose cost is below this share are as good as free."""
+MOST_WIDE = 8
+"""Branches that the draft reads in one forward, at most."""
+
+WAITS = 0.05
+"""For so much of a run's time the slowest stage may wait for the next one."""
+
+LEVELS = ((1, 0), *((rows, others) for rows in (2, 3, 4, 6, 8, 12, 16) for others in (1, 2, 3) if others < rows))
+"""Rows on a level of a tree, and how many of them are other choices than the first of that level, for which a forecast
+is worked out; the best counts."""
 
 
 class Forecast:
@@ -30,16 +43,20 @@ class Forecast:
 
     def __init__(self, measured: Measured) -> None:
         self.acceptance = min(0.99, measured.acceptance)
+        self.other = measured.other
         self.draft_s = measured.draft_s
         self.links_s = measured.links_s
-        self._one, self._more = _lines(measured)
-        self.stages = len(self._one)
-        self.width_cost = sum(self._more) / max(sum(self._one), 1e-12)
+        self._links_row_s = measured.links_row_s
+        self._points = _points(measured)
+        self._prompt = measured.prompt
+        self.stages = len(self._points)
+        self.width_cost = (sum(self._stage_s(stage, 4) for stage in range(self.stages)) / max(1e-12, sum(
+            self._stage_s(stage, 1) for stage in range(self.stages))) - 1) / 3  # fmt: skip
 
     @staticmethod
     def ready(measured: Measured) -> bool:
         """Whether enough has been measured to forecast anything."""
-        return bool(measured.rows) and bool(measured.right)
+        return bool(measured.rows)
 
     def slowest_s(self, rows: int) -> float:
         """The slowest stage's computation of so many rows."""
@@ -47,7 +64,8 @@ class Forecast:
 
     def traversal_s(self, rows: int) -> float:
         """From the head through every stage and back."""
-        return sum(self._stage_s(stage, rows) for stage in range(self.stages)) + self.links_s
+        stages_s = sum(self._stage_s(stage, rows) for stage in range(self.stages))
+        return stages_s + self.links_s + self._links_row_s * (rows - 1)
 
     def plain_s(self) -> float:
         return self.traversal_s(1)
@@ -61,54 +79,98 @@ class Forecast:
         """One round of it, however much of it is right."""
         return k * self.draft_s + self.hops_s + self.traversal_s(k + 1)
 
-    def chain_s(self, k: int) -> float:
-        a, pace = self.acceptance, self.pace_s(k, k)
-        return (1 - a) * (self.traversal_s(k) + a * self.restart_s(k, k) + pace * a / (1 - a**k))
+    def rounds_s(self, rows: int) -> float:
+        return self.tree_round_s(rows) / tree_length(round(self.acceptance, 2), round(self.other, 2), rows - 1)
 
-    def tree_s(self, width: int, hit: float) -> float:
-        """`hit` is the chance that a level of that width holds the target's token."""
-        missed = self.traversal_s(width) + self.restart_s(width, 1)
-        return hit * self.pace_s(width, 1) + (1 - hit) * missed
+    def tree_round_s(self, rows: int) -> float:
+        """One round of verifying so many nodes, however many of them are right: drafts wait where those before them
+        were wrong."""
+        wait = self.hops_s + (rows - 1) / self.width(rows) * self.draft_s
+        return self.traversal_s(rows) + (1 - self.acceptance) * wait
+
+    def runs_s(self, rows: int) -> float:
+        """Of a tree in runs of so many rows."""
+        return min(self._tree_s(rows, level, others) for level, others in LEVELS)
+
+    def _tree_s(self, rows: int, level: int, others: int) -> float:
+        """With so many rows on a level, of them so many other choices than the first of the level itself."""
+        a, per_run = self.acceptance, rows / level
+        deep = max(1.0, per_run)
+        pace = max(self.pace_s(rows), deep * self.draft_s)
+        hits: float = pace * a / (1 - a**per_run) if per_run > 1 else pace / per_run * a / (1 - a)
+        levels = (level - 1) / others - 1 if others else 0.0
+        other = (1 - (1 - self.other) ** others) if others else 0.0
+        tokens: float = 1 / (1 - a) + other * (1 - a ** (levels + 1)) / (1 - a)
+        missed = self.traversal_s(rows) + a * max(0.0, self.hops_s + deep * self.draft_s - pace)
+        return (missed + hits) / tokens
+
+    def first_s(self, rows: int) -> float:
+        """The first stage's computation of so many rows."""
+        return self._stage_s(0, rows)
 
     @property
     def hops_s(self) -> float:
         """An order on its way to the draft, and the answer."""
         return 2 * self.links_s / (self.stages + 1)
 
-    def pace_s(self, rows: int, forwards: int) -> float:
-        """Between two runs of so many rows, for each of which the draft is run so often, in a full pipeline."""
-        return max(self.slowest_s(rows), forwards * self.draft_s)
+    def width(self, under_way: float) -> int:
+        """Branches that the draft reads in one forward where so many rows are under way: the poorer it is, the more of
+        them are other choices than its first."""
+        return max(2, min(MOST_WIDE, ceil((1 - self.acceptance) * under_way)))
 
-    def restart_s(self, rows: int, forwards: int) -> float:
-        """By how much the first run after a miss comes later than the pipeline could take it."""
-        return max(0.0, self.hops_s + forwards * self.draft_s - self.pace_s(rows, forwards))
+    def width_of_runs(self, rows: int) -> int:
+        """The same for a full pipeline of runs."""
+        return self.width(rows * self.traversal_s(rows) / max(self.slowest_s(rows), 1e-9))
 
-    def window(self, rows: int, forwards: int) -> int:
-        """Runs that keep every stage busy: the bandwidth-delay product, and one to spare at each end."""
-        return ceil(self.traversal_s(rows) / max(self.pace_s(rows, forwards), 1e-9)) + 2
+    def pace_s(self, rows: int) -> float:
+        """Between two runs of so many rows in a full pipeline."""
+        link_s = rows * self._links_row_s / (self.stages + 1)
+        return max(self.slowest_s(rows), rows / self.width_of_runs(rows) * self.draft_s, link_s)
+
+    def window(self, rows: int) -> int:
+        """Runs that keep every stage busy: the bandwidth-delay product. What is sent later is chosen with more
+        knowledge, so that one in reserve costs more than a stage that now and then waits for a moment."""
+        return max(2, ceil(self.traversal_s(rows) / max(self.pace_s(rows), 1e-9) - WAITS))
 
     def _stage_s(self, stage: int, rows: int) -> float:
-        return self._one[stage] + self._more[stage] * (rows - 1)
+        """Between widths that were measured in proportion. Beyond them as many more as the prompt's took each, where
+        that is more, or else at what is usual."""
+        points = self._points[stage]
+        before = points[0]
+        if rows <= before[0]:
+            return before[1]
+        for after in points[1:]:
+            if rows <= after[0]:
+                return before[1] + (after[1] - before[1]) * (rows - before[0]) / (after[0] - before[0])
+            before = after
+        many, seconds = self._prompt[stage] if self._prompt else (0, 0.0)
+        if many >= rows:
+            return max(before[1], seconds * rows / many)
+        known, least = max((before, (many, seconds)))
+        return max(before[1], least) + PRIOR_DOUBLE * points[0][1] * (rows - known) / known
 
 
-def _lines(measured: Measured) -> tuple[Sequence[float], Sequence[float]]:
-    """Per stage: the time of one row, and of each further one."""
+@lru_cache(1024)
+def tree_length(a: float, other: float, nodes: int) -> float:
+    """E(n) where the k-th choice is right as often as the second, if those before it were wrong."""
+    chances = [a, *((1 - a) * other * (1 - other) ** k for k in range(7))]
+    return theory.expected_tree_length(chances, nodes)
+
+
+def _points(measured: Measured) -> list[list[tuple[int, float]]]:
+    """Per stage what was measured: rows and seconds, which do not fall as rows are added."""
     stages = range(len(next(iter(measured.rows.values())).seconds))
     known = sorted(measured.rows.items())
-    lines = [_line([(rows, min(times.counts[stage], 20), times.seconds[stage]) for rows, times in known])
-             for stage in stages]  # fmt: skip
-    return [one for one, _ in lines], [more for _, more in lines]
+    return [_rising([(rows, min(times.counts[stage], 20), times.seconds[stage]) for rows, times in known
+                     if times.counts[stage]]) for stage in stages]  # fmt: skip
 
 
-def _line(measured: Sequence[tuple[int, int, float]]) -> tuple[float, float]:
-    """Through what was measured of one stage: rows, how often, and seconds."""
-    points = [point for point in measured if point[1]]
-    weight = sum(number for _, number, _ in points)
-    middle = sum(number * rows for rows, number, _ in points) / weight
-    mean = sum(number * seconds for _, number, seconds in points) / weight
-    spread = sum(number * (rows - middle) ** 2 for rows, number, _ in points)
-    if not spread:
-        one = mean / (1 + PRIOR_WIDTH * (middle - 1))
-        return one, PRIOR_WIDTH * one
-    slope = max(0.0, sum(number * (rows - middle) * seconds for rows, number, seconds in points) / spread)
-    return max(1e-9, mean - slope * (middle - 1)), slope
+def _rising(measured: Sequence[tuple[int, int, float]]) -> list[tuple[int, float]]:
+    """The nearest rising line to these (rows, weight, seconds): neighbours that fall are taken together."""
+    blocks: list[tuple[list[int], int, float]] = []
+    for rows, weight, seconds in measured:
+        blocks.append(([rows], weight, seconds))
+        while len(blocks) > 1 and blocks[-2][2] > blocks[-1][2]:
+            (some, first, low), (more, second, high) = blocks[-2:]
+            blocks[-2:] = [([*some, *more], first + second, (first * low + second * high) / (first + second))]
+    return [(rows, seconds) for several, _, seconds in blocks for rows in several]

@@ -328,13 +328,20 @@ class Generation:
     def _judge(self, tip: Node, token: int) -> None:
         """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
         best: Node | None = None
+        second: Node | None = None
         for child in tip.children.values():
             run = child.run
-            if run is not None and run.drafted and (best is None or child.confidence > best.confidence):
-                best, first = child, run.nodes[-run.drafted]
+            if run is None or not run.drafted:
+                continue
+            if best is None or child.confidence > best.confidence:
+                best, second, first = child, best, run.nodes[-run.drafted]
+            elif second is None or child.confidence > second.confidence:
+                second = child
         if best is not None:
             depth = best.position - first.position
-            self.pipe.measured.verdict(depth if depth > 0 else 0, best.token == token)
+            self.pipe.measured.verdict(depth if depth > 0 else 0, best.token == token, best.confidence)
+            if second is not None and best.token != token:
+                self.pipe.measured.second(second.token == token)
 
     def _ended(self, token: int) -> str | None:
         if token in self.request.stop_ids:

@@ -19,8 +19,11 @@ WINDOW = 40
 MOST_NEW = 256
 """Results that are kept until somebody asks for an average. Older ones would have next to no weight in it."""
 
-PRIOR_RIGHT, PRIOR_SEEN = 1.2, 2.0
+PRIOR_RIGHT, PRIOR_SEEN = 4.0, 6.0
 """As if the draft had been right in so many of so many cases before any verdict."""
+
+PRIOR_OTHERS = 6.0
+"""As if its second choice had been held against the target's so often, where the first was wrong."""
 
 
 class StageTimes:
@@ -55,10 +58,14 @@ class Measured:
 
     def __init__(self, stages: int) -> None:
         self._rows: dict[int, StageTimes] = {}
-        self._links_s = float("inf")
+        self._links: dict[int, float] = {}
         self._new: deque[tuple[Sequence[int], Run]] = deque(maxlen=MOST_NEW)
         self.right: dict[int, deque[bool]] = {}
         """Newest verdicts on drafted tokens whose predecessors were right, by how many of their run came before."""
+        self.prompt: list[tuple[int, float]] = []
+        """Of each stage, rows and seconds of the widest part of a prompt."""
+        self._others: deque[bool] = deque(maxlen=WINDOW)
+        self._confidences: deque[float] = deque(maxlen=WINDOW)
         self._stages = stages
         self._new_forwards: deque[float] = deque(maxlen=MOST_NEW)
         self._draft = StageTimes(1)
@@ -77,23 +84,36 @@ class Measured:
     def links_s(self) -> float:
         """All links of a traversal together, messages handled: the least that a run was under way beside computing."""
         self._take_in()
-        return self._links_s
+        return min(self._links.values(), default=float("inf"))
+
+    @property
+    def links_row_s(self) -> float:
+        """What they take longer for each row more, by the least for each number of rows."""
+        self._take_in()
+        narrow = min(self._links, key=lambda rows: (self._links[rows], rows), default=0)
+        more = [(least - self._links[narrow]) / (rows - narrow) for rows, least in self._links.items() if rows > narrow]
+        return min(more, default=0.0)
 
     def _take_in(self) -> None:
         """Average what has come since somebody last asked: for every result it would be a good part of handling it."""
         for computed, run in self._new:
-            if run.kind is not RunKind.PROMPT and len(run.compute_s) == len(computed) == self._stages:
+            if len(run.compute_s) != len(computed) or len(computed) != self._stages:
+                continue
+            assert run.finished_at is not None
+            beside = run.finished_at - run.submitted_at - sum(run.compute_s)
+            self._links[computed[0]] = min(self._links.get(computed[0], beside), beside)
+            if run.kind is not RunKind.PROMPT:
                 self._average(computed, run)
+            elif not self.prompt or computed[0] >= self.prompt[0][0]:
+                self.prompt = list(zip(computed, run.compute_s, strict=True))
         self._new.clear()
 
     def _average(self, computed: Sequence[int], run: Run) -> None:
-        assert run.finished_at is not None
         if computed.count(computed[0]) == len(computed):
             self._of(computed[0]).add_all(run.compute_s)
         else:
             for stage, rows in enumerate(computed):
                 self._of(rows).add(stage, run.compute_s[stage])
-        self._links_s = min(self._links_s, run.finished_at - run.submitted_at - sum(run.compute_s))
 
     def draft(self, seconds: float) -> None:
         """A forward of the draft took so long."""
@@ -120,12 +140,30 @@ class Measured:
             times = self._rows[rows] = StageTimes(self._stages)
         return times
 
-    def verdict(self, depth: int, right: bool) -> None:
+    def verdict(self, depth: int, right: bool, confidence: float = 1.0) -> None:
         """The target spoke about a drafted token with `depth` drafted ones before it in its run."""
+        self._confidences.append(confidence)
         verdicts = self.right.get(depth)
         if verdicts is None:
             verdicts = self.right[depth] = deque(maxlen=WINDOW)
         verdicts.append(right)
+
+    def second(self, right: bool) -> None:
+        """The target spoke about the draft's second choice, its first being wrong."""
+        self._others.append(right)
+
+    @property
+    def other(self) -> float:
+        """The chance that the second choice is right where the first is not. Before there were any, as good as the
+        first."""
+        return (sum(self._others) + PRIOR_OTHERS * self.acceptance) / (len(self._others) + PRIOR_OTHERS)
+
+    @property
+    def discount(self) -> float:
+        """By which the draft's confidences have to be multiplied to say how often it is right; not above 1."""
+        seen = len(self._confidences)
+        mean = (sum(self._confidences) + PRIOR_SEEN) / (seen + PRIOR_SEEN)
+        return min(1.0, self.acceptance / max(mean, 1e-3))
 
     @property
     def slots(self) -> int:

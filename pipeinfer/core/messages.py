@@ -123,6 +123,8 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     `recovery` - failed attempts * `decay`. At most `width` branches grow at a time, and a draft policy that splits does
     so where another candidate is above `split` plus the same adjustment. `once`: one proposal per order, then wait.
     `nodes`: a draft policy that grows trees keeps at most so many undecided tokens (0: as many as there is room for).
+    `discount`: by which confidences are multiplied where one that tries the likeliest first compares long branches with
+    short ones.
     """
 
     micro_batch: int = 3
@@ -133,6 +135,7 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     decay: float = 0.0
     once: bool = False
     nodes: int = 0
+    discount: float = 1.0
 
 
 class DraftFrom(Message, frozen=True):

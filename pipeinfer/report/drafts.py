@@ -61,7 +61,9 @@ def _draw(
                 legend=axis is axes[0], err_kws={"alpha": 0.15, "linewidth": 0},
             )  # fmt: skip
             axis.set(title=trace_title(name), xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
-        legend_above(figure, axes[0])
+        legend = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        legend_above(figure, *legend)
 
 
 def _band(values: Iterable[float]) -> tuple[float, float]:

@@ -148,7 +148,7 @@ OPTIONS: dict[str, Any] = {
     "pipeinfer": pipeinfer,
     "redundant": pipeinfer,
     "async-chain": st.fixed_dictionaries({"ahead": st.integers(1, 12)}),
-    "adaptive": st.fixed_dictionaries({"every": st.integers(1, 4), "cutoff": probability, "decay": probability}),
+    "adaptive": st.fixed_dictionaries({"every": st.integers(1, 4)}),
     "dsi": st.just({}),
     "sync-tail": st.fixed_dictionaries({"k": st.integers(1, 8)}),
     "ssd": st.fixed_dictionaries({"k": st.integers(1, 8)}),
@@ -180,7 +180,7 @@ TOGETHER = {
     "beam": ["specpipe", "iterative"],
     "ngram": ["pipeinfer", "speculative", "redundant", "async-chain", "pearl", "ssd", "adaptive"],
     "outcomes": ["ssd", "pipeinfer", "async-chain"],
-    "frontier": ["swiftspec", "flowspec", "iterative"],
+    "frontier": ["swiftspec", "flowspec", "iterative", "adaptive", "adaptive"],
 }
 """By the draft policy."""
 

@@ -28,12 +28,12 @@ class Frontier(DraftPolicy):
         heap = [option for node in (draft.tip, *known) for option in _options(draft, node, resting, next(serial))]
         heapify(heap)
         while heap and slots > 0:
-            negative, _, node, candidate = heappop(heap)
+            _, _, node, candidate = heappop(heap)
             if not node.alive:
                 continue  # it gave its sequence to a likelier one
             if candidate is None:
                 draft.resume(node)
-            elif room > 0 and draft.may_grow(node, -negative):
+            elif room > 0 and draft.may_grow(node, node.score + log_of(candidate[1])):
                 room -= 1
                 child = draft.branch(node, *candidate)
                 if child.position >= draft.until:
@@ -47,10 +47,12 @@ class Frontier(DraftPolicy):
 
 def _options(draft: Draft, node: Node, resting: set[Node], serial: int) -> list[Option]:
     """The one thing that may be read next at this node, if there is any."""
+    discount = log_of(draft.settings.discount)
+    score = node.score + discount * (node.position - draft.tip.position)
     if node.next is None:
         waits = not node.fed and node.position < draft.until and node in resting
-        return [(-node.score, serial, node, None)] if waits else []
+        return [(-score, serial, node, None)] if waits else []
     untried = next((option for option in node.next if option[0] not in node.children), None)
     if untried is None:
         return []
-    return [(-node.score - log_of(untried[1]), serial, node, untried)]
+    return [(-score - discount - log_of(untried[1]), serial, node, untried)]

@@ -5,33 +5,35 @@ each stage by rows, of links and draft, and how often the draft was right. What 
 its forecasts, since ranks that share cores slow one another down in ways that no part shows by itself.
 """
 
-from collections import deque
 from collections.abc import Sequence
-from math import ceil, log
 from typing import NamedTuple
 
 from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
-from pipeinfer.core.messages import DraftSettings, RunKind
+from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
 from pipeinfer.core.strategies.ways import Way, every_way
-from pipeinfer.core.strategies.window import that_fit, unsent
+from pipeinfer.core.strategies.window import that_fit
 from pipeinfer.core.tree import Node, Run
 
-SWITCH, SAME_KIND, TREE = 0.94, 0.97, 0.85
-"""Another way is taken when it would need at most this share of the time; one that differs in width alone, earlier; a
-tree, whose hits are not known beforehand, later, and not before EVIDENCE verdicts on drafts."""
+SWITCH, SAME_KIND = 0.94, 0.97
+"""Another way is taken when it would need at most this share of the time; one of the same kind, earlier."""
 
-EVIDENCE = 24
+DEEPEST = 32
+"""Levels beyond the text to which a tree may grow."""
 
-HOPELESS = 1e-4
-"""Nothing is drafted that becomes text with a smaller chance."""
+MOST_NODES = 256
+"""Undecided tokens of a tree."""
+
+HOPELESS = 0.01
+"""Nothing is sent that becomes text with a smaller chance."""
+
+TO_DEPTH, LEAST_DISCOUNT, STEP = 0.75, 0.5, 0.05
+"""The discount on the draft's confidences is what was measured to this power, since a tree that is too shallow costs
+more than one that is too deep; no less than this; and rounded, since each change of it is an order."""
 
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
-
-PRIOR_LEVELS, PRIOR_BRANCH = 12.0, 0.5
-"""Before levels of a width were seen: as if so many had been, each further branch as good as so much of a first."""
 
 
 class Segment(NamedTuple):
@@ -42,97 +44,116 @@ class Segment(NamedTuple):
 
 
 class Adaptive(Strategy):
-    """Chooses anew after every `every` verified runs. `cutoff` and `decay` are those of `pipeinfer`, for its chains."""
+    """Chooses anew after every `every` verified runs; at first, as soon as one has come back."""
 
     cancels = True
-    drafting = "by-width"
+    drafting = "frontier"
 
-    def __init__(self, every: int = 6, cutoff: float = 0.3, decay: float = 0.05) -> None:
+    def __init__(self, every: int = 6) -> None:
         require("every", every, 1, 1000)
-        require("cutoff", cutoff, 0, 1)
-        require("decay", decay, 0, 1)
-        self.every, self.cutoff, self.decay = every, cutoff, decay
-        self.way = Way("chain", 2)
+        self.every = every
+        self.way = Way("runs", 4)
         self.forecast_s = 0.0
         """Seconds per token that the way in use should take, corrected by what came; 0 until it is known."""
-        self._row_cost = 0.0
+        self._times: Forecast | None = None
+        self._width = 4
         self._window = 0
-        self._waiting: deque[list[Node]] = deque()
-        self._ready = False
-        self._until = -1
+        self._discount = 1.0
+        self._waiting: list[Node] = []
+        self._stalled = False
         self._seen = 0
         self._corrections: dict[str, float] = {}
         self._segment = Segment(0.0, 0)
-        self._levels: dict[int, tuple[float, float]] = {}
-        """Per width of a tree: levels that held the target's token, and all that were judged."""
 
     def conclusion(self) -> str:
-        if not self.forecast_s:
+        if self._times is None:
             return f"settled on {self.way}: nothing measured"
-        row = f"a further row costs {self._row_cost:.2f} of one"
+        row = f"a further row costs {self._times.width_cost:.2f} of one"
         return f"settled on {self.way}: {row}, {1 / self.forecast_s:.1f} tokens/s expected"
 
     # What to send
 
     def started(self, generation: Generation) -> None:
-        self._window = 2 * generation.pipe.pipeline.stages + 2
+        self._window = generation.pipe.measured.slots + 2
+        self._rate(generation)
+        if generation.pipe.pipeline.stages == 1:
+            self.way = Way("rounds", 5)
+        if Forecast.ready(generation.pipe.measured):
+            self._choose(generation)  # What an earlier request measured holds for this one.
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
-        if self.way.kind == "synchronous":
-            return self._round(generation)
+        kind, rows = self.way
+        if kind == "plain":
+            return None if generation.covered() else [generation.tip]
+        if kind != "runs":
+            return self._round(generation, rows if kind == "rounds" else rows + 1)
         if not generation.covered():
-            return [generation.tip]
-        return None if self.way.kind == "plain" else self._micro_batch(generation)
-
-    def _round(self, generation: Generation) -> Sequence[Node] | None:
-        if generation.covered() or not self._ready:
+            return that_fit(generation, [generation.tip, *self._likeliest(generation, rows - 1)]) or [generation.tip]
+        if not self._waiting or len(generation.pipe.in_flight) >= self._window:
             return None
-        drafted = [node for nodes in self._waiting for node in nodes if node.alive and not node.committed]
-        nodes = [generation.tip, *drafted[: self.way.k]]
-        while len(nodes) > 1 and not generation.fits(nodes):
-            nodes.pop()
-        return nodes
+        if not self._stalled and self._is_busy(generation):
+            return None  # There may be a better choice by then.
+        nodes = self._likeliest(generation, rows)
+        return that_fit(generation, nodes) if nodes else None
 
-    def _micro_batch(self, generation: Generation) -> Sequence[Node] | None:
-        while self._waiting:
-            nodes = unsent(self._waiting[0])
-            if nodes:
-                return that_fit(generation, nodes) if len(generation.pipe.in_flight) < self._window else None
-            self._waiting.popleft()
-        return None
+    def _is_busy(self, generation: Generation) -> bool:
+        """The first stage will still be computing what was sent."""
+        if self._times is None:
+            return len(self._waiting) < self.way.rows
+        free = 0.0
+        for run in generation.in_flight:
+            if run.cancel_sent_at is None:
+                free = max(free, run.submitted_at) + self._times.first_s(run.rows)
+        return free > generation.pipe.now
+
+    def _round(self, generation: Generation, rows: int) -> Sequence[Node] | None:
+        if generation.covered() or generation.in_flight:
+            return None
+        if self._times is None:
+            return [generation.tip]  # It tells what one row takes, while the draft reads the prompt.
+        drafted = self._likeliest(generation, rows - 1)
+        if len(drafted) < rows - 1 and not self._stalled:
+            return None
+        return that_fit(generation, [generation.tip, *drafted]) or [generation.tip]
+
+    def _likeliest(self, generation: Generation, most: int) -> list[Node]:
+        """The nodes that were not sent, the likeliest first: a parent before its children, which are less likely."""
+        self._waiting = [node for node in self._waiting if node.alive and node.run is None and not node.committed]
+        chances = {node: self._chance(node, generation.tip) for node in self._waiting}
+        hopeful = [node for node in self._waiting if chances[node] >= HOPELESS]
+        return sorted(hopeful, key=lambda node: (-chances[node], node.position))[:most]
+
+    def _chance(self, node: Node, tip: Node) -> float:
+        """That it becomes text."""
+        chance = 1.0
+        while node is not tip and node.parent is not None:
+            chance *= node.confidence * self._discount
+            node = node.parent
+        return chance
 
     # What to draft
 
     def next_order(self, generation: Generation) -> Order:
-        tip, kind, k = generation.tip.position, self.way.kind, self.way.k
-        if kind == "synchronous":
-            return Order(tip + (k if generation.generated else 0), DraftSettings(k, once=True))
+        tip, (kind, rows) = generation.tip.position, self.way
         if kind == "plain":
             return Order(tip, DraftSettings(1, once=True))
-        if kind == "tree":
-            return Order(tip + self._window, DraftSettings(1, width=k))
-        # The draft is let on by whole micro-batches: each commit's one token more would make a batch of one.
-        reach = tip + self._reach(generation)
-        if reach >= self._until + k or reach < self._until - k:
-            self._until = reach
-        return Order(self._until, DraftSettings(k, self.cutoff, decay=self.decay))
-
-    def _reach(self, generation: Generation) -> int:
-        """How far ahead of the text to draft: as far as the pipeline takes runs, and as there is any hope."""
-        hope = ceil(log(HOPELESS) / log(min(0.99, generation.pipe.measured.acceptance)))
-        return max(self.way.k, min(self._window * self.way.k, hope))
+        if kind == "synchronous":
+            until = tip + (rows if generation.generated else 0)
+            return Order(until, DraftSettings(rows, nodes=rows, discount=self._discount))
+        undecided = 2 * rows + 16 if kind == "rounds" else (self._window + 2) * rows
+        settings = DraftSettings(
+            1, width=self._width, nodes=min(MOST_NODES, undecided), discount=self._discount
+        )  # fmt: skip
+        return Order(tip + DEEPEST, settings)
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
-        self._waiting.append(nodes)
-        self._ready = stalled
+        self._waiting += nodes
+        self._stalled = stalled
 
     def advanced(self, generation: Generation) -> None:
-        if self.way.kind == "synchronous":
-            self._waiting = deque([[node for nodes in self._waiting for node in nodes
-                                    if node.alive and not node.committed]])  # fmt: skip
-        self._ready = False
+        self._stalled = False
         self._seen += 1
-        if self._seen >= self.every:
+        if self._seen >= self.every or not self.forecast_s:
             self._seen = 0
             self._choose(generation)
 
@@ -141,19 +162,24 @@ class Adaptive(Strategy):
     def _choose(self, generation: Generation) -> None:
         if not Forecast.ready(generation.pipe.measured):
             return
+        self._rate(generation)
         forecast = self.forecast(generation)
         self._correct(generation, forecast)
-        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in every_way(forecast, self._hit)}
-        if self.way.kind != "tree" and generation.pipe.measured.verdicts < EVIDENCE:
-            ways = {way: seconds for way, seconds in ways.items() if way.kind != "tree"}
+        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in every_way(forecast).items()}
         best = min(ways, key=lambda way: ways[way])
-        enough = SAME_KIND if best.kind == self.way.kind else TREE if best.kind == "tree" else SWITCH
-        if best != self.way and ways[best] < enough * ways.get(self.way, float("inf")):
+        enough = SAME_KIND if best.kind == self.way.kind else SWITCH
+        if best != self.way and (not self.forecast_s or ways[best] < enough * ways[self.way]):
             generation.note(self._why(best, ways[best], forecast))
             self.way = best
             self._segment = _now(generation)
-        self.forecast_s, self._row_cost = ways.get(self.way, 0.0), forecast.width_cost
-        self._window = max(2, forecast.window(self.way.k, self.way.forwards))
+        kind, rows = self.way
+        self.forecast_s, self._times = ways[self.way], forecast
+        self._width = forecast.width(rows) if kind == "rounds" else forecast.width_of_runs(rows)
+        self._window = forecast.window(rows)
+
+    def _rate(self, generation: Generation) -> None:
+        """How much of the draft's confidence to believe."""
+        self._discount = max(LEAST_DISCOUNT, round(generation.pipe.measured.discount**TO_DEPTH / STEP) * STEP)
 
     def forecast(self, generation: Generation) -> Forecast:
         """Of this pipeline with this draft, as measured."""
@@ -164,39 +190,28 @@ class Adaptive(Strategy):
 
         What luck the draft had is thereby left out: it is for the acceptance to say.
         """
-        tokens = len(generation.text) - self._segment.tokens
         if not self._segment.tokens:
             self._segment = _now(generation)
-        if not self._segment.tokens or tokens < LEAST_TOKENS:
+        tokens = len(generation.text) - self._segment.tokens
+        if tokens < LEAST_TOKENS:
             return
-        returned = _returned(generation, self._segment.began)
-        misses = sum(run.kind is RunKind.SINGLE for run in returned)
-        if self.way.kind == "tree":
-            hits, seen = self._levels.get(self.way.k, (0.0, 0.0))
-            self._levels[self.way.k] = (0.7 * hits + max(0, tokens - misses), 0.7 * seen + tokens)
-        expected = self._expected(returned, misses, forecast, tokens)
+        expected = self._expected(_returned(generation, self._segment.began), forecast, tokens)
         if expected > 0:
             ratio = (generation.pipe.now - self._segment.began) / expected
             before = self._corrections.get(self.way.kind, 1.0)
             self._corrections[self.way.kind] = min(4.0, max(0.5, before + 0.5 * (ratio - before)))
         self._segment = _now(generation)
 
-    def _expected(self, runs: Sequence[Run], misses: int, forecast: Forecast, tokens: int) -> float:
+    def _expected(self, runs: Sequence[Run], forecast: Forecast, tokens: int) -> float:
         """Seconds that a segment in which these runs came back should take in this way."""
         way = self.way
         if way.kind == "plain":
             return tokens * forecast.plain_s()
         if way.kind == "synchronous":
             return sum(forecast.round_s(run.rows - 1) for run in runs)
-        hits = sum(run.accepted > 0 for run in runs)
-        refill = forecast.traversal_s(1) + forecast.restart_s(way.k, way.forwards)
-        return misses * refill + hits * forecast.pace_s(way.k, way.forwards)
-
-    def _hit(self, width: int, acceptance: float) -> float:
-        """The chance that a level of so many branches holds the target's token, by those that were judged."""
-        prior: float = 1 - (1 - acceptance) ** (1 + PRIOR_BRANCH * (width - 1))
-        hits, seen = self._levels.get(width, (0.0, 0.0))
-        return (hits + PRIOR_LEVELS * prior) / (seen + PRIOR_LEVELS)
+        if way.kind == "rounds":
+            return sum(forecast.tree_round_s(run.rows) for run in runs)
+        return tokens * forecast.runs_s(way.rows)
 
     def _why(self, way: Way, seconds: float, forecast: Forecast) -> str:
         return (

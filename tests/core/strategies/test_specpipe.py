@@ -71,7 +71,7 @@ def test_the_pipe_is_as_deep_as_its_links_make_it() -> None:
     told = started(SpecPipe())
     assert depth(told.generation) == 3 + 2
     told.scheduler.measured._rows[1] = _seconds(0.1, 0.1, 0.1)
-    told.scheduler.measured._links_s = 0.4
+    told.scheduler.measured._links = {1: 0.4}
     assert depth(told.generation) == 7 + 2
 
 

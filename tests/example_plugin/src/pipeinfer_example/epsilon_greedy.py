@@ -6,7 +6,7 @@ from pipeinfer.core.generation import Generation
 from pipeinfer.core.strategies.adaptive import Adaptive
 from pipeinfer.core.strategies.ways import Way
 
-ARMS = (Way("plain"), *(Way("synchronous", k) for k in (1, 2, 4, 8)), *(Way("chain", k) for k in (1, 2, 4, 8)))
+ARMS = (Way("plain"), *(Way("synchronous", k) for k in (1, 2, 4, 8)), *(Way("runs", m) for m in (1, 2, 4, 8)))
 NEWEST = 0.3
 """Weight of the newest reward in an average."""
 
