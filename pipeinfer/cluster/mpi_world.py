@@ -11,6 +11,7 @@ import sysconfig
 import time
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeinfer.cluster.garbage_collection import look_at_trials_alone
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.cluster.ranks import UnmonitoredRanks
 from pipeinfer.errors import LaunchError
@@ -163,11 +164,12 @@ def _serve(world: "MpiProcess") -> None:
     while 0 not in world.left:
         transport = open_transport("mpi://", world.rank + HEAD)
         try:
-            run_rank(transport)
+            run_rank(transport, loaded=look_at_trials_alone)
         except (PeerLost, LaunchError):
             continue  # The head has ended the session, or knows why it cannot begin, or leaves.
         finally:
             transport.close()
+            gc.unfreeze()
 
 
 def _world() -> "MpiProcess":

@@ -9,6 +9,7 @@ import threading
 import traceback
 from pathlib import Path
 
+from pipeinfer.cluster.garbage_collection import look_at_trials_alone
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.live import Stray, run_rank
 from pipeinfer.runtime.transports import ANY_RANK, HEAD, PeerLost, TransportError, open_member
@@ -30,7 +31,7 @@ def serve(listen: str, rank: int | None, key: Path | None, *, once: bool) -> int
         listen = transport.address
         print(f"listening {listen}", flush=True)
         try:
-            came = run_rank(transport)
+            came = run_rank(transport, loaded=look_at_trials_alone)
             if once and not came:
                 return 1
         except Stray as stray:
@@ -47,6 +48,7 @@ def serve(listen: str, rank: int | None, key: Path | None, *, once: bool) -> int
             traceback.print_exc()  # The head was told; the next one may ask for something that works.
         finally:
             transport.close()
+        gc.unfreeze()
         gc.collect()
     return 0
 

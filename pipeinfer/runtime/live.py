@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -57,9 +57,12 @@ def _name(rank: int) -> str:
     return "the head" if rank == HEAD else f"rank {rank}"
 
 
-def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
+def run_rank(
+    transport: Transport, patience_s: float = float("inf"), loaded: Callable[[], None] = lambda: None
+) -> bool:
     """Run one rank for one session: inspection and measurements if the head asks for them, set-up, loading, serving.
-    An endpoint of any rank becomes the one that the head says. False if nobody came in time.
+    An endpoint of any rank becomes the one that the head says. False if nobody came in time. `loaded`
+    is called when the model is there.
 
     What goes wrong is told to the head as a Failure, and raised: LaunchError for what the user can put right, PeerLost
     when the head or a neighbour is gone, Stray when nothing has begun.
@@ -85,7 +88,7 @@ def run_rank(transport: Transport, patience_s: float = float("inf")) -> bool:
                 setup = first
             if setup is not None:
                 transport = shaped(transport, setup.bandwidth_bps, setup.latency_s, setup.links)
-                _session(transport, setup)
+                _session(transport, setup, loaded)
     except PeerLost as lost:
         if lost.rank == HEAD:
             raise
@@ -113,7 +116,7 @@ def _dismissed(transport: Transport) -> bool:
     return False
 
 
-def _session(transport: Transport, setup: Setup) -> None:
+def _session(transport: Transport, setup: Setup, loaded: Callable[[], None]) -> None:
     start = time.monotonic()
     if setup.rank != transport.rank:
         raise wrong_rank(setup.rank, transport.rank)
@@ -132,6 +135,7 @@ def _session(transport: Transport, setup: Setup) -> None:
     drafts = setup.role == "draft" and setup.stage == 0
     endpoint.worker = (DraftWorker if drafts else StageWorker)(endpoint, model)
     weights = weights_here(setup.rank, setup.backend, setup.options, setup.model)
+    loaded()
     now = time.monotonic()
     ready = Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now, weights)
     transport.send(HEAD, control.encode(ready))
