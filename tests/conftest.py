@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,21 @@ WHOLE_MACHINE = (
 )
 """Files that measure, shape links, make clusters or start a process per core: they would disturb one another."""
 
+LONG = (
+    "machine",
+    "cluster/test_faults.py",
+    "core/test_schedules.py",
+    "modelling/test_theory.py",
+    "study/test_executors.py",
+    "study/test_reproduce.py",
+    "study/test_reproduce_folder.py",
+    "test_docs.py",
+    "test_example_plugin.py",
+    "test_lossless.py",
+    "test_lossless_backends.py",
+)
+"""Of the others those with many tests are the longer ones."""
+
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -62,10 +78,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            place = nodeid.partition("::")[0].removeprefix("tests/")
-            return "machine" if place.startswith(WHOLE_MACHINE) else place
+            return scope_of(nodeid)
 
+    config.option.loadscopereorder = False  # which goes by the number of tests
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `-n 2`: what takes long comes first, so that no worker is left with it while the other has nothing to do."""
+    if hasattr(config, "workerinput"):
+        tests = Counter(scope_of(item.nodeid) for item in items)
+        items.sort(key=lambda item: (scope_of(item.nodeid) not in LONG, -tests[scope_of(item.nodeid)]))
+
+
+def scope_of(nodeid: str) -> str:
+    """What one worker has to itself."""
+    place = nodeid.partition("::")[0].removeprefix("tests/")
+    return "machine" if place.startswith(WHOLE_MACHINE) else place
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
