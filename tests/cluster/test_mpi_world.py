@@ -76,8 +76,7 @@ def wait_until_gone(processes: dict[int, int]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])
+@pytest.mark.parametrize(("strategy", "temperature"), [("iterative", 0.8), ("speculative", 0.0), ("pipeinfer", 0.8)])
 def test_the_same_tokens(mpiexec: str, expected: dict[float, list[int]], strategy: str, temperature: float) -> None:
     options = ["--strategy", strategy, "--temperature", str(temperature), "--seed", "5", "--tokens", str(TOKENS)]
     done = run(mpiexec, "-n", "5", *PIPEINFER, "generate", PROMPT, "--json", *options)
@@ -96,12 +95,11 @@ def test_the_launcher_starts_a_world_here(expected: dict[float, list[int]]) -> N
 
 
 @pytest.mark.usefixtures("mpiexec")
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_draft_on_two_ranks(expected: dict[float, list[int]], temperature: float) -> None:
-    options = ["--layers", "0.5,0.5/1,1", "--temperature", str(temperature), "--seed", "5", "--tokens", str(TOKENS)]
+def test_a_draft_on_two_ranks(expected: dict[float, list[int]]) -> None:
+    options = ["--layers", "0.5,0.5/1,1", "--temperature", "0.8", "--seed", "5", "--tokens", str(TOKENS)]
     done = run(*PIPEINFER, "generate", PROMPT, "--json", "--launcher", "mpi", *options)
     assert done.returncode == 0, done.stderr
-    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[temperature]
+    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[0.8]
     assert len(pids(done.stderr)) == 4
 
 

@@ -117,7 +117,8 @@ def test_the_pipelined_chain_follows_its_closed_form(stages: int, acceptance: fl
     for width in WIDTHS:
         measured = speed(always_ready(width, stages), stages, stratified(lengths), tokens)
         assert measured == pytest.approx(theory.pipelined_chain(acceptance, stages, width), rel=TOLERANCE)
-        assert measured <= tokens / len(lengths)
+        # Of this very trace: one traversal per rejected token, which is what its stretches cannot avoid.
+        assert measured < (tokens - 1) / len(lengths)
 
 
 @pytest.mark.parametrize("draft", [0.02, 0.1])
@@ -228,13 +229,11 @@ def test_independent_draws_give_the_same_within_their_noise() -> None:
 
 
 @pytest.mark.parametrize("acceptance", ACCEPTANCES)
-def test_no_chain_is_faster_than_the_ceiling(acceptance: float) -> None:
+def test_nor_is_a_wider_chain_faster_than_the_ceiling(acceptance: float) -> None:
     lengths = stretches(acceptance)
     tokens = 1 + sum(lengths) + len(lengths)
-    # The ceiling of this very trace: one traversal per rejected token, which is what its stretches cannot avoid.
     ceiling = (tokens - 1) / len(lengths)
-    for width in (1, 4, 8):
-        assert speed(always_ready(width, 16), 16, stratified(lengths), tokens) < ceiling
+    assert speed(always_ready(8, 16), 16, stratified(lengths), tokens) < ceiling
     assert ceiling == pytest.approx(theory.chain_ceiling(acceptance), rel=TOLERANCE)
 
 
