@@ -35,6 +35,7 @@ class Contact:
         """What a rank said of where it is: `HOST (pid N)`."""
         self._last_message: dict[int, str] = {}
         self._idle_states = ExitStack()
+        self._looked_at_ranks = 0.0
         self._open(transport, count, workers, key)
 
     def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
@@ -89,6 +90,7 @@ class Contact:
             envelope = self.transport.receive(timeout)
         except PeerLost as lost:
             raise self.lost(lost.rank, str(lost)) from lost
+        self._find_hung()
         if envelope is None:
             dead = self._ranks.dead()
             if dead is not None:
@@ -101,6 +103,15 @@ class Contact:
                 raise RankRefuses(message.rank, message.text)
             raise self.lost(message.rank, message.text)
         return envelope, message
+
+    def _find_hung(self) -> None:
+        """Now and then, also where others go on without it. Raises RankLost."""
+        now = time.monotonic()
+        if now - self._looked_at_ranks >= CHECK_S:
+            self._looked_at_ranks = now
+            hung = self._ranks.hung()
+            if hung is not None:
+                raise self.lost(*hung)
 
     def wake(self) -> None:
         """For any thread: who waits for a message here looks around soon."""

@@ -1,5 +1,6 @@
 """How a process has ended, in words: a signal by its name, with what it usually means."""
 
+import os
 import signal
 
 USUALLY = {
@@ -25,3 +26,13 @@ def how_it_ended(code: int) -> str:
     except ValueError:
         return f"killed by signal {-code}"
     return f"killed by {name} (usually {USUALLY[name]})" if name in USUALLY else f"killed by {name}"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a child was stopped, as by SIGSTOP, and has not been continued. False where the system cannot say."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeinfer.cluster.process_end import how_it_ended
+from pipeinfer.cluster.process_end import how_it_ended, is_stopped
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.cluster.ranks import say_farewell
 from pipeinfer.errors import LaunchError
@@ -14,6 +14,9 @@ from pipeinfer.runtime.transports.keys import write_keys
 
 LEAVE_S = 1.0
 """How long a rank may take to leave before it is ended."""
+
+STOPPED_S = 2.0
+"""A process that is stopped for so long is lost: it keeps its connections, and a transport may wait for it."""
 
 NOTICE_S = 0.2
 """A process that was killed closes its connections this much before it can be seen to have ended."""
@@ -26,10 +29,11 @@ class Processes:
     def __init__(self, local: str, count: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="pipeinfer-")
         key = Path(self._folder.name) / "key.json"
-        write_keys(key)
+        write_keys(key, certificate=not local.startswith("tcp:"))  # It takes a tenth of a second to make.
         self.transport = open_member(local, HEAD, keys=key)
         self._logs = [Path(self._folder.name) / f"rank-{rank}.err" for rank in range(count)]
         self._processes: list[subprocess.Popen[str]] = []
+        self._stopped: dict[int, float] = {}
         try:
             self._processes += [_start(local, rank, key, log) for rank, log in enumerate(self._logs)]
             self.addresses = [self._address(rank) for rank in range(count)]
@@ -43,6 +47,13 @@ class Processes:
             return None
         rank = next((rank for rank in ended if self._processes[rank].returncode), ended[0])
         return rank, self._last_words(rank)
+
+    def hung(self) -> tuple[int, str] | None:
+        now = time.monotonic()
+        stopped = [rank for rank, process in enumerate(self._processes) if is_stopped(process.pid)]
+        self._stopped = {rank: self._stopped.get(rank, now) for rank in stopped}
+        rank = next((rank for rank, since in self._stopped.items() if now - since >= STOPPED_S), None)
+        return None if rank is None else (rank, f"process {self._processes[rank].pid} is stopped")
 
     def culprit(self, rank: int) -> tuple[int, str] | None:
         deadline = time.monotonic() + NOTICE_S

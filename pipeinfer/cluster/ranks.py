@@ -14,6 +14,9 @@ class Ranks(Protocol):
     def dead(self) -> tuple[int, str] | None:
         """A rank that has ended by itself, and how."""
 
+    def hung(self) -> tuple[int, str] | None:
+        """A rank that has been stopped for long, and how, where that is seen from here: its connections stay."""
+
     def culprit(self, rank: int) -> tuple[int, str] | None:
         """The rank that failed first, and how, when `rank` was found to be gone: one that fails makes others end
         too. None when that is not known here."""
@@ -29,6 +32,9 @@ class UnmonitoredRanks:
     addresses: list[str]
 
     def dead(self) -> tuple[int, str] | None:
+        return None
+
+    def hung(self) -> tuple[int, str] | None:
         return None
 
     def culprit(self, rank: int) -> tuple[int, str] | None:

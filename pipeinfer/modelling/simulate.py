@@ -20,6 +20,7 @@ from pipeinfer.core import theory
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.options import COUNTS
+from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.modelling.acceptance import Acceptance
 from pipeinfer.modelling.costs import Roofline, check_memory, memory_bytes
 from pipeinfer.modelling.sweeps import Options, at_largest, first_options, further_options
@@ -333,6 +334,12 @@ class Limits(msgspec.Struct, frozen=True):
         """A strategy's own, with its options; None where none is known."""
         speedup = strategy.limit(self.acceptance, self.stages, self.draft_share)
         return None if speedup is None else speedup * self.iterative
+
+    def shared(self, strategy: Strategy, requests: int) -> float | None:
+        """A strategy's own for each of several requests in one pipeline; known where each run is of one token."""
+        if requests > self.stages or not (isinstance(strategy, PipeInfer) and strategy.draft == 1):
+            return None
+        return theory.shared_chain(self.acceptance, self.stages, requests) * self.iterative
 
 
 def limits(cluster: Hardware, pair: Pair, setting: Setting) -> Limits:

@@ -76,6 +76,4 @@ def categories(experiment: Experiment, path: Path) -> None:
         right.set(xlabel="tokens made known per verified run", ylabel="", xlim=(1, None))
         for axis in (left, right):
             axis.grid(visible=False, axis="y")
-        handles, labels = left.get_legend_handles_labels()
-        left.get_legend().remove()
-        legend_above(figure, handles, labels)
+        legend_above(figure, left)

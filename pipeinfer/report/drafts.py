@@ -61,9 +61,7 @@ def _draw(
                 legend=axis is axes[0], err_kws={"alpha": 0.15, "linewidth": 0},
             )  # fmt: skip
             axis.set(title=trace_title(name), xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
-        legend = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        legend_above(figure, *legend)
+        legend_above(figure, axes[0])
 
 
 def _band(values: Iterable[float]) -> tuple[float, float]:

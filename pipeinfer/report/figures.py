@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeinfer.report import captions
+from pipeinfer.report.at_once import at_once
 from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
 from pipeinfer.report.categories import categories
 from pipeinfer.report.drafts import calibration, stretches
@@ -41,6 +42,7 @@ WORDS = {
     "bandwidth_gbps": "bandwidth", "latency_us": "latency",
     "width_cost": "row-cost", "draft_cost": "draft-cost", "size": "run-size", "calibration": "draft-calibration",
     "stretches": "drafts-right-in-a-row", "scatter": "simulated-over-measured", "league": "who-wins-where",
+    "requests": "speed-of-all-by-requests",
 }  # fmt: skip
 """What quantities, axes and kinds of figures are called in the names of files."""
 
@@ -93,9 +95,7 @@ def _texts(rows: pd.DataFrame, path: Path) -> None:
         sns.countplot(rows, y="recipe", hue="status", palette=STATUS, ax=axis)
         axis.set(xlabel="generations", ylabel="")
         axis.grid(visible=False, axis="y")
-        handles, labels = axis.get_legend_handles_labels()
-        axis.get_legend().remove()
-        legend_above(figure, handles, labels)
+        legend_above(figure, axis)
 
 
 VERDICTS = {"passed": "same tokens", "tie": "parted at a tie", "differs": "other tokens"}
@@ -174,9 +174,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
             drawing.supxlabel(x.label, fontsize=8.5)
             drawing.supylabel(y.label, fontsize=8.5)
         _limits(axes[0], rows[y.column], [*theory.y, *marks.values()], logarithmic=y.logarithmic)
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        legend_above(drawing, handles, labels)
+        legend_above(drawing, axes[0])
 
 
 _CLOSED = "Thin: closed form for i.i.d. acceptance where width and links are free."
@@ -256,9 +254,7 @@ def _percentiles(experiment: Experiment, figure: Figure, path: Path) -> None:
             )  # fmt: skip
             axis.set(title=title, xlabel=Y["gaps"].label, ylabel="")
             axis.grid(visible=False, axis="y")
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        legend_above(drawing, handles, labels)
+        legend_above(drawing, axes[0])
 
 
 def _rows(experiment: Experiment, figure: Figure) -> list[str]:
@@ -330,5 +326,5 @@ def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, o
 
 _WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
     "timeline": timeline, "league": league, "calibration": calibration, "stretches": stretches, "scatter": scatter,
-    "categories": categories,
+    "categories": categories, "requests": at_once,
 }  # fmt: skip

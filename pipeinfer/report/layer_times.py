@@ -32,9 +32,7 @@ def layer_times(profile: Profile, path: Path) -> None:
             axis.minorticks_off()
             axis.set(title=title, ylabel="time of a forward (ms)")
         axes[0].set_ylim(bottom=0)
-        handles, labels = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        legend_above(figure, handles, labels)
+        legend_above(figure, axes[0])
 
 
 def _rows(curve: Curve) -> pd.DataFrame:

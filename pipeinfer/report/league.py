@@ -1,5 +1,6 @@
 """Many strategies over many places: a league table, and a picture of who is how near to the best where."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def league_table(experiment: Experiment) -> Table:
     found = shares(experiment)
     plain, own = (found.loc[name] for name in (REFERENCE, "pipeinfer"))
     rows = [
-        [_name(experiment, name), f"{_mean(row):.2f}", f"{row.min():.2f}", _extreme(experiment, row.idxmin()),
+        [_name(experiment, name), f"{_mean(row):.2f}", f"{row.min():.2f}", experiment.where(row.idxmin()),
          str(int((row > 1 - SAME).sum())), f"{_mean(row / own):.2f}x", f"{_mean(row / plain):.2f}x"]
         for name, row in found.iterrows()
     ]  # fmt: skip
@@ -112,7 +113,13 @@ def _panel(sns: Any, axis: Any, found: pd.DataFrame, places: pd.DataFrame) -> No
 
 
 def _simulated_only(experiment: Experiment, contender: str) -> str:
-    found: str = load(STRATEGIES, experiment.style_of(contender)).simulated_only
+    return _need(experiment.style_of(contender))
+
+
+@cache
+def _need(strategy: str) -> str:
+    """What a strategy needs that no cluster has, or ""."""
+    found: str = load(STRATEGIES, strategy).simulated_only
     return found
 
 
@@ -122,7 +129,3 @@ def _name(experiment: Experiment, contender: Any) -> str:
 
 def _mean(values: pd.Series) -> float:
     return float(np.exp(np.log(values).mean()))
-
-
-def _extreme(experiment: Experiment, place: Any) -> str:
-    return experiment.where(place)

@@ -9,12 +9,13 @@ import pandas as pd
 
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.claims import Claim
+from pipeinfer.report.claims.finding import as_modelled, low_to_high, ratios
 from pipeinfer.report.drawn import draw_unless_drawn, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import behind
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, load_seaborn, new_figure
-from pipeinfer.results.analysis import BASELINE, SPEED, ratios
+from pipeinfer.results.analysis import BASELINE
 
 NAME = "gain-by-cluster-and-row-cost"
 """The figure's file name, without suffix."""
@@ -48,14 +49,9 @@ def first_screen(claims: Sequence[Claim], experiments: Mapping[str, Experiment],
 
 def _gains(experiments: Iterable[Experiment]) -> pd.DataFrame:
     """Rows of the places that bear on C1 with `value`, the gain over the best baseline, and `kind`."""
-    found = [
-        ratios(one.trials, SPEED, "pipeinfer", BASELINE).assign(recipe=one.recipe.name)
-        for one in experiments
-        if "C1" in one.recipe.claims and {"pipeinfer", BASELINE} <= set(one.best.contender)
-    ]
-    if not found:
-        return pd.DataFrame({"value": []})
-    gains = pd.concat(found, ignore_index=True)
+    gains = ratios((one for one in experiments if "C1" in one.recipe.claims), BASELINE)
+    if gains.empty:
+        return gains
     gains["kind"] = gains.fidelity.map({"sim": "simulated", "emulated": "emulated", "real": "real"})
     gains.loc[(gains.kind == "real") & ~gains.own_compute, "kind"] = "real, shared cores"
     gains["where"] = [_where(row) for row in gains.itertuples()]
@@ -69,23 +65,19 @@ def _where(row: Any) -> str:
     return f"{cluster}, emulated" if row.fidelity == "emulated" else cluster
 
 
-def _as_modelled(gains: pd.DataFrame) -> pd.DataFrame:
-    return gains[(gains.width_cost == 1) & (gains.draft_cost == 1)]
-
-
 def _answer(claims: Sequence[Claim], gains: pd.DataFrame) -> str:
     """Two sentences."""
     verdicts = {claim.id: claim for claim in claims}
     if gains.empty:
         return f"Nothing was run here that compares speeds: {verdicts['C1'].verdict}."
-    found = [_as_modelled(gains[gains.kind == kind]).value for kind in ("simulated", "emulated", "real")]
+    found = [as_modelled(gains[gains.kind == kind]) for kind in ("simulated", "emulated", "real")]
     said = (
         "up to {} in simulation",
         "up to {} emulated in real time",
         "{} really run by ranks with compute of their own",
     )
     parts = [
-        words.format(_span(some) if kind == 2 else f"{some.max():.2f}x")
+        words.format(low_to_high(some) if kind == 2 else f"{some.value.max():.2f}x")
         for kind, (words, some) in enumerate(zip(said, found, strict=True)) if len(some)
     ]  # fmt: skip
     shared = "; only ranks that share cores were really run" * (not len(found[2]) and "real" in set(gains.fidelity))
@@ -97,15 +89,10 @@ def _answer(claims: Sequence[Claim], gains: pd.DataFrame) -> str:
     return f"{verdicts['C1'].verdict.capitalize()}: {speed}{shared}. {tokens}"
 
 
-def _span(values: pd.Series) -> str:
-    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
-    return f"{high}x" if low == high else f"{low} to {high}x"
-
-
 def _losses(gains: pd.DataFrame) -> list[str]:
     if gains.empty:
         return []
-    modelled, found = _as_modelled(gains), []
+    modelled, found = as_modelled(gains), []
     simulated = modelled[modelled.kind == "simulated"]
     lost = simulated[simulated.value < 1]
     if len(simulated):
@@ -121,7 +108,7 @@ def _losses(gains: pd.DataFrame) -> list[str]:
     shared = gains[gains.kind == "real, shared cores"]
     if len(shared) and shared.value.min() < 1:
         found.append(
-            f"Really run by ranks that share this machine's cores: {_span(shared.value)}; no core is idle that a draft "
+            f"Really run by ranks that share this machine's cores: {low_to_high(shared)}; no core is idle that a draft "
             "could use."
         )
     return found
@@ -135,7 +122,7 @@ def _draw(gains: pd.DataFrame, path: Path) -> None:
     """By cluster, every place as a dot; and by what a further row costs."""
     sns = load_seaborn()
 
-    clusters, costs = _as_modelled(gains), gains[gains.groupby("recipe").width_cost.transform("nunique") > 1]
+    clusters, costs = as_modelled(gains), gains[gains.groupby("recipe").width_cost.transform("nunique") > 1]
     order = list(dict.fromkeys(clusters.sort_values(["fidelity", "value"], ascending=[False, True])["where"]))
     published = published_claims()["C1"].value
     count = 1 + (not costs.empty)

@@ -158,7 +158,10 @@ LEGEND_CHARACTERS = 62
 """About what fits in one row of a legend, beside the samples."""
 
 
-def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
-    """One legend for all panels, in as many rows as it takes."""
-    rows = -(-sum(map(len, labels)) // int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH_IN))
-    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // max(1, rows)), columnspacing=1.4)
+def legend_above(figure: Any, axis: Any) -> None:
+    """The legend of one of its panels for all of them, in as many rows as it takes."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.get_legend().remove()
+    rows = max(1, -(-sum(map(len, labels)) // int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH_IN)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows), columnspacing=1.4,
+                  handlelength=3)  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pipeinfer.report import league
+from pipeinfer.report.at_once import ABOUT, at_once_table
 from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, PEER_NOTES, head_to_head
@@ -40,6 +41,8 @@ def results(experiment: Experiment) -> Table:
         return head_to_head(experiment)
     if recipe.checked:
         return error_summary(predictions(experiment))
+    if recipe.requests:
+        return at_once_table(experiment)
     return league.league_table(experiment) if recipe.draws("league") else place_by_place(experiment)
 
 
@@ -82,6 +85,8 @@ def notes(experiment: Experiment) -> Iterator[Block]:
         yield PEER_NOTES if recipe.name == PEERS else NOTES
     if recipe.live is not None and experiment.best.category.notna().any():
         yield by_category(experiment)
+    if recipe.requests:
+        yield ABOUT
     if recipe.draws("league"):
         yield league.about(experiment)
         yield place_by_place(experiment)

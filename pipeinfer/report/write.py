@@ -1,6 +1,7 @@
 """From tables to a folder that is read: figures, claims.json, report.html and report.md."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -167,17 +168,14 @@ def _paper_figures(experiments: Mapping[str, Experiment], folder: Path) -> list[
 
 # Pages
 
-LITERAL = str.maketrans({"|": "\\|", "<": "&lt;"})
-"""Of characters that Markdown would take for its own."""
+OF_MARKDOWN = re.compile(r"[\\`*|]|(?<!\w)_|_(?!\w)|(?<=\])\(")
+"""Characters that it would take for its own; a _ between letters is none."""
 
 
 def _render(
     folder: Path, first: FirstScreen, claims: Sequence[Claim], sections: Sequence[Section], paper: Sequence[str],
     ends: Appendix, remarks: Sequence[str],
 ) -> None:  # fmt: skip
-    pages = Environment(loader=PackageLoader("pipeinfer.report"), undefined=StrictUndefined, trim_blocks=True,
-                        lstrip_blocks=True, autoescape=lambda name: "html" in (name or ""))  # fmt: skip
-
     def svg(name: str, below: str = FIGURES) -> Markup:
         drawing = (folder / below / f"{name}.svg").read_text(encoding="utf-8")
         return Markup(drawing[drawing.index("<svg") :])
@@ -187,11 +185,20 @@ def _render(
         "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "svg": svg, "row": row_of_markdown,
         "is_table": lambda block: isinstance(block, Table),
     }  # fmt: skip
-    for name in ("report.html", "report.md"):
+    for name, finalize in (("report.html", None), ("report.md", markdown)):
+        pages = Environment(loader=PackageLoader("pipeinfer.report"), undefined=StrictUndefined, trim_blocks=True,
+                            lstrip_blocks=True, autoescape=True, finalize=finalize)  # fmt: skip
         text = pages.get_template(f"{name}.jinja").render(said)
         (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
-def row_of_markdown(cells: Sequence[str]) -> str:
-    """A line of a table. What stands in it names files, tokens and errors: nothing of it is a tag or another cell."""
-    return "| " + " | ".join(" ".join(cell.translate(LITERAL).splitlines()) for cell in cells) + " |"
+def markdown(said: object) -> Markup:
+    """What names files, tokens and errors, as a line of Markdown: nothing of it is a tag, emphasis or a cell's end."""
+    if isinstance(said, Markup):
+        return said
+    return Markup(" ".join(OF_MARKDOWN.sub(r"\\\g<0>", str(said)).replace("<", "&lt;").splitlines()))
+
+
+def row_of_markdown(cells: Sequence[str]) -> Markup:
+    """A line of a table."""
+    return Markup("| ") + Markup(" | ").join(map(markdown, cells)) + Markup(" |")

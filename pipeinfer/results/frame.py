@@ -4,7 +4,7 @@
 This module loads pandas; nothing that ranks or simulation workers import may import it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ PLACE = {
     "latency_us": "latency of links where it is set (microseconds)",
     "temperature": "of sampling, where text is really generated; 0: greedy",
     "prompt": "length of the prompt where it is modelled (tokens)",
+    "requests": "how many were in the pipeline at once",
 }
 """Where strategies are compared: everything about a trial but the strategy, its options and the repetition."""
 
@@ -73,6 +74,7 @@ COLUMNS = {
     "cutoff": "confidence below which drafting stops, where it is an option",
     "draw": "what is repeated in a place: seed, or text and repetition",
     "text": "what decides the token ids: all of the draw but the repetition",
+    "load": "which of a place's loads it was a request of, where several were in the pipeline at once",
     "category": "of the prompt, where a real one is continued",
     "fidelity": "sim, emulated or real",
     **PLACE,
@@ -130,7 +132,27 @@ def read_tables(folder: Path) -> Tables:
     return Tables(*(pd.read_parquet(folder / f"{name}.parquet") for name in Tables._fields))
 
 
-def trial_rows(record: Record, memberships: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+def collected(found: Iterable[tuple[Record, Iterable[tuple[str, str]]]]) -> Tables:
+    """The tables of records, each with the (recipe, contender) pairs that it belongs to; one after another, since all
+    of a sweep's records are more than memory should hold. What is judged later is empty."""
+    times: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    ranks: list[tuple[Any, ...]] = []
+    spans: list[tuple[Any, ...]] = []
+    for record, memberships in found:
+        rows += _trial_rows(record, memberships)
+        name, trial = record.config_hash, record.trial
+        if trial is not None:
+            times[name] = np.asarray(trial.emit_s)
+            ranks += _rank_rows(name, trial)
+            spans += [(name, span.rank, _kind(span, trial), span.start, span.end) for span in record.spans]
+    return Tables(
+        _trials_table(rows), _gaps_table(times), pd.DataFrame(ranks, columns=RANKS),
+        pd.DataFrame(spans, columns=SPANS),
+    )  # fmt: skip
+
+
+def _trial_rows(record: Record, memberships: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     """The rows of a record: one for each (recipe, contender) that it belongs to. None of a predictor's."""
     config = record.config
     if "setting" in config:
@@ -173,7 +195,7 @@ def _simulated(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **place, "cluster": config["cluster"], "pair": config["pair"], "drafts": drafts, "temperature": None,
         "strategy": one["strategy"], "program": "", "options": one["options"], "draw": draw, "text": draw,
-        "backend": "",
+        "backend": "", "requests": config.get("requests", 1), "load": one["seed"] - config.get("number", 0),
     }  # fmt: skip
 
 
@@ -187,6 +209,7 @@ def _real(config: Mapping[str, Any]) -> dict[str, Any]:
         "latency_us": live["latency_us"] if shaped else None, "temperature": config["temperature"],
         "strategy": config.get("strategy", ""), "program": config.get("program", ""), "options": config["options"],
         "draw": f"{text} #{config['repeat']}", "text": text, "backend": live["backend"],
+        "requests": config.get("requests", 1), "load": config["repeat"],
     }  # fmt: skip
 
 
@@ -208,8 +231,8 @@ def _gigabytes(size: float | None) -> float | None:
     return None if size is None else size / 1e9
 
 
-def trials_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of `trial_rows` with all columns, in the order of COLUMNS; what is judged later is empty."""
+def _trials_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows with all columns, in the order of COLUMNS."""
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     numbers = [*METRICS, *LATENCY, "k", "draft", "cutoff", "bandwidth_gbps", "latency_us", "temperature", "loaded_s",
                "whole_s", "own_clock_tokens_per_s", "limit_tokens_per_s", "predicted_tokens_per_s", "over_iterative",
@@ -221,45 +244,31 @@ def trials_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def gaps_table(records: Sequence[Record]) -> pd.DataFrame:
+def _gaps_table(times: Mapping[str, Any]) -> pd.DataFrame:
     """`token` counts from 1; `at_s`: since the request (s); `gap_s`: since the token before, or the request (s)."""
-    known = [(record.config_hash, np.asarray(record.trial.emit_s)) for record in records if record.trial is not None]
-    lengths = [len(at) for _, at in known]
-    empty = [np.zeros(0)]
+    at_s = pd.Series(times, dtype=object).explode().astype("float64").dropna()
+    token = at_s.groupby(level=0, sort=False)
     return pd.DataFrame(
-        {
-            "config_hash": np.repeat(np.array([name for name, _ in known], dtype=object), lengths),
-            "token": np.concatenate([np.arange(1, length + 1) for length in lengths] or empty),
-            "at_s": np.concatenate([at for _, at in known] or empty),
-            "gap_s": np.concatenate([np.diff(at, prepend=0.0) for _, at in known] or empty),
-        }
-    )
+        {"token": token.cumcount() + 1, "at_s": at_s, "gap_s": token.diff().fillna(at_s)}
+    ).rename_axis("config_hash").reset_index()  # fmt: skip
 
 
-def ranks_table(records: Iterable[Record]) -> pd.DataFrame:
-    """`busy_s` of compute (s), `utilisation` its share of the trial, `memory_gb` at the peak (1e9 bytes), what it sent
-    (`sent_gb`, `messages`), its `cpu_share`, and what it used of processors (`processor_s`, s)."""
-    rows = [
-        (
-            record.config_hash, rank.rank, rank.role, rank.layers[0], rank.layers[1] - 1, rank.host, rank.busy_s, share,
+RANKS = ("config_hash", "rank", "role", "first_layer", "last_layer", "host", "busy_s", "utilisation", "memory_gb",
+         "sent_gb", "messages", "cpu_share", "processor_s")  # fmt: skip
+"""`busy_s` of compute (s), `utilisation` its share of the trial, `memory_gb` at the peak (1e9 bytes), what it sent
+(`sent_gb`, `messages`), its `cpu_share`, and what it used of processors (`processor_s`, s)."""
+
+SPANS = ("config_hash", "rank", "kind", "start_s", "end_s")
+"""What a `rank` did from `start_s` to `end_s` since the request (s), by `kind`."""
+
+
+def _rank_rows(name: str, trial: Trial) -> Iterator[tuple[Any, ...]]:
+    for rank, share in zip(trial.ranks, metrics.utilisation(trial).values(), strict=True):
+        yield (
+            name, rank.rank, rank.role, rank.layers[0], rank.layers[1] - 1, rank.host, rank.busy_s, share,
             rank.peak_memory / 1e9, sum(rank.bytes_sent.values()) / 1e9, sum(rank.messages_sent.values()),
             rank.cpu_share, rank.processor_s,
-        )
-        for record in records if record.trial is not None
-        for rank, share in zip(record.trial.ranks, metrics.utilisation(record.trial).values(), strict=True)
-    ]  # fmt: skip
-    head = ["config_hash", "rank", "role", "first_layer", "last_layer", "host", "busy_s", "utilisation", "memory_gb",
-            "sent_gb", "messages", "cpu_share", "processor_s"]  # fmt: skip
-    return pd.DataFrame(rows, columns=head)
-
-
-def spans_table(records: Iterable[Record]) -> pd.DataFrame:
-    """What a `rank` did from `start_s` to `end_s` since the request (s), by `kind`."""
-    rows = [
-        (record.config_hash, span.rank, _kind(span, record.trial), span.start, span.end)
-        for record in records if record.trial is not None for span in record.spans
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["config_hash", "rank", "kind", "start_s", "end_s"])
+        )  # fmt: skip
 
 
 def _kind(span: Span, trial: Trial) -> str:

@@ -9,15 +9,17 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 import pipeinfer
 from pipeinfer.assets import PACKAGE
+from pipeinfer.results import metrics
 from pipeinfer.results.trial import RunRecord, Trial
 from pipeinfer.runtime.spans import Span
 from pipeinfer.workload import WorkloadError
@@ -60,16 +62,93 @@ def numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
+_COLUMNS: list[Any] = [(one.name, types.GenericAlias(list, one.type)) for one in msgspec.structs.fields(RunRecord)]
+_Columns = msgspec.defstruct("_Columns", _COLUMNS)
+
+
+class _TrialLine(Trial, frozen=True, kw_only=True):
+    runs: _Columns  # type: ignore[valid-type]
+
+
+class _RecordLine(Record, frozen=True, kw_only=True):
+    trial: _TrialLine | None
+
+
+_LINE = msgspec.json.Decoder(_RecordLine, strict=False)
+
+
 def decode(line: bytes) -> Record:
     """The record of a line. Raises ValueError."""
-    found = msgspec.json.decode(line)
-    if not isinstance(found, dict):
-        raise ValueError("expected an object")
-    trial = found.get("trial")
-    if isinstance(trial, dict) and isinstance(trial.get("runs"), dict):
-        names = list(trial["runs"])
-        trial["runs"] = [dict(zip(names, row, strict=True)) for row in zip(*trial["runs"].values(), strict=True)]
-    return msgspec.convert(found, Record, strict=False)
+    found = _LINE.decode(line)
+    trial = None
+    if found.trial is not None:
+        columns = msgspec.structs.astuple(found.trial.runs)
+        runs = tuple(RunRecord(*row) for row in zip(*columns, strict=True))
+        trial = Trial(**{**msgspec.structs.asdict(found.trial), "runs": runs})
+    return Record(**{**msgspec.structs.asdict(found), "trial": trial})
+
+
+class Outline(NamedTuple):
+    """What is known of a record without reading it again: where its line lies, whether its cell is done, and of its
+    trial the speed (tokens/s) and the time from the request to the last token (s)."""
+
+    at: int
+    size: int
+    done: bool
+    tokens_per_s: float | None
+    duration_s: float
+
+
+class _Times(msgspec.Struct, gc=False):
+    emit_s: tuple[float, ...]
+
+
+class _Brief(msgspec.Struct, gc=False):
+    """As much of a record as an outline takes; the rest of the line is passed over."""
+
+    config_hash: str
+    trial: _Times | None
+    predictor: dict[str, Any] | None = None
+
+
+class Records(Mapping[str, Record]):
+    """The records of a file by the hash of their cell, of several the last. Each is read when it is asked for: memory
+    holds no sweep. Asking raises WorkloadError where a line turns out to be no record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outlines: dict[str, Outline] = {}
+
+    def __getitem__(self, name: str) -> Record:
+        known = self.outlines[name]
+        with self.path.open("rb") as file:
+            file.seek(known.at)
+            line = file.read(known.size)
+        try:
+            return decode(line)
+        except (ValueError, TypeError) as problem:
+            text = f"{self.path}: the record of {name} is none ({problem}): remove its line, or choose another --out"
+            raise WorkloadError(text) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.outlines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+    def done(self, name: str) -> bool:
+        """Whether the cell of that hash need not be run again."""
+        return name in self.outlines and self.outlines[name].done
+
+    def note(self, record: "Record | _Brief", at: int, size: int) -> None:
+        """That the line of a record lies there."""
+        trial: Any = record.trial
+        done = trial is not None or record.predictor is not None
+        speed, end = (metrics.tokens_per_second(trial), metrics.duration_s(trial)) if trial is not None else (None, 0.0)
+        self.outlines[record.config_hash] = Outline(at, size, done, speed, end)
 
 
 class Store:
@@ -77,38 +156,42 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
-        self.records: dict[str, Record] = {}
+        self.records = Records(self.path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._read()
             self.path.touch()
+            self._read()
         except OSError as problem:
             raise WorkloadError(f"{folder}: results cannot be written there: {problem.strerror}") from None
 
     def append(self, record: Record) -> None:
         """Add one record; it is the system's when this returns, so that ending this process does not lose it."""
+        line = encode(record)
         try:
             with self.path.open("ab") as file:
-                file.write(encode(record))
+                at = file.tell()
+                file.write(line)
         except OSError as problem:
             raise WorkloadError(f"{self.path}: cannot be written: {problem.strerror}; nothing before is lost") from None
-        self.records[record.config_hash] = record
+        self.records.note(record, at, len(line))
 
     def _read(self) -> None:
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
-        for number, line in numbered(content[:whole]):
-            try:
-                record = decode(line)
-            except (ValueError, TypeError) as problem:
-                raise WorkloadError(
-                    f"{self.path}: line {number} is not a record ({problem}): remove it, or choose another --out"
-                ) from None
-            self.records[record.config_hash] = record
+        at = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    os.truncate(self.path, at)
+                    break
+                try:
+                    content = line.removeprefix(codecs.BOM_UTF8)
+                    if content.strip():
+                        begins = at + len(line) - len(content)
+                        self.records.note(msgspec.json.decode(content, type=_Brief), begins, len(content))
+                except ValueError as problem:
+                    raise WorkloadError(
+                        f"{self.path}: line {number} is not a record ({problem}): remove it, or choose another --out"
+                    ) from None
+                at += len(line)
 
 
 @cache

@@ -9,6 +9,7 @@ from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.plugins import open_drafting
+from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Oracle
 from pipeinfer.runtime.sim import Costs, SimulatedLink, Simulation, drafter_of, free_link
 
@@ -49,6 +50,13 @@ class LoadSimulation(Simulation):
         self.run()
         if any(self.scheduler.generations[number].reason is None for number in self._requests):
             raise RuntimeError("the simulation has come to a stop: nobody has anything to do")
+
+    def trials(self) -> list[Trial]:
+        """What is left of each request, in their order; what ranks did is for all of them."""
+        return [
+            self._trial(self.scheduler.generations[number], self.emit_s[number], one.at_s)
+            for number, one in self._requests.items()
+        ]
 
     def events(self) -> Iterator[tuple[Machine, Any]]:
         """What happens next, until nothing is left in the pipeline and nobody comes."""

@@ -184,7 +184,7 @@ class Simulation(World):
         self.run()
         if self.generation.reason is None:
             raise RuntimeError("the simulation has come to a stop: nobody has anything to do")
-        return self._trial(request)
+        return self._trial(self.generation, self._emit_s)
 
     def now(self) -> float:
         return self.time
@@ -361,7 +361,8 @@ class Simulation(World):
             self._spans.append(Span(rank, name, self._began[rank], self.time, aborted))
         return seconds
 
-    def _trial(self, request: Request) -> Trial:
+    def _trial(self, generation: Generation, emit_s: Sequence[float], start: float = 0.0) -> Trial:
+        """What is left of one that has ended, in times since `start`; what ranks did is for all."""
         count = len(self._stages)
         ranks = [
             RankRecord(rank, "target", (rank, rank + 1), self._busy[rank],
@@ -373,13 +374,13 @@ class Simulation(World):
             ranks.append(RankRecord(count, "draft", (0, 1), self._busy[-1], bytes_sent={-1: self._proposals.bytes},
                                     messages_sent={-1: self._proposals.messages}))  # fmt: skip
         return Trial(
-            strategy=self._strategy.name,
+            strategy=generation.strategy.name,
             fidelity="sim",
-            prompt_tokens=len(request.prompt),
-            token_ids=tuple(self.generation.generated),
-            emit_s=tuple(self._emit_s),
-            reason=self.generation.reason or "",
-            runs=tuple([run_record(run, 0.0) for run in self.generation.runs]),
+            prompt_tokens=generation.prompt_length,
+            token_ids=tuple(generation.generated),
+            emit_s=tuple([when - start for when in emit_s]),
+            reason=generation.reason or "",
+            runs=tuple([run_record(run, start) for run in generation.runs]),
             ranks=tuple(ranks),
         )
 

@@ -58,10 +58,10 @@ def simulated(cell: SimCell) -> Record:
     start = time.perf_counter()
     spans: list[Span] | None = [] if cell.spans else None
     trial = platform_of(cell.cluster, cell.pair).simulate(cell.setting, spans)
-    return record_of(cell, _in_nanoseconds(trial), spans or [], "", time.perf_counter() - start)
+    return record_of(cell, in_nanoseconds(trial), spans or [], "", time.perf_counter() - start)
 
 
-def _in_nanoseconds(trial: Trial) -> Trial:
+def in_nanoseconds(trial: Trial) -> Trial:
     """Virtual times rounded to whole nanoseconds: what is below is rounding error, and long to write."""
     return msgspec.structs.replace(
         trial,
@@ -98,7 +98,7 @@ def check_live(cells: Iterable[LiveCell]) -> None:
 def run_live(cells: Iterable[LiveCell], key: str | None = None) -> Iterator[Record]:
     """Their records, in order; `key` is the key file of workers. A generation that fails has an error for a trial; when
     the ranks cannot be brought up, every cell has."""
-    return on_ranks(cells, lambda cell: live_plan(cell.live, key), _generate, _warm_up)
+    return on_ranks(cells, lambda cell: live_plan(cell.live, key), _generate, warm_up)
 
 
 def live_plan(live: Live, key: str | None) -> Any:
@@ -118,16 +118,16 @@ def sampling_of(live: Live, temperature: float) -> Sampling:
     return Sampling(temperature, 0, live.top_p if temperature > 0 else 1.0, live.seed)
 
 
-def _warm_up(cluster: Any, cell: LiveCell) -> None:
+def warm_up(cluster: Any, cell: LiveCell) -> None:
     """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
     from pipeinfer.plugins import open_strategy
 
-    prompt = _prompt(cluster, cell)
+    prompt = prompt_of(cluster, cell)
     for strategy in ("iterative", "pipeinfer"):
         cluster.generate(prompt, open_strategy(strategy, {}), max_tokens=8, stop_ids=())
 
 
-def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
+def prompt_of(cluster: Any, cell: LiveCell) -> list[int]:
     """The prompt's tokens, after as much of the suite's other texts as the recipe wants."""
     text = prompt_named(cell.prompt).text
     ids: list[int] = cluster.tokenizer.encode(text)
@@ -144,7 +144,7 @@ def _prompt(cluster: Any, cell: LiveCell) -> list[int]:
 def _generate(cluster: Any, cell: LiveCell) -> Trial:
     from pipeinfer.plugins import open_strategy
 
-    live, prompt = cell.live, _prompt(cluster, cell)
+    live, prompt = cell.live, prompt_of(cluster, cell)
     trial: Trial = cluster.generate(
         prompt,
         open_strategy(cell.strategy, cell.options),
@@ -154,6 +154,11 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
         margins=True,
         prompt_chunk=cell.prompt_chunk,
     )
+    return with_config(cluster, trial, cell, prompt)
+
+
+def with_config(cluster: Any, trial: Trial, cell: LiveCell, prompt: list[int]) -> Trial:
+    """The trial with its cell, its text and the category of its prompt."""
     text = continuation(cluster.tokenizer, prompt, trial.token_ids)
     said = {"text": text, "category": prompt_named(cell.prompt).category}
     return msgspec.structs.replace(trial, config={**msgspec.to_builtins(cell), **said})

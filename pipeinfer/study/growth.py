@@ -9,13 +9,12 @@ import msgspec
 
 from pipeinfer.modelling.sweeps import Options, further_options
 from pipeinfer.plugins import open_strategy
-from pipeinfer.results import metrics
-from pipeinfer.results.records import Record
+from pipeinfer.results.records import Records
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.recipes import LiveCell, Point, Recipe, SimCell, points
 
 
-def grown(recipe: Recipe, records: Mapping[str, Record]) -> Recipe:
+def grown(recipe: Recipe, records: Records) -> Recipe:
     """The recipe with the points by which its sweeps have to grow, as far as the records tell."""
     growth = Growth(recipe)
     while growth.further(records):
@@ -36,7 +35,7 @@ class Growth:
                 values = swept[point.contender]
                 self._sweeps.setdefault(key, _Sweep(point.contender, values)).add(point.cell)
 
-    def further(self, records: Mapping[str, Record]) -> list[Point]:
+    def further(self, records: Records) -> list[Point]:
         """What to try next, where all that was to be tried so far has its record."""
         found = [point for sweep in self._sweeps.values() for point in sweep.further(records)]
         self.points += found
@@ -58,10 +57,10 @@ class _Sweep:
             self.cells.append([])
         self.cells[self.options.index(options)].append((config_hash(cell), cell))
 
-    def further(self, records: Mapping[str, Record]) -> Iterator[Point]:
+    def further(self, records: Records) -> Iterator[Point]:
         if any(name not in records for cells in self.cells for name, _ in cells):
             return
-        speeds = [_speed([records[name] for name, _ in cells]) for cells in self.cells]
+        speeds = [_speed(records, [name for name, _ in cells]) for cells in self.cells]
         best = speeds.index(max(speeds))
         like = [cell for _, cell in self.cells[best]]
         for options in further_options(self.values, self.options, best):
@@ -100,6 +99,7 @@ def _with_options(cell: SimCell | LiveCell, options: Options) -> SimCell | LiveC
     return msgspec.structs.replace(cell, options=options)
 
 
-def _speed(records: list[Record]) -> float:
+def _speed(records: Records, draws: list[str]) -> float:
     """The median over the draws; 0 where none came to its end."""
-    return median([metrics.tokens_per_second(one.trial) or 0.0 for one in records if one.trial is not None] or [0.0])
+    found = [records.outlines[name] for name in draws]
+    return median([one.tokens_per_s or 0.0 for one in found if one.done] or [0.0])

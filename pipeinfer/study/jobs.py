@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeinfer.results.records import Record, Store, decode, encode
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.recipes import Cell, Recipe, cells
-from pipeinfer.study.run import is_done, records_of
+from pipeinfer.study.run import records_of
 from pipeinfer.workload import WorkloadError
 
 FOLDER = "cells"
@@ -39,7 +39,7 @@ def run_cell(recipe: Recipe, index: int, out: Path) -> bool:
     if path.exists():
         return False
     (record,) = records_of([every[index]], 1, None)
-    if not is_done(record):
+    if record.error:
         raise WorkloadError(f"{recipe.name}, cell {index}: {record.error}")
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_suffix(f".{os.getpid()}")
@@ -57,7 +57,7 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
         shlex.join(["pipeinfer", "cell", recipe.name, "--index", str(index), "--out", str(out.resolve()), *options])
         for recipe in recipes
         for index, cell in enumerate(cells(recipe))
-        if not is_done(store.records.get(config_hash(cell))) and not _path(out, cell).exists()
+        if not store.records.done(config_hash(cell)) and not _path(out, cell).exists()
     ]
     if any("\n" in line for line in lines):
         raise WorkloadError(f"--out {str(out)!r}: expected folders and files without line breaks in their names, which"
@@ -74,14 +74,15 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
 
 def collect(recipes: Sequence[Recipe], store: Store, out: Path) -> int:
     """Add what jobs wrote to the records, in the order of the cells; how many there were. Raises WorkloadError."""
-    found = list(_collected(recipes, store, out))
-    for record in found:
+    count = 0
+    for record in _collected(recipes, store, out):
         store.append(record)
-    return len(found)
+        count += 1
+    return count
 
 
 def _collected(recipes: Sequence[Recipe], store: Store, out: Path) -> Iterator[Record]:
-    seen = {name for name, record in store.records.items() if is_done(record)}
+    seen = set(filter(store.records.done, store.records))
     for recipe in recipes:
         for cell in cells(recipe):
             path = _path(out, cell)

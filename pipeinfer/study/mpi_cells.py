@@ -24,7 +24,8 @@ MODULE = "pipeinfer.study.mpi_cells"
 
 def needs_world(cells: Iterable[LiveCell]) -> bool:
     """Whether they run over MPI, and this process is not in a world yet."""
-    return any(hosting_of(cell.live.transport).start == "world" for cell in cells) and not in_mpi_world()
+    transports = {cell.live.transport for cell in cells}
+    return any(hosting_of(transport).start == "world" for transport in transports) and not in_mpi_world()
 
 
 def check_world(cells: Iterable[LiveCell]) -> None:

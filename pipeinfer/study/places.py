@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pipeinfer.modelling.platform import cluster_name
 
-USUAL_PROMPT = "prompt of 64"
+USUAL = ("prompt of 64", "1 at once")
 """Left out of sentences."""
 
 
@@ -24,6 +24,7 @@ class Place(NamedTuple):
     latency_us: float | None
     temperature: float | None
     prompt: int
+    requests: int
 
     @classmethod
     def of(cls, row: Any) -> "Place":
@@ -35,15 +36,16 @@ class Place(NamedTuple):
     @property
     def text(self) -> str:
         """For a sentence."""
-        return ", ".join(text for text in self.parts().values() if text != USUAL_PROMPT)
+        return ", ".join(text for text in self.parts().values() if text not in USUAL)
 
     def parts(self) -> dict[str, str]:
-        """Field by field; all but the first four and the prompt are left out at their default."""
+        """Field by field; all but the first four, the prompt and the requests are left out at their default."""
         if self.temperature is not None and self.cluster:
             link = {"bandwidth_gbps": f"{self.bandwidth_gbps:g} Gbit/s", "latency_us": f"{self.latency_us:g} us"}
             return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **link}
         if self.temperature is not None:
-            return {"temperature": "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"}
+            greedy = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
+            return {"temperature": greedy, "requests": f"{self.requests} at once"}
         parts = {"pair": self.pair, "cluster": cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
         parts["acceptance"] = f"{self.drafts} acceptance {self.acceptance:.2g}".strip()
         if self.accounting != "same-ranks":
@@ -56,7 +58,7 @@ class Place(NamedTuple):
             parts["bandwidth_gbps"] = f"{self.bandwidth_gbps:g} Gbit/s"
         if self.latency_us is not None:
             parts["latency_us"] = f"{self.latency_us:g} us"
-        return parts | {"prompt": f"prompt of {self.prompt}"}
+        return parts | {"prompt": f"prompt of {self.prompt}", "requests": f"{self.requests} at once"}
 
     def differing(self, others: Iterable["Place"], without: Iterable[str] = ()) -> str:
         """What tells it from others, but for some fields (that a panel's title says)."""

@@ -28,7 +28,7 @@ PEER_SERVER, PEERS_PLAIN, PEERS_DRAFT = "ggml-rpc-server", "llama-completion", "
 
 PEER_PROGRAMS = (PEERS_PLAIN, PEERS_DRAFT)
 
-ASKED = {ARTIFACT, PEERS, "calibration-engines", "categories"}
+ASKED = {ARTIFACT, PEERS, "calibration-engines", "categories", "load-live"}
 """Recipes that run only where they are asked for."""
 
 BUILD = (
@@ -167,10 +167,11 @@ class Figure(FileEntry, frozen=True):
     `dots`, the `percentiles` of the gaps between tokens, the `timeline` of one draw; the `league` of many
     strategies over many places; or the drafts themselves, by `calibration` of their confidence and by `stretches` of
     right ones; or the `scatter` of what is predicted over what is measured; or gains and drafts by the prompts'
-    `categories`."""
+    `categories`; or speed and latency by how many `requests` are in the pipe at once."""
 
     kind: Literal[
-        "lines", "dots", "percentiles", "timeline", "league", "calibration", "stretches", "scatter", "categories"
+        "lines", "dots", "percentiles", "timeline", "league", "calibration", "stretches", "scatter", "categories",
+        "requests",
     ]
     x: Axis = "nodes"
     y: Quantity = "speed"
@@ -192,7 +193,8 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
 
     `emulated` is the part of the sweep that may be run in real time: lists that replace those of `simulated`, and the
     `strategies` if not all of them. `emulation`, which no file has, says that this recipe *is* that part; `left_out`
-    are points of the sweep that the cluster has no room for; `artifact` is what the user has built; `grown` are the
+    are points of the sweep that the cluster has no room for; `requests`: how many are in the pipeline at once, where it
+    is about that; `artifact` is what the user has built; `grown` are the
     `Point`s that were added to sweeps whose best was at their edge (`pipeinfer.study.growth`)."""
 
     title: str
@@ -207,6 +209,7 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
     emulated: dict[str, Any] | None = None
     live: Live | None = None
     checked: Checked | None = None
+    requests: list[Count] = msgspec.field(default_factory=list)
     name: str = ""
     emulation: Emulation | None = None
     left_out: tuple[Site, ...] = ()
@@ -253,6 +256,20 @@ class LiveCell(msgspec.Struct, frozen=True):
     repeat: int
     live: Live
     prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
+
+
+class LoadCell(SimCell, frozen=True):
+    """The simulated generation `number` (from 0) of `requests` that begin at the same moment in one pipeline."""
+
+    requests: int = 1
+    number: int = 0
+
+
+class LiveLoadCell(LiveCell, frozen=True):
+    """The same, really run."""
+
+    requests: int = 1
+    number: int = 0
 
 
 class ProgramCell(msgspec.Struct, frozen=True):
@@ -344,6 +361,8 @@ def points(recipe: Recipe) -> list[Point]:
 
 
 def _planned(recipe: Recipe) -> list[Point]:
+    if recipe.requests:
+        return [point for count in recipe.requests for point in _loads(recipe, count)]
     if recipe.simulated is not None:
         found = list(_simulated_points(recipe, recipe.simulated))
         return [_in_real_time(point, recipe.emulation) for point in found] if recipe.emulation else found
@@ -353,6 +372,29 @@ def _planned(recipe: Recipe) -> list[Point]:
         return [point for live in lives for point in _live_points(recipe, live)]
     assert recipe.live is not None
     return list(_live_points(recipe, recipe.live))
+
+
+DRAWS = 1024
+"""Requests of one load draw by seeds that are as far from those of the next."""
+
+
+def _loads(recipe: Recipe, requests: int) -> Iterator[Point]:
+    """Of each point of a sweep, `requests` at once: each with a draw or a prompt of its own."""
+    one = msgspec.structs.replace(recipe, requests=[])
+    if recipe.live is not None:  # Which prompts there are is for the requests to share.
+        one = msgspec.structs.replace(one, live=msgspec.structs.replace(recipe.live, prompts=recipe.live.prompts[:1]))
+    for contender, cell in _planned(one):
+        for number in range(requests):
+            if isinstance(cell, LiveCell):
+                assert recipe.live is not None
+                prompt = recipe.live.prompts[number % len(recipe.live.prompts)]
+                yield Point(contender, LiveLoadCell(
+                    cell.strategy, cell.options, prompt, cell.temperature, cell.repeat, recipe.live, cell.prompt_chunk,
+                    requests, number,
+                ))  # fmt: skip
+            elif isinstance(cell, SimCell):
+                setting = msgspec.structs.replace(cell.setting, seed=DRAWS * cell.setting.seed + number)
+                yield Point(contender, LoadCell(cell.cluster, cell.pair, setting, False, requests, number))
 
 
 def predictor_of(live: Live) -> PredictorCell:

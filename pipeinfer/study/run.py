@@ -9,6 +9,7 @@ from pipeinfer.study.cells import check_live, check_simulated, run_live, run_sim
 from pipeinfer.study.emulated import run_emulated
 from pipeinfer.study.growth import Growth
 from pipeinfer.study.identity import config_hash
+from pipeinfer.study.loads import check_loads, check_served, run_live_loads, run_simulated_loads
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.peers import run_peers
 from pipeinfer.study.predictor import run_predictor
@@ -17,6 +18,8 @@ from pipeinfer.study.recipes import (
     Cell,
     EmulatedCell,
     LiveCell,
+    LiveLoadCell,
+    LoadCell,
     PredictorCell,
     ProgramCell,
     Recipe,
@@ -38,7 +41,9 @@ def check(recipes: list[Recipe]) -> None:
         found = cells(recipe)
         try:
             check_simulated(cell for cell in found if isinstance(cell, SimCell))
+            check_loads(cell for cell in found if isinstance(cell, LoadCell))
             check_live(cell for cell in found if isinstance(cell, LiveCell))
+            check_served(cell for cell in found if isinstance(cell, LiveLoadCell))
             check_world(cell for cell in found if isinstance(cell, LiveCell))
         except WorkloadError as problem:
             raise WorkloadError(f"recipe {recipe.name}: {problem}") from None
@@ -76,7 +81,7 @@ def run(
 
 
 def _missing(found: list[Cell], store: Store) -> list[Cell]:
-    return [cell for cell in found if not is_done(store.records.get(config_hash(cell)))]
+    return [cell for cell in found if not store.records.done(config_hash(cell))]
 
 
 def records_of(
@@ -86,8 +91,13 @@ def records_of(
     when all else has been recorded, on the same ranks."""
     yield from run_simulated([cell for cell in missing if type(cell) is SimCell], jobs)
     yield from run_emulated([cell for cell in missing if isinstance(cell, EmulatedCell)], key)
+    yield from run_simulated_loads([cell for cell in missing if isinstance(cell, LoadCell)], jobs)
     if any(_of_peer(cell) for cell in missing):
         yield from _in_turns(missing, key, further)
+        return
+    served = [cell for cell in missing if isinstance(cell, LiveLoadCell)]
+    if served:
+        yield from run_live_loads(served, key)
         return
     groups = _by_predictor(missing)
     for cell, live in groups:
@@ -135,17 +145,12 @@ def _seconds_left(cells: list[Cell], store: Store) -> float | None:
     """What emulated cells will take, from the simulation of the same. None where there is no telling."""
     left = 0.0
     for cell in cells:
-        twin = store.records.get(config_hash(simulated_twin(cell))) if isinstance(cell, EmulatedCell) else None
-        if twin is None or twin.trial is None:
+        twin = isinstance(cell, EmulatedCell) and store.records.outlines.get(config_hash(simulated_twin(cell)))
+        if not twin or not twin.done:
             return None
-        left += twin.trial.emit_s[-1] + START_S
+        left += twin.duration_s + START_S
     return left
 
 
 START_S = 0.5
 """What an emulated cell takes beside its generation: its share in starting ranks."""
-
-
-def is_done(record: Record | None) -> bool:
-    """Whether a cell with this record need not be run again."""
-    return record is not None and (record.trial is not None or record.predictor is not None)

@@ -13,9 +13,9 @@ from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD, TransportError
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import EmulatedCell, LiveCell
+from pipeinfer.study.recipes import EmulatedCell, LiveCell, LiveLoadCell
 
-C = TypeVar("C", EmulatedCell, LiveCell)
+C = TypeVar("C", EmulatedCell, LiveCell, LiveLoadCell)
 
 
 def on_ranks(

@@ -12,7 +12,7 @@ from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.analysis import judged
-from pipeinfer.results.frame import Tables, gaps_table, ranks_table, spans_table, trial_rows, trials_table
+from pipeinfer.results.frame import Tables, collected
 from pipeinfer.results.metrics import row_cost
 from pipeinfer.results.records import Record
 from pipeinfer.study.identity import config_hash
@@ -33,13 +33,12 @@ from pipeinfer.study.recipes import (
 def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
     """Every record of the recipes, in the order of their cells."""
     belonging = {name: belongs for name, belongs in _memberships(recipes).items() if name in records}
-    found = [records[name] for name in belonging]
-    rows = [row for name, belongs in belonging.items() for row in trial_rows(records[name], belongs)]
-    trials = judged(trials_table(rows))
+    found = collected((records[name], belongs) for name, belongs in belonging.items())
+    trials = judged(found.trials)
     trials["limit_tokens_per_s"] = _limits(trials, records)
     trials["predicted_tokens_per_s"] = _predictions(trials, recipes, records)
     trials["row_cost"] = _row_costs(trials, records)
-    return Tables(trials, gaps_table(found), ranks_table(found), spans_table(found))
+    return found._replace(trials=trials)
 
 
 def _memberships(recipes: Iterable[Recipe]) -> dict[str, list[tuple[str, str]]]:
@@ -71,7 +70,8 @@ def _limit(row: Any, records: Mapping[str, Record]) -> float | None:
         tokens=int(row.tokens), width_cost=place.width_cost, draft_cost=place.draft_cost,
     )  # fmt: skip
     bound = platform_of(place.cluster, place.pair).limits(setting)
-    return bound.of(open_strategy(row.strategy, records[row.config_hash].config["setting"]["options"]))
+    strategy = open_strategy(row.strategy, records[row.config_hash].config["setting"]["options"])
+    return bound.of(strategy) if place.requests == 1 else bound.shared(strategy, place.requests)
 
 
 def _row_costs(trials: pd.DataFrame, records: Mapping[str, Record]) -> pd.Series:

@@ -38,9 +38,11 @@ def test_a_rank_that_is_killed_ends_the_generation(rank: int) -> None:
         generation.assert_nothing_left(within=WITHIN_S)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_rank_that_hangs_ends_the_generation(rank: int) -> None:
-    with generating() as generation:
+@pytest.mark.parametrize(
+    ("transport", "rank"), [("tcp", 0), ("tcp", 1), ("tcp", 2), ("tls", 0), ("tls", 1), ("tls", 2)]
+)
+def test_a_rank_that_hangs_ends_the_generation(transport: str, rank: int) -> None:
+    with generating("--transport", transport) as generation:
         text = generation.read_some()
         os.kill(generation.ranks[rank], signal.SIGSTOP)
         code, rest, errors = generation.end(within=WITHIN_S)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from processes import generating
 
-from pipeinfer.cluster.process_end import how_it_ended
+from pipeinfer.cluster.process_end import how_it_ended, is_stopped
 
 LLAMA_ABORTS = """
 from pipeinfer_llamacpp.library import ggml, llama
@@ -36,6 +36,19 @@ def test_a_signal_has_a_name_and_a_usual_meaning(signal_name: str, means: str) -
 def test_a_signal_that_means_nothing_particular_and_an_exit_code() -> None:
     assert ended("import os, signal; os.kill(os.getpid(), signal.SIGUSR1)")[0] == "killed by SIGUSR1"
     assert ended("raise SystemExit(3)")[0] == "ended with exit code 3"
+
+
+def test_a_child_is_stopped_until_it_is_continued_or_has_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert not is_stopped(child.pid)
+        for _ in range(2):
+            os.kill(child.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+            assert is_stopped(child.pid)
+            os.kill(child.pid, signal.SIGCONT)
+            assert not is_stopped(child.pid)
+    assert child.returncode is not None
+    assert not is_stopped(child.pid)
 
 
 def test_a_rank_that_meets_an_instruction_its_processor_has_not_is_named_with_the_cure() -> None:

@@ -149,3 +149,15 @@ def test_what_could_not_be_predicted_is_said(tmp_path: Path) -> None:
 
 def test_a_cell_of_a_markdown_table_is_literal() -> None:
     assert row_of_markdown(["a|b", "<tool> of\nmine"]) == "| a\\|b | &lt;tool> of mine |"
+
+
+def test_what_comes_from_data_is_literal_outside_tables_too(done: tuple[Path, list[Claim]], tmp_path: Path) -> None:
+    """In titles, paragraphs and notes; in the HTML as well as in the Markdown."""
+    odd = msgspec.structs.replace(RECIPE, title="a|b *c* <b>d</b>", about="`e` [f](g)")
+    conclude([odd], Store(done[0]), tmp_path, ["left out: <i>h</i> at\n_k_1"])
+    text = (tmp_path / "report.md").read_text()
+    for line in (r"## a\|b \*c\* &lt;b>d&lt;/b>", r"\`e\` [f]\(g)", r"Note: left out: &lt;i>h&lt;/i> at \_k_1."):
+        assert f"\n{line}\n" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>" not in page
+    assert "left out: &lt;i&gt;h&lt;/i&gt;" in page

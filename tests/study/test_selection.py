@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeinfer import workload
-from pipeinfer.results.frame import trial_rows, trials_table
+from pipeinfer.results.frame import collected
 from pipeinfer.study.identity import config_hash, record_of
 from pipeinfer.study.places import Place
 from pipeinfer.study.recipes import Emulation, Recipe, SimCell, cells, points, recipe_names
@@ -64,8 +64,7 @@ def test_another_cluster_takes_the_place_of_the_recipe_s(fidelity: str, mine: Pa
     recipe = only("speed", Wish(fidelity, str(mine)))
     found = [cell for cell in cells(recipe) if isinstance(cell, SimCell)]
     assert {workload.cluster(cell.cluster).name for cell in found} == {"mine"}
-    rows = trial_rows(record_of(found[0], None, [], "not run", 0.0), [("speed", "iterative")])
-    (row,) = trials_table(rows).itertuples()
+    (row,) = collected([(record_of(found[0], None, [], "not run", 0.0), [("speed", "iterative")])]).trials.itertuples()
     assert ", mine, " in Place.of(row).text
     check([recipe])
 

@@ -1,7 +1,7 @@
-"""What judges work with: ratios between contenders over all places, and what they find."""
+"""What judges work with: ratios between contenders over all places, as rows of a table, and what they find."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import pandas as pd
@@ -9,6 +9,7 @@ import pandas as pd
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.published import Published
 from pipeinfer.results import analysis
+from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not testable here"]
@@ -52,14 +53,6 @@ class Finding(msgspec.Struct, frozen=True):
     condition: str = ""
 
 
-class Ratio(NamedTuple):
-    """One contender over another in one place. `own_compute`: no rank had to share a core with another."""
-
-    value: float
-    place: Place
-    own_compute: bool = True
-
-
 class Bearing(msgspec.Struct, frozen=True):
     """The experiments that name a claim, by fidelity."""
 
@@ -73,45 +66,44 @@ Judge: TypeAlias = Callable[[Bearing], Finding | None]
 """None: nothing that bears on the claim was run."""
 
 
+NOWHERE = pd.DataFrame(columns=[*PLACE, "value"], dtype="float64").assign(own_compute=pd.Series(dtype=bool))
+
+
 def ratios(
     experiments: Iterable[Experiment], over: str, metric: str = analysis.SPEED, of: str = "pipeinfer"
-) -> list[Ratio]:
-    """The contender `of` over `over`, everywhere that both were run."""
-    return [
-        Ratio(row.value, Place.of(row), row.own_compute)
-        for one in experiments
-        for row in analysis.ratios(one.trials, metric, of, over).itertuples()
-    ]
+) -> pd.DataFrame:
+    """The contender `of` over `over`: a row, of the table of trials, per place in which both were run, with `value`."""
+    found = [analysis.ratios(one.trials, metric, of, over) for one in experiments]
+    return pd.concat(found, ignore_index=True) if found else NOWHERE
 
 
-def places(experiments: Iterable[Experiment]) -> Iterator[pd.DataFrame]:
-    """The contenders' medians, place by place, indexed by contender."""
-    for one in experiments:
-        for _, there in one.medians.groupby("place", sort=False):
-            yield there.set_index("contender")
+def all_or_some(holds: Iterable[bool]) -> Verdict:
+    known = list(holds)
+    return "reproduced" if all(known) else "partly" if any(known) else "not reproduced"
 
 
-def all_or_some(holds: list[bool]) -> Verdict:
-    return "reproduced" if all(holds) else "partly" if any(holds) else "not reproduced"
+def most(found: pd.DataFrame) -> Any:
+    return found.loc[found.value.idxmax()]
 
 
-def most(found: list[Ratio]) -> Ratio:
-    return max(found, key=lambda ratio: ratio.value)
+def least(found: pd.DataFrame) -> Any:
+    return found.loc[found.value.idxmin()]
 
 
-def least(found: list[Ratio]) -> Ratio:
-    return min(found, key=lambda ratio: ratio.value)
-
-
-def as_modelled(found: Iterable[Ratio]) -> list[Ratio]:
+def as_modelled(found: pd.DataFrame) -> pd.DataFrame:
     """Those in which neither the cost of width nor that of the draft was changed."""
-    return [ratio for ratio in found if (ratio.place.width_cost, ratio.place.draft_cost) == (1.0, 1.0)]
+    return found[(found.width_cost == 1) & (found.draft_cost == 1)]
 
 
-def at(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f}x ({ratio.place.text})"
+def at(row: Any) -> str:
+    return f"{row.value:.2f}x ({Place.of(row).text})"
 
 
-def span(found: list[Ratio]) -> str:
-    low, high = least(found), most(found)
-    return f"{low.value:.2f} ({low.place.text}) to {high.value:.2f} ({high.place.text})"
+def span(found: pd.DataFrame) -> str:
+    """The lowest and the highest, and where."""
+    return " to ".join(f"{row.value:.2f} ({Place.of(row).text})" for row in (least(found), most(found)))
+
+
+def low_to_high(found: pd.DataFrame, unit: str = "x") -> str:
+    """Like `1.64x to 2.06x`."""
+    return " to ".join(dict.fromkeys(f"{value:.2f}{unit}" for value in (found.value.min(), found.value.max())))

@@ -7,8 +7,7 @@ from pipeinfer.report.claims.finding import (
     Finding,
     Judge,
     all_or_some,
-    least,
-    most,
+    low_to_high,
     ratios,
     span,
 )
@@ -25,14 +24,13 @@ def ablated(without: str) -> Judge:
     def judge_it(bearing: Bearing) -> Finding | None:
         speeds = ratios(bearing.simulated, without)
         gaps = ratios(bearing.simulated, without, "itl_mean_s")
-        if not speeds:
+        if speeds.empty:
             return None
         evidence = [Evidence(f"speed with it, of that of {without}", span(speeds))]
         evidence.append(Evidence(f"mean inter-token latency, of that of {without}", span(gaps)))
-        figure = f"{least(speeds).value:.2f}x to {most(speeds).value:.2f}x the speed without, simulated"
-        holds = [ratio.value >= NOISE for ratio in speeds]
-        condition = f"PipeInfer beside itself without it, on {speeds[0].place.nodes} nodes; poor and good acceptance"
-        return Finding(figure, all_or_some(holds), evidence, condition)
+        figure = f"{low_to_high(speeds)} the speed without, simulated"
+        condition = f"PipeInfer beside itself without it, on {speeds.nodes.iloc[0]} nodes; poor and good acceptance"
+        return Finding(figure, all_or_some(speeds.value >= NOISE), evidence, condition)
 
     return judge_it
 

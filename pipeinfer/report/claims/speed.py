@@ -1,6 +1,6 @@
 """C1, generation speed, and C8, the same by how well the models are aligned."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -10,29 +10,29 @@ from pipeinfer.report.claims.finding import (
     Bearing,
     Evidence,
     Finding,
-    Ratio,
     Verdict,
     as_modelled,
     at,
     least,
+    low_to_high,
     most,
     ratios,
 )
 from pipeinfer.report.claims.latency import NO_REAL_RUN
 from pipeinfer.results.analysis import BASELINE
+from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
 
 
 def speed(bearing: Bearing) -> Finding | None:
-    everywhere = ratios(bearing.simulated, BASELINE)
-    modelled, live = as_modelled(everywhere), ratios(bearing.live, BASELINE)
-    own, shared = ([one for one in live if one.own_compute is kind] for kind in (True, False))
+    everywhere, live = ratios(bearing.simulated, BASELINE), ratios(bearing.live, BASELINE)
+    modelled, own, shared = as_modelled(everywhere), live[live.own_compute], live[~live.own_compute]
     target = bearing.published.value
-    if target is None or not (modelled or live):
+    if target is None or (modelled.empty and live.empty):
         return None
-    figures = [f"up to {most(modelled).value:.2f}x simulated"] if modelled else []
-    figures += [f"{_range(own)} real, ranks with compute of their own"] if own else []
-    figures += [f"{_range(shared)} real, ranks sharing one machine's cores"] if shared else []
+    figures = [f"up to {modelled.value.max():.2f}x simulated"] if len(modelled) else []
+    figures += [f"{low_to_high(own)} real, ranks with compute of their own"] if len(own) else []
+    figures += [f"{low_to_high(shared)} real, ranks sharing one machine's cores"] if len(shared) else []
     evidence = [
         *_simulated(bearing, modelled, target),
         *_sensitivity(everywhere),
@@ -47,87 +47,58 @@ def speed(bearing: Bearing) -> Finding | None:
     return Finding(", ".join(figures), _verdict(modelled, own, target), evidence, condition)
 
 
-def _verdict(modelled: list[Ratio], own: list[Ratio], target: float) -> Verdict:
-    reached = bool(modelled) and most(modelled).value >= target
-    gained = bool(modelled) and most(modelled).value >= NOISE
-    really = bool(own) and most(own).value >= NOISE
-    if (reached and really) or (own and most(own).value >= target):
+def _verdict(modelled: pd.DataFrame, own: pd.DataFrame, target: float) -> Verdict:
+    simulated, really = modelled.value.max(), own.value.max()  # nan, and no more than anything, where there is none
+    if really >= target or (simulated >= target and really >= NOISE):
         return "reproduced"
-    if gained or really:
+    if simulated >= NOISE or really >= NOISE:
         return "partly"
-    return "not reproduced" if modelled or own else "not testable here"
+    return "not testable here" if modelled.empty and own.empty else "not reproduced"
 
 
-def _range(found: list[Ratio]) -> str:
-    low, high = f"{least(found).value:.2f}x", f"{most(found).value:.2f}x"
-    return low if low == high else f"{low} to {high}"
-
-
-def _simulated(bearing: Bearing, modelled: list[Ratio], target: float) -> Iterator[Evidence]:
-    if not modelled:
+def _simulated(bearing: Bearing, modelled: pd.DataFrame, target: float) -> Iterator[Evidence]:
+    if modelled.empty:
         return
     best = most(modelled)
-    reached = sum(ratio.value >= target for ratio in modelled)
     yield Evidence("simulated, over the baseline at its best K and cutoff: at most", at(best))
-    yield Evidence(f"{target:g}x or more", f"at {reached} of {len(modelled)} points")
+    yield Evidence(f"{target:g}x or more", f"at {(modelled.value >= target).sum()} of {len(modelled)} points")
     yield Evidence("assumed", "acceptance, and the efficiency of arithmetic (0.4 of peak)")
-    bound = _closed_forms(bearing, best.place)
-    if bound is not None:
+    medians = pd.concat([one.medians for one in bearing.simulated])
+    limits = medians[medians.place == best.place].set_index("contender").limit_tokens_per_s
+    if (bound := limits["pipeinfer"] / limits[BASELINE]) > 0:
         yield Evidence("there the closed forms, in which width is free, allow", f"{bound:.2f}x")
-    kinds: dict[str, list[Ratio]] = {drafts_title(ratio.place): [] for ratio in modelled}
-    for ratio in modelled:
-        kinds[drafts_title(ratio.place)].append(ratio)
-    yield from (Evidence(f"drafts right by {kind}", _range(found)) for kind, found in kinds.items())
+    for _, some in modelled.groupby("drafts", sort=False):
+        yield Evidence(f"drafts right by {drafts_title(Place.of(some.iloc[0]))}", low_to_high(some))
 
 
-def _closed_forms(bearing: Bearing, place: Place) -> float | None:
-    """The limit of pipelined chains over that of synchronous speculation."""
-    for one in bearing.simulated:
-        limits = one.medians.set_index(["place", "contender"]).limit_tokens_per_s.unstack()
-        for number, other in one.places.items():
-            if other == place and {"pipeinfer", BASELINE} <= set(limits):
-                found = limits.pipeinfer[number] / limits[BASELINE][number]
-                return None if pd.isna(found) else float(found)
-    return None
-
-
-def _sensitivity(everywhere: list[Ratio]) -> Iterator[Evidence]:
-    if any(ratio.place.width_cost == 0 for ratio in everywhere):
-        by = _along(everywhere, lambda place: place.width_cost, lambda place: place.draft_cost == 1.0)
+def _sensitivity(everywhere: pd.DataFrame) -> Iterator[Evidence]:
+    if (everywhere.width_cost == 0).any():
+        by = _along(everywhere[everywhere.draft_cost == 1], "width_cost")
         yield Evidence("by what a further row costs, from free (0) to the roofline's (1) and beyond", by)
-    if any(ratio.place.draft_cost != 1 for ratio in everywhere):
-        by = _along(everywhere, lambda place: place.draft_cost, lambda place: place.width_cost == 1.0)
+    if (everywhere.draft_cost != 1).any():
+        by = _along(everywhere[everywhere.width_cost == 1], "draft_cost")
         yield Evidence("by the cost of a drafted token (1: TinyLlama 1.1B)", by)
 
 
-def _along(found: list[Ratio], axis: Callable[[Place], float], rest: Callable[[Place], bool]) -> str:
-    """The range for each value of an axis, at the places that are swept along it."""
-    swept = {_but_costs(ratio.place) for ratio in found if axis(ratio.place) != 1.0}
-    here = [ratio for ratio in found if rest(ratio.place) and _but_costs(ratio.place) in swept]
-    values = sorted({axis(ratio.place) for ratio in here})
-    return ", ".join(f"{value:g}: {_range([one for one in here if axis(one.place) == value])}" for value in values)
-
-
-def _but_costs(place: Place) -> tuple[str, str, int, float, str, str]:
-    return place.cluster, place.pair, place.nodes, place.acceptance, place.drafts, place.accounting
+def _along(found: pd.DataFrame, cost: str) -> str:
+    """The range for each value of a cost, at the places that are swept along it."""
+    place = ["cluster", "pair", "nodes", "acceptance", "drafts", "accounting"]
+    swept = found[found[cost] != 1][place].drop_duplicates()
+    return ", ".join(f"{value:g}: {low_to_high(some)}" for value, some in found.merge(swept, on=place).groupby(cost))
 
 
 def _emulated(bearing: Bearing) -> Iterator[Evidence]:
     found = ratios(bearing.emulated, BASELINE)
-    if found:
-        yield Evidence("emulated, in real time", f"{_range(found)} at {len(found)} points")
+    if len(found):
+        yield Evidence("emulated, in real time", f"{low_to_high(found)} at {len(found)} points")
 
 
-def _real(own: list[Ratio], shared: list[Ratio]) -> Iterator[Evidence]:
-    yield from (
-        Evidence(f"real, ranks with compute of their own, {one.place.text}", f"{one.value:.2f}x") for one in own
-    )
-    if not own:
+def _real(own: pd.DataFrame, shared: pd.DataFrame) -> Iterator[Evidence]:
+    yield from _each("real, ranks with compute of their own", own)
+    if own.empty:
         yield NO_REAL_RUN
-    yield from (
-        Evidence(f"real, ranks sharing this machine's cores, {one.place.text}", f"{one.value:.2f}x") for one in shared
-    )
-    if shared:
+    yield from _each("real, ranks sharing this machine's cores", shared)
+    if len(shared):
         yield Evidence(
             "where ranks share cores",
             "no stage is idle, and speculation takes time from the other ranks: a limit of the machine, which decides "
@@ -135,18 +106,21 @@ def _real(own: list[Ratio], shared: list[Ratio]) -> Iterator[Evidence]:
         )
 
 
-def _losses(everywhere: list[Ratio]) -> Iterator[Evidence]:
+def _each(what: str, found: pd.DataFrame) -> Iterator[Evidence]:
+    return (Evidence(f"{what}, {Place.of(row).text}", f"{row.value:.2f}x") for row in found.itertuples())
+
+
+def _losses(everywhere: pd.DataFrame) -> Iterator[Evidence]:
     modelled = as_modelled(everywhere)
-    lost = [ratio for ratio in modelled if ratio.value < 1]
-    if lost:
-        shallow = all(ratio.place.nodes == 2 for ratio in lost)
-        reason = "one stage of the target has nothing to overlap" if shallow else _CHEAP
+    lost = modelled[modelled.value < 1]
+    if len(lost):
+        reason = "one stage of the target has nothing to overlap" if (lost.nodes == 2).all() else _CHEAP
         where = f"at {len(lost)} of {len(modelled)} points as modelled, most at {at(least(lost))}"
         yield Evidence("it loses", f"{where}: {reason}")
-    elif modelled:
+    elif len(modelled):
         yield Evidence("it loses", f"at none of {len(modelled)} points as modelled; least at {at(least(modelled))}")
-    cheap = [ratio for ratio in everywhere if ratio.place.width_cost < 1 and ratio.value < 1]
-    if cheap:
+    cheap = everywhere[(everywhere.width_cost < 1) & (everywhere.value < 1)]
+    if len(cheap):
         yield Evidence("with cheaper width it loses", f"at {len(cheap)} points, most at {at(least(cheap))}: {_CHEAP}")
 
 
@@ -167,21 +141,20 @@ MOSTLY = 0.9
 
 def alignment(bearing: Bearing) -> Finding | None:
     """The digest says that poorly aligned pairs gain more."""
-    everywhere = [ratio for ratio in ratios(bearing.simulated, BASELINE) if not ratio.place.drafts]
-    modelled = as_modelled(everywhere)
-    poor, good = ([one for one in modelled if one.place.acceptance == level] for level in (POOR, GOOD))
-    if not poor or not good:
+    found = ratios(bearing.simulated, BASELINE)
+    everywhere = found[found.drafts == ""]
+    poor, good = (found[found.acceptance == level] for found in [as_modelled(everywhere)] for level in (POOR, GOOD))
+    if poor.empty or good.empty:
         return None
-    pairs = [(one, other) for one in poor for other in good if _alike(one.place, other.place)]
-    more = sum(one.value > other.value for one, other in pairs)
+    pairs = poor.merge(good, on=[name for name in PLACE if name != "acceptance"], suffixes=("_poor", "_good"))
+    more = int((pairs.value_poor > pairs.value_good).sum())
     evidence = [
         Evidence("at most, poorly and well aligned", f"{at(most(poor))}; {at(most(good))}"),
         Evidence("the poorly aligned pair gains more", f"at {more} of {len(pairs)} points that differ in nothing else"),
     ]
-    free = [ratio for ratio in everywhere if ratio.place.width_cost == 0]
-    if free:
-        values = {level: [one for one in free if one.place.acceptance == level] for level in (POOR, GOOD)}
-        text = ", ".join(f"{_range(found)} at {level:g}" for level, found in values.items() if found)
+    free = everywhere[(everywhere.width_cost == 0) & everywhere.acceptance.isin((POOR, GOOD))]
+    if len(free):
+        text = ", ".join(f"{low_to_high(some)} at {level:g}" for level, some in free.groupby("acceptance"))
         evidence.append(Evidence("where width is free", text))
     evidence.append(
         Evidence(
@@ -190,12 +163,8 @@ def alignment(bearing: Bearing) -> Finding | None:
             "baseline gains from a good draft only as far as width is cheap",
         )
     )
-    figure = f"up to {most(good).value:.2f}x well aligned, {most(poor).value:.2f}x poorly aligned, simulated"
-    share = more / len(pairs) if pairs else 0.0
+    figure = f"up to {good.value.max():.2f}x well aligned, {poor.value.max():.2f}x poorly aligned, simulated"
+    share = more / len(pairs) if len(pairs) else 0.0
     verdict: Verdict = "reproduced" if share > MOSTLY else "partly" if share > 0.5 else "not reproduced"
     condition = f"poor is {POOR:g}, good {GOOD:g}; which acceptance the digest calls poor or good is not known"
     return Finding(figure, verdict, evidence, condition)
-
-
-def _alike(one: Place, other: Place) -> bool:
-    return one.parts() | {"acceptance": ""} == other.parts() | {"acceptance": ""}

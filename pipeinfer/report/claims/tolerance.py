@@ -1,8 +1,11 @@
 """C4, low acceptance, and C5, slow links."""
 
+import pandas as pd
+
 from pipeinfer.report.axes import drafts_title
-from pipeinfer.report.claims.finding import NOISE, Bearing, Evidence, Finding, Ratio, all_or_some, ratios
+from pipeinfer.report.claims.finding import NOISE, Bearing, Evidence, Finding, all_or_some, ratios
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED
+from pipeinfer.study.places import Place
 
 
 def low_acceptance(bearing: Bearing) -> Finding | None:
@@ -11,40 +14,37 @@ def low_acceptance(bearing: Bearing) -> Finding | None:
     holds, evidence, figures = [], [], []
     mine = ratios(bearing.simulated, REFERENCE)
     baseline = ratios(bearing.simulated, REFERENCE, of=BASELINE)
-    for drafts in dict.fromkeys(ratio.place.drafts for ratio in mine):
-        own, other = ([one for one in found if one.place.drafts == drafts] for found in (mine, baseline))
-        if not own or not other:
+    for drafts in mine.drafts.unique():
+        alike = (found[found.drafts == drafts] for found in (mine, baseline))
+        own, other = (found.sort_values("acceptance", kind="stable") for found in alike)
+        if own.empty or other.empty:
             continue
-        lowest, other_lowest = min(own, key=_acceptance), min(other, key=_acceptance)
-        holds += [ratio.value >= 1 / NOISE for ratio in own] + [lowest.value > other_lowest.value]
-        title = drafts_title(lowest.place)
-        evidence.append(Evidence(f"pipeinfer over iterative by acceptance, {title}", _by_acceptance(own)))
-        evidence.append(Evidence(f"speculative over iterative by acceptance, {title}", _by_acceptance(other)))
-        below = [ratio.place.acceptance for ratio in other if ratio.value < 1]
-        evidence += (
-            [Evidence("speculative at its best is slower than iterative", f"up to {max(below):g}")] if below else []
-        )
+        lowest, other_lowest = own.iloc[0], other.iloc[0]
+        holds += [*(own.value >= 1 / NOISE), lowest.value > other_lowest.value]
+        title = drafts_title(Place.of(lowest))
+        evidence.append(Evidence(f"pipeinfer over iterative by acceptance, {title}", _by("acceptance", own)))
+        evidence.append(Evidence(f"speculative over iterative by acceptance, {title}", _by("acceptance", other)))
+        below = other[other.value < 1].acceptance
+        if len(below):
+            evidence.append(Evidence("speculative at its best is slower than iterative", f"up to {below.max():g}"))
         figures.append(
-            f"{lowest.value:.2f}x iterative at acceptance {lowest.place.acceptance:g}, speculative "
+            f"{lowest.value:.2f}x iterative at acceptance {lowest.acceptance:g}, speculative "
             f"{other_lowest.value:.2f}x ({title})"
         )
     condition = "nowhere slower than plain decoding, and ahead of the baseline where acceptance is lowest"
     return Finding("; ".join(figures) + ", simulated", all_or_some(holds), evidence, condition) if holds else None
 
 
-def _by_acceptance(found: list[Ratio]) -> str:
-    return ", ".join(f"{ratio.place.acceptance:g}: {ratio.value:.2f}x" for ratio in sorted(found, key=_acceptance))
-
-
-def _acceptance(ratio: Ratio) -> float:
-    return ratio.place.acceptance
+def _by(column: str, found: pd.DataFrame) -> str:
+    """Like `0.3: 1.41x, 0.52: 1.75x`."""
+    return ", ".join(f"{where:g}: {value:.2f}x" for where, value in zip(found[column], found.value, strict=True))
 
 
 def slow_links(bearing: Bearing) -> Finding | None:
     by_bandwidth = [one for one in bearing.simulated if one.best.bandwidth_gbps.gt(0).any()]
     holds, evidence, kept = [], [], []
-    gains = [ratio for ratio in ratios(by_bandwidth, BASELINE) if ratio.place.bandwidth_gbps]
-    for acceptance in sorted({ratio.place.acceptance for ratio in gains}):
+    gains = ratios(by_bandwidth, BASELINE)
+    for acceptance, some in gains[gains.bandwidth_gbps > 0].groupby("acceptance"):
         speeds = [one.medians[one.medians.acceptance == acceptance] for one in by_bandwidth]
         table = next(one for one in speeds if not one.empty).pivot_table(
             SPEED, "bandwidth_gbps", "contender", sort=False
@@ -54,15 +54,16 @@ def slow_links(bearing: Bearing) -> Finding | None:
         if not {"pipeinfer", BASELINE} <= set(shares.index):
             continue
         kept.append(shares["pipeinfer"])
-        gain = {one.place.bandwidth_gbps: one.value for one in gains if one.place.acceptance == acceptance}
+        some = some.drop_duplicates("bandwidth_gbps", keep="last").sort_values("bandwidth_gbps")
+        gain = some.set_index("bandwidth_gbps").value
         gigabit = gain.get(1.0, gain[slowest])
         holds += [bool(shares["pipeinfer"] >= shares[BASELINE] - 0.005), gigabit >= NOISE * gain[fastest]]
         text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         evidence.append(
             Evidence(f"speed at {slowest:g} Gbit/s, of that at {fastest:g}, acceptance {acceptance:g}", text)
         )
-        text = ", ".join(f"{at:g}: {value:.2f}x" for at, value in sorted(gain.items()))
-        evidence.append(Evidence(f"speedup over speculative by Gbit/s, acceptance {acceptance:g}", text))
+        by = _by("bandwidth_gbps", some)
+        evidence.append(Evidence(f"speedup over speculative by Gbit/s, acceptance {acceptance:g}", by))
     if not holds:
         return None
     condition = "at the latency of Gigabit Ethernet; the advantage has to be larger at 1 Gbit/s than at the fastest"

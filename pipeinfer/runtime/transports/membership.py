@@ -10,6 +10,7 @@ from collections import deque
 from enum import Enum
 
 from pipeinfer.runtime.transports import HEAD, Traffic
+from pipeinfer.runtime.transports.framing import BadFrame
 
 LAST_WORDS_S = 0.25
 """How long a peer's stream is waited for after our link to it went down."""
@@ -156,6 +157,11 @@ class Roster:
         """When `expire` has something to do next."""
         return min((peer.deadline for peer in self.peers.values()), default=math.inf)
 
+    def postpone(self, seconds: float) -> None:
+        """Nobody looked for so long: what came meanwhile was not seen."""
+        for peer in self.peers.values():
+            peer.deadline += seconds
+
     def expire(self, now: float) -> list[Peer]:
         """End the peers whose deadline has passed. Those in the list are here again: open our link to them."""
         due = [peer for peer in self.peers.values() if now >= peer.deadline]
@@ -180,3 +186,13 @@ class Roster:
         if peer.hung_up:
             return f"rank {peer.rank} at {peer.address} hangs up on us; do both have the same key file?"
         return f"rank {peer.rank} at {peer.address} never answered; is it running, and can this host reach it?"
+
+
+def check_stream(peer: Peer, rank: int, number: int) -> None:
+    """Whether a message may be the next one on the stream of `peer`. Raises BadFrame."""
+    if peer.standing is Standing.LOST:
+        raise BadFrame("a message after its end")
+    if rank != peer.rank:
+        raise BadFrame(f"a claim to be rank {rank}")
+    if number != peer.received:
+        raise BadFrame(f"message {number} where {peer.received} was due")

@@ -9,7 +9,6 @@ Large payloads go in frames of 256 KiB, each of which has to cross within `silen
 middle of a frame, and over a slow link a prompt's hidden states take longer.
 """
 
-import ipaddress
 import math
 import os
 import socket
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, cast
-from urllib.parse import urlsplit
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -36,8 +34,9 @@ from pipeinfer.runtime.transports import (
     framing,
     message_size,
 )
+from pipeinfer.runtime.transports.addresses import bracketed, check_address, facing_address, resolved
 from pipeinfer.runtime.transports.keys import Keys, read_keys
-from pipeinfer.runtime.transports.membership import Peer, Roster, Standing
+from pipeinfer.runtime.transports.membership import Peer, Roster, Standing, check_stream
 
 LINGER_S = 1.0
 """The longest that `close` waits for what was sent to leave."""
@@ -54,6 +53,8 @@ _GLANCE_S = 0.05
 of peers that are gone, which nobody has to know within milliseconds."""
 
 _ZAP_DOMAIN = "pipeinfer"
+
+_SCHEME = "tcp"
 
 _REFUSED = b"refused"
 """All that ever comes back on a link: to who claims a rank that is another's."""
@@ -127,13 +128,7 @@ class TcpTransport:
     @staticmethod
     def facing(address: str) -> str:
         """An address of the interface that leads to `address`, with a free port. Raises TransportError."""
-        host, port = resolved(address)
-        try:
-            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((host, port))
-                return f"tcp://{_bracketed(probe.getsockname()[0])}:0"
-        except OSError as problem:
-            raise TransportError(f"no way leads to {address}: {problem.strerror}") from problem
+        return facing_address(address)
 
     @property
     def rank(self) -> int:
@@ -221,7 +216,7 @@ class TcpTransport:
             payload = self._take_payload(size)
             if peer is None:
                 peer = self._introduce(identity, frame, rank, number)
-            _check_stream(peer, rank, number)
+            check_stream(peer, rank, number)
         except framing.BadFrame as offence:
             self._reject(peer, offence)
             return None
@@ -393,7 +388,7 @@ class TcpTransport:
         return router
 
     def _open_dealer(self, address: str) -> Socket:
-        host, _ = resolved(address)
+        host, _ = resolved(address, _SCHEME)
         dealer = self._outgoing.socket(zmq.DEALER)
         dealer.setsockopt(zmq.IPV6, int(":" in host))
         dealer.curve_serverkey = self._keys.public
@@ -405,11 +400,11 @@ class TcpTransport:
         return dealer
 
     def _bind(self, host: str, port: int) -> str:
-        where = f"tcp://{_bracketed(host)}:{port}"
+        where = f"tcp://{bracketed(host)}:{port}"
         try:
-            own, _ = resolved(where)
+            own, _ = resolved(where, _SCHEME)
             self._router.setsockopt(zmq.IPV6, int(":" in own))
-            self._router.bind(f"tcp://{_bracketed(own)}:{port}")
+            self._router.bind(f"tcp://{bracketed(own)}:{port}")
         except (zmq.ZMQError, OSError) as problem:
             if problem.errno == zmq.EADDRINUSE:
                 text = f"{where} is in use by another program; choose another port, or 0 for a free one"
@@ -420,39 +415,7 @@ class TcpTransport:
 
     def _check(self, address: str) -> tuple[str, int]:
         """Host and port. Raises TransportError when it is no TCP address, or one that these keys are not enough for."""
-        host, port = parse_address(address)
-        if host in ("*", "0.0.0.0", "::"):
-            raise TransportError(f"{address} names no host; give the address at which peers reach this one")
-        if self._keys.file is None and not _is_loopback(host):
-            raise TransportError(f"{address} is not loopback: give every rank the same key file, by `keys`")
-        return host, port
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Host, an IPv6 address without its brackets, and port. Raises TransportError where it is anything else or more."""
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or port is None or address.lower() != f"tcp://{_bracketed(host)}:{port}":
-        raise TransportError(f'"{address}" is not a TCP address; expected one like tcp://127.0.0.1:0 or tcp://[::1]:0')
-    return host, port
-
-
-def resolved(address: str) -> tuple[str, int]:
-    """IP address and port of an address; an IPv4 address where the host has both. Raises TransportError."""
-    host, port = parse_address(address)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as problem:
-        raise TransportError(f'no host "{host}" is known here: {getattr(problem, "strerror", problem)}') from problem
-    entry = next((entry for entry in found if entry[0] == socket.AF_INET), found[0])
-    return str(entry[4][0]), port
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        return check_address(address, _SCHEME, has_key_file=self._keys.file is not None)
 
 
 class _Members:
@@ -478,15 +441,6 @@ def _put(dealer: Socket, first: bytes, payload: bytes | memoryview, size: int) -
     dealer.send(rest, _NOW)
 
 
-def _check_stream(peer: Peer, rank: int, number: int) -> None:
-    if peer.standing is Standing.LOST:
-        raise framing.BadFrame("a message after its end")
-    if rank != peer.rank:
-        raise framing.BadFrame(f"a claim to be rank {rank}")
-    if number != peer.received:
-        raise framing.BadFrame(f"message {number} where {peer.received} was due")
-
-
 def _events(monitor: Socket) -> Iterator[tuple[int, int]]:
     """The monitor's unread events, each with its value (the file descriptor, where there is one)."""
     while _readable(monitor):
@@ -496,10 +450,3 @@ def _events(monitor: Socket) -> Iterator[tuple[int, int]]:
 
 def _readable(socket: Socket) -> bool:
     return bool(cast(int, socket.get(zmq.EVENTS)) & _READABLE)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trickle import slow_link
 
 from pipeinfer.runtime.transports import MAX_HEADER, PeerLost, TransportError, framing
 from pipeinfer.runtime.transports.keys import Keys, read_keys, write_keys
@@ -354,38 +355,10 @@ def test_a_peer_that_computes_without_receiving_is_not_lost(make: Make) -> None:
     chat(a, b)
 
 
-@contextmanager
-def slow_link(address: str, bytes_per_second: float) -> Iterator[str]:
-    """Gives an address that leads to `address`; what goes there trickles, what comes back does not."""
-    host, port = address.removeprefix("tcp://").split(":")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-
-        def carry(source: socket.socket, target: socket.socket, pause_s: float) -> None:
-            with suppress(OSError):
-                while piece := source.recv(65536):
-                    target.sendall(piece)
-                    time.sleep(len(piece) * pause_s)
-
-        def serve() -> None:
-            with suppress(OSError), server.accept()[0] as near, socket.create_connection((host, int(port))) as far:
-                back = threading.Thread(target=carry, args=(far, near, 0.0))
-                back.start()
-                carry(near, far, 1 / bytes_per_second)
-                far.shutdown(socket.SHUT_RDWR)
-                back.join()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
-    thread.join(10)
-    assert not thread.is_alive()
-
-
 def test_a_message_may_take_longer_than_silence_over_a_slow_link(make: Make) -> None:
     a, b = make(0, silence_s=0.75), make(1, silence_s=0.75)
     payload = random.Random(0).randbytes(4_000_000)
-    with slow_link(b.address, 2e6) as address, closing(a):
+    with slow_link("tcp", b.address, 2e6) as address, closing(a):
         b.connect(0, a.address)
         a.connect(1, address)
         start = time.monotonic()

@@ -1,0 +1,110 @@
+"""Several requests at once in one pipeline: what each gets beside what all get together, as a figure and a table."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeinfer.report import captions
+from pipeinfer.report.experiment import Experiment, medians
+from pipeinfer.report.page import Table
+from pipeinfer.report.style import legend_above, load_seaborn, new_figure, style
+
+HEAD = ["at once", "strategy", "tokens/s of all", "closed form", "of iterative", "tokens/s each", "first token",
+        "mean gap", "p95", "acceptance length", "loads"]  # fmt: skip
+
+ABOUT = (
+    "Tokens/s of all: what was committed while all requests decoded, from the last first token to the first end. The "
+    "closed form, 1 / (a R/N + 1 - a) of R requests without speculation, is for runs of one token with drafts always "
+    "ready, free links and i.i.d. acceptance, up to as many requests as stages."
+)
+
+
+def loads(experiment: Experiment) -> pd.DataFrame:
+    """A row per contender and load at its best: medians over its requests, with `all_tokens_per_s` of all of them
+    while all decoded; missing where not all did."""
+    by = ["place", "contender", "requests", "load"]
+    spans = experiment.gaps.groupby("config_hash").at_s.agg(["min", "max"])
+    rows = []
+    for key, some in experiment.best.groupby(by, sort=False):
+        own = spans.loc[list(some.config_hash)]
+        start, end = own["min"].max(), own["max"].min()
+        times = experiment.gaps[experiment.gaps.config_hash.isin(some.config_hash)].at_s
+        whole = end > start and len(some) == some.requests.iloc[0]
+        rows.append((*key, ((times > start) & (times <= end)).sum() / (end - start) if whole else float("nan")))
+    speeds = pd.DataFrame(rows, columns=[*by, "all_tokens_per_s"])
+    return medians(experiment.best, by).merge(speeds, on=by)
+
+
+def by_requests(experiment: Experiment) -> pd.DataFrame:
+    """A row per contender and number of requests: medians over the loads, with `closed` of all (tokens/s), and
+    `over_plain`, the speed of all over that of plain decoding."""
+    found = medians(loads(experiment).drop(columns="trials"), ["place", "contender"])
+    found = found.rename(columns={"trials": "loads"})
+    shared = set(found[(found.requests > 1) & found.limit_tokens_per_s.notna()].contender)
+    found["limit_tokens_per_s"] = found.limit_tokens_per_s.where(found.contender.isin(shared))
+    plain = found[found.contender == "iterative"].set_index("place").all_tokens_per_s
+    return found.assign(
+        closed=found.limit_tokens_per_s * found.requests, over_plain=found.all_tokens_per_s / found.place.map(plain)
+    )
+
+
+def at_once_table(experiment: Experiment) -> Table:
+    """What was found of each contender with each number of requests."""
+    rows = [
+        [f"{row.requests:.0f}" + _sampled(experiment, row), row.contender, _number(row.all_tokens_per_s),
+         _number(row.closed), "-" if pd.isna(row.over_plain) else f"{row.over_plain:.2f}x", _number(row.tokens_per_s),
+         *[f"{seconds * 1e3:.0f} ms" for seconds in (row.ttft_s, row.itl_mean_s, row.itl_p95_s)],
+         _number(row.acceptance_length), str(row.loads)]
+        for row in by_requests(experiment).itertuples()
+    ]  # fmt: skip
+    return Table(HEAD, rows, [0, *range(2, len(HEAD))], f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
+
+
+def _sampled(experiment: Experiment, row: Any) -> str:
+    """What else tells its place from others, after a comma."""
+    where = experiment.where(row.place, ("requests",))
+    return f", {where}" if where else ""
+
+
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"
+
+
+def at_once(experiment: Experiment, path: Path) -> None:
+    """Speed of all over the number of requests and over the speed of each; latencies over the number of requests."""
+    sns = load_seaborn()
+    recipe, found = experiment.recipe, by_requests(experiment)
+    what = captions.setting(experiment) if recipe.simulated else captions.real(recipe.live, experiment.best)
+    caption = f"{what} All requests of a load begin at the same moment; medians over them. Numbers: requests at once."
+    caption += " Thin: closed form for runs of one token, drafts always ready." * bool(found.closed.notna().any())
+    contenders = [name for name in recipe.strategies if name in set(found.contender)]
+    looks = {name: style(experiment.style_of(name)) for name in contenders}
+    shared: dict[str, Any] = {
+        "hue": "contender", "style": "contender", "hue_order": contenders, "style_order": contenders, "dashes": False,
+        "palette": {name: look[0] for name, look in looks.items()}, "estimator": "median", "errorbar": None,
+        "markers": {name: look[1] for name, look in looks.items()},
+    }  # fmt: skip
+    with new_figure(path, caption, height=5.2) as figure:
+        ((total, pareto), (first, gap)) = figure.subplots(2, 2)
+        known = found.dropna(subset=["all_tokens_per_s"])
+        sns.lineplot(known, x="requests", y="all_tokens_per_s", ax=total, **shared)
+        sns.lineplot(known, x="tokens_per_s", y="all_tokens_per_s", ax=pareto, legend=False, sort=False, **shared)
+        for row in known.itertuples():
+            pareto.annotate(f"{row.requests:.0f}", (row.tokens_per_s, row.all_tokens_per_s), xytext=(3, 3),
+                            textcoords="offset points", fontsize=6.5, color=looks[row.contender][0])  # fmt: skip
+        for name, line in found.dropna(subset=["closed"]).groupby("contender"):
+            thin: dict[str, Any] = {"color": looks[str(name)][0], "linewidth": 1, "linestyle": (0, (2, 1.2))}
+            total.plot(line.requests, line.closed, **thin)
+            pareto.plot(line.limit_tokens_per_s, line.closed, **thin)
+        sns.lineplot(found, x="requests", y="ttft_s", ax=first, legend=False, **shared)
+        sns.lineplot(found, x="requests", y="itl_mean_s", ax=gap, legend=False, **shared)
+        for axis, label in ((total, "tokens/s of all"), (first, "time to first token (s)"),
+                            (gap, "mean inter-token latency (s)")):  # fmt: skip
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sorted(set(found.requests)), [f"{count:.0f}" for count in sorted(set(found.requests))])
+            axis.set(xlabel="requests at once", ylabel=label, ylim=(0, None))
+        pareto.set(xlabel="tokens/s of each", ylabel="tokens/s of all", xlim=(0, None), ylim=(0, None))
+        handles, labels = total.get_legend_handles_labels()
+        total.get_legend().remove()
+        legend_above(figure, handles, labels)

@@ -1,0 +1,621 @@
+"""The TLS transport against its protocol, and then against strangers, liars and the dead."""
+
+import json
+import os
+import queue
+import random
+import select
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trickle import slow_link
+
+from pipeinfer.runtime.transports import MAX_HEADER, Envelope, PeerLost, TransportError, framing
+from pipeinfer.runtime.transports.certificates import Members
+from pipeinfer.runtime.transports.keys import Keys, write_keys
+from pipeinfer.runtime.transports.message_reader import start_of_message
+from pipeinfer.runtime.transports.tls import LINGER_S, TlsTransport
+from pipeinfer.runtime.transports.tls_streams import STRANGERS
+from pipeinfer.testing.transports import TransportConformance, expect, expect_lost
+
+KEYS = Keys.generate()
+OTHER_KEYS = Keys.generate()
+ANY = "tls://127.0.0.1:0"
+GLANCE_S = 0.05
+
+Make = Callable[..., "Attended"]
+
+
+class Attended(TlsTransport):
+    """An endpoint among `others` of this process: while one waits all of them move their bytes, as ranks do, each of
+    which has a process and waits or looks around in it."""
+
+    others: "list[Attended]" = []  # noqa: RUF012 - of all of them
+    rung = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.others.append(self)
+
+    def receive(self, timeout: float) -> Envelope | None:
+        deadline = time.monotonic() + timeout
+        while (heard := super().receive(0)) is None and not self.rung and (left := deadline - time.monotonic()) > 0:
+            self.attend_all(min(left, GLANCE_S))
+        self.rung &= heard is not None
+        return heard
+
+    def wake(self) -> None:
+        self.rung = True
+        super().wake()
+
+    def attend_all(self, seconds: float) -> None:
+        select.select([each._selector.fileno() for each in self.others], [], [], seconds)
+        for each in self.others:
+            each._attend(0.0)
+
+    def close(self) -> None:
+        deadline = time.monotonic() + LINGER_S
+        while not self._closed and any(link.unsent for link in self._links.values()) and time.monotonic() < deadline:
+            self.attend_all(GLANCE_S)
+        if self in self.others:
+            self.others.remove(self)
+        super().close()
+
+
+class TestTls(TransportConformance):
+    def endpoint(self, rank: int) -> Attended:
+        return Attended(ANY, rank, keys=KEYS)
+
+    def endpoint_at(self, address: str, rank: int) -> Attended:
+        return Attended(address, rank, keys=KEYS)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this host has no IPv6")
+class TestTlsOverIpv6(TestTls):
+    def endpoint(self, rank: int) -> Attended:
+        endpoint = Attended("tls://[::1]:0", rank, keys=KEYS)
+        assert endpoint.address.startswith("tls://[::1]:")
+        return endpoint
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Opens endpoints and closes them afterwards."""
+    with ExitStack() as stack:
+        yield lambda rank, **options: stack.enter_context(closing(Attended(ANY, rank, **{"keys": KEYS, **options})))
+
+
+@pytest.fixture
+def linked(make: Make) -> list[Attended]:
+    """Ranks 0 and 1, linked both ways and acquainted."""
+    a, b = make(0), make(1)
+    a.connect(1, b.address)
+    b.connect(0, a.address)
+    chat(a, b)
+    return [a, b]
+
+
+def chat(a: TlsTransport, b: TlsTransport) -> None:
+    """A word each way."""
+    a.send(b.rank, b"ping", bytes(100_000))
+    assert expect(b).header == b"ping"
+    b.send(a.rank, b"pong")
+    assert expect(a).header == b"pong"
+
+
+def port_of(endpoint: TlsTransport) -> tuple[str, int]:
+    host, _, port = endpoint.address.removeprefix("tls://").rpartition(":")
+    return host, int(port)
+
+
+def message(first: bytes, *payload: bytes) -> bytes:
+    """As it stands in the stream."""
+    return start_of_message(first) + b"".join(payload)
+
+
+class Outsider:
+    """A connection in nobody's service, with a thread of its own: says anything, with any context."""
+
+    def __init__(self, endpoint: TlsTransport, context: ssl.SSLContext | None = None) -> None:
+        self.refusal = ""
+        self._where, self._context = port_of(endpoint), context or Members(KEYS).connecting
+        self._says: queue.Queue[bytes] = queue.Queue()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def send(self, *pieces: bytes) -> None:
+        self._says.put(b"".join(pieces))
+
+    def _run(self) -> None:
+        try:
+            with socket.create_connection(self._where, 10) as raw, self._context.wrap_socket(raw) as secured:
+                while said := self._says.get():
+                    secured.sendall(said)
+        except OSError as problem:
+            self.refusal = str(problem)
+
+    def close(self) -> None:
+        self._says.put(b"")
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+# Strangers
+
+
+def test_a_stranger_with_other_keys_gives_up(linked: list[Attended]) -> None:
+    a, b = linked
+    with closing(Outsider(b, Members(OTHER_KEYS).connecting)) as stranger:
+        stranger.send(message(framing.first_frame(5, 0, b"let me in", 0)))
+        assert b.receive(0.2) is None
+        chat(a, b)
+    assert "CERTIFICATE_VERIFY_FAILED" in stranger.refusal
+    assert b.rejected == 0
+    assert 5 not in b.traffic
+
+
+@pytest.mark.parametrize("shows", ["no certificate", "its own"])
+def test_a_stranger_that_trusts_anybody_never_gets_through(linked: list[Attended], tmp_path: Path, shows: str) -> None:
+    a, b = linked
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if shows == "its own":
+        (tmp_path / "pem").write_text(OTHER_KEYS.certificate + OTHER_KEYS.private_key)
+        context.load_cert_chain(tmp_path / "pem")
+    with closing(Outsider(b, context)) as stranger:
+        stranger.send(message(framing.first_frame(5, 0, b"let me in", 0)))
+        assert b.receive(0.2) is None
+        chat(a, b)
+    assert len(b._streams) == 1
+    assert b.rejected == 0
+    assert 5 not in b.traffic
+
+
+def test_older_versions_of_the_protocol_are_refused(linked: list[Attended]) -> None:
+    a, b = linked
+    context = Members(KEYS).connecting
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with closing(Outsider(b, context)) as stranger:
+        assert b.receive(0.2) is None
+        chat(a, b)
+    assert "version" in stranger.refusal.lower()
+
+
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, os.urandom(5000), b"\x16\x03", b""])
+def test_garbage_on_the_port_does_not_disturb(linked: list[Attended], garbage: bytes) -> None:
+    a, b = linked
+    with socket.create_connection(port_of(b)) as raw:
+        raw.sendall(garbage)
+        chat(a, b)
+    chat(a, b)
+    assert b.rejected == 0
+
+
+def test_handshakes_that_nobody_finishes_stall_nobody_and_are_bounded(linked: list[Attended], make: Make) -> None:
+    a, b = linked
+    with ExitStack() as stack:
+        for _ in range(2 * STRANGERS):
+            stack.enter_context(socket.create_connection(port_of(b))).sendall(b"\x16\x03\x01")
+            assert b.receive(0) is None
+        chat(a, b)
+        assert len(b._streams) <= STRANGERS + 1
+        newcomer = make(2)
+        newcomer.connect(1, b.address)
+        newcomer.send(1, b"hello")
+        assert expect(b) == (2, b"hello", b"")
+
+
+def test_a_peer_with_another_key_file_is_told_what_to_look_at(make: Make) -> None:
+    a, b = make(0, connect_s=0.5), make(1, keys=OTHER_KEYS)
+    a.connect(1, b.address)
+    with pytest.raises(PeerLost, match="same key file"):
+        a.receive(5)
+
+
+# Members that do not keep to the protocol
+
+
+def test_a_second_connection_for_a_rank_is_refused(linked: list[Attended]) -> None:
+    a, b = linked
+    with closing(Outsider(b)) as liar:
+        liar.send(message(framing.first_frame(0, 0, b"I am rank 0", 0)), message(framing.first_frame(0, 1, b"", 0)))
+        assert b.receive(0.2) is None
+        assert b.rejected == 1
+        chat(a, b)
+
+
+def test_who_is_refused_hears_of_it(linked: list[Attended], make: Make) -> None:
+    a, b = linked
+    second = make(0)
+    second.connect(1, b.address)
+    second.send(1, b"I am rank 0", bytes(1_000_000))
+    with pytest.raises(PeerLost, match=r"rank 1 at tls://.* is busy with another session: it has a rank 0 already"):
+        second.receive(5)
+    chat(a, b)
+
+
+def test_who_left_before_its_first_word_is_tried_again_and_hears_everything(make: Make) -> None:
+    a = make(-1, again_s=5.0)
+    with closing(Attended(ANY, 0, keys=KEYS)) as leaving:
+        a.connect(0, leaving.address)
+        a.send(0, b"hello", b"payload")
+        a.send(0, b"still there?")
+        assert a.receive(0.2) is None
+    with closing(Attended(leaving.address, 0, keys=KEYS)) as back:
+        assert a.receive(0.3) is None
+        assert expect(back) == (-1, b"hello", b"payload")
+        assert expect(back) == (-1, b"still there?", b"")
+        back.connect(-1, a.address)
+        chat(a, back)
+    assert expect_lost(a) == 0  # for good: it has said a word
+
+
+def test_who_left_before_its_first_word_and_stays_away_is_lost(make: Make) -> None:
+    a = make(-1, again_s=0.2)
+    with closing(Attended(ANY, 0, keys=KEYS)) as leaving:
+        a.connect(0, leaving.address)
+        a.send(0, b"hello")
+        assert a.receive(0.2) is None
+    with pytest.raises(PeerLost, match=r"rank 0 at .* is gone: it closed its end"):
+        a.receive(5)
+
+
+def test_nobody_else_may_be_this_rank(linked: list[Attended]) -> None:
+    _, b = linked
+    with closing(Outsider(b)) as liar:
+        liar.send(message(framing.first_frame(1, 0, b"I am you", 0)))
+        assert b.receive(0.2) is None
+    assert b.rejected == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (message(framing.first_frame(5, 0, b"replayed", 0)), "message 0 where 1 was due"),
+        (message(framing.first_frame(5, 2, b"after a gap", 0)), "message 2 where 1 was due"),
+        (message(framing.first_frame(6, 1, b"other rank", 0)), "claim to be rank 6"),
+        (message(framing.first_frame(5, 1, b"", 0)[:-1]), "first frame of 23 bytes"),
+        (message(b""), "first frame of 0 bytes"),
+        (message(b"XX" + framing.first_frame(5, 1, b"", 0)[2:]), "another protocol"),
+        (message(b"PI\x63" + framing.first_frame(5, 1, b"", 0)[3:]), "version 99"),
+        (message(framing.first_frame(5, 1, bytes(MAX_HEADER + 1), 0)), "first frame of"),
+        (message(framing.first_frame(5, 1, b"", 7), b"payload", b"more"), "first frame of"),
+        (message(framing.first_frame(5, 1, b"", 1 << 40)), "over the limit"),
+    ],
+)
+def test_a_member_that_breaks_its_stream_is_lost_and_the_others_go_on(
+    linked: list[Attended], said: bytes, fault: str
+) -> None:
+    a, b = linked
+    with closing(Outsider(b)) as member:
+        member.send(message(framing.first_frame(5, 0, b"hello", 0)))
+        assert expect(b) == (5, b"hello", b"")
+        member.send(said)
+        with pytest.raises(PeerLost, match=f"the stream of rank 5 is broken: .*{fault}"):
+            look_until(b, time.monotonic() + 5)
+        member.send(message(framing.first_frame(5, 1, b"as if nothing had happened", 0)))
+        assert b.receive(0.1) is None
+        chat(a, b)
+
+
+def test_who_leaves_in_the_middle_of_a_message_is_lost_without_it(linked: list[Attended]) -> None:
+    a, b = linked
+    with closing(Outsider(b)) as member:
+        member.send(message(framing.first_frame(5, 0, b"hello", 0)))
+        assert expect(b) == (5, b"hello", b"")
+        member.send(message(framing.first_frame(5, 1, b"half", 200_000), bytes(100_000)))
+    assert expect_lost(b) == 5
+    chat(a, b)
+
+
+def test_a_payload_over_the_limit_is_not_even_read(make: Make) -> None:
+    b = make(1, max_payload=1000)
+    with closing(Outsider(b)) as member:
+        member.send(message(framing.first_frame(5, 0, b"hello", 0)))
+        assert expect(b).header == b"hello"
+        member.send(message(framing.first_frame(5, 1, b"", 10_000_000), bytes(10_000_000)))
+        assert expect_lost(b) == 5
+
+
+def test_the_rest_of_a_stream_to_who_listened_here_before_is_nobodys(make: Make) -> None:
+    b = make(1)
+    with closing(Outsider(b)) as before, closing(Outsider(b)) as now:
+        before.send(message(framing.first_frame(5, 3, b"the first three went to another endpoint", 0)))
+        assert b.receive(0.2) is None
+        assert b.rejected == 1
+        now.send(message(framing.first_frame(5, 0, b"hello", 0)))
+        assert expect(b) == (5, b"hello", b"")
+
+
+stream_bytes = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        lambda rank, number, header, size: message(framing.first_frame(rank, number, header, size), bytes(size)),
+        st.integers(-3, 9), st.integers(0, 3), st.binary(max_size=20), st.integers(0, 70_000),
+    ),
+    st.builds(lambda cut: message(framing.first_frame(7, 0, b"truncated", 5))[:cut], st.integers(0, 32)),
+    st.builds(lambda *fields: message(struct.pack("<2sBxiQQ", *fields)), st.just(b"PI"), st.just(1), st.just(7),
+              st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(said=st.lists(stream_bytes, min_size=1, max_size=8))
+def test_nothing_from_a_member_brings_an_endpoint_down(linked: list[Attended], said: list[bytes]) -> None:
+    a, b = linked
+    member = Outsider(b)
+    for piece in said:
+        member.send(piece or b"\x00")
+    member._says.put(b"")
+    a.send(1, b"still here?")
+    deadline = time.monotonic() + 10
+    while (heard := listen(b)) is None or heard[0] != a.rank:
+        assert time.monotonic() < deadline
+    assert heard == (0, b"still here?", b"")
+    while member._thread.is_alive():
+        listen(b)
+        assert time.monotonic() < deadline
+
+
+def listen(endpoint: TlsTransport) -> tuple[int, bytes, bytes] | None:
+    """What comes next; losing anyone but rank 0 is fine here."""
+    try:
+        envelope = endpoint.receive(0.01)
+    except PeerLost as lost:
+        if lost.rank == 0:
+            raise
+        return None
+    return None if envelope is None else (envelope.sender, envelope.header, bytes(envelope.payload))
+
+
+# The dead, the silent and the busy
+
+
+CHILD = """
+import sys
+from pipeinfer.runtime.transports.keys import read_keys
+from pipeinfer.runtime.transports.tls import TlsTransport
+me = TlsTransport("tls://127.0.0.1:0", 1, keys=read_keys(sys.argv[1]))
+print(me.address, flush=True)
+if len(sys.argv) > 2:
+    me.connect(0, sys.argv[2])
+    me.send(0, b"hello")
+while True:
+    me.receive(60)
+"""
+
+
+@contextmanager
+def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[TlsTransport, int]]:
+    """Rank 0 here, linked with rank 1 in a process of its own, both ways unless it is mute; and its process id."""
+    keys = write_keys(tmp_path / "keys")
+    here = make(0, keys=keys)
+    command = [sys.executable, "-c", CHILD, str(keys.file), *([] if mute else [here.address])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            here.connect(1, process.stdout.readline().strip())
+            if not mute:
+                assert expect(here).header == b"hello"
+            assert here.receive(0.3) is None
+            yield here, process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_a_killed_peer_is_lost_at_once(make: Make, tmp_path: Path, mute: bool) -> None:
+    with child(make, tmp_path, mute) as (here, pid):
+        os.kill(pid, signal.SIGKILL)
+        start = time.monotonic()
+        assert expect_lost(here) == 1
+        assert time.monotonic() - start < 1.0
+
+
+def test_a_stopped_peer_is_waited_for_and_hears_everything(make: Make, tmp_path: Path) -> None:
+    """Its kernel answers for it. It does not end its connections by being stopped, whatever is on its way to it."""
+    with child(make, tmp_path) as (here, pid):
+        os.kill(pid, signal.SIGSTOP)
+        here._silence_s = 0.5
+        here.send(1, b"unheard", bytes(20_000_000))
+        assert here.receive(2.0) is None
+        assert here._links[1].unsent
+        os.kill(pid, signal.SIGCONT)
+        deadline = time.monotonic() + 10
+        while here._links[1].unsent:
+            assert here.receive(0.05) is None
+            assert time.monotonic() < deadline
+
+
+def test_a_peer_that_computes_without_receiving_is_not_lost(make: Make) -> None:
+    a, b = make(0, silence_s=0.5), make(1, silence_s=0.5)
+    a.connect(1, b.address)
+    b.connect(0, a.address)
+    chat(a, b)
+    with computing(b):
+        assert a.receive(1.2) is None
+    chat(a, b)
+
+
+def test_who_is_computing_when_others_connect_is_waited_for(make: Make) -> None:
+    a, b = make(0, connect_s=0.3), make(1)
+    with computing(b):
+        a.connect(1, b.address)
+        a.send(1, b"take your time")
+        assert a.receive(0.8) is None
+    assert expect(b) == (0, b"take your time", b"")
+
+
+def test_who_computes_while_it_connects_blames_nobody(make: Make) -> None:
+    """An attempt that failed meanwhile is made again, for as long as if nothing had been between."""
+    with closing(Attended(ANY, 1, keys=KEYS)) as probe:
+        address = probe.address
+    a = make(0, connect_s=0.4)
+    a.connect(1, address)
+    a.send(1, b"early")
+    with computing(a):
+        time.sleep(0.6)
+    with closing(Attended(address, 1, keys=KEYS)) as b:
+        assert expect(b) == (0, b"early", b"")
+
+
+@contextmanager
+def computing(endpoint: Attended) -> Iterator[None]:
+    """It does not look at its connections."""
+    endpoint.others.remove(endpoint)
+    yield
+    endpoint.others.append(endpoint)
+
+
+def test_words_that_came_while_nobody_listened_are_heard_before_the_loss(make: Make) -> None:
+    a, b = make(0), make(1)
+    a.connect(1, b.address)
+    b.connect(0, a.address)
+    chat(a, b)
+    with computing(b):
+        for n in range(5):
+            a.send(1, b"%d" % n, bytes(20_000))
+        a.close()
+        time.sleep(0.5)
+    assert [expect(b).header for _ in range(5)] == [b"%d" % n for n in range(5)]
+    assert expect_lost(b) == 0
+
+
+def test_a_message_may_take_longer_than_silence_over_a_slow_link(make: Make) -> None:
+    a, b = make(0, silence_s=0.75), make(1, silence_s=0.75)
+    payload = random.Random(0).randbytes(4_000_000)
+    with slow_link("tls", b.address, 2e6) as address, closing(a):
+        b.connect(0, a.address)
+        a.connect(1, address)
+        start = time.monotonic()
+        a.send(1, b"large", payload)
+        received = expect(b)
+        assert (received.header, bytes(received.payload)) == (b"large", payload)
+        assert time.monotonic() - start > 2 * 0.75
+
+
+def test_a_peer_that_never_answers_is_lost_and_stays_lost(make: Make) -> None:
+    a = make(0, connect_s=0.2)
+    with closing(Attended(ANY, 1, keys=KEYS)) as probe:
+        address = probe.address
+    a.connect(1, address)
+    with pytest.raises(PeerLost, match=r"rank 1 at tls://127\.0\.0\.1:.* never answered"):
+        a.receive(5)
+    with pytest.raises(PeerLost, match="never answered"):
+        a.connect(1, address)
+
+
+def test_a_lost_peer_cannot_come_back(make: Make) -> None:
+    b = make(1)
+    for attempt in range(2):
+        with closing(Attended(ANY, 0, keys=KEYS)) as a:
+            a.connect(1, b.address)
+            a.send(1, b"hello")
+            if attempt == 0:
+                assert expect(b).header == b"hello"
+                a.close()
+                assert expect_lost(b) == 0
+            else:
+                assert b.receive(0.2) is None
+    assert b.rejected == 1
+
+
+# Addresses, keys and tidiness
+
+
+@pytest.mark.parametrize("address", ["tls://192.0.2.1:0", "tls://node7:5000"])
+def test_an_address_that_is_not_loopback_needs_a_key_file(make: Make, address: str) -> None:
+    with pytest.raises(TransportError, match=f"{address} is not loopback: give every rank the same key file"):
+        TlsTransport(address, 0, keys=KEYS)
+    with pytest.raises(TransportError, match="not loopback"):
+        make(0).connect(1, address)
+
+
+@pytest.mark.parametrize("address", ["tls://", "tls://127.0.0.1", "tls://127.0.0.1:many", "tcp://127.0.0.1:0", "x"])
+def test_what_is_no_address_is_refused(make: Make, address: str) -> None:
+    with pytest.raises(TransportError, match="is not a TLS address; expected one like tls://"):
+        TlsTransport(address, 0, keys=KEYS)
+    with pytest.raises(TransportError, match="is not a TLS address"):
+        make(0).connect(1, address)
+
+
+def test_a_busy_port_is_named(make: Make) -> None:
+    taken = make(0).address
+    with pytest.raises(TransportError, match=f"^{taken} is in use by another program; choose another port"):
+        TlsTransport(taken, 1, keys=KEYS)
+
+
+def test_an_address_of_another_host_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TransportError, match=r"cannot listen at tls://192\.0\.2\.1:0"):
+        TlsTransport("tls://192.0.2.1:0", 0, keys=write_keys(tmp_path / "keys"))
+
+
+def test_a_key_file_without_a_certificate_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    write_keys(path, certificate=False)
+    with pytest.raises(TransportError, match=f"{path}: no certificate in it, which tls needs; make a new file"):
+        TlsTransport(ANY, 0, keys=path)
+
+
+@pytest.mark.parametrize("field", ["certificate", "private_key"])
+@pytest.mark.parametrize("text", ["nonsense", OTHER_KEYS.private_key])
+def test_a_certificate_that_is_none_is_named(tmp_path: Path, field: str, text: str) -> None:
+    path = tmp_path / "keys"
+    write_keys(path)
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {field: text}))
+    with pytest.raises(TransportError, match=f"the certificate in {path} is of no use"):
+        TlsTransport(ANY, 0, keys=path)
+
+
+def test_secrets_are_in_nobodys_words() -> None:
+    assert KEYS.private_key.splitlines()[1] not in repr(KEYS)
+
+
+def test_close_flushes_frees_the_address_and_leaves_no_thread_and_no_file() -> None:
+    before = threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))
+    with closing(TlsTransport(ANY, 0, keys=KEYS)) as a:
+        a.connect(1, "tls://127.0.0.1:9")
+        a.send(1, b"never read")
+        start = time.monotonic()
+    assert time.monotonic() - start < 1.5
+    assert (threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))) == before
+    TlsTransport(a.address, 0, keys=KEYS).close()
+
+
+def test_a_lost_peer_leaves_no_file(make: Make) -> None:
+    b = make(1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with closing(Attended(ANY, 0, keys=KEYS)) as a:
+        a.connect(1, b.address)
+        b.connect(0, a.address)
+        chat(a, b)
+    assert expect_lost(b) == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_who_only_looks_finds_a_loss_too(linked: list[Attended]) -> None:
+    a, b = linked
+    assert all(a.receive(0) is None for _ in range(1000))
+    b.close()
+    with pytest.raises(PeerLost):
+        look_until(a, time.monotonic() + 10)
+
+
+def look_until(endpoint: TlsTransport, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        endpoint.receive(0)
