@@ -105,6 +105,4 @@ def at_once(experiment: Experiment, path: Path) -> None:
             axis.set_xticks(sorted(set(found.requests)), [f"{count:.0f}" for count in sorted(set(found.requests))])
             axis.set(xlabel="requests at once", ylabel=label, ylim=(0, None))
         pareto.set(xlabel="tokens/s of each", ylabel="tokens/s of all", xlim=(0, None), ylim=(0, None))
-        handles, labels = total.get_legend_handles_labels()
-        total.get_legend().remove()
-        legend_above(figure, handles, labels)
+        legend_above(figure, total)
