@@ -1,10 +1,11 @@
-"""HTTP/1.1 for strangers: a connection that brings no whole request head in time is closed."""
+"""HTTP/1.1 for strangers: a connection that brings no whole request head in time is closed, and so is one too many."""
 
 import asyncio
 from typing import Any
 
 import h11
 import msgspec
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeinfer.errors import one_line
@@ -26,6 +27,9 @@ class LimitedHttp(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            refusal = Refusal(503, f"{MOST_CONNECTIONS} connections are open already: try again later")
+            self.app = JSONResponse(refusal.body, refusal.status, {"connection": "close", "retry-after": "1"})
         self._wait()
 
     def data_received(self, data: bytes) -> None:

@@ -9,7 +9,7 @@ import uvicorn
 
 from pipeinfer.serve.app import application
 from pipeinfer.serve.handlers import Handlers
-from pipeinfer.serve.http_limits import MOST_CONNECTIONS, MOST_HEADERS, LimitedHttp
+from pipeinfer.serve.http_limits import MOST_HEADERS, LimitedHttp
 
 LEAVE_S = 5
 """Seconds that requests under way have to end when the server is told to."""
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(uvicorn.Config(
             application(handlers, key=key), http=LimitedHttp, ws="none", lifespan="off", log_config=None,
-            access_log=False, proxy_headers=False, server_header=False, limit_concurrency=MOST_CONNECTIONS,
+            access_log=False, proxy_headers=False, server_header=False,
             h11_max_incomplete_event_size=MOST_HEADERS, timeout_graceful_shutdown=LEAVE_S,
         ))  # fmt: skip
         self._handlers = handlers

@@ -164,6 +164,15 @@ def test_what_is_too_large_is_refused_before_it_is_read(web: WebClient) -> None:
     assert web.ask("GET", "/health")[0] == 200
 
 
+def test_one_connection_too_many_is_told_so(web: WebClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "MOST_CONNECTIONS", 0)
+    status, answer, headers = web.ask("GET", "/v1/models")
+    assert (status, headers["connection"]) == (503, "close")
+    assert answer["error"]["message"] == "0 connections are open already: try again later"
+    monkeypatch.undo()
+    assert web.ask("GET", "/v1/models")[0] == 200
+
+
 def test_slow_senders_are_left_and_others_are_served(web: WebClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_limits, "HEAD_S", 0.5)
     monkeypatch.setattr(handlers, "BODY_S", 0.5)
