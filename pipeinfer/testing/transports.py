@@ -20,7 +20,7 @@ from pipeinfer.runtime.transports import MAX_HEADER, MAX_PAYLOAD, Envelope, Peer
 
 WAIT_S = 1.0
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long a message may take to arrive before a test gives it up."""
 
 

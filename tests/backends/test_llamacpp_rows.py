@@ -2,6 +2,8 @@
 
 import threading
 import time
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from llamacpp_stages import TOKENS, backend, chain, close, never, open_stages, r
 from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull
 from pipeinfer.engine.kv_cells import Cells
+from pipeinfer_llamacpp import abort_thread
 from pipeinfer_llamacpp import stage as stage_module
 from pipeinfer_llamacpp.abort_poll import AbortPoll, open_abort
 from pipeinfer_llamacpp.abort_thread import AbortThread
@@ -172,11 +175,11 @@ def asking(request, monkeypatch):
         monkeypatch.setattr(stage_module, "open_abort", AbortThread)
     elif not isinstance(open_abort(), AbortPoll):
         pytest.skip("needs a C compiler")
+    return request.param
 
 
-@pytest.mark.usefixtures("asking")
 @pytest.mark.parametrize("share", [(0, 6), (0, 3), (3, 6)], ids=["whole", "first", "last"])
-def test_an_abort_in_mid_compute_comes_soon_and_leaves_the_cells_as_they_were(shared, slow, share):
+def test_an_abort_in_mid_compute_comes_soon_and_leaves_the_cells_as_they_were(shared, slow, share, asking):
     stage, undisturbed = (backend(shared).load(str(slow), share, cells=700, sequences=4) for _ in range(2))
     hidden = np.random.default_rng(0).standard_normal((620, 512), np.float32)
     batch = Batch([5] * 620, range(8, 628), [(0, 2)] * 310 + [(0,)] * 310, 1)  # more rows than a micro-batch
@@ -184,17 +187,16 @@ def test_an_abort_in_mid_compute_comes_soon_and_leaves_the_cells_as_they_were(sh
         each.forward(chain(range(8)), hidden[:8], never)
         each.apply(KvSeqCp(0, 2, 0, -1))
 
-    start = time.perf_counter()
-    expected = undisturbed.forward(batch, hidden, never)
-    full = time.perf_counter() - start
-    for fraction in (0, 0.2, 0.4):
-        stop = threading.Event()
-        timer = threading.Timer(fraction * full, stop.set)
-        start = time.perf_counter()
-        timer.start()
-        assert stage.forward(batch, hidden, stop.is_set) is None
-        assert time.perf_counter() - start < (fraction + 0.25) * full + 0.1
-        timer.join()
+    asked = []
+    start = time.process_time()
+    expected = undisturbed.forward(batch, hidden, lambda: bool(asked.append(1)))
+    full = time.process_time() - start
+    # Between nodes their number tells how far it has come; a thread beside it asks every few milliseconds.
+    for number in (1, len(asked) // 5, 2 * len(asked) // 5) if asking is AbortPoll else (1, 2, 4):
+        numbers = count(1)
+        start = time.process_time()
+        assert stage.forward(batch, hidden, lambda ns=numbers, last=number: next(ns) >= last) is None
+        assert time.process_time() - start < full
     np.testing.assert_array_equal(stage.forward(batch, hidden, never), expected)
     close([stage, undisturbed])
 
@@ -233,13 +235,15 @@ def test_the_abort_check_is_not_called_outside_of_a_forward(shared, small):
         (1, 0.0, False, True),  # says nothing: it did not work
     ],
 )
-def test_what_may_take_long_is_watched(rows, seconds, computed, watched):
+def test_what_may_take_long_is_watched(rows, seconds, computed, watched, monkeypatch):
+    now, asked = [0.0], threading.Event()
+    monkeypatch.setattr(abort_thread, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     thread = AbortThread()
     thread.start(never, rows)
-    time.sleep(seconds)
+    now[0] += seconds
     assert not thread.stop(computed=computed)
-    thread.start(lambda: True, 100 if seconds == 0.001 else 1)
-    time.sleep(0.1)
+    thread.start(lambda: asked.set() or True, 100 if seconds == 0.001 else 1)
+    assert asked.wait(30 if watched else 0.1) == watched
     assert thread.stop(computed=True) == watched
     thread.close()
 

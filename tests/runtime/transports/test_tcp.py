@@ -309,10 +309,12 @@ while True:
 
 
 @contextmanager
-def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[TcpTransport, int]]:
+def child(
+    make: Make, tmp_path: Path, mute: bool = False, silence_s: float = 2.0
+) -> Iterator[tuple[TcpTransport, int]]:
     """Rank 0 here, linked with rank 1 in a process of its own, both ways unless it is mute; and its process id."""
     keys = write_keys(tmp_path / "keys")
-    here = make(0, keys=keys, silence_s=2.0)
+    here = make(0, keys=keys, silence_s=silence_s)
     command = [sys.executable, "-c", CHILD, str(keys.file), *([] if mute else [here.address])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -328,22 +330,18 @@ def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[TcpT
 
 @pytest.mark.parametrize("mute", [False, True])
 def test_a_killed_peer_is_lost_at_once(make: Make, tmp_path: Path, mute: bool) -> None:
-    with child(make, tmp_path, mute) as (here, pid):
+    with child(make, tmp_path, mute, silence_s=600) as (here, pid):  # so it is not its silence that tells
         os.kill(pid, signal.SIGKILL)
-        start = time.monotonic()
         assert expect_lost(here) == 1
-        assert time.monotonic() - start < 1.0
 
 
 @pytest.mark.parametrize(("mute", "stuck_bytes"), [(False, 0), (True, 0), (True, 20_000_000)])
 def test_a_stopped_peer_is_lost_soon(make: Make, tmp_path: Path, mute: bool, stuck_bytes: int) -> None:
     with child(make, tmp_path, mute) as (here, pid):
         os.kill(pid, signal.SIGSTOP)
-        start = time.monotonic()
         here.send(1, b"unheard", bytes(stuck_bytes))
         with pytest.raises(PeerLost, match=r"rank 1 at .* silent for 2 s"):
-            here.receive(10)
-        assert time.monotonic() - start < 3.0
+            here.receive(60)
 
 
 def test_a_peer_that_computes_without_receiving_is_not_lost(make: Make) -> None:
