@@ -182,6 +182,8 @@ class Generation:
         self.began_at = 0.0
         self.cached = 0
         """Tokens of the prompt whose cells were there."""
+        self.lent = 0
+        """So many tokens of it are the beginning of other texts too."""
         self.reason: str | None = None
         self.runs: list[Run] = []
         self.in_flight: deque[Run] = deque()

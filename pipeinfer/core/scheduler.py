@@ -183,6 +183,7 @@ class Scheduler(Machine):
         generation.cached = shared
         if shared:
             self.ledger.fork(source, sequence, shared)
+            self._lend(source, shared)
         else:
             self.ledger.begin(sequence)
         nodes = generation.take_prompt()[shared:]
@@ -272,9 +273,16 @@ class Scheduler(Machine):
             self._abandon(generation)
             self._go_on(generation)
 
+    def _lend(self, source: int, shared: int) -> None:
+        """A text begins with so many tokens of another: what is under way of these is not to be given up."""
+        for one in self._live:
+            if one.sequence == source:
+                one.lent = max(one.lent, shared)
+
     def _abandon(self, generation: Generation) -> None:
-        """Nothing follows the text any more: give up its own runs too."""
-        runs = [run for run in generation.in_flight if run.cancel_sent_at is None]
+        """Nothing follows the text any more: give up its own runs too, but for those that other texts begin with."""
+        lent = generation.lent
+        runs = [run for run in generation.in_flight if run.cancel_sent_at is None and run.nodes[0].position >= lent]
         for run in runs:
             run.cancel_sent_at = self.now
         if runs:
@@ -309,13 +317,15 @@ class Scheduler(Machine):
 
     def _beginning(self, prompt: Sequence[int]) -> tuple[int, int]:
         """The sequence that holds most of the beginning of a prompt, of a text that was kept or goes on, and how many
-        tokens of it; of the last one the next has yet to be chosen."""
+        tokens of it; of the last one the next has yet to be chosen. So of several requests with the same prompt the
+        first computes it for all."""
         if not self.pipeline.keeps_texts:
             return -1, 0
         source, shared = self.held.longest(prompt)
         for one in self._live:
-            length = self._alike.length(one.number, one.text, prompt)
-            if length > shared and (length := min(length, self._computed(one))) > shared:
+            # What was sent of a text is on every stage by the time that whatever is sent now comes there.
+            length = min(self._alike.length(one.number, one.text, prompt), one.tip.position)
+            if length > shared and (length := min(length, self.ledger.length(one.sequence))) > shared:
                 source, shared = one.sequence, length
         if source in self.held.sequences:
             self.held.use(source)

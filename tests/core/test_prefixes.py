@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pipeinfer.core.effects import Finish, Request, Start, Stop, ToFirstStage
+from pipeinfer.core.effects import Finish, Request, Start, Stop, ToFirstStage, ToStages
 from pipeinfer.core.generation import PipelineShape
-from pipeinfer.core.messages import Decode, KvSeqCp, KvSeqRm, Logits
+from pipeinfer.core.messages import CancelRun, Decode, KvSeqCp, KvSeqRm, Logits
 from pipeinfer.core.prefixes import HeldTexts
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.iterative import Iterative
@@ -76,12 +76,30 @@ def test_the_text_itself_is_given_up_where_there_is_no_room_beside_it() -> None:
     assert kept.answer(1, 2, 3).tokens == (1, 2, 3)
 
 
-def test_a_text_under_way_is_shared_as_far_as_it_has_come_back() -> None:
+def test_of_several_requests_with_the_same_prompt_the_first_computes_it() -> None:
     kept = Kept(prompt_chunk=2)
-    kept(Start(Request((1, 2, 3, 4), 9), 0))
-    kept(Logits(0, ()))
+    for number in range(3):
+        kept(Start(Request((1, 2, 3, 4, 5), 9), number))
+    assert [decode.tokens for decode in kept.sent] == [(1, 2), (3, 4), (5,), (5,), (5,)]
+    assert kept.scheduler.ledger.used == 4 + 3
+
+
+def test_what_others_begin_with_is_computed_though_its_own_request_was_cancelled() -> None:
+    kept = Kept(prompt_chunk=2)
+    kept(Start(Request((1, 2, 3, 4, 5, 6), 9), 0))
+    kept(Start(Request((1, 2, 3, 9), 9), 1))
+    assert kept.sent[-1].tokens == (9,)
+    assert ToStages(CancelRun((2,))) in kept(Stop(0, "cancelled", 0)), "of three chunks the last alone"
+
+
+def test_what_was_not_sent_of_a_text_is_not_shared() -> None:
+    kept = Kept(prompt_chunk=2)
+    kept(Start(Request((9,), 9), 0))
+    kept(Logits(0, (50,)))
     kept(Start(Request((1, 2, 3, 4), 9), 1))
-    assert [decode.tokens for decode in kept.sent] == [(1, 2), (3, 4), (3, 4)]
+    kept(Start(Request((1, 2, 3, 4), 9), 2))
+    assert [decode.tokens for decode in kept.sent] == [(9,), (50,), (1, 2)], "the second chunk waits for the first"
+    assert kept.scheduler.generations[2].cached == 2
 
 
 def test_what_a_cancelled_request_had_computed_stays() -> None:
@@ -121,7 +139,7 @@ class Counted(int):
 
 def test_who_waits_is_compared_with_each_token_once_and_not_at_every_event() -> None:
     texts, shared, events = 6, 100, 40
-    kept = Kept(cells=texts * 200 + 50, prompt_chunk=shared)
+    kept = Kept(cells=(texts + 1) * 100 + 50, prompt_chunk=shared)
     for number in range(texts):
         kept(Start(Request((*range(shared), number), 99), number))
     prompt = tuple(map(Counted, range(shared)))
