@@ -12,6 +12,8 @@ class HeldTexts:
 
     def __init__(self) -> None:
         self._texts: dict[int, tuple[int, ...]] = {}
+        self._asked: tuple[Sequence[int], tuple[int, int]] | None = None
+        """The prompt that was looked up last, and what was found: whoever waits is looked up at every event."""
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -32,15 +34,19 @@ class HeldTexts:
         for other in within:
             del self._texts[other]
         self._texts[sequence] = new
+        self._asked = None
         return within
 
     def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
         """The sequence that holds most of the beginning of `prompt`, and how many tokens of it; (-1, 0): none does."""
+        if self._asked is not None and self._asked[0] is prompt:
+            return self._asked[1]
         best = (-1, 0)
         for sequence, text in self._texts.items():
             shared = common_length(text, prompt)
             if shared > best[1]:
                 best = (sequence, shared)
+        self._asked = (prompt, best)
         return best
 
     def use(self, sequence: int) -> None:
@@ -50,6 +56,7 @@ class HeldTexts:
     def drop(self, sequence: int) -> None:
         """It is held no more."""
         del self._texts[sequence]
+        self._asked = None
 
 
 class Alike:

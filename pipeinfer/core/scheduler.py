@@ -163,9 +163,9 @@ class Scheduler(Machine):
         while self._queue:
             request = self._queue[0].request
             source, shared = self._beginning(request.prompt)
-            wanted = min(self.pipeline.limit, len(request.prompt) + request.max_tokens) - shared + self._promised()
-            if not self._make_room(1, wanted, spared=source):
-                if source not in self.held.sequences:
+            wanted = min(self.pipeline.limit, len(request.prompt) + request.max_tokens) + self._promised()
+            if not self._make_room(1, wanted - shared, spared=source):
+                if source not in self.held.sequences or not self._might_have(wanted):
                     return
                 self._give_up(source)
                 continue
@@ -333,10 +333,18 @@ class Scheduler(Machine):
 
     def _make_room(self, sequences: int, cells: int, spared: int = -1) -> bool:
         """Whether so many of them are free, once texts that were kept are given up as far as needed; not `spared`."""
-        kept = [held for held in self.held.sequences if held != spared] if len(self.held) else []
+        if len(self._free) >= sequences and self.ledger.free >= cells:
+            return True
+        if not self._might_have(cells):
+            return False
+        kept = [held for held in self.held.sequences if held != spared]
         while (len(self._free) < sequences or self.ledger.free < cells) and kept:
             self._give_up(kept.pop(0))
         return len(self._free) >= sequences and self.ledger.free >= cells
+
+    def _might_have(self, cells: int) -> bool:
+        """Whether giving up every text that was kept may make room for so many; where texts share cells it may not."""
+        return self.ledger.free + sum(map(self.ledger.length, self.held.sequences)) >= cells
 
     def _give_up(self, sequence: int) -> None:
         self.held.drop(sequence)

@@ -137,6 +137,23 @@ class Counted(int):
     __hash__ = int.__hash__
 
 
+def test_who_waits_takes_no_text_away_where_that_does_not_help() -> None:
+    kept = Kept(cells=60)
+    kept.answer(1, 2, 3)
+    kept.answer(4, 5, 6)
+    kept(Start(Request((7, 7), 40), 2))
+    Counted.comparisons = 0
+    kept(Start(Request(tuple(map(Counted, (1, 2, 3, 8, 8))), 40), 3))
+    looked_up = Counted.comparisons
+    for _ in range(9):
+        kept(Logits(kept.sent[-1].run, (50,)))
+    assert kept.scheduler.waiting == 1
+    assert len(kept.scheduler.held) == 2
+    assert Counted.comparisons - looked_up <= 9, "one token of the text under way at every event"
+    kept(Stop(9, "stop", 2))
+    assert kept.scheduler.generations[3].cached == 3
+
+
 def test_who_waits_is_compared_with_each_token_once_and_not_at_every_event() -> None:
     texts, shared, events = 6, 100, 40
     kept = Kept(cells=(texts + 1) * 100 + 50, prompt_chunk=shared)
