@@ -17,7 +17,7 @@ from pipeinfer.results.trial import RunRecord, Trial
 from pipeinfer.runtime.spans import Span
 from pipeinfer.study.executors import local
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import Live, LiveCell, SimCell
+from pipeinfer.study.recipes import Live, LiveCell, LoadCell, SimCell
 from pipeinfer.study.session import on_ranks
 from pipeinfer.workload import WorkloadError
 
@@ -39,7 +39,8 @@ def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
     for cell in cells:
         alike_drafts = {"acceptance": 0.0, "difficulty": None, "trace": None, "phases": None}
         setting = msgspec.structs.replace(cell.setting, seed=0, **alike_drafts)
-        alike.setdefault(msgspec.json.encode((cell.cluster, cell.pair, setting)), cell)
+        at_once = cell.requests if isinstance(cell, LoadCell) else 1
+        alike.setdefault(msgspec.json.encode((cell.cluster, cell.pair, setting, at_once)), cell)
     return list(alike.values())
 
 

@@ -9,6 +9,7 @@ from pipeinfer.modelling.platform import calibrated_platform, is_calibrated, pla
 from pipeinfer.prompt_sets import looks_random, prompt_named
 from pipeinfer.study.artifact import with_artifact
 from pipeinfer.study.cells import check_simulated, distinct
+from pipeinfer.study.loads import check_loads
 from pipeinfer.study.peers import with_peers
 from pipeinfer.study.recipes import (
     ARTIFACT,
@@ -16,6 +17,7 @@ from pipeinfer.study.recipes import (
     Artifact,
     Checked,
     Emulation,
+    LoadCell,
     Recipe,
     SimCell,
     Simulated,
@@ -153,7 +155,11 @@ def _checked(recipe: Recipe, check: Checked, wish: Wish) -> Recipe:
 def _beyond(recipe: Recipe, cluster: str | None) -> str:
     """Why a whole recipe makes no sense on a calibrated cluster, or nothing."""
     sweep = recipe.simulated
-    if cluster is None or not is_calibrated(cluster) or sweep is None or len(sweep.clusters) == len(sweep.pairs) == 1:
+    if cluster is None or not is_calibrated(cluster) or sweep is None:
+        return ""
+    if recipe.requests:
+        return f"several requests at once are simulated on modelled clusters, and {cluster} was measured"
+    if len(sweep.clusters) == len(sweep.pairs) == 1:
         return ""
     return f"it compares clusters or pairs, and {cluster} is one cluster with its own pair"
 
@@ -189,7 +195,7 @@ def _impossible(recipe: Recipe, ranks: int | None) -> dict[Site, str]:
             found[site] = f"{site.nodes} ranks are needed, and {where.ranks} were measured"
         elif site not in found:
             try:
-                check_simulated([cell])
+                check_loads([cell]) if isinstance(cell, LoadCell) else check_simulated([cell])
             except WorkloadError as problem:
                 found[site] = str(problem)
     return found

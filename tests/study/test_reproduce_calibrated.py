@@ -121,6 +121,7 @@ def test_recipes_that_make_no_sense_there_are_noted_beside_others(desk: str) -> 
         ("itl", "recipe itl: 8 ranks are needed, and 5 were measured"),
         ("pairs", "recipe pairs: it compares clusters or pairs, and .*desk.json is one cluster with its own pair"),
         ("hardware", "recipe hardware: it compares clusters or pairs"),
+        ("load", "recipe load: several requests at once are simulated on modelled clusters"),
         ("width", "recipe width: what width costs was measured"),
         ("live", "live would really be run"),
     ],
