@@ -63,9 +63,12 @@ def assert_all_end_as_alone(answers: list[Answer], expected: list[list[int]]) ->
         assert answer.ids == ids
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2], ids=["first", "last", "draft"])
-def test_a_spare_takes_the_place_of_a_killed_worker(tmp_path: Path, expected: list[list[int]], victim: int) -> None:
-    with running(tmp_path, count=4, fixed=False) as workers, serving(workers, 3) as (cluster, service):
+@pytest.mark.parametrize(("victim", "scheme"), [(0, "tcp"), (1, "tcp"), (2, "tcp"), (1, "tls")])
+def test_a_spare_takes_the_place_of_a_killed_worker(
+    tmp_path: Path, expected: list[list[int]], victim: int, scheme: str
+) -> None:
+    listen = f"{scheme}://127.0.0.1:0"
+    with running(tmp_path, listen, count=4, fixed=False) as workers, serving(workers, 3) as (cluster, service):
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         workers.kill(victim)
