@@ -7,7 +7,7 @@ enough, the target's layers are split anew over fewer ranks, or it goes on witho
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -20,10 +20,13 @@ from pipeinfer.runtime.control import Inspected
 from pipeinfer.runtime.transports import scheme_of
 
 ROLL_S = 5.0
-"""How long workers have to answer that are wanted. Those of a session that broke take a moment to leave it."""
+"""How long workers have to answer. Those of a session that broke take a moment to leave it."""
 
 LATE_S = 2.0
-"""How long others have, where there are too few."""
+"""How long one that was lost has to come back, where all others have answered."""
+
+MEET_S = 15.0
+"""How long spares have at first, who may have to load an engine before they can say what memory is free."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +54,8 @@ class Recovery:
 
     def meet_spares(self) -> None:
         """Say which of them do not answer. Raises TransportError on what is no address."""
-        there = roll_call(self._models, self._standby, (), len(self._standby))
+        count = len(self._standby)
+        there = roll_call(self._models, self._standby, lambda found: MEET_S * (len(found) < count))
         for spare in self._standby:
             if spare not in there:
                 _log.warning("the spare worker at %s does not answer; it is asked again when a rank is lost", spare)
@@ -70,7 +74,14 @@ class Recovery:
         """Ask who is there, and give each place that has become free to the first who waits for one."""
         known = [found for found in (*filter(None, self._places), *self._standby) if found not in self._unfit]
         left = {found for found in self._places if found in known and found != lost}
-        there = roll_call(self._models, known, left, len(self._places))
+        others = set(known) - left - {lost}
+
+        def patience(there: set[str]) -> float:
+            if left <= there and len(there) >= len(self._places):
+                return 0
+            return ROLL_S if (left | others) - there else LATE_S
+
+        there = roll_call(self._models, known, patience)
         kept = [found if found in left & there else None for found in self._places]
         waiting = [found for found in known if found not in kept]
         waiting.sort(key=lambda found: (found not in there, found == lost))
@@ -101,9 +112,9 @@ class Recovery:
         return msgspec.structs.replace(plan, workers=(*stages, *drafts))
 
 
-def roll_call(models: Models, addresses: Sequence[str], wanted: Collection[str], count: int) -> set[str]:
-    """Who of the workers at these addresses answers: those that are `wanted`, if they do in `ROLL_S`, and so many that
-    they are `count`, if they do in `LATE_S`. They are let go of, and wait for their next head."""
+def roll_call(models: Models, addresses: Sequence[str], patience: Callable[[set[str]], float]) -> set[str]:
+    """Who of the workers at these addresses answers, within `patience` seconds from the beginning, by who has so far.
+    They are let go of, and wait for their next head."""
     there: set[str] = set()
     if not addresses:
         return there
@@ -112,11 +123,9 @@ def roll_call(models: Models, addresses: Sequence[str], wanted: Collection[str],
         for rank, inspect in inspections(models, len(addresses), contact.transport.address, limited=False).items():
             contact.transport.connect(rank, addresses[rank])
             contact.send(rank, inspect)
-        while (waited := time.monotonic() - start) < (LATE_S if there.issuperset(wanted) else ROLL_S):
-            if len(there) >= count and there.issuperset(wanted):
-                break
+        while time.monotonic() - start < patience(there):
             try:
-                message = contact.receive(min(CHECK_S, ROLL_S - waited))
+                message = contact.receive(CHECK_S)
             except RankLost:
                 continue  # It does not answer.
             except RankRefuses as refusal:

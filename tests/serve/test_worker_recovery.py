@@ -159,8 +159,11 @@ def test_without_recovery_a_lost_worker_ends_it(tmp_path: Path) -> None:
         assert len(ended.text.splitlines()) == 1
 
 
-def test_a_spare_that_cannot_do_it_is_passed_over(tmp_path: Path, expected: list[list[int]]) -> None:
+def test_a_spare_that_cannot_do_it_is_passed_over(
+    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was started as another rank than the lost one."""
+    monkeypatch.setattr(recovery, "MEET_S", 0.5)
     name, sampling = ASKED[0]
     with running(tmp_path, count=3, fixed=True) as workers, serving(workers, 2) as (cluster, service):
         answer = ask(service, PROMPTS[0], cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
