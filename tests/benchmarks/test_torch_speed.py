@@ -5,6 +5,8 @@ pytest tests/benchmarks/test_torch_speed.py --benchmark-only --benchmark-columns
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import quantiles
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -91,15 +93,50 @@ def test_floor(benchmark: Any, dtype: str, rows: int, packed: bool, monkeypatch:
     """What no layer goes below, with the packed weights that this backend uses and with torch's plain ones."""
     if not packed:
         monkeypatch.setattr("pipeinfer_torch.linear.pack", lambda _weight: None)
-    heads = HIDDEN + 2 * HIDDEN * KV_HEADS // HEADS
-    shapes = [(heads, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN)] * LAYERS
+    torch.set_num_threads(1)
+    measure(benchmark, products(dtype, rows, HIDDEN, HIDDEN * KV_HEADS // HEADS, FFN, LAYERS))
+
+
+def products(dtype: str, rows: int, hidden: int, kv: int, ffn: int, layers: int) -> Callable[[], None]:
+    """The matrix products of so many layers of those widths, one after another."""
+    shapes = [(hidden + 2 * kv, hidden), (hidden, hidden), (2 * ffn, hidden), (hidden, ffn)] * layers
     kind = getattr(torch, dtype)
-    products = [(linear(torch.ones(shape, dtype=kind)), torch.ones(rows, shape[1], dtype=kind)) for shape in shapes]
+    taken = [(linear(torch.ones(shape, dtype=kind)), torch.ones(rows, shape[1], dtype=kind)) for shape in shapes]
 
     @torch.inference_mode()
     def multiply() -> None:
-        for product, x in products:
+        for product, x in taken:
             product(x)
 
-    torch.set_num_threads(1)
-    measure(benchmark, multiply)
+    return multiply
+
+
+WIDE, WIDE_KV, WIDE_FFN, WIDE_LAYERS = 2048, 512, 5632, 2
+"""Of a model of a billion parameters, but for the number of layers."""
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_layers_in_processor_time(benchmark: Any, tmp_path: Path, dtype: str, rows: int) -> None:
+    """In turns with the products, so that what else the machine does falls on both; lower quartiles are printed."""
+    heads = {"heads": WIDE // 64, "kv_heads": WIDE_KV // 64}
+    model = write_llama(tmp_path / "wide", layers=WIDE_LAYERS + 2, hidden=WIDE, ffn=WIDE_FFN, **heads)
+    loaded = TorchBackend(device="cpu", dtype=dtype).load(str(model), (1, WIDE_LAYERS + 1), cells=1024, sequences=8)
+    rng = np.random.default_rng(0)
+    loaded.forward(rows_from(0, CONTEXT), rng.standard_normal((CONTEXT, WIDE), np.float32), lambda: False)
+    arrived = rng.standard_normal((rows, WIDE), np.float32)
+    multiply = products(dtype, rows, WIDE, WIDE_KV, WIDE_FFN, WIDE_LAYERS)
+    spent: dict[str, list[float]] = {"stage": [], "products": []}
+
+    def one_of_each() -> None:
+        start = process_time()
+        loaded.forward(rows_from(CONTEXT, rows), arrived, lambda: False)
+        middle = process_time()
+        multiply()
+        spent["products"].append(process_time() - middle)
+        spent["stage"].append(middle - start)
+        loaded.apply(KvSeqRm(0, CONTEXT, TO_THE_END))
+
+    benchmark.pedantic(one_of_each, rounds=40, warmup_rounds=4)
+    stage_s, products_s = (quantiles(spent[name], n=4)[0] for name in ("stage", "products"))
+    print(f"\n{dtype} {rows} rows: {stage_s / products_s:.2f} of the products' processor time", end="")
