@@ -52,17 +52,19 @@ class _Nothing:
     def close(self) -> None: ...
 
 
-def run_handling_s() -> float:
-    """Median seconds in which a rank's driver takes a run off the wire and sends it on."""
+def run_handling_s(rows: int = ROWS, hidden: int = HIDDEN) -> float:
+    """Median seconds in which a rank's driver takes a run of `rows` of that width off the wire and sends it on."""
     setup = Setup(0, "target", "", b"", "", (1, 2), 1, 3, 64, 1024, 1, "", "")
     endpoint = Endpoint(_Nowhere(), setup)
     endpoint.worker = worker = StageWorker(endpoint, _Nothing())
     worker.take(Begin({}), b"")
-    payload = bytes(4 * ROWS * HIDDEN)
+    payload = bytes(4 * rows * hidden)
     times = []
     for run in range(RUNS):
         kv = (KvSeqCp(0, 1, 0, run), KvSeqRm(1, run, -1))
-        sent = Decode(run, RunKind.SPECULATIVE, (1, 2), (run, run + 1), ((1,), (1,)), ROWS, kv, compute_s=(1e-3,))
+        tokens = tuple(range(rows))
+        positions = tuple(range(run, run + rows))
+        sent = Decode(run, RunKind.SPECULATIVE, tokens, positions, ((1,),) * rows, rows, kv, compute_s=(1e-3,))
         header = control.encode(sent)
         start = time.perf_counter()
         worker.take(control.decode(header), payload)

@@ -1,14 +1,17 @@
-"""What a message costs before and after the wire: encoding and decoding its header, beside copying as many bytes.
+"""What a message costs before and after the wire: encoding and decoding its header, beside copying as many bytes; and
+what a rank does with a run from its header to its successor's send, but for computing it.
 
 pytest tests/benchmarks/test_messages.py --benchmark-only
 """
 
+from statistics import median
 from typing import Any
 
 import pytest
 
 from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
 from pipeinfer.runtime.control import decode, encode
+from pipeinfer.runtime.message_overhead import run_handling_s
 
 PROMPT = tuple(range(64))
 MESSAGES = {
@@ -41,3 +44,13 @@ def test_decode(benchmark: Any, name: str) -> None:
 def test_copy(benchmark: Any, name: str) -> None:
     """What no encoding goes below."""
     benchmark(bytearray, encode(MESSAGES[name]))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 256), (2, 256), (8, 4096)])
+@pytest.mark.benchmark(group="handling of 400 runs")
+def test_handling(benchmark: Any, rows: int, width: int) -> None:
+    """Printed is what one takes: the median of them, and of five times these."""
+    found: list[float] = []
+    benchmark.pedantic(lambda: found.append(run_handling_s(rows, width)), rounds=5)
+    benchmark.extra_info["run_us"] = 1e6 * median(found)
+    print(f"\n{rows} rows of width {width}: {1e6 * median(found):.1f} us a run", end="")
