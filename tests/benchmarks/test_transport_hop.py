@@ -1,4 +1,5 @@
-"""What a hop through TcpTransport costs beside a bare pyzmq echo of the same bytes, also encrypted.
+"""What a hop through the transports tcp and tls costs beside a bare echo of the same bytes, also encrypted: of pyzmq,
+and of a blocking TLS socket.
 
     pytest tests/benchmarks/test_transport_hop.py --benchmark-only --benchmark-group-by=param:size
 
@@ -7,6 +8,8 @@ round trip is also printed per case, as microseconds one way.
 """
 
 import os
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,16 +20,16 @@ from typing import Any
 import pytest
 import zmq
 
-from pipeinfer.runtime.transports import PeerLost
+from pipeinfer.runtime.transports import PeerLost, Transport, open_transport
+from pipeinfer.runtime.transports.certificates import Members
 from pipeinfer.runtime.transports.framing import PREFIX_SIZE
 from pipeinfer.runtime.transports.keys import Keys, read_keys, write_keys
-from pipeinfer.runtime.transports.tcp import TcpTransport
 
 HEADER = bytes(64)
 FIRST_FRAME = bytes(PREFIX_SIZE + len(HEADER))
 ANY = "tcp://127.0.0.1:0"
-KINDS = ["bare-blocking", "bare-spinning", "tcp-blocking", "tcp"]
-SPIN_S = {"tcp-blocking": 0.0, "tcp": None}
+KINDS = ["bare-blocking", "bare-spinning", "socket-tls", "tcp-blocking", "tcp", "tls-blocking", "tls"]
+PIECE = 64 * 1024
 
 Socket = zmq.Socket[bytes]
 
@@ -54,6 +57,16 @@ def test_round_trip(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
 @contextmanager
 def round_trips(kind: str, keys: Keys, peer: str) -> Iterator[tuple[str, Callable[[bytes], None]]]:
     """This end's address, and what sends a payload to `peer` and waits for it to come back."""
+    if kind == "socket-tls":
+        host, port = peer.split(":")
+        with secured(socket.create_connection((host, int(port))), keys) as there:
+
+            def socket_round_trip(payload: bytes) -> None:
+                there.sendall(FIRST_FRAME + payload)
+                read(there, len(FIRST_FRAME) + len(payload))
+
+            yield "", socket_round_trip
+        return
     if kind.startswith("bare"):
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
             dealer.linger = 0
@@ -68,7 +81,7 @@ def round_trips(kind: str, keys: Keys, peer: str) -> Iterator[tuple[str, Callabl
 
             yield "", bare_round_trip
         return
-    transport = TcpTransport(ANY, 0, keys=keys, spin_s=SPIN_S[kind])
+    transport = opened(kind, 0, keys)
     transport.connect(1, peer)
 
     def round_trip(payload: bytes) -> None:
@@ -79,15 +92,36 @@ def round_trips(kind: str, keys: Keys, peer: str) -> Iterator[tuple[str, Callabl
     transport.close()
 
 
-def receiver(socket: Socket, kind: str) -> Callable[[], list[bytes]]:
+def opened(kind: str, rank: int, keys: Keys) -> Transport:
+    """An endpoint that sleeps at once, or as it does by default."""
+    scheme, _, blocking = kind.partition("-")
+    return open_transport(f"{scheme}://127.0.0.1:0", rank, keys=keys, spin_s=0.0 if blocking else None)
+
+
+def secured(connection: socket.socket, keys: Keys, *, accepted: bool = False) -> ssl.SSLSocket:
+    """Blocking, as plain as can be."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    members = Members(keys)
+    return (members.accepting if accepted else members.connecting).wrap_socket(connection, server_side=accepted)
+
+
+def read(connection: ssl.SSLSocket, size: int) -> bytes:
+    """So many bytes."""
+    data = connection.recv(PIECE)
+    while len(data) < size:
+        data += connection.recv(PIECE)
+    return data
+
+
+def receiver(bare: Socket, kind: str) -> Callable[[], list[bytes]]:
     """How bare pyzmq waits for a message: asleep, or looking all the time."""
     if kind == "bare-blocking":
-        return socket.recv_multipart
+        return bare.recv_multipart
 
     def spin() -> list[bytes]:
         while True:
             try:
-                return socket.recv_multipart(zmq.NOBLOCK)
+                return bare.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 os.sched_yield()
 
@@ -96,6 +130,13 @@ def receiver(socket: Socket, kind: str) -> Callable[[], list[bytes]]:
 
 def echo(kind: str, keys: Keys) -> None:
     """The other process: prints its address, reads the peer's, and sends everything back."""
+    if kind == "socket-tls":
+        listener = socket.create_server(("127.0.0.1", 0))
+        print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        there = secured(listener.accept()[0], keys, accepted=True)
+        while data := there.recv(PIECE):
+            there.sendall(data)
+        return
     if kind.startswith("bare"):
         router = zmq.Context().socket(zmq.ROUTER)
         router.curve_server, router.curve_secretkey = True, keys.secret
@@ -104,7 +145,7 @@ def echo(kind: str, keys: Keys) -> None:
         receive = receiver(router, kind)
         while True:
             router.send_multipart(receive())
-    transport = TcpTransport(ANY, 1, keys=keys, spin_s=SPIN_S[kind])
+    transport = opened(kind, 1, keys)
     print(transport.address, flush=True)
     transport.connect(0, sys.stdin.readline().strip())
     with closing(transport), suppress(PeerLost):
