@@ -25,6 +25,9 @@ from pipeinfer.workload import WorkloadError
 PATIENCE_S = 600.0
 """A load whose ranks are silent for so long has come to a stop."""
 
+CELLS = 8192
+"""As many as `pipeinfer serve` has, so that no request waits for others' to be free."""
+
 C = TypeVar("C", LoadCell, LiveLoadCell)
 
 
@@ -89,7 +92,11 @@ def check_served(cells: Iterable[LiveLoadCell]) -> None:
 
 def run_live_loads(cells: Iterable[LiveLoadCell], key: str | None) -> Iterator[Record]:
     """Their records, in order; what fails has an error for a trial."""
-    yield from on_ranks(cells, lambda cell: live_plan(cell.live, key), _Served().trial, warm_up)
+
+    def plan(cell: LiveLoadCell) -> Any:
+        return msgspec.structs.replace(live_plan(cell.live, key), cells=CELLS)
+
+    yield from on_ranks(cells, plan, _Served().trial, warm_up)
 
 
 class _Served:
