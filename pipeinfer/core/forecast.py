@@ -6,7 +6,7 @@ the likeliest tree of n drafted ones (`theory.expected_tree_length`).
 
     plain             T(1)
     synchronous, K    (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
-    rounds of m       (T(m) + (1 - a) (wait + (m - 1) d / width)) / E(m - 1)
+    rounds of m       (T(m) + (1 - a) wait + (m - 1) d / width) / E(m - 1)
     runs of m         (T(m) + r + hits) / tokens, of a stay at a miss and what follows it up to the next one
 
 A tree in runs of m rows, w of them on a level: while the draft's first choice is right, 1 / (1 - a) tokens long, levels
@@ -83,10 +83,10 @@ class Forecast:
         return self.tree_round_s(rows) / tree_length(round(self.acceptance, 2), round(self.other, 2), rows - 1)
 
     def tree_round_s(self, rows: int) -> float:
-        """One round of verifying so many nodes, however many of them are right: drafts wait where those before them
-        were wrong."""
-        wait = self.hops_s + (rows - 1) / self.width(rows) * self.draft_s
-        return self.traversal_s(rows) + (1 - self.acceptance) * wait
+        """One round of verifying so many nodes, however many of them are right. Most are drafted after the verdict,
+        which leaves little of the tree. An order and its answer are waited for where it leaves nothing."""
+        drafting_s = (rows - 1) / self.width(rows) * self.draft_s
+        return self.traversal_s(rows) + (1 - self.acceptance) * self.hops_s + drafting_s
 
     def runs_s(self, rows: int) -> float:
         """Of a tree in runs of so many rows."""
@@ -119,8 +119,8 @@ class Forecast:
         return max(2, min(MOST_WIDE, ceil((1 - self.acceptance) * under_way)))
 
     def width_of_runs(self, rows: int) -> int:
-        """The same for a full pipeline of runs."""
-        return self.width(rows * self.traversal_s(rows) / max(self.slowest_s(rows), 1e-9))
+        """The same for a full pipeline of runs, where the draft has less time: wide forwards take it longer."""
+        return min(MOST_WIDE // 2, self.width(rows * self.traversal_s(rows) / max(self.slowest_s(rows), 1e-9)))
 
     def pace_s(self, rows: int) -> float:
         """Between two runs of so many rows in a full pipeline."""

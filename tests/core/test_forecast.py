@@ -62,7 +62,7 @@ def test_other_choices_help_where_rows_are_free_and_the_draft_is_poor() -> None:
 
 def test_rounds_verify_the_likeliest_tree() -> None:
     forecast = Forecast(measured(1, 0.8, 0.0))
-    wait = 0.2 * 7 / 2 * DRAFT
+    wait = 7 / 2 * DRAFT
     assert forecast.rounds_s(8) == pytest.approx((1 + wait) / tree_length(0.8, 0.8, 7), rel=1e-3)
     assert tree_length(0.8, 0.0, 2) == pytest.approx(1 + 0.8 + 0.8**2)
 

@@ -140,7 +140,8 @@ class Adaptive(Strategy):
         if kind == "synchronous":
             until = tip + (rows if generation.generated else 0)
             return Order(until, DraftSettings(rows, nodes=rows, discount=self._discount))
-        undecided = 2 * rows + 16 if kind == "rounds" else (self._window + 2) * rows
+        ahead = 0.5 + generation.pipe.measured.acceptance  # A good draft's branches are long: more of them come true.
+        undecided = 2 * rows + 16 if kind == "rounds" else rows * (round(ahead * self._window) + 2)
         settings = DraftSettings(
             1, width=self._width, nodes=min(MOST_NODES, undecided), discount=self._discount
         )  # fmt: skip
