@@ -3,14 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from web_client import TEMPLATE, WebClient, serving, web_server
+from web_client import TEMPLATE, Served, WebClient, serving, web_server
 
-from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.serve.pipe_events import PipeEvents
-from pipeinfer.serve.service import Service
-
-Served = tuple[Cluster, Service, PipeEvents]
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import Served
-from web_client import WebClient, web_server
+from web_client import Served, WebClient, web_server
 
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.text_stream import TextStream

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from conftest import Served
-from web_client import TEMPLATE, WebClient, web_server
+from web_client import TEMPLATE, Served, WebClient, web_server
 
 openai = pytest.importorskip("openai", reason="openai is not installed: pip install 'pipeinfer[test]'")
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Served
-from web_client import PATIENCE_S, WebClient, web_server
+from web_client import PATIENCE_S, Served, WebClient, web_server
 
 from pipeinfer.serve.page import PAGE
 

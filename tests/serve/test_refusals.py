@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Served
-from web_client import PATIENCE_S, TEMPLATE, WebClient, serving, web_server
+from web_client import PATIENCE_S, TEMPLATE, Served, WebClient, serving, web_server
 
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.engine.chat import ChatTemplate

@@ -4,8 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import Served
-from web_client import WebClient
+from web_client import Served, WebClient
 
 from pipeinfer.results.trial import RunRecord
 from pipeinfer.serve.pipe_events import MOST_KEPT, MOST_LISTENERS, Listener, PipeEvents

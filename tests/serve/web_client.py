@@ -19,6 +19,8 @@ from pipeinfer.serve.service import Service
 
 PATIENCE_S = 60.0
 
+Served = tuple[Cluster, Service, PipeEvents]
+
 TEMPLATE = ChatTemplate("{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}")
 
 
@@ -106,7 +108,7 @@ def web_server(
 
 
 @contextmanager
-def serving(plan: Any, **options: Any) -> Iterator[tuple[Cluster, Service, PipeEvents]]:
+def serving(plan: Any, **options: Any) -> Iterator[Served]:
     """Ranks, and a service over them."""
     pipe = PipeEvents()
     with Cluster(plan) as cluster, Service(cluster, observe=pipe.record, **options) as service:
