@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeinfer.cluster.python_process import ONE_THREAD
 
@@ -58,6 +59,10 @@ LONG = (
 
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No example fails for how long it takes: on a busy machine any may.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 # Hundreds of processes that are started here import the same sources: one compiles them, and not each again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
