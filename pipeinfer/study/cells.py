@@ -21,8 +21,8 @@ from pipeinfer.study.recipes import Live, LiveCell, LoadCell, SimCell
 from pipeinfer.study.session import on_ranks
 from pipeinfer.workload import WorkloadError
 
-CHUNK = 2
-"""Cells that a process takes at a time."""
+CHUNK, LARGEST_CHUNK, CHUNKS = 2, 16, 256
+"""Cells that a process takes at a time: more of a sweep that has more than so many chunks."""
 
 # Simulated
 
@@ -51,7 +51,7 @@ def run_simulated(cells: list[SimCell], jobs: int | Executor) -> Iterator[Record
         return
     # Closing this generator cancels what has not begun.
     pool = local(jobs) if isinstance(jobs, int) else jobs
-    yield from pool.map(simulated, cells, chunksize=CHUNK)
+    yield from pool.map(simulated, cells, chunksize=max(CHUNK, min(LARGEST_CHUNK, len(cells) // CHUNKS)))
 
 
 def simulated(cell: SimCell) -> Record:
