@@ -191,7 +191,7 @@ class Adaptive(Strategy):
 
         What luck the draft had is thereby left out: it is for the acceptance to say.
         """
-        if not self._segment.tokens:
+        if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
             self._segment = _now(generation)
         tokens = len(generation.text) - self._segment.tokens
         if tokens < LEAST_TOKENS:

@@ -5,7 +5,7 @@ from math import prod
 import msgspec
 import pytest
 
-from pipeinfer.core.effects import Note, Request
+from pipeinfer.core.effects import Note, Request, Start
 from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.strategies.adaptive import Adaptive
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
@@ -14,6 +14,7 @@ from pipeinfer.core.strategies.ways import Way
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.results.metrics import tokens_per_second
+from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
 from pipeinfer.runtime.oracle import Trace, independent
 from pipeinfer.runtime.sim import Simulation
 
@@ -72,6 +73,19 @@ def test_it_changes_its_mind_with_the_text() -> None:
     adaptive = Adaptive()
     _, notes = decode(adaptive, 2, 0.3, mixed)
     assert len({note.split(":")[0] for note in notes}) >= 2, notes
+
+
+def test_what_the_prompt_takes_says_nothing_about_a_way() -> None:
+    """The second request knows what the first has measured when it begins, and has all of its prompt before it."""
+    requests = [
+        Arriving(1000.0 * number, Start(Request(tuple(range(512)), 96), number), Adaptive(), independent(0.8))
+        for number in range(2)
+    ]
+    load = LoadSimulation(PipelineShape(4, cells=8192, sequences=256), Costs(4, 0.2), requests)
+    load.serve()
+    first, second = (times[-1] - times[0] for times in load.emit_s.values())
+    assert second < 1.1 * first
+    assert requests[1].strategy.way == requests[0].strategy.way  # type: ignore[attr-defined]
 
 
 def test_the_same_events_have_the_same_effects() -> None:
