@@ -13,7 +13,9 @@ class HeldTexts:
     def __init__(self) -> None:
         self._texts: dict[int, tuple[int, ...]] = {}
         self._asked: tuple[Sequence[int], tuple[int, int]] | None = None
-        """The prompt that was looked up last, and what was found: whoever waits is looked up at every event."""
+        """The prompt that was looked up last, and what was found: whoever waits is looked up at every event. It is
+        known again by its tokens: in a replay each prompt is an object of its own, and must begin after the same
+        text."""
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -39,7 +41,7 @@ class HeldTexts:
 
     def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
         """The sequence that holds most of the beginning of `prompt`, and how many tokens of it; (-1, 0): none does."""
-        if self._asked is not None and self._asked[0] is prompt:
+        if self._asked is not None and (self._asked[0] is prompt or self._asked[0] == prompt):
             return self._asked[1]
         best = (-1, 0)
         for sequence, text in self._texts.items():

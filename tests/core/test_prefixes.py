@@ -125,6 +125,19 @@ def test_the_longest_beginning_is_found() -> None:
     assert held.sequences == [3, 0]
 
 
+def test_of_equal_texts_the_same_is_found_whether_a_prompt_is_the_same_object_or_not() -> None:
+    found = []
+    prompt = (1, 2, 6)
+    for equal in (prompt, (*prompt[:2], 6)):
+        held = HeldTexts()
+        held.add(0, (1, 2, 3))
+        held.add(1, (1, 2, 4))
+        first = held.longest(prompt)
+        held.use(first[0])
+        found.append((first, held.longest(equal)))
+    assert found[0] == found[1] == ((0, 2), (0, 2))
+
+
 class Counted(int):
     """A token that counts how often it is compared."""
 
