@@ -4,7 +4,7 @@ for a while and removed again. It takes a user who may make them, such as root; 
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeinfer.errors import LaunchError
@@ -14,7 +14,7 @@ from pipeinfer.runtime.processor_quota import ProcessorGroup, processor_groups
 PERIOD_US = 100_000
 """In each of which a group's processes have their share, by the kernel's own default."""
 
-EMPTY_S = 1.0
+EMPTY_S = 10.0
 """How long a group is waited for that still holds a process which has ended."""
 
 
@@ -64,19 +64,20 @@ def _limit(group: Path, cores: float, *, unified: bool) -> None:
 
 def _remove(groups: list[Path], home: Path) -> None:
     for group in filter(Path.is_dir, groups):
-        for process in system_text(group / "cgroup.procs").split():
-            move(int(process), home)
-        _remove_empty(group)
-
-
-def _remove_empty(group: Path) -> None:
-    deadline = time.monotonic() + EMPTY_S
-    while True:
-        try:
-            group.rmdir()
-        except OSError:
+        deadline = time.monotonic() + EMPTY_S
+        while not _removed(group, home):
             if time.monotonic() > deadline:
-                raise
+                raise LaunchError(f"the control group {group} still has processes: end them, then remove it by `rmdir`")
             time.sleep(0.01)
-        else:
-            return
+
+
+def _removed(group: Path, home: Path) -> bool:
+    """Whether it was empty, once who is left in it was sent home."""
+    for process in system_text(group / "cgroup.procs").split():
+        with suppress(ProcessLookupError):  # It has ended meanwhile.
+            move(int(process), home)
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True

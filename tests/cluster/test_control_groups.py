@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_who_is_left_on_a_node_goes_back() -> None:
         move(os.getpid(), nodes[0])
         assert system_text(Path("/proc/self/cgroup")) != own
     assert system_text(Path("/proc/self/cgroup")) == own
+
+
+@here
+def test_who_comes_and_goes_while_the_nodes_are_removed_is_no_hindrance() -> None:
+    parents = [subprocess.Popen(["sh", "-c", "while :; do /bin/true; done"]) for _ in range(4)]
+    try:
+        with limited_nodes(4, CORES) as nodes:
+            for process, node in zip(parents, nodes, strict=True):
+                move(process.pid, node)
+            time.sleep(0.2)
+    finally:
+        for process in parents:
+            process.kill()
+            process.wait()
+    assert not any(map(Path.is_dir, nodes))
 
 
 def test_where_there_are_no_control_groups_it_says_so(tmp_path: Path) -> None:
