@@ -80,7 +80,7 @@ def running(folder: Path, listen: str = "tcp://127.0.0.1:0", **options: Any) -> 
                 process.stdout.close()
 
 
-def wait_until(done: Callable[[], bool], within: float = 10.0) -> None:
+def wait_until(done: Callable[[], bool], within: float = 60.0) -> None:
     deadline = time.monotonic() + within
     while not done():
         assert time.monotonic() < deadline

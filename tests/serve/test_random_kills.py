@@ -121,8 +121,12 @@ def kill_at_random(service: Service, cluster: Cluster, asked: Asked, kill: Kill,
 
 
 def held() -> tuple[int, int]:
-    """Descriptors and threads of this process."""
+    """Descriptors and threads of this process. Of a thread that was joined the system may be told a little later."""
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def no_more_than(before: tuple[int, int]) -> bool:
+    return all(now <= then for now, then in zip(held(), before, strict=True))
 
 
 def test_processes_of_this_machine(expected: Asked) -> None:
@@ -138,7 +142,7 @@ def test_processes_of_this_machine(expected: Asked) -> None:
     with Cluster(Plan(stages=3, cells=4096)) as cluster, Service(cluster) as service:
         kill_at_random(service, cluster, expected, kill, 1)
         seen.update(ranks_of(os.getpid()).values())
-    wait_until(lambda: held() == before)
+    wait_until(lambda: no_more_than(before))
     assert not any(map(alive, seen))
 
 
@@ -155,4 +159,4 @@ def test_workers_that_somebody_starts_again(expected: Asked, tmp_path: Path) -> 
                 workers.processes[victim] = workers.start(victim, workers.addresses[victim])
 
             kill_at_random(service, cluster, expected, kill, 2)
-        wait_until(lambda: (held(), workers.held()) == (before, workers.held_at_first))
+        wait_until(lambda: no_more_than(before) and workers.held() == workers.held_at_first)

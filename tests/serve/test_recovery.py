@@ -24,7 +24,8 @@ ASKED = [
     ("iterative", Sampling(1.0, 40, 1.0, 6)),
     ("specpipe", Sampling()),
 ]
-TOKENS = 40
+TOKENS = 80
+"""So many that none has ended before a rank is killed, also where this process is not always given its turn."""
 
 
 @pytest.fixture(scope="module")

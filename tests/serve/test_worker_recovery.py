@@ -186,7 +186,7 @@ def told(url: str, path: str) -> str:
 
 
 def test_a_server_says_that_it_goes_on_without_a_draft(tmp_path: Path) -> None:
-    fields = {"prompt": "a b", "max_tokens": 60, "temperature": 0}
+    fields = {"prompt": "a b", "max_tokens": 200, "temperature": 0}
     with running(tmp_path, count=3, fixed=False) as workers, server(*STEADY, *there(workers)) as (_, url):
         whole = json.loads(urlopen(asking(url, fields), timeout=PATIENCE_S).read())["choices"][0]["text"]
         assert json.loads(told(url, "health")) == {"status": "ok"}
