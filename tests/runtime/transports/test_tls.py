@@ -29,7 +29,7 @@ from pipeinfer.runtime.transports.keys import Keys, write_keys
 from pipeinfer.runtime.transports.message_reader import start_of_message
 from pipeinfer.runtime.transports.tls import LINGER_S, TlsTransport
 from pipeinfer.runtime.transports.tls_streams import STRANGERS
-from pipeinfer.testing.transports import TransportConformance, expect, expect_lost
+from pipeinfer.testing.transports import PATIENCE_S, TransportConformance, expect, expect_lost
 
 KEYS = Keys.generate()
 OTHER_KEYS = Keys.generate()
@@ -116,6 +116,14 @@ def chat(a: TlsTransport, b: TlsTransport) -> None:
     assert expect(a).header == b"pong"
 
 
+def attend_until(endpoint: Attended, done: Callable[[], bool]) -> None:
+    """Nothing comes meanwhile."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert endpoint.receive(0.01) is None
+        assert time.monotonic() < deadline
+
+
 def port_of(endpoint: TlsTransport) -> tuple[str, int]:
     host, _, port = endpoint.address.removeprefix("tls://").rpartition(":")
     return host, int(port)
@@ -139,11 +147,22 @@ class Outsider:
     def send(self, *pieces: bytes) -> None:
         self._says.put(b"".join(pieces))
 
+    @property
+    def is_through(self) -> bool:
+        """It has said all, or was refused."""
+        return not (self._says.unfinished_tasks and self._thread.is_alive())
+
+    def is_heard_in_vain(self, endpoint: Attended) -> bool:
+        """All that it says comes to nothing."""
+        attend_until(endpoint, lambda: self.is_through)
+        return endpoint.receive(0.2) is None
+
     def _run(self) -> None:
         try:
             with socket.create_connection(self._where, 10) as raw, self._context.wrap_socket(raw) as secured:
                 while said := self._says.get():
                     secured.sendall(said)
+                    self._says.task_done()
         except OSError as problem:
             self.refusal = str(problem)
 
@@ -160,7 +179,7 @@ def test_a_stranger_with_other_keys_gives_up(linked: list[Attended]) -> None:
     a, b = linked
     with closing(Outsider(b, Members(OTHER_KEYS).connecting)) as stranger:
         stranger.send(message(framing.first_frame(5, 0, b"let me in", 0)))
-        assert b.receive(0.2) is None
+        assert stranger.is_heard_in_vain(b)
         chat(a, b)
     assert "CERTIFICATE_VERIFY_FAILED" in stranger.refusal
     assert b.rejected == 0
@@ -177,7 +196,7 @@ def test_a_stranger_that_trusts_anybody_never_gets_through(linked: list[Attended
         context.load_cert_chain(tmp_path / "pem")
     with closing(Outsider(b, context)) as stranger:
         stranger.send(message(framing.first_frame(5, 0, b"let me in", 0)))
-        assert b.receive(0.2) is None
+        assert stranger.is_heard_in_vain(b)
         chat(a, b)
     assert len(b._streams) == 1
     assert b.rejected == 0
@@ -190,7 +209,8 @@ def test_older_versions_of_the_protocol_are_refused(linked: list[Attended]) -> N
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with closing(Outsider(b, context)) as stranger:
-        assert b.receive(0.2) is None
+        stranger.send(b"hello?")
+        assert stranger.is_heard_in_vain(b)
         chat(a, b)
     assert "version" in stranger.refusal.lower()
 
@@ -233,7 +253,7 @@ def test_a_second_connection_for_a_rank_is_refused(linked: list[Attended]) -> No
     a, b = linked
     with closing(Outsider(b)) as liar:
         liar.send(message(framing.first_frame(0, 0, b"I am rank 0", 0)), message(framing.first_frame(0, 1, b"", 0)))
-        assert b.receive(0.2) is None
+        assert liar.is_heard_in_vain(b)
         assert b.rejected == 1
         chat(a, b)
 
@@ -269,7 +289,7 @@ def test_who_left_before_its_first_word_and_stays_away_is_lost(make: Make) -> No
     with closing(Attended(ANY, 0, keys=KEYS)) as leaving:
         a.connect(0, leaving.address)
         a.send(0, b"hello")
-        assert a.receive(0.2) is None
+        attend_until(a, lambda: a._links[0].is_open)
     with pytest.raises(PeerLost, match=r"rank 0 at .* is gone: it closed its end"):
         a.receive(5)
 
@@ -278,7 +298,7 @@ def test_nobody_else_may_be_this_rank(linked: list[Attended]) -> None:
     _, b = linked
     with closing(Outsider(b)) as liar:
         liar.send(message(framing.first_frame(1, 0, b"I am you", 0)))
-        assert b.receive(0.2) is None
+        assert liar.is_heard_in_vain(b)
     assert b.rejected == 1
 
 
@@ -306,7 +326,7 @@ def test_a_member_that_breaks_its_stream_is_lost_and_the_others_go_on(
         assert expect(b) == (5, b"hello", b"")
         member.send(said)
         with pytest.raises(PeerLost, match=f"the stream of rank 5 is broken: .*{fault}"):
-            look_until(b, time.monotonic() + 5)
+            look_until(b, time.monotonic() + PATIENCE_S)
         member.send(message(framing.first_frame(5, 1, b"as if nothing had happened", 0)))
         assert b.receive(0.1) is None
         chat(a, b)
@@ -335,7 +355,7 @@ def test_the_rest_of_a_stream_to_who_listened_here_before_is_nobodys(make: Make)
     b = make(1)
     with closing(Outsider(b)) as before, closing(Outsider(b)) as now:
         before.send(message(framing.first_frame(5, 3, b"the first three went to another endpoint", 0)))
-        assert b.receive(0.2) is None
+        assert before.is_heard_in_vain(b)
         assert b.rejected == 1
         now.send(message(framing.first_frame(5, 0, b"hello", 0)))
         assert expect(b) == (5, b"hello", b"")
@@ -362,7 +382,7 @@ def test_nothing_from_a_member_brings_an_endpoint_down(linked: list[Attended], s
         member.send(piece or b"\x00")
     member._says.put(b"")
     a.send(1, b"still here?")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while (heard := listen(b)) is None or heard[0] != a.rank:
         assert time.monotonic() < deadline
     assert heard == (0, b"still here?", b"")
@@ -400,7 +420,7 @@ while True:
 
 
 @contextmanager
-def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[TlsTransport, int]]:
+def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[Attended, int]]:
     """Rank 0 here, linked with rank 1 in a process of its own, both ways unless it is mute; and its process id."""
     keys = write_keys(tmp_path / "keys")
     here = make(0, keys=keys)
@@ -411,7 +431,7 @@ def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[TlsT
             here.connect(1, process.stdout.readline().strip())
             if not mute:
                 assert expect(here).header == b"hello"
-            assert here.receive(0.3) is None
+            attend_until(here, lambda: here._links[1].is_open)
             yield here, process.pid
         finally:
             process.kill()
@@ -423,7 +443,7 @@ def test_a_killed_peer_is_lost_at_once(make: Make, tmp_path: Path, mute: bool) -
         os.kill(pid, signal.SIGKILL)
         start = time.monotonic()
         assert expect_lost(here) == 1
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 5.0
 
 
 def test_a_stopped_peer_is_waited_for_and_hears_everything(make: Make, tmp_path: Path) -> None:
@@ -435,7 +455,7 @@ def test_a_stopped_peer_is_waited_for_and_hears_everything(make: Make, tmp_path:
         assert here.receive(2.0) is None
         assert here._links[1].unsent
         os.kill(pid, signal.SIGCONT)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while here._links[1].unsent:
             assert here.receive(0.05) is None
             assert time.monotonic() < deadline
@@ -530,7 +550,7 @@ def test_a_lost_peer_cannot_come_back(make: Make) -> None:
                 a.close()
                 assert expect_lost(b) == 0
             else:
-                assert b.receive(0.2) is None
+                attend_until(b, lambda: b.rejected > 0)
     assert b.rejected == 1
 
 
@@ -592,7 +612,7 @@ def test_close_flushes_frees_the_address_and_leaves_no_thread_and_no_file() -> N
         a.connect(1, "tls://127.0.0.1:9")
         a.send(1, b"never read")
         start = time.monotonic()
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 5.0  # it goes on trying for 10
     assert (threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))) == before
     TlsTransport(a.address, 0, keys=KEYS).close()
 
@@ -613,7 +633,7 @@ def test_who_only_looks_finds_a_loss_too(linked: list[Attended]) -> None:
     assert all(a.receive(0) is None for _ in range(1000))
     b.close()
     with pytest.raises(PeerLost):
-        look_until(a, time.monotonic() + 10)
+        look_until(a, time.monotonic() + PATIENCE_S)
 
 
 def look_until(endpoint: TlsTransport, deadline: float) -> None:
