@@ -68,12 +68,22 @@ def serve(strategy: StrategyOptions, cluster: ClusterOptions, server: ServerOpti
 
 
 def _spares(server: ServerOptions, workers: tuple[str, ...]) -> tuple[str, ...]:
-    """Raises ValueError where nobody's place can be taken."""
+    """Raises ValueError where nobody's place can be taken, or not by these."""
     if server.spares is None:
         return ()
     if not workers or not server.recover:
         raise ValueError("--spares take the places of lost --workers: give those, without --no-recover")
-    return tuple([address.strip() for address in server.spares.split(",")])
+    from pipeinfer.runtime.transports import scheme_of
+
+    spares = tuple([address.strip() for address in server.spares.split(",")])
+    named = [*map(str.strip, workers), *spares]
+    if again := next((address for at, address in enumerate(named) if address in named[:at]), ""):
+        raise ValueError(f'--workers and --spares name each worker once, and "{again}" twice')
+    scheme = scheme_of(workers[0])
+    if other := [spare for spare in spares if scheme and scheme_of(spare) != scheme]:
+        expected = f"one like {scheme}://10.0.0.7:5555"
+        raise ValueError(f'--spares are of the transport of --workers: {expected}, not "{other[0]}"')
+    return spares
 
 
 def _serve(

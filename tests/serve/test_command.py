@@ -124,6 +124,12 @@ def refused(*arguments: str) -> str:
 
 def test_mistakes_are_one_line() -> None:
     assert "--spares take the places of lost --workers" in refused("--spares", "tcp://127.0.0.1:9")
+    workers = ["--workers", "tcp://127.0.0.1:9,tcp://127.0.0.1:10"]
+    assert 'name each worker once, and "tcp://127.0.0.1:9" twice' in refused(*workers, "--spares", "tcp://127.0.0.1:9")
+    for other in ("tls://127.0.0.1:11", "nonsense", ""):
+        assert f'of the transport of --workers: one like tcp://10.0.0.7:5555, not "{other}"' in refused(
+            *workers, "--spares", other
+        )
     assert "is reached from other machines: give them a key with --api-key" in refused("--host", "0.0.0.0")
     with listen("127.0.0.1", 0, None) as taken:
         taken.listen()
