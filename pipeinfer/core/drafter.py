@@ -209,13 +209,14 @@ class Draft:
         self._free.append(leaf.sequence)
         ends = {*self.leaves, *self._resting}
         node: Node | None = leaf
-        while node is not None and not node.committed and node.sequence == leaf.sequence:
-            holder = next((below for below in node.subtree() if below in ends), None)
-            if holder is not None:
-                node.sequence = holder.sequence
-            elif node.parent is not None:
-                del node.parent.children[node.token]
-                node.alive = False
+        while node is not None and not node.committed:
+            if node.sequence == leaf.sequence:  # Also above one that has another's.
+                holder = next((below for below in node.subtree() if below in ends), None)
+                if holder is not None:
+                    node.sequence = holder.sequence
+                elif node.parent is not None:
+                    del node.parent.children[node.token]
+                    node.alive = False
             node = node.parent
 
     def _commit(self, token: int) -> None:
@@ -272,6 +273,8 @@ class Drafter(Machine):
         for draft in self.drafts.values():
             assert all(leaf.alive for leaf in draft.leaves)
             assert len(draft.outbox) == len({node.id for node in draft.outbox})
+            for node in draft.tip.subtree():
+                assert not node.fed or self.ledger.length(node.sequence) > node.position, "its sequence has its cell"
 
     def _take(self, event: Any) -> None:
         if isinstance(event, DraftFrom):

@@ -1,8 +1,10 @@
 """The drafter as a trace: orders and results of the draft model in, forwards and micro-batches out."""
 
+import random
 from typing import Any
 
 import msgspec
+import pytest
 
 from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter, DraftPolicy
 from pipeinfer.core.drafting.beam import Beam
@@ -402,3 +404,66 @@ def test_the_last_level_is_read_when_the_order_reaches_beyond_it_the_likeliest_f
     d.handle(drafted(((6, 0.6),)))
     d.handle(DraftFrom(2, (), 2))
     assert d.handle(drafted(((60, 0.5),)))[-1] == proposal(2, DraftNode(1, 0, 60, 0.5), stalled=True)
+
+
+class Wandering:
+    """A drafter with few sequences, told at random of texts that follow its branches or leave them; whatever it drafts
+    from is there (`Drafter.validate`)."""
+
+    def __init__(self, seed: int, requests: int) -> None:
+        self._rng = random.Random(seed)
+        self._requests = requests
+        self._settings = DraftSettings(1, width=self._rng.randint(1, 8), nodes=self._rng.choice([0, 8, 30]))
+        self._machine = Drafter(400, 10, 400, lambda _: Frontier())
+        self._lengths: dict[int, int] = {}
+        self._computing: ComputeDraft | None = None
+        self.computed = 0
+
+    def go_on(self, order: int) -> None:
+        if self._computing is None or self._rng.random() < 0.3:
+            self._tell(self._order(order))
+            return
+        done, self._computing = self._computing, None
+        self.computed += done.outputs
+        self._tell(drafted(*[self._candidates(done.count) for _ in range(done.outputs)]))
+
+    def _tell(self, event: Any) -> None:
+        for effect in self._machine.handle(0.0, event):
+            if isinstance(effect, ComputeDraft):
+                self._computing = effect
+        self._machine.validate()
+
+    def _candidates(self, count: int) -> tuple[tuple[int, float], ...]:
+        tokens = self._rng.sample(range(6), min(count, 6))
+        return tuple([(token, self._rng.choice([0.05, 0.1, 0.3, 0.5])) for token in tokens])
+
+    def _order(self, number: int) -> DraftFrom:
+        rng, request = self._rng, self._rng.randrange(self._requests)
+        if self._lengths.get(request, 0) > 300:
+            del self._lengths[request]
+            return DraftFrom(number, (), -1, None, request)
+        begins = request not in self._lengths
+        tokens = (1, 2, 3) if begins else self._tokens(request)
+        self._lengths[request] = self._lengths.get(request, 0) + len(tokens)
+        until = self._lengths[request] - 1 + rng.randint(2, 10)
+        return DraftFrom(number, tokens, until, self._settings if begins else None, request)
+
+    def _tokens(self, request: int) -> tuple[int, ...]:
+        """Up to three that go on, as a rule along a branch."""
+        draft, tokens = self._machine.drafts.get(request), []
+        node = draft.tip if draft is not None else None
+        for _ in range(self._rng.randint(0, 3)):
+            known = list(node.children) if node is not None else []
+            token = self._rng.choice(known) if known and self._rng.random() < 0.85 else self._rng.randrange(6)
+            node = node.children.get(token) if node is not None else None
+            tokens.append(token)
+        return tuple(tokens)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_drafted_from_is_there_whichever_branches_gave_their_sequences_away(seed: int, requests: int) -> None:
+    wandering = Wandering(seed, requests)
+    for order in range(1, 401):
+        wandering.go_on(order)
+    assert wandering.computed > 200
