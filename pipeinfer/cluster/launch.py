@@ -204,9 +204,18 @@ class Cluster(Contact):
         first_run, first_order = (before.next_run, before.order) if before is not None else (0, 0)
         pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
                                  self.models.target.context, prompt_chunk or self.plan.prompt_chunk,
-                                 keeps_texts)  # fmt: skip
+                                 keeps_texts, self._ranks_per_core())  # fmt: skip
         self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order)
         return self.scheduler
+
+    def _ranks_per_core(self) -> float:
+        """On the fullest host, 1 at least. Ranks that compute in a share of the time count as so much of one."""
+        if self.plan.backend == "emulated":
+            return 1.0  # its ranks wait and take no core
+        full: dict[str, float] = {}
+        for ready in self.ready.values():
+            full[ready.host] = full.get(ready.host, 0.0) + self.plan.cpu_share / ready.cores
+        return max([1.0, *full.values()])
 
     @property
     def precision(self) -> str:

@@ -26,7 +26,9 @@ NOWHERE = -1
 class PipelineShape(msgspec.Struct, frozen=True):
     """What is known of the target pipeline: its depth, each stage's KV cells and sequence ids, the model's context
     (tokens), and in how many tokens at a time the prompt is sent. `keeps_texts`: cells stay after a generation as long
-    as nobody needs them, and a prompt begins after what is there of it."""
+    as nobody needs them, and a prompt begins after what is there of it. `ranks_per_core`: on the fullest host, at least
+    1; where it is more, what one rank computes it takes from the others.
+    """
 
     stages: int
     cells: int = 2048
@@ -34,6 +36,7 @@ class PipelineShape(msgspec.Struct, frozen=True):
     context: int = 1 << 30
     prompt_chunk: PromptChunk = "auto"
     keeps_texts: bool = False
+    ranks_per_core: float = 1.0
 
     @property
     def limit(self) -> int:

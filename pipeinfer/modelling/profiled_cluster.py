@@ -1,5 +1,6 @@
 """A calibrated cluster in the simulator: a profile's curves as costs, its hosts' cores, its links."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -64,7 +65,7 @@ def prepare(profile: Profile, setting: Setting, oracle: Oracle | None = None) ->
         draft_layers=split,
         widths=(profile.target.hidden_size, profile.draft_model.hidden_size),
         vocabulary=profile.target.vocabulary,
-        pipeline=pipeline_of(stages, setting),
+        pipeline=pipeline_of(stages, setting, _ranks_per_core(hosts(profile, placed.layers, drafting))),
         costs=ProfiledCosts(profile, placed.layers, setting, drafting),
         oracle=oracle or setting.oracle(setting.prompt + setting.tokens + room(setting)),
         memory=held,
@@ -175,6 +176,12 @@ def hosts(profile: Profile, layers: Sequence[LayerRange], draft_rank: int) -> Ho
         cold=profile.cold,
         steps=[*[stop - start for start, stop in layers], profile.draft_model.layers],
     )
+
+
+def _ranks_per_core(hosts: Hosts) -> float:
+    """As the contention of the fullest host says; the head computes nothing."""
+    full = Counter(hosts.names[:-1]).most_common(1)[0][1]
+    return max(1.0, hosts.slowdown[min(full, len(hosts.slowdown)) - 1])
 
 
 def links(profile: Profile, draft_rank: int, stages: int, setting: Setting) -> Callable[[int, int], SimulatedLink]:

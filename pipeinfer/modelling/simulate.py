@@ -218,11 +218,12 @@ def room(setting: Setting) -> int:
     return 16 * setting.nodes + 64
 
 
-def pipeline_of(stages: int, setting: Setting) -> PipelineShape:
+def pipeline_of(stages: int, setting: Setting, ranks_per_core: float = 1.0) -> PipelineShape:
     """Of that many stages, with room for everything in flight, and sequence ids to match."""
     length, spare = setting.prompt + setting.tokens, room(setting)
     return PipelineShape(
-        stages, cells=length + 4 * spare, sequences=4 * spare, prompt_chunk=setting.prompt_chunk
+        stages, cells=length + 4 * spare, sequences=4 * spare, prompt_chunk=setting.prompt_chunk,
+        ranks_per_core=ranks_per_core,
     )  # fmt: skip
 
 

@@ -60,7 +60,8 @@ class Setup(Message, frozen=True):
 
 class Ready(Message, frozen=True):
     """A rank has loaded its share and waits. `clock_s` is its monotonic clock, to align timelines across hosts;
-    `weights` are digests of its model's files by their names (`pipeinfer.engine.fingerprint`)."""
+    `weights` are digests of its model's files by their names (`pipeinfer.engine.fingerprint`), `cores` those that the
+    rank may use, which may be others' too."""
 
     rank: int
     host: str
@@ -68,6 +69,7 @@ class Ready(Message, frozen=True):
     load_s: float
     clock_s: float
     weights: dict[str, str] = {}  # noqa: RUF012 - a default of msgspec's, copied
+    cores: int = 1
 
 
 class Begin(Message, frozen=True):

@@ -17,6 +17,7 @@ from pipeinfer.runtime.cpu_latency import without_deep_idle
 from pipeinfer.runtime.draft_rank import DraftWorker
 from pipeinfer.runtime.loading import explained, load_stage, weights_here
 from pipeinfer.runtime.probe import probe, wrong_rank
+from pipeinfer.runtime.processor_quota import bound_cores
 from pipeinfer.runtime.rank_links import IDLE_S, Endpoint
 from pipeinfer.runtime.stage_rank import StageWorker
 from pipeinfer.runtime.transports import ANY_RANK, HEAD, Envelope, PeerLost, Transport, TransportError
@@ -137,7 +138,7 @@ def _session(transport: Transport, setup: Setup, loaded: Callable[[], None]) -> 
     weights = weights_here(setup.rank, setup.backend, setup.options, setup.model)
     loaded()
     now = time.monotonic()
-    ready = Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now, weights)
+    ready = Ready(setup.rank, socket.gethostname(), os.getpid(), now - start, now, weights, bound_cores())
     transport.send(HEAD, control.encode(ready))
     try:
         endpoint.serve()

@@ -21,8 +21,12 @@ def spinning_s(root: Path = Path("/")) -> float:
 def usable_cores(root: Path = Path("/")) -> float:
     """Those of the host that this process is bound to, or what the quotas of its control groups come to, where that is
     less. Below `root` lie the system's own files; groups of both versions are read."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([float(bound), *_quotas(root)])
+    return min([float(bound_cores()), *_quotas(root)])
+
+
+def bound_cores() -> int:
+    """Cores of the host that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ProcessorGroup(NamedTuple):

@@ -32,6 +32,9 @@ TO_DEPTH, LEAST_DISCOUNT, STEP = 0.75, 0.5, 0.05
 """The discount on the draft's confidences is what was measured to this power, since a tree that is too shallow costs
 more than one that is too deep; no less than this; and rounded, since each change of it is an order."""
 
+AT_ONCE = ("rounds", "runs")
+"""Kinds of way in which draft and target, or several stages, compute at the same time."""
+
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
 
@@ -60,9 +63,10 @@ class Adaptive(Strategy):
         self._window = 0
         self._discount = 1.0
         self._waiting: list[Node] = []
-        self._stalled = False
+        self._stalled = self._rests = False
         self._seen = 0
         self._corrections: dict[str, float] = {}
+        self._crowding = 1.0
         self._segment = Segment(0.0, 0)
 
     def conclusion(self) -> str:
@@ -76,7 +80,10 @@ class Adaptive(Strategy):
     def started(self, generation: Generation) -> None:
         self._window = generation.pipe.measured.slots + 2
         self._rate(generation)
-        if generation.pipe.pipeline.stages == 1:
+        self._crowding = generation.pipe.pipeline.ranks_per_core
+        if self._crowding > 1:
+            self.way = Way("synchronous", 3)
+        elif generation.pipe.pipeline.stages == 1:
             self.way = Way("rounds", 5)
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.
@@ -133,18 +140,18 @@ class Adaptive(Strategy):
 
     # What to draft
 
-    def next_order(self, generation: Generation) -> Order:
+    def next_order(self, generation: Generation) -> Order | None:
         tip, (kind, rows) = generation.tip.position, self.way
-        if kind == "plain":
-            return Order(tip, DraftSettings(1, once=True))
+        if kind == "plain":  # One order that nothing is wanted; then the draft takes no time from anybody.
+            rests, self._rests = self._rests, True
+            return None if rests else Order(tip, DraftSettings(1, once=True))
+        self._rests = False
         if kind == "synchronous":
             until = tip + (rows if generation.generated else 0)
             return Order(until, DraftSettings(rows, nodes=rows, discount=self._discount))
         ahead = 0.5 + generation.pipe.measured.acceptance  # A good draft's branches are long: more of them come true.
         undecided = 2 * rows + 16 if kind == "rounds" else rows * (round(ahead * self._window) + 2)
-        settings = DraftSettings(
-            1, width=self._width, nodes=min(MOST_NODES, undecided), discount=self._discount
-        )  # fmt: skip
+        settings = DraftSettings(1, width=self._width, nodes=min(MOST_NODES, undecided), discount=self._discount)
         return Order(tip + DEEPEST, settings)
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
@@ -166,7 +173,7 @@ class Adaptive(Strategy):
         self._rate(generation)
         forecast = self.forecast(generation)
         self._correct(generation, forecast)
-        ways = {way: seconds * self._corrections.get(way.kind, 1.0) for way, seconds in every_way(forecast).items()}
+        ways = {way: seconds * self._correction(way.kind) for way, seconds in every_way(forecast).items()}
         best = min(ways, key=lambda way: ways[way])
         enough = SAME_KIND if best.kind == self.way.kind else SWITCH
         if best != self.way and (not self.forecast_s or ways[best] < enough * ways[self.way]):
@@ -186,6 +193,11 @@ class Adaptive(Strategy):
         """Of this pipeline with this draft, as measured."""
         return Forecast(generation.pipe.measured)
 
+    def _correction(self, kind: str) -> float:
+        """By how much more than its forecast a way of this kind takes. Where ranks share cores, those that keep many
+        busy at once take as much more as there are ranks to a core, until it is measured."""
+        return self._corrections.get(kind, self._crowding if kind in AT_ONCE else 1.0)
+
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
         """Hold the last segment against what its rounds, or its hits and misses, should have taken.
 
@@ -199,7 +211,7 @@ class Adaptive(Strategy):
         expected = self._expected(_returned(generation, self._segment.began), forecast, tokens)
         if expected > 0:
             ratio = (generation.pipe.now - self._segment.began) / expected
-            before = self._corrections.get(self.way.kind, 1.0)
+            before = self._correction(self.way.kind)
             self._corrections[self.way.kind] = min(4.0, max(0.5, before + 0.5 * (ratio - before)))
         self._segment = _now(generation)
 

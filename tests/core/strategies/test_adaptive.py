@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from pipeinfer.core.effects import Note, Request, Start
-from pipeinfer.core.generation import PipelineShape
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.adaptive import Adaptive
+from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.core.strategies.ways import Way
@@ -16,7 +17,7 @@ from pipeinfer.modelling.simulate import Setting
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
 from pipeinfer.runtime.oracle import Trace, independent
-from pipeinfer.runtime.sim import Simulation
+from pipeinfer.runtime.sim import Hosts, Simulation
 
 REQUEST = Request(tuple(range(16)), 192)
 
@@ -73,6 +74,24 @@ def test_it_changes_its_mind_with_the_text() -> None:
     adaptive = Adaptive()
     _, notes = decode(adaptive, 2, 0.3, mixed)
     assert len({note.split(":")[0] for note in notes}) >= 2, notes
+
+
+@pytest.mark.parametrize(("acceptance", "kind", "other"), [
+    (0.9, "synchronous", Speculative(k=6)),
+    (0.1, "plain", Iterative()),
+])  # fmt: skip
+def test_where_ranks_share_cores_they_take_turns(acceptance: float, kind: str, other: Strategy) -> None:
+    """Four ranks on two cores: whatever one of them computes at the same time as the others is not gained."""
+
+    def seconds(strategy: Strategy) -> float:
+        hosts = Hosts(["a"] * 5, (1.0, 1.0, 1.5, 2.0), message_s=0.0, head_s=0.0, steps=(2, 2, 2, 2))
+        shape = PipelineShape(3, cells=2048, sequences=256, ranks_per_core=2.0)
+        simulation = Simulation(shape, strategy, Costs(3, 0.3), independent(acceptance), hosts=hosts)
+        return simulation.generate(REQUEST).emit_s[-1]
+
+    adaptive = Adaptive()
+    assert seconds(adaptive) < 1.15 * seconds(other)
+    assert adaptive.way.kind == kind
 
 
 def test_what_the_prompt_takes_says_nothing_about_a_way() -> None:
