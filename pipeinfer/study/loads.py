@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pipeinfer.errors import RankLost
 from pipeinfer.modelling.load import as_one, simulate_load
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.results.records import Record
@@ -105,13 +106,20 @@ class _Served:
     def __init__(self) -> None:
         self._cells: list[LiveLoadCell] = []
         self._trials: list[Trial] = []
+        self._failed: RankLost | None = None
 
     def trial(self, cluster: Any, cell: LiveLoadCell) -> Trial:
-        """Of one request, whose load is served when the first of its requests is asked for."""
+        """Of one request, whose load is served when the first of its requests is asked for. Raises RankLost for all of
+        them where it failed."""
         whole = _whole(cell)
         if whole != self._cells:
-            self._trials = serve(cluster, whole)
-            self._cells = whole
+            self._cells, self._failed = whole, None
+            try:
+                self._trials = serve(cluster, whole)
+            except RankLost as failed:
+                self._failed = failed
+        if self._failed is not None:
+            raise self._failed
         return self._trials[cell.number]
 
 
@@ -133,7 +141,6 @@ def serve(cluster: Any, cells: list[LiveLoadCell]) -> list[Trial]:
 
 def _hand_in(cluster: Any, service: Any, cells: list[LiveLoadCell]) -> list[tuple[tuple[int, ...], Any]]:
     """For each of the requests its tokens and its record."""
-    from pipeinfer.errors import RankLost
     from pipeinfer.runtime.transports import HEAD
     from pipeinfer.serve.events import Ended, Failed, Tokens
 

@@ -73,7 +73,7 @@ class Adaptive(Strategy):
         if self._times is None:
             return f"settled on {self.way}: nothing measured"
         row = f"a further row costs {self._times.width_cost:.2f} of one"
-        return f"settled on {self.way}: {row}, {1 / self.forecast_s:.1f} tokens/s expected"
+        return f"settled on {self.way}: {row}, {1 / max(self.forecast_s, 1e-9):.1f} tokens/s expected"
 
     # What to send
 
