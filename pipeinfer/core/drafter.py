@@ -26,6 +26,10 @@ FEED_ROWS = 256
 NARROW_ROWS = 8
 """Forwards of at most so many rows tell what drafting a token takes; longer ones read text."""
 
+MOST_FORGOTTEN = 64
+"""Branches that give their sequence to likelier ones before the next order, at most. With the end of a branch goes what
+led to it alone, which may be likelier than what came in its place: without a bound they could take turns for ever."""
+
 
 class DraftPolicy:
     """Which tokens to try: a plug-in of the group `pipeinfer.drafting`. One object serves one request."""
@@ -72,6 +76,7 @@ class Draft:
         self._ledger = ledger
         self._free = free
         self._resting: list[Node] = []
+        self._forgotten = 0
         self._next_id = 0
         self._wants_retry = False
         self.tip.sequence = self.sequence
@@ -150,7 +155,7 @@ class Draft:
         """Take a new order."""
         self.order, self.until = order.order, order.until
         self.settings = order.settings or self.settings
-        self.started = self.rejects = 0
+        self.started = self.rejects = self._forgotten = 0
         self.answered = self.stalled = False
         for token in order.tokens:
             self._commit(token)
@@ -196,6 +201,8 @@ class Draft:
     def _least_likely(self, score: float, parent: Node) -> Node | None:
         """Of the branches that rest and are less likely than one of this score, the least likely; none of `parent`'s
         own, which may be all that holds it."""
+        if self._forgotten >= MOST_FORGOTTEN:
+            return None
         below = [leaf for leaf in self._resting if leaf.score < score and not _is_below(leaf, parent)]
         return min(below, key=lambda leaf: leaf.score, default=None)
 
@@ -204,6 +211,7 @@ class Draft:
         come true, it is read like any text."""
         leaf = self._least_likely(score, parent)
         assert leaf is not None
+        self._forgotten += 1
         self._resting.remove(leaf)
         self._ledger.release(leaf.sequence)
         self._free.append(leaf.sequence)

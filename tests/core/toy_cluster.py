@@ -381,9 +381,8 @@ class ToyCluster(World):
         self._drafting.put(Drafted(tuple(found), seconds=0.001))
 
     def _check_proposal(self, proposal: Proposal) -> None:
-        earlier = [before for before in self.proposals if before.request == proposal.request]
-        if earlier:
-            before = earlier[-1]
+        before = next((one for one in reversed(self.proposals) if one.request == proposal.request), None)
+        if before is not None:
             assert proposal.order >= before.order
             assert proposal.order > before.order or not before.stalled, "stalled, but something more came"
         self.proposals.append(proposal)

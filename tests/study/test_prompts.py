@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, processors
 
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.prompt_sets import prompt_named
-from pipeinfer.study.cells import _prompt
+from pipeinfer.study.cells import prompt_of
 from pipeinfer.study.recipes import Live, LiveCell
 from pipeinfer.testing import write_llama
 
@@ -36,7 +36,7 @@ def tokenizer(tmp_path: Path) -> HfTokenizer:
 @pytest.mark.parametrize("wanted", [0, 2000])
 def test_what_is_put_around_a_prompt_is_there_once(tokenizer: HfTokenizer, wanted: int) -> None:
     cell = LiveCell("iterative", {}, NAME, 0.0, 0, msgspec.structs.replace(LIVE, prompt_tokens=wanted))
-    ids = _prompt(SimpleNamespace(tokenizer=tokenizer), cell)
+    ids = prompt_of(SimpleNamespace(tokenizer=tokenizer), cell)
     text = tokenizer.encode(prompt_named(NAME).text, add_special=False)
     assert len(ids) == max(wanted, len(text) + 2)
     assert (ids[0], ids[-1]) == (0, 299)
