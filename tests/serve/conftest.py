@@ -10,7 +10,8 @@ from pipeinfer.cluster.plan import Plan
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
-    with serving(Plan(stages=2, cells=4096)) as made:
+    # One that always drafts: adaptive may find here that plain decoding is the fastest.
+    with serving(Plan(stages=2, cells=4096), strategy="pipeinfer") as made:
         yield made
 
 
