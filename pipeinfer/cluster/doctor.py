@@ -14,6 +14,7 @@ from pipeinfer import units
 from pipeinfer.engine.model_cache import cache_limit, cache_root, cache_size
 from pipeinfer.errors import one_line
 from pipeinfer.runtime.cpu_latency import REQUESTS, without_deep_idle
+from pipeinfer.runtime.processor_quota import bound_cores
 
 BUSY = 0.1
 """Load per core above which others are in the way."""
@@ -46,7 +47,7 @@ class Diagnosis(NamedTuple):
 
 def examine(ranks: int, root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> list[Diagnosis]:
     """Every finding for a pipeline of `ranks` ranks. `root` is where /proc and /sys are found."""
-    cores = available_cores()
+    cores = bound_cores()
     return [
         load(root, cores),
         cores_for_ranks(cores, ranks),
@@ -64,11 +65,6 @@ def examine(ranks: int, root: Path = Path("/"), environment: Mapping[str, str] =
         shared_memory(root, ranks),
         model_cache(),
     ]
-
-
-def available_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(root: Path, cores: int) -> Diagnosis:

@@ -1,6 +1,5 @@
 """`pipeinfer reproduce`: the paper's claims, each with a figure and a verdict."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from pipeinfer.commands.options import (
     path_option,
     with_options,
 )
+from pipeinfer.runtime.processor_quota import bound_cores
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,7 +153,7 @@ def _run(
     from pipeinfer.study.executors import executor
     from pipeinfer.study.run import run
 
-    jobs = sweep.jobs or _cores()
+    jobs = sweep.jobs or bound_cores()
     with _progress(terminal) as progress, executor(sweep.executor, jobs, store.path.parent) as how:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
@@ -273,7 +273,3 @@ def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:
     console.print(table)
     for what, where in {"report": "report.html", "tables": "trials.parquet", "records": "trials.jsonl"}.items():
         console.print(f"{what}: {out / where}", soft_wrap=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
