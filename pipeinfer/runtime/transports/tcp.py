@@ -14,7 +14,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -29,13 +28,12 @@ from pipeinfer.runtime.transports import (
     Envelope,
     Hosting,
     PeerLost,
-    Traffic,
     TransportError,
     framing,
-    message_size,
 )
-from pipeinfer.runtime.transports.addresses import bracketed, check_address, facing_address, resolved
+from pipeinfer.runtime.transports.addresses import bracketed, resolved
 from pipeinfer.runtime.transports.keys import Keys, read_keys
+from pipeinfer.runtime.transports.linked import LinkedTransport
 from pipeinfer.runtime.transports.membership import Peer, Roster, Standing, check_stream
 
 LINGER_S = 1.0
@@ -54,8 +52,6 @@ of peers that are gone, which nobody has to know within milliseconds."""
 
 _ZAP_DOMAIN = "pipeinfer"
 
-_SCHEME = "tcp"
-
 _REFUSED = b"refused"
 """All that ever comes back on a link: to who claims a rank that is another's."""
 
@@ -67,7 +63,7 @@ _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 Socket: TypeAlias = "zmq.Socket[bytes]"
 
 
-class TcpTransport:
+class TcpTransport(LinkedTransport[Socket]):
     """One endpoint. Port 0 takes a free one.
 
     `keys`: the cluster's pair or the path of its key file; addresses that are not loopback require a file. Times in
@@ -77,6 +73,7 @@ class TcpTransport:
     Raises TransportError when the address cannot be had.
     """
 
+    scheme = "tcp"
     hosting = Hosting("processes", "tcp://127.0.0.1:0")
 
     def __init__(
@@ -101,7 +98,7 @@ class TcpTransport:
         self._again_s = again_s
         self._roster = Roster(rank, silence_s, again_s)
         self._senders: dict[bytes, Peer] = {}
-        self._dealers: dict[int, Socket] = {}
+        self._links: dict[int, Socket] = {}
         self._monitors: dict[Socket, Peer] = {}
         self._next_glance = 0.0
         host, port = self._check(address)
@@ -125,53 +122,6 @@ class TcpTransport:
             self.close()
             raise
 
-    @staticmethod
-    def facing(address: str) -> str:
-        """An address of the interface that leads to `address`, with a free port. Raises TransportError."""
-        return facing_address(address)
-
-    @property
-    def rank(self) -> int:
-        """Ours. It may be set until the first message is sent."""
-        return self._roster.rank
-
-    @rank.setter
-    def rank(self, rank: int) -> None:
-        self._roster.rank = rank
-
-    @property
-    def traffic(self) -> dict[int, Traffic]:
-        """See Transport."""
-        return {peer.rank: peer.traffic for peer in self._roster.peers.values()}
-
-    def connect(self, rank: int, address: str) -> None:
-        """See Transport. A peer that is not up yet is tried again for `connect_s`. Raises PeerLost when it was lost."""
-        peer = self._roster.peer(rank)
-        if peer.standing is not Standing.HERE:
-            raise PeerLost(rank, peer.fate)
-        if rank not in self._dealers:
-            self._check(address)
-            self._open_link(peer, address)
-
-    def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"", *, urgent: bool = False) -> None:
-        """See Transport. `urgent` is ignored: a TCP stream cannot overtake itself.
-
-        Never blocks, because the queue has no bound: how much is in flight is the scheduler's to limit, and one that
-        waited here for a slow peer could no longer cancel anything.
-        """
-        peer = self._roster.peers.get(rank)
-        if peer is not None and peer.standing is not Standing.HERE:
-            raise PeerLost(rank, peer.fate)
-        if peer is None or rank not in self._dealers:
-            raise ValueError(f"rank {self.rank} has no link to rank {rank}; connect first")
-        size = message_size(header, payload, self._max_payload)
-        first = framing.first_frame(self.rank, peer.sent, header, size)
-        if self._again_s and not peer.bound:
-            peer.unheard.append((first, bytes(payload)))
-        _put(self._dealers[rank], first, payload, size)
-        peer.sent += 1
-        peer.traffic.sent(len(header) + size)
-
     def receive(self, timeout: float) -> Envelope | None:
         """See Transport. Looks, spins, then sleeps until a message or a monitor's event comes."""
         start = time.monotonic()
@@ -184,11 +134,6 @@ class TcpTransport:
             if time.monotonic() >= spin_until:
                 return self._wait(start + timeout)
             os.sched_yield()
-
-    def wake(self) -> None:
-        """See Transport."""
-        with suppress(OSError):  # A bell that rang so often is heard, or nobody listens any more.
-            self._ringing.send(b"!")
 
     def close(self) -> None:
         """See Transport."""
@@ -296,7 +241,7 @@ class TcpTransport:
         for peer in self._roster.expire(time.monotonic()):
             self._open_link(peer, peer.address)
             for first, payload in peer.unheard:
-                _put(self._dealers[peer.rank], first, payload, len(payload))
+                self._put(self._links[peer.rank], first, payload, len(payload))
 
     def _read_router_monitor(self) -> None:
         for event, fd in _events(self._router_monitor):
@@ -317,7 +262,7 @@ class TcpTransport:
 
     def _read_answer(self, link: object) -> None:
         """Something came back on our link, unless it was closed just now."""
-        for rank, dealer in self._dealers.items():
+        for rank, dealer in self._links.items():
             if dealer is link:
                 if dealer.recv() == _REFUSED:
                     peer = self._roster.peers[rank]
@@ -330,6 +275,17 @@ class TcpTransport:
         self._close_link(peer, 0.0)
         return PeerLost(peer.rank, peer.fate)
 
+    def _put(self, link: Socket, first: bytes, payload: bytes | memoryview, size: int) -> None:
+        if not size:
+            link.send(first, _NOW)
+            return
+        link.send(first, _NOW_AND_MORE)
+        rest = memoryview(payload).cast("B")
+        while len(rest) > FRAME:
+            link.send(rest[:FRAME], _NOW_AND_MORE)
+            rest = rest[FRAME:]
+        link.send(rest, _NOW)
+
     def _open_link(self, peer: Peer, address: str) -> None:
         dealer = self._open_dealer(address)
         monitor: Socket = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
@@ -340,14 +296,14 @@ class TcpTransport:
             monitor.close()
             dealer.close(0)
             raise TransportError(f'cannot connect to "{address}": {problem.strerror}') from problem
-        self._dealers[peer.rank] = dealer
+        self._links[peer.rank] = dealer
         self._monitors[monitor] = peer
         self._poller.register(monitor, zmq.POLLIN)
         self._poller.register(dealer, zmq.POLLIN)
         self._roster.connecting(peer, address, time.monotonic() + self._connect_s)
 
     def _close_link(self, peer: Peer, linger_s: float) -> None:
-        dealer = self._dealers.pop(peer.rank, None)
+        dealer = self._links.pop(peer.rank, None)
         if dealer is None:
             return
         monitor = dealer.get_monitor_socket()
@@ -388,7 +344,7 @@ class TcpTransport:
         return router
 
     def _open_dealer(self, address: str) -> Socket:
-        host, _ = resolved(address, _SCHEME)
+        host, _ = resolved(address, self.scheme)
         dealer = self._outgoing.socket(zmq.DEALER)
         dealer.setsockopt(zmq.IPV6, int(":" in host))
         dealer.curve_serverkey = self._keys.public
@@ -402,7 +358,7 @@ class TcpTransport:
     def _bind(self, host: str, port: int) -> str:
         where = f"tcp://{bracketed(host)}:{port}"
         try:
-            own, _ = resolved(where, _SCHEME)
+            own, _ = resolved(where, self.scheme)
             self._router.setsockopt(zmq.IPV6, int(":" in own))
             self._router.bind(f"tcp://{bracketed(own)}:{port}")
         except (zmq.ZMQError, OSError) as problem:
@@ -412,10 +368,6 @@ class TcpTransport:
                 text = f"cannot listen at {where}: {problem.strerror}; choose an address of this host"
             raise TransportError(text) from problem
         return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def _check(self, address: str) -> tuple[str, int]:
-        """Host and port. Raises TransportError when it is no TCP address, or one that these keys are not enough for."""
-        return check_address(address, _SCHEME, has_key_file=self._keys.file is not None)
 
 
 class _Members:
@@ -427,18 +379,6 @@ class _Members:
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether `key` may connect."""
         return domain == _ZAP_DOMAIN and key == self._public
-
-
-def _put(dealer: Socket, first: bytes, payload: bytes | memoryview, size: int) -> None:
-    if not size:
-        dealer.send(first, _NOW)
-        return
-    dealer.send(first, _NOW_AND_MORE)
-    rest = memoryview(payload).cast("B")
-    while len(rest) > FRAME:
-        dealer.send(rest[:FRAME], _NOW_AND_MORE)
-        rest = rest[FRAME:]
-    dealer.send(rest, _NOW)
 
 
 def _events(monitor: Socket) -> Iterator[tuple[int, int]]:

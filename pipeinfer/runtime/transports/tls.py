@@ -25,14 +25,12 @@ from pipeinfer.runtime.transports import (
     Envelope,
     Hosting,
     PeerLost,
-    Traffic,
     TransportError,
-    framing,
-    message_size,
 )
-from pipeinfer.runtime.transports.addresses import check_address, facing_address, resolved
+from pipeinfer.runtime.transports.addresses import resolved
 from pipeinfer.runtime.transports.certificates import Members
 from pipeinfer.runtime.transports.keys import Keys, read_keys
+from pipeinfer.runtime.transports.linked import LinkedTransport
 from pipeinfer.runtime.transports.membership import Peer, Roster, Standing
 from pipeinfer.runtime.transports.tls_connection import Hangup
 from pipeinfer.runtime.transports.tls_links import Link
@@ -44,10 +42,8 @@ LINGER_S = 1.0
 PAUSE_S = 0.25
 """Who was not here for longer cannot say of a peer that it was late in that time."""
 
-_SCHEME = "tls"
 
-
-class TlsTransport:
+class TlsTransport(LinkedTransport[Link]):
     """One endpoint. Port 0 takes a free one.
 
     `keys`: the cluster's, or the path of its key file; addresses that are not loopback require a file. Times in
@@ -57,6 +53,7 @@ class TlsTransport:
     Raises TransportError when the address cannot be had.
     """
 
+    scheme = "tls"
     hosting = Hosting("processes", "tls://127.0.0.1:0")
 
     def __init__(
@@ -81,7 +78,7 @@ class TlsTransport:
         self._roster = Roster(rank, silence_s, again_s)
         self._links: dict[int, Link] = {}
         host, port = self._check(address)
-        listener, self.address = listening(_SCHEME, host, port)
+        listener, self.address = listening(self.scheme, host, port)
         self._bell, self._ringing = socket.socketpair()
         self._bell.setblocking(False)
         self._ringing.setblocking(False)
@@ -95,57 +92,10 @@ class TlsTransport:
         """When there is something to mind besides what comes; 0 where that has to be found out."""
         self._closed = False
 
-    @staticmethod
-    def facing(address: str) -> str:
-        """An address of the interface that leads to `address`, with a free port. Raises TransportError."""
-        return facing_address(address)
-
-    @property
-    def rank(self) -> int:
-        """Ours. It may be set until the first message is sent."""
-        return self._roster.rank
-
-    @rank.setter
-    def rank(self, rank: int) -> None:
-        self._roster.rank = rank
-
     @property
     def rejected(self) -> int:
         """Messages dropped because no peer could be held to account for them."""
         return self._streams.rejected
-
-    @property
-    def traffic(self) -> dict[int, Traffic]:
-        """See Transport."""
-        return {peer.rank: peer.traffic for peer in self._roster.peers.values()}
-
-    def connect(self, rank: int, address: str) -> None:
-        """See Transport. A peer that is not up yet is tried again for `connect_s`. Raises PeerLost when it was lost."""
-        peer = self._roster.peer(rank)
-        if peer.standing is not Standing.HERE:
-            raise PeerLost(rank, peer.fate)
-        if rank not in self._links:
-            self._check(address)
-            self._open_link(peer, address)
-
-    def send(self, rank: int, header: bytes, payload: bytes | memoryview = b"", *, urgent: bool = False) -> None:
-        """See Transport. `urgent` is ignored: a TCP stream cannot overtake itself.
-
-        Never blocks, because what is kept has no bound: how much is in flight is the scheduler's to limit.
-        """
-        peer = self._roster.peers.get(rank)
-        if peer is not None and peer.standing is not Standing.HERE:
-            raise PeerLost(rank, peer.fate)
-        link = self._links.get(rank)
-        if peer is None or link is None:
-            raise ValueError(f"rank {self.rank} has no link to rank {rank}; connect first")
-        size = message_size(header, payload, self._max_payload)
-        first = framing.first_frame(self.rank, peer.sent, header, size)
-        if self._again_s and not peer.bound:
-            peer.unheard.append((first, bytes(payload)))
-        link.send(first, payload, size)
-        peer.sent += 1
-        peer.traffic.sent(len(header) + size)
 
     def receive(self, timeout: float) -> Envelope | None:
         """See Transport. Looks, spins, then sleeps until something comes or a peer has to be looked after."""
@@ -164,11 +114,6 @@ class TlsTransport:
                 break
             os.sched_yield()
         return self._wait(start + timeout)
-
-    def wake(self) -> None:
-        """See Transport."""
-        with suppress(OSError):  # A bell that rang so often is heard, or nobody listens any more.
-            self._ringing.send(b"!")
 
     def close(self) -> None:
         """See Transport. Peers see the end last."""
@@ -242,8 +187,11 @@ class TlsTransport:
 
     # Our links.
 
+    def _put(self, link: Link, first: bytes, payload: bytes | memoryview, size: int) -> None:
+        link.send(first, payload, size)
+
     def _open_link(self, peer: Peer, address: str) -> None:
-        where = resolved(address, _SCHEME)
+        where = resolved(address, self.scheme)
         link = Link(self._selector, partial(self._tend_link, peer), self._members, where, self._silence_s)
         try:
             link.open()
@@ -299,7 +247,3 @@ class TlsTransport:
         link = self._links.pop(peer.rank, None)
         if link is not None:
             link.close()
-
-    def _check(self, address: str) -> tuple[str, int]:
-        """Host and port. Raises TransportError when it is no such address, or these keys are not enough for it."""
-        return check_address(address, _SCHEME, has_key_file=self._keys.file is not None)
