@@ -19,7 +19,7 @@ import msgspec
 from pipeinfer.cluster.mpi_world import in_mpi_world
 from pipeinfer.cluster.placement import even_split
 from pipeinfer.engine.backend import BadModel, Tokenizer
-from pipeinfer.engine.huggingface.folder import builtin_folder
+from pipeinfer.engine.huggingface.folder import find_folder
 from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer.engine.text_stream import continuation
 from pipeinfer.errors import one_line
@@ -29,7 +29,7 @@ from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.external_program import Chunk, ProgramRun, joined, run_program
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import BUILD, PEER_PROGRAMS, Artifact, ProgramCell, Recipe
+from pipeinfer.study.recipes import BUILD, PEER_PROGRAMS, Artifact, Live, ProgramCell, Recipe
 from pipeinfer.workload import WorkloadError
 
 FOLDERS = ("", "bin", "build/bin")
@@ -68,21 +68,28 @@ def with_artifact(recipe: Recipe, artifact: Artifact) -> Recipe:
         find_program(artifact.folder, program)
     if shutil.which(shlex.split(artifact.launcher)[0]) is None:
         raise WorkloadError(f'no "{artifact.launcher}" found: give --artifact-mpirun, of the MPI they were built with')
-    live = msgspec.structs.replace(recipe.live, target=gguf_of(recipe.live.target), draft=gguf_of(recipe.live.draft))
-    return msgspec.structs.replace(recipe, live=live, artifact=artifact)
+    return msgspec.structs.replace(recipe, live=with_gguf(recipe.live), artifact=artifact)
 
 
-def gguf_of(model: str) -> str:
-    """The GGUF file of a model: given as one, or exported from the built-in pair. Raises WorkloadError or BadModel."""
-    if not model.startswith("builtin:"):
-        path = expanded(model)
-        if not path.is_file():
-            raise WorkloadError(f"{model}: no such file; these programs read GGUF files")
+def with_gguf(live: Live) -> Live:
+    """The same with GGUF files for models, which both sides read. Raises WorkloadError or BadModel."""
+    quantisation = str(live.backend_options.get("quantisation", "f16"))
+    names = {"target": live.target, "draft": live.draft}
+    return msgspec.structs.replace(live, **{name: gguf_of(model, quantisation) for name, model in names.items()})
+
+
+def gguf_of(model: str, quantisation: str = "f16") -> str:
+    """The GGUF file of a model: given as one, or exported from the built-in pair or from another Llama model's folder.
+    Raises WorkloadError or BadModel."""
+    path = expanded(model)
+    if path.is_file():
         return str(path.resolve())
+    if not (model.startswith("builtin:") or path.is_dir()):
+        raise WorkloadError(f"{model}: no such file; these programs read GGUF files")
     load(BACKENDS, "llamacpp")  # says what to install where it does not load
     from pipeinfer_llamacpp.export import exported
 
-    return str(exported(builtin_folder(model), "f16", cache_folder("llamacpp"), untied=True).resolve())
+    return str(exported(find_folder(model), quantisation, cache_folder("llamacpp"), untied=True).resolve())
 
 
 def find_program(folder: str, name: str, how: str = BUILD) -> Path:

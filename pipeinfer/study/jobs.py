@@ -53,8 +53,9 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
     those that chose the recipes. An array takes its commands from a list beside the script. Raises WorkloadError."""
     if kind not in HEADS:
         raise WorkloadError(f'--emit "{kind}": expected one of {", ".join(HEADS)}')
+    ends = ["--out", str(out.resolve()), *options]
     lines = [
-        shlex.join(["pipeinfer", "cell", recipe.name, "--index", str(index), "--out", str(out.resolve()), *options])
+        shlex.join(["pipeinfer", "cell", recipe.file or recipe.name, "--index", str(index), *ends])
         for recipe in recipes
         for index, cell in enumerate(cells(recipe))
         if not store.records.done(config_hash(cell)) and not _path(out, cell).exists()

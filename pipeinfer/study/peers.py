@@ -17,7 +17,7 @@ from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
-from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, gguf_of, records_of, trial_of
+from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, records_of, trial_of, with_gguf
 from pipeinfer.study.external_program import ProgramRun, joined, run_program
 from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, ProgramCell, Recipe
 from pipeinfer.workload import WorkloadError
@@ -40,8 +40,7 @@ def with_peers(recipe: Recipe, folder: str) -> Recipe:
         find_program(folder, program, LLAMA_CPP)
     if recipe.live.node_cores is not None:
         _check_nodes(recipe.live.node_cores)
-    live = msgspec.structs.replace(recipe.live, target=gguf_of(recipe.live.target), draft=gguf_of(recipe.live.draft))
-    return msgspec.structs.replace(recipe, live=live, artifact=Artifact(folder, launcher=""))
+    return msgspec.structs.replace(recipe, live=with_gguf(recipe.live), artifact=Artifact(folder, launcher=""))
 
 
 def _check_nodes(cores: float) -> None:

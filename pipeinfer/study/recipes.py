@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -188,8 +189,8 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class Recipe(FileEntry, frozen=True, kw_only=True):
-    """What a file of `reproduce/` says. `claims` are ids of paper_figures/reference/claims.toml. There
-    is a table in any case, besides the `figures`.
+    """What a file of `reproduce/`, or a `file` of the user's own, says. `claims` are ids of
+    paper_figures/reference/claims.toml. There is a table in any case, besides the `figures`.
 
     `emulated` is the part of the sweep that may be run in real time: lists that replace those of `simulated`, and the
     `strategies` if not all of them. `emulation`, which no file has, says that this recipe *is* that part; `left_out`
@@ -211,6 +212,7 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
     checked: Checked | None = None
     requests: list[Count] = msgspec.field(default_factory=list)
     name: str = ""
+    file: str = ""
     emulation: Emulation | None = None
     left_out: tuple[Site, ...] = ()
     artifact: Artifact | None = None
@@ -220,6 +222,11 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
     def fidelity(self) -> str:
         """sim, emulated, or real where something is really run."""
         return "real" if self.live or self.checked else "emulated" if self.emulation else "sim"
+
+    @property
+    def source(self) -> str:
+        """The file, for messages."""
+        return self.file or f"reproduce/{self.name}.toml"
 
     @property
     def timeline(self) -> bool:
@@ -307,15 +314,12 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises WorkloadError."""
-    known = [*recipe_names(), *sorted(ASKED)]
-    if name not in known:
-        raise WorkloadError(f'no recipe "{name}"{suggest(name, known)}')
-    path = asset("reproduce") / f"{name}.toml"
+    """The recipe of that name, or in a file of the user's own, which ends in .toml. Raises WorkloadError."""
+    path = _recipe_file(name)
     recipe = load(path, Recipe)
     if [recipe.simulated, recipe.live, recipe.checked].count(None) != 2:
         raise WorkloadError(f"{path}: expected one of [simulated], [live] and [checked]")
-    recipe = msgspec.structs.replace(recipe, name=name)
+    recipe = msgspec.structs.replace(recipe, name=path.stem, file="" if _is_ours(path) else str(path))
     if recipe.live is not None:
         named = [prompt for word in recipe.live.prompts for prompt in expanded(word)]
         recipe = msgspec.structs.replace(recipe, live=msgspec.structs.replace(recipe.live, prompts=named))
@@ -324,9 +328,26 @@ def read_recipe(name: str) -> Recipe:
     return recipe
 
 
+def _recipe_file(name: str) -> Path:
+    """Where a recipe is. One of the user's own has a name of its own, by which its results are known."""
+    known = [*recipe_names(), *sorted(ASKED)]
+    if name in known:
+        return asset("reproduce") / f"{name}.toml"
+    if not name.endswith(".toml"):
+        raise WorkloadError(f'no recipe "{name}"{suggest(name, known)}, or FILE.toml for one of your own')
+    path = Path(name).expanduser().resolve()
+    if path.stem in known and not _is_ours(path):
+        raise WorkloadError(f'{name}: there is a recipe "{path.stem}" already: give the file another name')
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    return path.resolve().parent == asset("reproduce").resolve()
+
+
 def emulated(recipe: Recipe, emulation: Emulation) -> Recipe:
     """The part of a recipe that is run in real time. Raises WorkloadError."""
-    where = f"{asset('reproduce') / recipe.name}.toml: emulated"
+    where = f"{recipe.source}: emulated"
     if recipe.simulated is None or recipe.emulated is None:
         raise WorkloadError(f"{where}: there is no such table")
     lists = dict(recipe.emulated)
@@ -442,7 +463,7 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         }  # fmt: skip
         for (name, contender, options), seed in product(_meant(_variants(recipe), drafts), sweep.seeds):
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}
-            setting = convert(fields, Setting, f"reproduce/{recipe.name}.toml: strategies.{name}.setting")
+            setting = convert(fields, Setting, f"{recipe.source}: strategies.{name}.setting")
             yield Point(name, SimCell(cluster, pair, setting, recipe.timeline))
 
 
@@ -474,7 +495,7 @@ def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
     # Strategies alternate within a repetition, so that what else the machine does hits all of them alike.
     for prompt, temperature, repeat in product(live.prompts, live.temperatures, range(live.repeats)):
         for name, contender, options in _variants(recipe):
-            where = f"reproduce/{recipe.name}.toml: strategies.{name}.setting"
+            where = f"{recipe.source}: strategies.{name}.setting"
             chunk = convert(contender.setting, _LiveSetting, where).prompt_chunk
             cell = LiveCell(contender.of or name, options, prompt, temperature, repeat, live, chunk)
             yield Point(name, _by_program(recipe, contender, cell) if contender.program else cell)

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from processes import alive
 
+from pipeinfer.assets import asset
 from pipeinfer.commands.reproduce import ArtifactOptions
 from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
+from pipeinfer.study.artifact import gguf_of
 from pipeinfer.study.peers import run_peers, servers, with_peers
 from pipeinfer.study.recipes import (
     PEER_SERVER,
@@ -176,6 +178,14 @@ def test_both_sides_run_in_turns(built: Path) -> None:
     found = list(records_of(cells, 1, None))
     assert [record.error for record in found] == [""] * 4
     assert [record.trial and record.trial.strategy for record in found] == ["iterative", PEERS_PLAIN] * 2
+
+
+def test_a_folder_is_exported_as_it_is_to_be_quantised() -> None:
+    pytest.importorskip("llama_cpp", reason="needs pipeinfer[llamacpp]")
+    folder = str(asset("workloads/builtin/draft"))
+    plain, folder_plain, small = gguf_of("builtin:draft"), gguf_of(folder), gguf_of(folder, "q8_0")
+    assert plain == folder_plain != small
+    assert Path(small).stat().st_size < Path(plain).stat().st_size
 
 
 def test_both_sides_read_the_same_files(built: Path) -> None:

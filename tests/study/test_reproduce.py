@@ -15,6 +15,7 @@ import typer
 from experiments import analyse, at
 from typer.testing import CliRunner
 
+from pipeinfer.assets import asset
 from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.report.captions import slowness
 from pipeinfer.report.claims import Claim, judge
@@ -28,6 +29,7 @@ from pipeinfer.study import run as run_module
 from pipeinfer.study.cells import live_plan
 from pipeinfer.study.growth import grown
 from pipeinfer.study.identity import config_hash
+from pipeinfer.study.jobs import emit
 from pipeinfer.study.recipes import (
     Contender,
     Figure,
@@ -153,6 +155,28 @@ def test_published_values_are_only_those_that_could_be_read() -> None:
 def test_an_unknown_recipe_gets_the_nearest_known_one() -> None:
     with pytest.raises(WorkloadError, match='no recipe "sped"; did you mean "speed"'):
         read_recipe("sped")
+
+
+def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    own.write_text((asset("reproduce") / "phases.toml").read_text())
+    recipe = read_recipe(str(own))
+    assert (recipe.name, recipe.file) == ("mine", str(own))
+    assert msgspec.structs.replace(recipe, name="phases", file="") == read_recipe("phases")
+    script, _ = emit("shell", [recipe], Store(tmp_path / "out"), tmp_path / "out", [])
+    assert f"pipeinfer cell {own} --index 0" in script.read_text()
+
+
+def test_a_recipe_of_ones_own_is_told_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "speed.toml").write_text("")
+    with pytest.raises(WorkloadError, match='there is a recipe "speed" already'):
+        read_recipe(str(tmp_path / "speed.toml"))
+    with pytest.raises(WorkloadError, match=r"missing\.toml"):
+        read_recipe(str(tmp_path / "missing.toml"))
+    own = tmp_path / "mine.toml"
+    own.write_text((asset("reproduce") / "phases.toml").read_text().replace("title =", "tittle ="))
+    with pytest.raises(WorkloadError, match=r"mine\.toml.*tittle"):
+        read_recipe(str(own))
 
 
 def test_an_impossible_sweep_is_refused_before_anything_is_run() -> None:
