@@ -3,6 +3,7 @@
 With `pytest --full` as many texts as found ties without it (docs/fairness.md): tens of minutes.
 """
 
+import queue
 from itertools import chain, product
 
 import msgspec
@@ -14,6 +15,8 @@ from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.prompt_sets import suite
 from pipeinfer.results.divergence import divergence
+from pipeinfer.serve.events import Ended, Failed, Tokens
+from pipeinfer.serve.service import Service
 
 TREE = {"branches": 3, "split": 0.05}
 GREEDY, SAMPLED = Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=7)
@@ -64,3 +67,26 @@ def test_no_text_parts(arithmetic, tmp_path, request):
                     parted.append((name, settings, how, divergence(trial, reference)))
     assert not parted
     assert reference.precision.endswith(", exact")
+
+
+def test_requests_at_once_have_the_texts_that_they_have_alone():
+    """With drafts, and a prompt that two of them have in common."""
+    plan = Plan(stages=2, transport="inproc", exact=True)
+    ended = queue.SimpleQueue()
+    with Cluster(plan) as cluster:
+        asked = [(suite()[0], GREEDY), (suite()[1], SAMPLED), (suite()[0], SAMPLED), (suite()[2], GREEDY)]
+        prompts = [(cluster.tokenizer.encode(text)[:40], how) for text, how in asked]
+        with Service(cluster) as service:
+            texts = [[] for _ in prompts]
+            for (prompt, how), ids in zip(prompts, texts, strict=True):
+                def on_event(event, ids=ids):
+                    if isinstance(event, Tokens):
+                        ids.extend(event.ids)
+                    elif isinstance(event, Ended | Failed):
+                        ended.put(event)
+
+                service.submit(prompt, max_tokens=12, sampling=how, stop_ids=(), on_event=on_event)
+            assert [type(ended.get(timeout=60)) for _ in prompts] == [Ended] * len(prompts)
+        for (prompt, how), ids in zip(prompts, texts, strict=True):
+            trial = cluster.generate(prompt, open_strategy("iterative", {}), max_tokens=12, sampling=how, stop_ids=())
+            assert ids == list(trial.token_ids)

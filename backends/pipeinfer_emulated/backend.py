@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class EmulatedBackend:
         check_layers(layers, info.layers, model)
         first, stop = layers
         head = _OracleHead(self._oracle, _role(model), self._vocabulary) if stop == info.layers else None
-        return EmulatedStage(self._seconds(_role(model), first, stop), info.hidden_size, head, Cells(cells, sequences))
+        return EmulatedStage(self._seconds(_role(model), first, stop), info.hidden_size, head, cells, sequences)
 
     def _seconds(self, role: str, first: int, stop: int) -> Seconds:
         """What a forward of layers [first, stop) takes. Raises BadModel."""
@@ -139,11 +140,15 @@ def _oracle(trace: str | Mapping[str, Any] | None, acceptance: float, seed: int)
 class EmulatedStage:
     """Waits, and keeps cells, so that capacity and sequence tags behave as in a real backend."""
 
-    def __init__(self, seconds: Seconds, hidden_size: int, head: "_OracleHead | None", cells: Cells) -> None:
+    def __init__(
+        self, seconds: Seconds, hidden_size: int, head: "_OracleHead | None", cells: int, sequences: int
+    ) -> None:
+        self.beside = partial(EmulatedStage, seconds, hidden_size, head, cells, sequences)
+        """Another stage with cells of its own."""
         self._seconds = seconds
         self._hidden_size = hidden_size
         self._head = head
-        self._cells = cells
+        self._cells = Cells(cells, sequences)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
         start = time.monotonic()

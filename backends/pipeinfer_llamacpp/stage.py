@@ -33,7 +33,7 @@ class LlamaCppStage:
 
     The first stage takes tokens; where its file has no vocabulary it looks them up in `embedding`, and what it found
     enters as hidden states do that come from another stage. `hidden` is where they enter and leave, None for a whole
-    model. `fixed_cells`: all cells are there from the start.
+    model. `fixed_cells`: all cells are there from the start. `owns_model`: it is closed with this stage.
     """
 
     def __init__(
@@ -51,7 +51,14 @@ class LlamaCppStage:
         kv_type: str,
         flash: bool,
         fixed_cells: bool = False,
+        owns_model: bool = True,
     ) -> None:
+        self._owns_model = owns_model
+        self._open_another = partial(
+            LlamaCppStage, model, embedding=embedding, hidden=hidden, vocabulary=vocabulary, takes_tokens=takes_tokens,
+            gives_hidden=gives_hidden, cells=cells, sequences=sequences, threads=threads, kv_type=kv_type, flash=flash,
+            fixed_cells=fixed_cells, owns_model=False,
+        )  # fmt: skip
         self._model = model
         self._embedding = embedding
         self._hidden = hidden
@@ -92,9 +99,14 @@ class LlamaCppStage:
         self._cells.clear()
         llama().llama_memory_clear(self._memory(), False)
 
+    def beside(self) -> "LlamaCppStage":
+        """Another stage over the same model, with a context of its own. Raises BadModel."""
+        return self._open_another()
+
     def close(self) -> None:
         self.release()
-        self._model.close()
+        if self._owns_model:
+            self._model.close()
 
     def release(self) -> None:
         """Give back everything but the model."""

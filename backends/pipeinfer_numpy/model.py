@@ -21,6 +21,8 @@ class LlamaStage:
 
     def __init__(self, config: LlamaConfig, weights: StageWeights, *, cells: int, sequences: int) -> None:
         self._weights = weights
+        self.beside = partial(LlamaStage, config, weights, cells=cells, sequences=sequences)
+        """Another stage with the same weights and cells of its own."""
         self._hidden_size = config.hidden_size
         self._vocabulary = None if weights.embedding is None else config.vocab_size
         self._heads = config.num_attention_heads
@@ -45,7 +47,7 @@ class LlamaStage:
         self._cells.clear()
 
     def close(self) -> None:
-        del self._weights, self._keys, self._values
+        del self._weights, self._keys, self._values, self.beside
 
     def _wipe(self, taken: Taken) -> None:
         self._keys[..., taken] = 0

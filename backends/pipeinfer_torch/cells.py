@@ -1,5 +1,6 @@
 """KV cells of one stage: their tags, their tensors, and what a batch sees of them."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from pipeinfer.engine.backend import Batch
 from pipeinfer.engine.kv_cells import Cells, Taken
+from pipeinfer_torch.memory import check_room
 
 
 class CellsView(NamedTuple):
@@ -31,13 +33,24 @@ class KvCells:
         self.layers: list[Tensor] = []
         self._reaches = set(reaches)
         self._count = len(reaches)
-        self._cells = cells
+        self._cells, self._sequences = cells, sequences
         self._like = like
 
     def allocate(self, kv_heads: int, head_size: int) -> None:
         """Memory for the tensors, zeroed: what lies in a cell that no row sees is multiplied by 0, so be finite."""
         shape = (2, 1, kv_heads, self._cells, head_size)
         self.layers = [self._like.new_zeros(shape) for _ in range(self._count)]
+
+    @torch.inference_mode()
+    def beside(self) -> "KvCells":
+        """As many more, which hold nothing. Raises BadModel where there is no room."""
+        other = copy.copy(self)
+        other.tags = Cells(self._cells, self._sequences)
+        if self._like.device.type != "cpu":  # there, memory that is never used is never touched
+            needed = 2 * sum(layer.nbytes for layer in self.layers)
+            check_room(needed, self._like.device, f"{self._cells} KV cells more and as much for computing")
+        other.layers = [torch.zeros_like(layer) for layer in self.layers]
+        return other
 
     @torch.inference_mode()
     def wipe(self, taken: Taken) -> None:

@@ -40,6 +40,10 @@ class FusedLayers:
         self._head = OutputHead(base.norm, skeleton.model.lm_head) if stop == len(skeleton.layers) else None
         cells.allocate(self._layers[0].kv_heads, self._layers[0].head_size)
 
+    def use(self, cells: KvCells) -> None:
+        """What comes next is of a text in these."""
+        self._cells = cells
+
     def run(
         self, entering: Tensor, positions: Tensor, view: CellsView, outputs: int, abort: AbortCheck
     ) -> Tensor | None:

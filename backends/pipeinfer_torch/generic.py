@@ -54,6 +54,10 @@ class GenericLayers:
             raise BadModel(f"expected layers that run apart from the rest of {type(self._model).__name__}, came"
                            f" {briefly(error)}: install another version of transformers") from None
 
+    def use(self, cells: KvCells) -> None:
+        """What comes next is of a text in these."""
+        self._cache.cells = cells
+
     def run(
         self, entering: Tensor, positions: Tensor, view: CellsView, outputs: int, abort: AbortCheck
     ) -> Tensor | None:
@@ -113,7 +117,7 @@ class CellCache(Cache):
         self.view: CellsView
         self.stored: set[int] = set()
         """Layers of the stage that have stored anything so far."""
-        self._cells = cells
+        self.cells = cells
         self._first = first
 
     def update(
@@ -121,11 +125,11 @@ class CellCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Store the rows' keys and values, each [1, kv_heads, rows, head_size]; gives those of the window."""
         heads, head_size = key_states.shape[1], key_states.shape[3]
-        if not self._cells.layers:
-            self._cells.allocate(heads, head_size)
+        if not self.cells.layers:
+            self.cells.allocate(heads, head_size)
         place = layer_idx - self._first
         self.stored.add(place)
-        cells = self._cells.layers[place]
+        cells = self.cells.layers[place]
         cells[0, :, :, self.view.taken] = key_states
         cells[1, :, :, self.view.taken] = value_states
         keys, values = cells[:, :, :, : self.view.window].unbind()

@@ -1,5 +1,6 @@
 """One stage: its cells, and the layers that run over them."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -51,6 +52,12 @@ class TorchStage:
         check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
         return self._cells.tags.compute_apart(batch, hidden, partial(self._run, abort), self._cells.wipe)
 
+    def beside(self) -> "TorchStage":
+        """Another stage with the same layers and cells of its own. Raises BadModel."""
+        other = copy.copy(self)
+        other._cells = self._cells.beside()
+        return other
+
     def apply(self, op: KvOp) -> None:
         self._cells.tags.apply(op)
 
@@ -64,6 +71,7 @@ class TorchStage:
     def _run(self, abort: AbortCheck, batch: Batch, hidden: Hidden | None, taken: Taken) -> Hidden | None:
         positions = torch.tensor(batch.positions, device=self._like.device)
         view = self._cells.view(batch, taken)
+        self._layers.use(self._cells)
         result = self._layers.run(self._enter(batch, hidden), positions, view, batch.outputs, abort)
         return None if result is None else result.to("cpu", torch.float32).numpy()
 

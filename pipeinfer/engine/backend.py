@@ -58,12 +58,18 @@ class ModelInfo(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True):
     """A micro-batch of R rows. Row r is tagged with `sequences[r]` and sees the cells and earlier rows of
     `sequences[r][0]` at positions up to its own. Parents stand before children. Only the last `outputs` rows need
-    logits."""
+    logits. `requests` is the request of each row, or of all where it has one entry, which says nothing to an engine."""
 
     tokens: Sequence[int]
     positions: Sequence[int]
     sequences: Sequence[tuple[int, ...]]
     outputs: int
+    requests: Sequence[int] = (0,)
+
+
+def chain(tokens: Sequence[int], start: int, outputs: int) -> Batch:
+    """Rows of sequence 0 from position `start` on."""
+    return Batch(tokens, range(start, start + len(tokens)), [(0,)] * len(tokens), outputs)
 
 
 def check_batch(batch: Batch, hidden: Hidden | None, *, hidden_size: int, vocabulary: int | None) -> None:
@@ -94,7 +100,12 @@ def check_layers(layers: tuple[int, int], count: int, model: str) -> None:
 
 
 class ModelStage(Protocol):
-    """Layers [i, j) of one model with their KV cells. The first stage embeds tokens, the last gives logits."""
+    """Layers [i, j) of one model with their KV cells. The first stage embeds tokens, the last gives logits.
+
+    A stage may also have `beside() -> ModelStage`: another one of the same layers and sizes, which shares the weights
+    and has cells of its own; the two are never used at once, and this one is closed last. Raises BadModel where there
+    is no room for it. With it, exact stages hold the texts of several requests.
+    """
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
         """Run R rows; `hidden` is float32 [R, hidden_size] from the stage before, None on the first stage. It may be

@@ -12,6 +12,7 @@ from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import NO_TOKEN, CancelRun, Decode, KvOp, RunKind, Sampling
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
+from pipeinfer.engine.exact import ExactStage
 from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.control import AddRequest, Begin
@@ -50,6 +51,8 @@ class StageWorker(World):
             self._pass_on(message)
         elif isinstance(message, AddRequest):
             add_request(self._sampling, message)
+            if isinstance(self._model, ExactStage):
+                self._model.end(message.over)
             self._pass_on(message)
         else:
             unexpected(message, "a stage")
@@ -80,7 +83,7 @@ class StageWorker(World):
         decode = work.decode
         self._work, self.busy = None, True
         start = self._endpoint.start()
-        batch = Batch(decode.tokens, decode.positions, decode.sequences, decode.outputs)
+        batch = Batch(decode.tokens, decode.positions, decode.sequences, decode.outputs, decode.requests)
         output = self._model.forward(batch, self._hidden(work), self._endpoint.poll)
         done = self._results(decode, output)
         name = "draft" if self._drafts else f"{decode.kind.name.lower()} {decode.run}"

@@ -303,6 +303,22 @@ class BackendConformance:
         stages.run(chain(reversed(PROMPT), sequence=1))  # lies where cells of sequence 0 were
         self.assert_close(stages.run(chain(PROMPT)), first)
 
+    def test_a_stage_beside_another_has_its_weights_and_cells_of_its_own(self, pipeline: Opener) -> None:
+        stages = pipeline(stages=2)
+        if not all(hasattr(stage, "beside") for stage in stages.stages):
+            pytest.skip("this backend has no stages beside another: exact stages hold one text")
+        beside = [stage.beside() for stage in stages.stages]  # type: ignore[attr-defined]
+        first = stages.run(chain(PROMPT))
+        hidden = beside[0].forward(chain(reversed(PROMPT)), None, never)
+        other = beside[1].forward(chain(reversed(PROMPT)), hidden, never)
+        np.testing.assert_array_equal(other, pipeline(stages=2).run(chain(reversed(PROMPT))))
+        for stage in beside:
+            stage.close()
+        went_on = stages.run(chain([50], start=START))
+        stages.clear()
+        np.testing.assert_array_equal(stages.run(chain(PROMPT)), first)
+        np.testing.assert_array_equal(stages.run(chain([50], start=START)), went_on)
+
     # Cells -----------------------------------------------------------------------------------------------------------
 
     def test_too_many_rows_change_nothing(self, pipeline: Opener) -> None:
