@@ -104,7 +104,7 @@ def reproduce(
     real: WorkerOptions,
     artifact: ArtifactOptions,
     sweep: SweepOptions,
-    sections: Annotated[list[str] | None, typer.Argument(help="Recipes of reproduce/, or FILE.toml; default: all.")] = None,
+    sections: Annotated[list[str] | None, typer.Argument(help="Recipes, or FILE.toml; default: all.")] = None,
     out: Annotated[Path, path_option(OUTPUT, "Folder of results (default: results); run again to resume.")] = Path(
         "results"
     ),
