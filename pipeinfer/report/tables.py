@@ -16,7 +16,6 @@ from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
-from pipeinfer.study.recipes import PEERS
 
 RESULTS = {
     "tokens_per_s": "tokens/s", "over_iterative": "of iterative", "over_speculative": "of speculative",
@@ -82,7 +81,7 @@ def notes(experiment: Experiment) -> Iterator[Block]:
     """What follows the results."""
     recipe = experiment.recipe
     if recipe.artifact:
-        yield PEER_NOTES if recipe.name == PEERS else NOTES
+        yield PEER_NOTES if recipe.beside_llama_cpp else NOTES
     if recipe.live is not None and experiment.best.category.notna().any():
         yield by_category(experiment)
     if recipe.requests:

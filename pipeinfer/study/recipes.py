@@ -229,6 +229,16 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
         return self.file or f"reproduce/{self.name}.toml"
 
     @property
+    def beside_llama_cpp(self) -> bool:
+        """llama.cpp's own programs are contenders."""
+        return any(one.program in PEER_PROGRAMS for one in self.strategies.values())
+
+    @property
+    def beside_artifact(self) -> bool:
+        """The authors' programs are contenders."""
+        return any(one.program and one.program not in PEER_PROGRAMS for one in self.strategies.values())
+
+    @property
     def timeline(self) -> bool:
         """Timelines are to be kept."""
         return self.draws("timeline")
@@ -502,8 +512,8 @@ def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
 
 
 def _by_program(recipe: Recipe, contender: Contender, cell: LiveCell) -> ProgramCell:
-    if recipe.artifact is None and recipe.name == PEERS:
-        raise WorkloadError(f'recipe "{PEERS}" runs llama.cpp\'s programs: give --llama-cpp DIR; {LLAMA_CPP}')
+    if recipe.artifact is None and recipe.beside_llama_cpp:
+        raise WorkloadError(f'recipe "{recipe.name}" runs llama.cpp\'s programs: give --llama-cpp DIR; {LLAMA_CPP}')
     if recipe.artifact is None:
         raise WorkloadError(f'recipe "{recipe.name}" runs the authors\' programs: give --artifact DIR; {BUILD}')
     return ProgramCell(

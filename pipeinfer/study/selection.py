@@ -65,9 +65,11 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     if wish.cluster is not None:
         platform_of(wish.cluster)
     asked = list(dict.fromkeys(names)) or sorted(recipe_names(), key=lambda name: (*ORDER, name).index(name))
-    asked += [PEERS] if wish.llama_cpp is not None and PEERS not in asked else []
-    asked += [ARTIFACT] if wish.artifact is not None and ARTIFACT not in asked else []
     recipes = list(map(read_recipe, asked))
+    if wish.llama_cpp is not None and not any(recipe.beside_llama_cpp for recipe in recipes):
+        recipes.append(read_recipe(PEERS))
+    if wish.artifact is not None and not any(recipe.beside_artifact for recipe in recipes):
+        recipes.append(read_recipe(ARTIFACT))
     refusals = {recipe.name: problem for recipe in recipes if (problem := _beyond(recipe, wish.cluster))}
     left = [recipe for recipe in recipes if recipe.name not in refusals]
     found = [wished for recipe in left if (wished := _at(recipe, wish)) is not None]
@@ -121,9 +123,9 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
         recipe = replace(recipe, live=replace(recipe.live, **wish.live, predicted=predicted))
         if wish.fidelity not in (None, "real"):
             return None
-        if recipe.name == PEERS and wish.llama_cpp:
+        if recipe.beside_llama_cpp and wish.llama_cpp:
             return with_peers(recipe, wish.llama_cpp)
-        return with_artifact(recipe, wish.artifact) if recipe.name == ARTIFACT and wish.artifact else recipe
+        return with_artifact(recipe, wish.artifact) if recipe.beside_artifact and wish.artifact else recipe
     if recipe.checked is not None:
         return _checked(recipe, recipe.checked, wish) if wish.fidelity in (None, "real") else None
     if wish.fidelity == "emulated" and recipe.emulated is not None:

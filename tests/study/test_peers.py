@@ -180,6 +180,15 @@ def test_both_sides_run_in_turns(built: Path) -> None:
     assert [record.trial and record.trial.strategy for record in found] == ["iterative", PEERS_PLAIN] * 2
 
 
+def test_a_recipe_of_ones_own_may_have_them_too(built: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="needs pipeinfer[llamacpp]")
+    text = (asset("reproduce") / "peers.toml").read_text().replace("builtin:target-100m", "builtin:target")
+    (tmp_path / "mine.toml").write_text(text)
+    found = select([str(tmp_path / "mine.toml")], Wish(llama_cpp=str(built))).recipes
+    assert [recipe.name for recipe in found] == ["mine"]
+    assert any(isinstance(point.cell, ProgramCell) for point in points(found[0]))
+
+
 def test_a_folder_is_exported_as_it_is_to_be_quantised() -> None:
     pytest.importorskip("llama_cpp", reason="needs pipeinfer[llamacpp]")
     folder = str(asset("workloads/builtin/draft"))
