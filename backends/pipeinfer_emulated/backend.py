@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeinfer.core.messages import KvOp
 from pipeinfer.core.strategies.options import require
 from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, Token, check_layers
-from pipeinfer.engine.kv_cells import Cells, Taken
+from pipeinfer.engine.counted_cells import CountedCells
 from pipeinfer.modelling.profile import Curve
 from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent, read_trace
 from pipeinfer_emulated.measured import MeasuredRank, Seconds
@@ -138,7 +138,7 @@ def _oracle(trace: str | Mapping[str, Any] | None, acceptance: float, seed: int)
 
 
 class EmulatedStage:
-    """Waits, and keeps cells, so that capacity and sequence tags behave as in a real backend."""
+    """Waits, and counts cells, so that capacity and sequence tags behave as in a real backend."""
 
     def __init__(
         self, seconds: Seconds, hidden_size: int, head: "_OracleHead | None", cells: int, sequences: int
@@ -148,17 +148,20 @@ class EmulatedStage:
         self._seconds = seconds
         self._hidden_size = hidden_size
         self._head = head
-        self._cells = Cells(cells, sequences)
+        self._cells = CountedCells(cells, sequences)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
         start = time.monotonic()
         seconds = self._seconds(len(batch.tokens), batch.positions[-1] + 1)
-
-        def wait(_taken: Taken) -> Hidden | None:
+        self._cells.take(batch.positions, batch.sequences)
+        computed = False
+        try:
             result = self._result(batch)  # within the time that the wait takes
-            return result if wait_until(start + seconds, abort) else None
-
-        return self._cells.compute(batch, wait)
+            computed = wait_until(start + seconds, abort)
+        finally:
+            if not computed:
+                self._cells.give_back()
+        return result if computed else None
 
     def _result(self, batch: Batch) -> NDArray[np.float32]:
         rows = len(batch.tokens)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.engine.backend import Batch
-from pipeinfer_llamacpp.cells import Tags
+from pipeinfer.engine.counted_cells import Tags
 from pipeinfer_llamacpp.library import llama
 
 

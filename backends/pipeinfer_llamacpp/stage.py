@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
+from pipeinfer.engine.counted_cells import CountedCells, Tags
 from pipeinfer_llamacpp.abort_poll import open_abort
-from pipeinfer_llamacpp.cells import CellTags, Tags
 from pipeinfer_llamacpp.embedding import Embedding
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
 from pipeinfer_llamacpp.library import first_error, forget_errors, llama
@@ -69,7 +69,7 @@ class LlamaCppStage:
         self._open_context = partial(model.open_context, sequences=sequences, threads=threads, kv_type=kv_type,
                                      flash=flash, abort=self._abort, hidden=hidden)  # fmt: skip
         now = cells if fixed_cells else min(cells, FIRST_CELLS)
-        self._cells = CellTags(now, sequences)
+        self._cells = CountedCells(now, sequences)
         self._rows = Rows(min(cells, MICRO_BATCH), sequences)
         self._context = self._open_context(now)
         self._decode = llama().llama_decode

@@ -5,6 +5,7 @@ Semantics are llama.cpp's: copying a sequence only adds tags, and a cell without
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,24 +32,33 @@ class Cells:
         self._positions = np.zeros(cells, np.int64)
         self._holders = np.zeros(cells, np.int32)  # how many sequences tag each cell; 0 is free
         self._spoilt = np.zeros(cells, bool)
+        self._used = 0
 
     def take(self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]]) -> Taken:
         """Tag the lowest free cells, one per row. Raises CellsFull or ValueError, and then changes nothing."""
-        rows = len(positions)
-        free = np.flatnonzero(self._holders == 0)
-        if len(free) < rows:
-            raise CellsFull(f"expected {rows} free KV cells, came {len(free)} of {len(self._holders)}:"
+        check_sequences([sequence for row in sequences for sequence in row], len(self._tags))
+        cells = self._free(len(positions))
+        # One by one: that is a few rows as a rule, for which NumPy's ways of taking many at once cost far more.
+        for cell, position, row in zip(cells, positions, sequences, strict=True):
+            for sequence in row:
+                self._tags[sequence, cell] = True
+            self._positions[cell] = position
+            self._spoilt[cell] = False
+            self._holders[cell] = len(set(row))
+        self._used += len(cells)
+        self.window = max(self.window, cells[-1] + 1)
+        neighbours = cells[-1] - cells[0] == len(cells) - 1
+        return slice(cells[0], cells[-1] + 1) if neighbours else np.asarray(cells, np.intp)
+
+    def _free(self, rows: int) -> Sequence[int]:
+        """The lowest `rows` free cells. Raises CellsFull."""
+        count, window = len(self._holders), self.window
+        if count - self._used < rows:
+            raise CellsFull(f"expected {rows} free KV cells, came {count - self._used} of {count}:"
                             " remove sequences first or load the stage with more cells")
-        tags = [sequence for row in sequences for sequence in row]
-        check_sequences(tags, len(self._tags))
-        cells = free[:rows]
-        self._tags[tags, np.repeat(cells, [len(row) for row in sequences])] = True
-        self._positions[cells] = positions
-        self._spoilt[cells] = False
-        self._holders[cells] = self._tags[:, cells].sum(axis=0)
-        self.window = max(self.window, int(cells[-1]) + 1)
-        neighbours = cells[-1] - cells[0] == rows - 1
-        return slice(int(cells[0]), int(cells[-1]) + 1) if neighbours else cells
+        if self._used == window:
+            return range(window, window + rows)
+        return cast(list[int], np.flatnonzero(self._holders == 0)[:rows].tolist())
 
     def compute(self, batch: Batch, run: Callable[[Taken], Hidden | None]) -> Hidden | None:
         """What `run` gives with the cells of a batch, which are given back where it gives nothing or fails. Raises as
@@ -109,7 +119,7 @@ class Cells:
         """Give the cells of a batch back."""
         self._tags[:, taken] = False
         self._holders[taken] = 0
-        self._tighten()
+        self._recount()
 
     def mask(
         self, positions: Sequence[int], sequences: Sequence[tuple[int, ...]], reach: int | None = None
@@ -153,7 +163,7 @@ class Cells:
         self._tags[:] = False
         self._holders[:] = 0
         self._spoilt[:] = False
-        self.window = 0
+        self._used = self.window = 0
 
     def _add(self, sequence: int, cells: NDArray[np.bool_]) -> None:
         self._holders += cells & ~self._tags[sequence]
@@ -162,10 +172,11 @@ class Cells:
     def _drop(self, sequence: int, cells: NDArray[np.bool_]) -> None:
         self._holders -= cells & self._tags[sequence]
         self._tags[sequence] &= ~cells
-        self._tighten()
+        self._recount()
 
-    def _tighten(self) -> None:
+    def _recount(self) -> None:
         used = np.flatnonzero(self._holders[: self.window])
+        self._used = len(used)
         self.window = int(used[-1]) + 1 if len(used) else 0
 
 

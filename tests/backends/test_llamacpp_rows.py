@@ -15,12 +15,12 @@ from llamacpp_stages import TOKENS, backend, chain, close, never, open_stages, r
 
 from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, CellsFull
+from pipeinfer.engine.counted_cells import CountedCells
 from pipeinfer.engine.kv_cells import Cells
 from pipeinfer_llamacpp import abort_thread
 from pipeinfer_llamacpp import stage as stage_module
 from pipeinfer_llamacpp.abort_poll import AbortPoll, open_abort
 from pipeinfer_llamacpp.abort_thread import AbortThread
-from pipeinfer_llamacpp.cells import CellTags
 from pipeinfer_llamacpp.library import llama
 from pipeinfer_llamacpp.rows import needed_tags
 
@@ -41,7 +41,7 @@ OPERATIONS = st.one_of(
 
 @given(st.lists(OPERATIONS, max_size=200), st.data())
 def test_cells_run_out_exactly_when_they_are_in_use(operations, data):
-    counted, kept = CellTags(12, 4), Cells(12, 4)
+    counted, kept = CountedCells(12, 4), Cells(12, 4)
     for operation in operations:
         if operation == "clear":
             counted.clear()

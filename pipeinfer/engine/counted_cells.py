@@ -1,4 +1,5 @@
-"""How many KV cells are free. llama.cpp has them, but rounds their number up and does not say how many are in use.
+"""How many KV cells are free, for a stage that need not know which: llama.cpp has its own, but rounds their number up
+and does not say how many are in use, and an emulated stage holds nothing.
 
 Counting lags behind: what happens to the cells is noted, and worked through when the cells that are surely free do not
 suffice, or many notes have piled up. Arrays that were touched last before a decode are no longer in the processor's
@@ -25,7 +26,7 @@ class Entered(NamedTuple):
     sequences: Sequence[Tags]
 
 
-class CellTags:
+class CountedCells:
     """Tags of `cells` cells for sequence ids 0..sequences-1, with llama.cpp's semantics."""
 
     def __init__(self, cells: int, sequences: int) -> None:
@@ -75,18 +76,28 @@ class CellTags:
         self._surely_free = len(self._positions)
 
     def _catch_up(self) -> None:
+        entered: list[Entered] = []
         for note in self._notes:
+            if isinstance(note, Entered):
+                entered.append(note)
+                continue
+            self._fill(entered)
+            entered.clear()
             match note:
                 case KvSeqCp(src, dst, start, stop):
                     self._tags[dst] |= self._tags[src] & between(self._positions, start, stop)
                 case KvSeqRm(sequence, start, stop):
                     self._tags[sequence] &= ~between(self._positions, start, stop)
-                case Entered(positions, sequences):
-                    self._fill(positions, sequences)
+        self._fill(entered)
         self._notes.clear()
         self._surely_free = int(np.count_nonzero(~self._tags.any(axis=0)))
 
-    def _fill(self, positions: Sequence[int], sequences: Sequence[Tags]) -> None:
+    def _fill(self, entered: Sequence[Entered]) -> None:
+        """Tag free cells with the rows that entered one after another."""
+        positions = [position for batch in entered for position in batch.positions]
+        sequences = [row for batch in entered for row in batch.sequences]
+        if not positions:
+            return
         cells = np.flatnonzero(~self._tags.any(axis=0))[: len(positions)]
         self._positions[cells] = positions
         self._tags[[tag for row in sequences for tag in row], np.repeat(cells, [len(row) for row in sequences])] = True
