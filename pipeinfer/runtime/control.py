@@ -3,6 +3,7 @@
 Every message of a link is one of these or of `pipeinfer.core.messages`; `encode` and `decode` know them all.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -237,15 +238,8 @@ AnyMessage: TypeAlias = (
     | LinkMeasured | Ping | Pong
 )  # fmt: skip
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(AnyMessage)
+encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+"""Message to header bytes."""
 
-
-def encode(message: Any) -> bytes:
-    """Message to header bytes."""
-    return _encoder.encode(message)
-
-
-def decode(header: bytes | memoryview) -> Any:
-    """Header bytes to message. Raises msgspec.DecodeError (or ValidationError) when they are not one."""
-    return _decoder.decode(header)
+decode: Callable[[bytes | memoryview], Any] = msgspec.msgpack.Decoder(AnyMessage).decode
+"""Header bytes to message. Raises msgspec.DecodeError (or ValidationError) when they are not one."""

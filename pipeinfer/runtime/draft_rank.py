@@ -122,7 +122,7 @@ class DraftWorker(World):
         found: Candidates | None = None
         if output is not None and self._behind is None:
             found = best_candidates(output, work.positions, self._sampling.get(work.request, GREEDY), work.count)
-        seconds, aborted = self._endpoint.finish("draft", start, aborted=output is None)
+        seconds, aborted = self._endpoint.finish(lambda: "draft", start, aborted=output is None)
         if aborted:
             found = None
         elif output is not None and self._behind is not None:

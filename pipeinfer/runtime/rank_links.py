@@ -27,7 +27,8 @@ NAP_S = 5e-4
 
 
 class Clock(NamedTuple):
-    """When a computation began: on the monotonic clock, and in seconds of a processor that this thread had used."""
+    """When a computation began: on the monotonic clock, and in seconds of a processor that this thread had used, where
+    the rank emulates a slower one."""
 
     monotonic: float
     processor: float
@@ -60,6 +61,7 @@ class Endpoint:
         """Whether the rank is between two trials: runs that are still to be computed are not wanted then."""
         self.abort_requested = False
         self.worker: Worker
+        self._slowed = setup.cpu_share < 1
         self._busy_s = 0.0
         self._processor_s = processor_s()
         self._later: deque[Envelope] = deque()
@@ -103,18 +105,18 @@ class Endpoint:
 
     def start(self) -> Clock:
         """Start the clock of a computation."""
-        return Clock(time.monotonic(), time.thread_time())
+        return Clock(time.monotonic(), time.thread_time() if self._slowed else 0.0)
 
-    def finish(self, name: str, start: Clock, *, aborted: bool) -> tuple[float, bool]:
+    def finish(self, name: Callable[[], str], start: Clock, *, aborted: bool) -> tuple[float, bool]:
         """Note a computation that began at `start` and ends now, or once it has waited as long as a slower node would
-        have computed: its seconds, and whether it was aborted, also in that wait."""
-        if self.setup.cpu_share < 1 and not aborted:
+        have computed: its seconds, and whether it was aborted, also in that wait. On a timeline it stands as `name`."""
+        if self._slowed and not aborted:
             # By processor time: what else this machine does is no part of the node that is emulated.
             used = time.thread_time() - start.processor
             aborted = not self._wait(start.monotonic + used / self.setup.cpu_share)
         end = time.monotonic()
         if self.setup.trace:
-            self.spans.append(Span(self.setup.rank, name, start.monotonic, end, aborted))
+            self.spans.append(Span(self.setup.rank, name(), start.monotonic, end, aborted))
         self.abort_requested = False
         self._busy_s += end - start.monotonic
         return end - start.monotonic, aborted
@@ -139,15 +141,16 @@ class Endpoint:
 
     def _dispatch(self, envelope: Envelope) -> None:
         message = control.decode(envelope.header)
-        between = isinstance(message, AskReport | Begin)
-        if isinstance(message, Shutdown):
+        kind = type(message)
+        between = kind is AskReport or kind is Begin
+        if kind is Shutdown:
             self.leaving = self.over = self.abort_requested = True
         elif self.worker.busy and (self.over or between):
             # It comes between trials, but a draft rank may still be at work on the trial that has ended.
             self.abort_requested |= between
             self.over = True
             self._later.append(envelope)
-        elif isinstance(message, AskReport):
+        elif kind is AskReport:
             self.over = True
             self._report()
         else:

@@ -1,15 +1,15 @@
 """A rank that computes a stage: of the target, or of a draft on several ranks behind its first."""
 
 import time
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NO_TOKEN, CancelRun, Decode, KvOp, RunKind, Sampling
+from pipeinfer.core.messages import NO_TOKEN, CancelRun, Candidates, Decode, KvOp, RunKind, Sampling
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.exact import ExactStage
@@ -20,6 +20,15 @@ from pipeinfer.runtime.rank_links import Endpoint, unexpected
 from pipeinfer.runtime.world import World
 
 GREEDY = Sampling()
+
+
+class RunResults(NamedTuple):
+    """Of a run, as in the stage's event `Computed`; of an aborted one there are none."""
+
+    payload: memoryview | None = None
+    ids: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
+    candidates: Candidates = ()
 
 
 class StageWorker(World):
@@ -40,10 +49,10 @@ class StageWorker(World):
 
     def take(self, message: Any, payload: bytes | memoryview) -> None:
         """A Decode, a CancelRun, a Begin or an AddRequest."""
-        if isinstance(message, Decode | CancelRun):
-            self.tell(self._stage, Arrival(message, payload) if isinstance(message, Decode) else message)
-            while self._work is not None and not self.busy:
-                self._compute(self._work)
+        if isinstance(message, Decode):
+            self._tell_stage(Arrival(message, payload))
+        elif isinstance(message, CancelRun):
+            self._tell_stage(message)
         elif isinstance(message, Begin):
             self._begin = message
             self._sampling = dict(message.sampling)
@@ -56,6 +65,11 @@ class StageWorker(World):
             self._pass_on(message)
         else:
             unexpected(message, "a stage")
+
+    def _tell_stage(self, event: Any) -> None:
+        self.tell(self._stage, event)
+        while self._work is not None and not self.busy:
+            self._compute(self._work)
 
     def _pass_on(self, message: Any) -> None:
         if not self._stage.is_last:
@@ -85,12 +99,14 @@ class StageWorker(World):
         start = self._endpoint.start()
         batch = Batch(decode.tokens, decode.positions, decode.sequences, decode.outputs, decode.requests)
         output = self._model.forward(batch, self._hidden(work), self._endpoint.poll)
-        done = self._results(decode, output)
-        name = "draft" if self._drafts else f"{decode.kind.name.lower()} {decode.run}"
-        seconds, aborted = self._endpoint.finish(name, start, aborted=output is None)
+        results = RunResults() if output is None else self._results(decode, output)
+        seconds, aborted = self._endpoint.finish(partial(self._name, decode), start, aborted=output is None)
         self.busy = False
         if not self._endpoint.leaving:
-            self.tell(self._stage, msgspec.structs.replace(done, seconds=seconds, aborted=aborted))
+            self.tell(self._stage, Computed(decode.run, seconds, aborted, *results))
+
+    def _name(self, decode: Decode) -> str:
+        return "draft" if self._drafts else f"{decode.kind.name.lower()} {decode.run}"
 
     def _hidden(self, work: Compute) -> NDArray[np.float32] | None:
         if self._stage.index == 0:
@@ -98,16 +114,13 @@ class StageWorker(World):
         hidden = np.frombuffer(work.payload, np.float32).reshape(work.came, -1)
         return hidden[list(work.keep)] if work.keep else hidden
 
-    def _results(self, decode: Decode, output: NDArray[np.float32] | None) -> Computed:
-        """Turn the engine's output into the stage's event: hidden states to send on, sampled ids, or candidates."""
-        if output is None:
-            return Computed(decode.run, 0.0, aborted=True)
+    def _results(self, decode: Decode, output: NDArray[np.float32]) -> "RunResults":
+        """What the engine's output comes to: hidden states to send on, sampled ids, or candidates."""
         if not self._stage.is_last:
-            return Computed(decode.run, 0.0, payload=as_bytes(output))
+            return RunResults(as_bytes(output))
         if self._drafts:
             how = self._sampling.get(decode.requests[0], GREEDY)
-            found = best_candidates(output, decode.positions, how, decode.candidates)
-            return Computed(decode.run, 0.0, candidates=found)
+            return RunResults(candidates=best_candidates(output, decode.positions, how, decode.candidates))
         positions = decode.positions[len(decode.positions) - decode.outputs :]
         requests = decode.requests if len(decode.requests) > 1 else decode.requests * len(decode.tokens)
         hows = [self._sampling.get(request, GREEDY) for request in requests[len(requests) - decode.outputs :]]
@@ -118,8 +131,7 @@ class StageWorker(World):
             for (row, position, how), token in zip(rows, ids, strict=True)
         ]) if self._begin.margins else ()  # fmt: skip
         payload = as_bytes(output) if self._begin.logits_on_wire else None
-        return Computed(decode.run, 0.0, False, payload, ids, margins)
-
+        return RunResults(payload, ids, margins)
 
     def _sample(self, kind: RunKind, row: NDArray[np.float32], position: int, how: Sampling) -> int:
         """The token at `position`. Raises LaunchError where none can be chosen; after a guess, which may be wrong, that

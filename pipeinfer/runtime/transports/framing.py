@@ -27,7 +27,12 @@ def parse_prefix(frame: bytes, max_payload: int) -> tuple[int, int, int]:
     """Sender's rank, message number, payload length in bytes. The header is the rest of the frame. Raises BadFrame."""
     if not PREFIX_SIZE <= len(frame) <= PREFIX_SIZE + MAX_HEADER:
         raise BadFrame(f"a first frame of {len(frame)} bytes")
-    magic, version, rank, number, size = _PREFIX.unpack_from(frame)
+    return prefix_at(frame, 0, max_payload)
+
+
+def prefix_at(data: bytes, start: int, max_payload: int) -> tuple[int, int, int]:
+    """The same of a frame that begins at `start` and is long enough."""
+    magic, version, rank, number, size = _PREFIX.unpack_from(data, start)
     if magic != MAGIC:
         raise BadFrame("a frame of another protocol")
     if version != VERSION:

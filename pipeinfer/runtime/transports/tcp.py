@@ -123,17 +123,21 @@ class TcpTransport(LinkedTransport[Socket]):
             raise
 
     def receive(self, timeout: float) -> Envelope | None:
-        """See Transport. Looks, spins, then sleeps until a message or a monitor's event comes."""
+        """See Transport. Looks, spins where that pays, then sleeps until a message or a monitor's event comes."""
         start = time.monotonic()
-        spin_until = start + min(timeout, self._spin_s)
+        spin_until = start + min(timeout, self._spin_s) if self._comes_soon else start
         while True:
             if _readable(self._router):
                 envelope = self._take()
                 if envelope is not None:
                     return envelope
             if time.monotonic() >= spin_until:
-                return self._wait(start + timeout)
+                break
             os.sched_yield()
+        envelope = self._wait(start + timeout)
+        if timeout > 0:
+            self._comes_soon = time.monotonic() - start < self._spin_s
+        return envelope
 
     def close(self) -> None:
         """See Transport."""

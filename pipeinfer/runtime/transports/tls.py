@@ -12,7 +12,6 @@ Two connections lie between two ranks, each opened by the one that sends on it, 
 
 import math
 import os
-import selectors
 import socket
 import time
 from contextlib import suppress
@@ -32,6 +31,7 @@ from pipeinfer.runtime.transports.certificates import Members
 from pipeinfer.runtime.transports.keys import Keys, read_keys
 from pipeinfer.runtime.transports.linked import LinkedTransport
 from pipeinfer.runtime.transports.membership import Peer, Roster, Standing
+from pipeinfer.runtime.transports.readiness import READ, WRITE, Readiness
 from pipeinfer.runtime.transports.tls_connection import Hangup
 from pipeinfer.runtime.transports.tls_links import Link
 from pipeinfer.runtime.transports.tls_streams import REFUSED, Streams, listening
@@ -83,10 +83,10 @@ class TlsTransport(LinkedTransport[Link]):
         self._bell.setblocking(False)
         self._ringing.setblocking(False)
         self._woken = False
-        self._selector = selectors.DefaultSelector()
-        self._streams = Streams(listener, self._selector, self._roster, self._members, max_payload, silence_s)
+        self._readiness = Readiness()
+        self._streams = Streams(listener, self._readiness, self._roster, self._members, max_payload, silence_s)
         self._inbox = self._streams.inbox
-        self._selector.register(self._bell, selectors.EVENT_READ, self._hear_bell)
+        self._readiness.register(self._bell, READ, self._hear_bell)
         self._looked = self._listened = time.monotonic()
         self._due = 0.0
         """When there is something to mind besides what comes; 0 where that has to be found out."""
@@ -98,22 +98,20 @@ class TlsTransport(LinkedTransport[Link]):
         return self._streams.rejected
 
     def receive(self, timeout: float) -> Envelope | None:
-        """See Transport. Looks, spins, then sleeps until something comes or a peer has to be looked after."""
+        """See Transport. Looks, spins where that pays, then sleeps until something comes or a peer has to be looked
+        after."""
         if self._inbox:
             return self._inbox.popleft()
         start = time.monotonic()
         if start - self._looked > PAUSE_S:
             self._roster.postpone(start - self._looked)
             self._due = 0.0
-        spin_until = start + min(timeout, self._spin_s)
-        while spin_until > start:
-            self._attend(0.0)
-            if self._inbox:
-                return self._inbox.popleft()
-            if self._looked >= spin_until:
-                break
-            os.sched_yield()
-        return self._wait(start + timeout)
+        envelope = self._spin(start + min(timeout, self._spin_s)) if self._comes_soon and timeout > 0 else None
+        if envelope is None:
+            envelope = self._wait(start + timeout)
+            if timeout > 0:
+                self._comes_soon = self._looked - start < self._spin_s
+        return envelope
 
     def close(self) -> None:
         """See Transport. Peers see the end last."""
@@ -126,11 +124,20 @@ class TlsTransport(LinkedTransport[Link]):
         for link in self._links.values():
             link.close()
         self._streams.close()
-        self._selector.close()
+        self._readiness.close()
         self._bell.close()
         self._ringing.close()
 
     # Waiting, and minding who is still there.
+
+    def _spin(self, until: float) -> Envelope | None:
+        while True:
+            self._attend(0.0)
+            if self._inbox:
+                return self._inbox.popleft()
+            if self._looked >= until:
+                return None
+            os.sched_yield()
 
     def _wait(self, deadline: float) -> Envelope | None:
         while True:
@@ -146,8 +153,7 @@ class TlsTransport(LinkedTransport[Link]):
 
     def _attend(self, seconds: float) -> None:
         """Sleep until something can be done, at most so long where that is more than nothing, and do it."""
-        for key, events in self._selector.select(seconds):
-            key.data(events)
+        self._readiness.attend(seconds)
         self._looked = time.monotonic()
         if self._looked >= self._due:
             self._mind_peers(self._looked)
@@ -192,7 +198,7 @@ class TlsTransport(LinkedTransport[Link]):
 
     def _open_link(self, peer: Peer, address: str) -> None:
         where = resolved(address, self.scheme)
-        link = Link(self._selector, partial(self._tend_link, peer), self._members, where, self._silence_s)
+        link = Link(self._readiness, partial(self._tend_link, peer), self._members, where, self._silence_s)
         try:
             link.open()
         except OSError as problem:
@@ -211,9 +217,9 @@ class TlsTransport(LinkedTransport[Link]):
                 if link.connected():
                     link.left_s, peer.deadline = peer.deadline - self._looked, math.inf
                 return
-            if events & selectors.EVENT_WRITE:
+            if events & WRITE:
                 link.tls.flush()
-            if events & selectors.EVENT_READ and self._read_answer(peer, link):
+            if events & READ and self._read_answer(peer, link):
                 return
             link.watch()
         except Hangup:

@@ -4,11 +4,10 @@ takes it, what came is decrypted and cut into messages."""
 import socket
 import ssl
 from collections import deque
-from collections.abc import Iterator
 from typing import cast
 
 from pipeinfer.runtime.transports.certificates import Members
-from pipeinfer.runtime.transports.message_reader import Incoming, MessageReader, start_of_message
+from pipeinfer.runtime.transports.message_reader import MessageReader, Take, start_of_message
 
 PIECE = 64 * 1024
 """Bytes that are encrypted, and those that are read, at a time: four records, and nothing has to be moved twice."""
@@ -39,14 +38,10 @@ class TlsConnection:
         context = members.accepting if accepted else members.connecting
         self._tls = context.wrap_bio(self._came, self._leaving, server_side=accepted)
         self._reader = MessageReader(max_payload)
-        self._unsent: deque[bytes | memoryview] = deque()
+        self.unsent: deque[bytes | memoryview] = deque()
+        """What waits for the socket to take it."""
         self._buffer = bytearray(PIECE)
         self._view = memoryview(self._buffer)
-
-    @property
-    def unsent(self) -> bool:
-        """Whether something waits for the socket to take it."""
-        return bool(self._unsent)
 
     def shake(self) -> None:
         """Go on with the handshake, as far as what has come allows."""
@@ -66,7 +61,7 @@ class TlsConnection:
         """Encrypt a message and let the socket take what it takes now. Only after the handshake."""
         start = start_of_message(first)
         if size <= SMALL:
-            self._encrypt(start + bytes(payload) if size else start)
+            self._encrypt(b"".join((start, payload)) if size else start)
         else:
             self._encrypt(start)
             rest = memoryview(payload).cast("B")
@@ -82,21 +77,21 @@ class TlsConnection:
     def flush(self) -> None:
         """Let the socket take what it takes. That it is broken is found by whoever reads from it."""
         try:
-            while self._unsent:
-                piece = self._unsent[0]
+            while self.unsent:
+                piece = self.unsent[0]
                 sent = self.socket.send(piece)
                 if sent < len(piece):
-                    self._unsent[0] = memoryview(piece)[sent:]
+                    self.unsent[0] = memoryview(piece)[sent:]
                     return
-                self._unsent.popleft()
+                self.unsent.popleft()
         except BlockingIOError:
             return
         except OSError:
-            self._unsent.clear()
+            self.unsent.clear()
 
-    def messages(self) -> Iterator[Incoming]:
-        """Those that are whole by now; not all of them where very much has come. Raises BadFrame and Hangup, after
-        those before it."""
+    def hear(self, take: Take) -> None:
+        """Give away the messages that are whole by now; not all of them where very much has come. Raises BadFrame and
+        Hangup, after those before it, and what `take` raises."""
         self.behind = False
         for _ in range(TURN):
             size = self._read()
@@ -104,7 +99,7 @@ class TlsConnection:
                 self.shake()
             while self.shaken and (self._came.pending or self._tls.pending()):
                 try:
-                    yield from self._decrypted()
+                    self._decrypt(take)
                 except ssl.SSLWantReadError:
                     break
                 except ssl.SSLError as problem:
@@ -148,22 +143,22 @@ class TlsConnection:
             raise Hangup("closed")
         return size
 
-    def _decrypted(self) -> Iterator[Incoming]:
+    def _decrypt(self, take: Take) -> None:
         if self._reader.hole is not None:
             size = cast(int, self._tls.read(len(self._reader.hole), self._reader.hole))
-            yield from self._reader.filled(size)
+            self._reader.filled(size, take)
             return
         data = self._tls.read(PIECE)
         if not data:
             raise Hangup("closed")
-        yield from self._reader.feed(data)
+        self._reader.feed(data, take)
 
     def _encrypt(self, data: bytes | memoryview) -> None:
         self._tls.write(data)
-        self._unsent.append(self._leaving.read())
+        self.unsent.append(self._leaving.read())
 
     def _hand_over(self) -> None:
         """What the protocol itself has to say."""
         if self._leaving.pending:
-            self._unsent.append(self._leaving.read())
+            self.unsent.append(self._leaving.read())
         self.flush()

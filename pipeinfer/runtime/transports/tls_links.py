@@ -1,39 +1,35 @@
-"""Connections of a TLS endpoint in its selector, and of those our links to peers."""
+"""Connections of a TLS endpoint, and of those our links to peers."""
 
 import errno
 import math
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 
 from pipeinfer.runtime.transports.addresses import family_of
 from pipeinfer.runtime.transports.certificates import Members
+from pipeinfer.runtime.transports.readiness import READ, WRITE, Handler, Readiness
 from pipeinfer.runtime.transports.tcp_liveness import is_silent, keep_alive
 from pipeinfer.runtime.transports.tls_connection import TlsConnection
 
 AGAIN_S = 0.05
 """The pause before an attempt to connect is repeated."""
 
-Handler = Callable[[int], None]
-"""Told of the selector's events on one connection."""
-
 
 class Watched:
-    """A connection in the selector: to be read always, to be written while it holds back something."""
+    """A connection that is looked after: to be read always, to be written while it holds back something."""
 
-    def __init__(self, selector: BaseSelector, handler: Handler) -> None:
+    def __init__(self, readiness: Readiness, handler: Handler) -> None:
         self.connection: socket.socket | None = None
         self.tls: TlsConnection | None = None
-        self._selector = selector
+        self._readiness = readiness
         self._handler = handler
         self._events = 0
 
     def watch(self) -> None:
-        """Have the selector look for what matters now."""
+        """Have looked for what matters now."""
         if self.tls is not None:
-            events = EVENT_READ | EVENT_WRITE if self.tls.unsent else EVENT_READ
+            events = READ | WRITE if self.tls.unsent else READ
             if events != self._events:
                 self._watch(events)
 
@@ -52,11 +48,11 @@ class Watched:
         if events == self._events or self.connection is None:
             return
         if not self._events:
-            self._selector.register(self.connection, events, self._handler)
+            self._readiness.register(self.connection, events, self._handler)
         elif not events:
-            self._selector.unregister(self.connection)
+            self._readiness.unregister(self.connection)
         else:
-            self._selector.modify(self.connection, events, self._handler)
+            self._readiness.modify(self.connection, events)
         self._events = events
 
 
@@ -68,9 +64,9 @@ class Link(Watched):
     """
 
     def __init__(
-        self, selector: BaseSelector, handler: Handler, members: Members, where: tuple[str, int], silence_s: float
+        self, readiness: Readiness, handler: Handler, members: Members, where: tuple[str, int], silence_s: float
     ) -> None:
-        super().__init__(selector, handler)
+        super().__init__(readiness, handler)
         self.queued: list[tuple[bytes, bytes]] = []
         self.left_s = 0.0
         self.retry_at = math.inf
@@ -86,7 +82,7 @@ class Link(Watched):
     @property
     def unsent(self) -> bool:
         """Whether something waits to leave."""
-        return bool(self.queued) or (self.tls is not None and self.tls.unsent)
+        return bool(self.queued) or (self.tls is not None and bool(self.tls.unsent))
 
     def open(self) -> None:
         """Try to connect. Raises OSError where this host cannot even try."""
@@ -98,7 +94,7 @@ class Link(Watched):
         if failure not in (0, errno.EINPROGRESS, errno.EAGAIN, errno.ECONNREFUSED):
             self.close()
             raise OSError(failure, "cannot connect")
-        self._watch(EVENT_WRITE)
+        self._watch(WRITE)
 
     def connected(self) -> bool:
         """The attempt has ended: whether there is a connection, whose handshake has begun then."""

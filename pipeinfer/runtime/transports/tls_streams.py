@@ -1,18 +1,18 @@
 """Who connects to a TLS endpoint: strangers, members who have not said who they are, and the streams of peers."""
 
 import errno
-import selectors
 import socket
 from collections import deque
-from collections.abc import Iterator
+from functools import partial
 
 from pipeinfer.runtime.transports import Envelope, TransportError, framing
 from pipeinfer.runtime.transports.addresses import bracketed, family_of, resolved
 from pipeinfer.runtime.transports.certificates import Members
 from pipeinfer.runtime.transports.membership import Peer, Roster, check_stream
-from pipeinfer.runtime.transports.message_reader import Incoming
+from pipeinfer.runtime.transports.message_reader import Take
+from pipeinfer.runtime.transports.readiness import READ, WRITE, Handler, Readiness
 from pipeinfer.runtime.transports.tls_connection import Hangup, TlsConnection
-from pipeinfer.runtime.transports.tls_links import Handler, Watched, prepare
+from pipeinfer.runtime.transports.tls_links import Watched, prepare
 
 REFUSED = b"refused"
 """All that ever comes back on a link: to who claims a rank that is another's."""
@@ -23,17 +23,19 @@ STRANGERS = 64
 
 class Stream(Watched):
     """Somebody's connection to us: a stranger's until its handshake is done, and nobody's until its first message says
-    whose it is. `refused`: it claimed to be somebody else, and what it says is not read."""
+    whose it is. `take` is given its messages. `refused`: it claimed to be somebody else, and it is not read."""
+
+    take: Take
 
     def __init__(
         self,
-        selector: selectors.BaseSelector,
+        readiness: Readiness,
         handler: Handler,
         connection: socket.socket,
         members: Members,
         max_payload: int,
     ) -> None:
-        super().__init__(selector, handler)
+        super().__init__(readiness, handler)
         self.peer: Peer | None = None
         self.refused = False
         self.connection = connection
@@ -51,14 +53,14 @@ class Stream(Watched):
         """Whether more had come than was taken last."""
         return self.tls is not None and self.tls.behind
 
-    def messages(self) -> Iterator[Incoming]:
-        """Those that are whole by now. Raises BadFrame and Hangup, after those before it."""
+    def hear(self) -> None:
+        """Take the messages that are whole by now. Raises BadFrame and Hangup, after those before it."""
         if self.tls is None:
             return
         if self.refused:
             self.tls.discard()
         else:
-            yield from self.tls.messages()
+            self.tls.hear(self.take)
 
     def refuse(self, word: bytes) -> None:
         """Say why, and hear no more."""
@@ -68,13 +70,13 @@ class Stream(Watched):
 
 
 class Streams:
-    """Those of one endpoint, whose listening socket and selector these are. What peers say comes into `inbox`;
+    """Those of one endpoint, whose listening socket and readiness these are. What peers say comes into `inbox`;
     `rejected` counts messages that were dropped because no peer could be held to account for them."""
 
     def __init__(
         self,
         listener: socket.socket,
-        selector: selectors.BaseSelector,
+        readiness: Readiness,
         roster: Roster,
         members: Members,
         max_payload: int,
@@ -83,13 +85,13 @@ class Streams:
         self.inbox: deque[Envelope] = deque()
         self.rejected = 0
         self._listener = listener
-        self._selector = selector
+        self._readiness = readiness
         self._roster = roster
         self._members = members
         self._max_payload = max_payload
         self._silence_s = silence_s
         self._streams: dict[int, Stream] = {}
-        selector.register(listener, selectors.EVENT_READ, self.accept_all)
+        readiness.register(listener, READ, self.accept_all)
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -111,7 +113,7 @@ class Streams:
             stream.close()
         self._listener.close()
 
-    def accept_all(self, events: int = selectors.EVENT_READ) -> None:
+    def accept_all(self, events: int = READ) -> None:
         """Take the connections that wait."""
         try:
             while True:
@@ -125,8 +127,9 @@ class Streams:
     def _accept(self, connection: socket.socket) -> None:
         prepare(connection, self._silence_s)
         self._roster.accepted(connection.fileno())
-        stream = Stream(self._selector, lambda events: self._hear(stream, events), connection, self._members,
+        stream = Stream(self._readiness, lambda events: self._hear(stream, events), connection, self._members,
                         self._max_payload)  # fmt: skip
+        stream.take = partial(self._take, stream)
         self._streams[stream.fd] = stream
         if sum(each.is_stranger for each in self._streams.values()) > STRANGERS:
             self._send_a_stranger_away()
@@ -139,10 +142,9 @@ class Streams:
     def _hear(self, stream: Stream, events: int) -> None:
         """Take what has come on a stream."""
         try:
-            if stream.tls is not None and events & selectors.EVENT_WRITE:
+            if stream.tls is not None and events & WRITE:
                 stream.tls.flush()
-            for message in stream.messages():
-                self._take(stream, message)
+            stream.hear()
             stream.watch()
         except Hangup:
             self._end(stream)
@@ -153,23 +155,23 @@ class Streams:
                 self.rejected += 1
             self._end(stream)
 
-    def _take(self, stream: Stream, message: Incoming) -> None:
+    def _take(self, stream: Stream, rank: int, number: int, header: bytes, payload: bytes | memoryview) -> None:
         """One message, of a known peer or of one that it introduces. Raises BadFrame."""
         if stream.refused:
             return
-        peer = stream.peer or self._introduce(stream, message)
+        peer = stream.peer or self._introduce(stream, rank, number)
         if peer is None:
             return
-        check_stream(peer, message.rank, message.number)
+        check_stream(peer, rank, number)
         peer.received += 1
-        peer.traffic.received(len(message.header) + len(message.payload))
-        self.inbox.append(Envelope(peer.rank, message.header, message.payload))
+        peer.traffic.received(len(header) + len(payload))
+        self.inbox.append(Envelope(rank, header, payload))
 
-    def _introduce(self, stream: Stream, message: Incoming) -> Peer | None:
+    def _introduce(self, stream: Stream, rank: int, number: int) -> Peer | None:
         """Hold the connection to the rank that its first message claims. None: it is another's."""
-        if message.number:
+        if number:
             raise framing.BadFrame("the rest of a stream to an endpoint that was here before")
-        stream.peer = self._roster.bind(stream.fd, message.rank)
+        stream.peer = self._roster.bind(stream.fd, rank)
         if stream.peer is None:
             self.rejected += 1
             stream.refuse(REFUSED)
@@ -178,9 +180,9 @@ class Streams:
     def hear_out(self, peer: Peer) -> None:
         """Take all that has come of a peer, before it is given up."""
         for stream in [stream for stream in self._streams.values() if stream.peer in (peer, None)]:
-            self._hear(stream, selectors.EVENT_READ)
+            self._hear(stream, READ)
             while stream.behind:
-                self._hear(stream, selectors.EVENT_READ)
+                self._hear(stream, READ)
 
     def _end(self, stream: Stream) -> None:
         if self._streams.pop(stream.fd, None) is not None:

@@ -62,7 +62,7 @@ class Attended(TlsTransport):
         super().wake()
 
     def attend_all(self, seconds: float) -> None:
-        select.select([each._selector.fileno() for each in self.others], [], [], seconds)
+        select.select([each._readiness.fileno() for each in self.others], [], [], seconds)
         for each in self.others:
             each._attend(0.0)
 
