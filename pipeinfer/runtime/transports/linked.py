@@ -25,8 +25,8 @@ class LinkedTransport(Generic[L]):
     _ringing: socket.socket
     _spin_s: float
     _comes_soon = False
-    """Whether what was waited for last came within `_spin_s`, so that it may pay to look for the next without sleeping.
-    Where ranks share cores or compute for long it does not come so soon, and looking would take from their computing."""
+    """Whether what was waited for last came within `_spin_s`, so that it may pay to look for the next before sleeping.
+    Where ranks share cores or compute for long it comes later, and looking would take from their computing."""
 
     @staticmethod
     def facing(address: str) -> str:
