@@ -127,7 +127,7 @@ class DraftWorker(World):
             found = None
         elif output is not None and self._behind is not None:
             found = self._behind.forward(work, output, seconds)
-            seconds = time.monotonic() - start.monotonic
+            seconds = time.monotonic() - start
         self.busy = False
         return Drafted(found or (), found is None, seconds)
 

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from threading import current_thread, main_thread
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import AskReport, Begin, Report, Setup, Shutdown
@@ -24,14 +24,6 @@ IDLE_S = 0.5
 BLOCK_S = 2e-3
 NAP_S = 5e-4
 """Transports block by the millisecond: the last BLOCK_S of a wait are naps of NAP_S with a look at what has come."""
-
-
-class Clock(NamedTuple):
-    """When a computation began: on the monotonic clock, and in seconds of a processor that this thread had used, where
-    the rank emulates a slower one."""
-
-    monotonic: float
-    processor: float
 
 
 class Worker(Protocol):
@@ -62,6 +54,8 @@ class Endpoint:
         self.abort_requested = False
         self.worker: Worker
         self._slowed = setup.cpu_share < 1
+        self._used_before = 0.0
+        self._looked_just_now = False
         self._busy_s = 0.0
         self._processor_s = processor_s()
         self._later: deque[Envelope] = deque()
@@ -86,10 +80,14 @@ class Endpoint:
                 continue
             envelope = self._next(min(IDLE_S, wake - now))
             if envelope is not None:
+                self._looked_just_now = True
                 self._dispatch(envelope)
 
     def poll(self) -> bool:
         """For the backend, between layers: act on what has come meanwhile; true if the computation is to stop."""
+        if self._looked_just_now:  # and took the message that began this computation: looking is a good part of a hop
+            self._looked_just_now = False
+            return self.abort_requested
         while (envelope := self._next(0)) is not None:
             self._dispatch(envelope)
         return self.abort_requested
@@ -103,23 +101,25 @@ class Endpoint:
         self.abort_requested = False
         return done()
 
-    def start(self) -> Clock:
-        """Start the clock of a computation."""
-        return Clock(time.monotonic(), time.thread_time() if self._slowed else 0.0)
+    def start(self) -> float:
+        """Start the clock of a computation. Gives the time, on the monotonic clock."""
+        if self._slowed:
+            self._used_before = time.thread_time()
+        return time.monotonic()
 
-    def finish(self, name: Callable[[], str], start: Clock, *, aborted: bool) -> tuple[float, bool]:
+    def finish(self, name: Callable[[], str], start: float, *, aborted: bool) -> tuple[float, bool]:
         """Note a computation that began at `start` and ends now, or once it has waited as long as a slower node would
         have computed: its seconds, and whether it was aborted, also in that wait. On a timeline it stands as `name`."""
         if self._slowed and not aborted:
             # By processor time: what else this machine does is no part of the node that is emulated.
-            used = time.thread_time() - start.processor
-            aborted = not self._wait(start.monotonic + used / self.setup.cpu_share)
+            used = time.thread_time() - self._used_before
+            aborted = not self._wait(start + used / self.setup.cpu_share)
         end = time.monotonic()
         if self.setup.trace:
-            self.spans.append(Span(self.setup.rank, name(), start.monotonic, end, aborted))
+            self.spans.append(Span(self.setup.rank, name(), start, end, aborted))
         self.abort_requested = False
-        self._busy_s += end - start.monotonic
-        return end - start.monotonic, aborted
+        self._busy_s += end - start
+        return end - start, aborted
 
     def _wait(self, until: float) -> bool:
         """Handle messages until that time; false as soon as the computation is to stop."""

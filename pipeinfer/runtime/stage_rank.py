@@ -21,11 +21,19 @@ from pipeinfer.runtime.world import World
 
 GREEDY = Sampling()
 
+FLOAT = np.dtype(np.float32)
+
+FEW_BYTES = 16 * 1024
+"""So much is copied in less time than it takes to look at it in place."""
+
+RUNS = (Decode, CancelRun)
+"""What a stage is told of runs."""
+
 
 class RunResults(NamedTuple):
     """Of a run, as in the stage's event `Computed`; of an aborted one there are none."""
 
-    payload: memoryview | None = None
+    payload: bytes | memoryview | None = None
     ids: tuple[int, ...] = ()
     margins: tuple[float, ...] = ()
     candidates: Candidates = ()
@@ -49,11 +57,16 @@ class StageWorker(World):
 
     def take(self, message: Any, payload: bytes | memoryview) -> None:
         """A Decode, a CancelRun, a Begin or an AddRequest."""
-        if isinstance(message, Decode):
-            self._tell_stage(Arrival(message, payload))
-        elif isinstance(message, CancelRun):
-            self._tell_stage(message)
-        elif isinstance(message, Begin):
+        if not isinstance(message, RUNS):
+            self._prepare(message)
+            return
+        self.tell(self._stage, Arrival(message, payload) if isinstance(message, Decode) else message)
+        while self._work is not None and not self.busy:
+            self._compute(self._work)
+
+    def _prepare(self, message: Any) -> None:
+        """A Begin or an AddRequest."""
+        if isinstance(message, Begin):
             self._begin = message
             self._sampling = dict(message.sampling)
             self._model.clear()
@@ -65,11 +78,6 @@ class StageWorker(World):
             self._pass_on(message)
         else:
             unexpected(message, "a stage")
-
-    def _tell_stage(self, event: Any) -> None:
-        self.tell(self._stage, event)
-        while self._work is not None and not self.busy:
-            self._compute(self._work)
 
     def _pass_on(self, message: Any) -> None:
         if not self._stage.is_last:
@@ -158,6 +166,8 @@ def apply(model: ModelStage, ops: tuple[KvOp, ...]) -> None:
         model.apply(op)
 
 
-def as_bytes(array: NDArray[np.float32]) -> memoryview:
-    """The array's own bytes, without a copy where it is contiguous float32."""
-    return np.ascontiguousarray(array, np.float32).data.cast("B")
+def as_bytes(array: NDArray[np.float32]) -> bytes | memoryview:
+    """The array's bytes: its own, without a copy, where it is contiguous float32 and large."""
+    if array.nbytes <= FEW_BYTES and array.dtype == FLOAT:
+        return array.tobytes()
+    return np.ascontiguousarray(array, FLOAT).data.cast("B")

@@ -43,7 +43,7 @@ def open_cluster() -> Any:
     """Opens the pipeline with or without the rank of a draft; one at a time."""
     opened: list[Cluster] = []
 
-    def open_cluster(drafts: bool) -> Cluster:
+    def open_cluster(drafts: bool, transport: str) -> Cluster:
         while opened:
             opened.pop().close()
         options = {"layers": STAGES, "layer_s": STAGE_S, "draft_s": DRAFT_S, "acceptance": ACCEPTANCE}
@@ -51,7 +51,7 @@ def open_cluster() -> Any:
             Cluster(
                 Plan(
                     backend="emulated", backend_options=options, stages=STAGES,
-                    draft="builtin:draft" if drafts else None,
+                    draft="builtin:draft" if drafts else None, transport=transport,
                 )
             )
         )  # fmt: skip
@@ -62,12 +62,17 @@ def open_cluster() -> Any:
         opened.pop().close()
 
 
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
 @pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])
 def test_emulated_beside_simulated(
-    benchmark: Any, capsys: pytest.CaptureFixture[str], open_cluster: Callable[[bool], Cluster], strategy: str
+    benchmark: Any,
+    capsys: pytest.CaptureFixture[str],
+    open_cluster: Callable[[bool, str], Cluster],
+    strategy: str,
+    transport: str,
 ) -> None:
     simulated = metrics.tokens_per_second(simulate(strategy))
-    cluster = open_cluster(open_strategy(strategy, {}).drafts)
+    cluster = open_cluster(open_strategy(strategy, {}).drafts, transport)
     speeds: list[float] = []
 
     def generate() -> None:
@@ -78,7 +83,7 @@ def test_emulated_beside_simulated(
     assert simulated is not None
     with capsys.disabled():
         sys.stdout.write(
-            f"\n{strategy}: simulated {simulated:.1f} tokens/s, emulated "
+            f"\n{strategy} over {transport}: simulated {simulated:.1f} tokens/s, emulated "
             + ", ".join(f"{speed:.1f} ({speed / simulated:.1%})" for speed in speeds)
         )
 

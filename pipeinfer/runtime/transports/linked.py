@@ -69,7 +69,7 @@ class LinkedTransport(Generic[L]):
         if peer is None or link is None:
             raise ValueError(f"rank {self.rank} has no link to rank {rank}; connect first")
         size = message_size(header, payload, self._max_payload)
-        first = framing.first_frame(self.rank, peer.sent, header, size)
+        first = framing.first_frame(self._roster.rank, peer.sent, header, size)
         if self._again_s and not peer.bound:
             peer.unheard.append((first, bytes(payload)))
         self._put(link, first, payload, size)

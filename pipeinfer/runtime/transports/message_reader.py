@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 from pipeinfer.runtime.transports import MAX_HEADER, framing
 
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
+"""What stands before a message's first frame: how long that is, in bytes."""
 
 Take: TypeAlias = Callable[[int, int, bytes, bytes | memoryview], None]
 """Is given a message as it stands in the stream: who sent it, by its own word, its number, header and payload."""
@@ -14,7 +15,7 @@ Take: TypeAlias = Callable[[int, int, bytes, bytes | memoryview], None]
 
 def start_of_message(first: bytes) -> bytes:
     """All of a message before its payload."""
-    return _LENGTH.pack(len(first)) + first
+    return LENGTH.pack(len(first)) + first
 
 
 class MessageReader:
@@ -33,11 +34,11 @@ class MessageReader:
         """Give away the messages that are whole now. Raises BadFrame, after those before it, and what `take` raises."""
         data, at = self._rest + data if self._rest else data, 0
         self._rest = b""
-        while len(data) - at >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(data, at)
+        while len(data) - at >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(data, at)
             if not framing.PREFIX_SIZE <= length <= framing.PREFIX_SIZE + MAX_HEADER:
                 raise framing.BadFrame(f"a first frame of {length} bytes")
-            start = at + _LENGTH.size
+            start = at + LENGTH.size
             end = start + length
             if end > len(data):
                 break

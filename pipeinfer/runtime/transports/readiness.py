@@ -38,11 +38,16 @@ class Readiness:
 
     def attend(self, seconds: float) -> None:
         """Sleep until there are events, at most so long where that is more than nothing, and tell of them."""
-        ready = self._wait(seconds if seconds > 0 else 0)
-        # Who is told may close others, and a new one may get its descriptor.
-        told = [(self._handlers[fd], events) for fd, events in ready if fd in self._handlers]
-        for handler, events in told:
-            handler((events | READ | WRITE) if events & _BROKEN else events)
+        seconds = max(seconds, 0.0)
+        if self._epoll is not None:
+            ready = self._epoll.poll(seconds, len(self._handlers))
+        else:
+            ready = self._poller.poll(1000 * seconds)
+        for fd, events in ready:
+            handler = self._handlers.get(fd)
+            # Who was told before may have closed it; a new one with its descriptor is then told in vain.
+            if handler is not None:
+                handler((events | READ | WRITE) if events & _BROKEN else events)
 
     def fileno(self) -> int:
         """Readable while there are events. Only where there is epoll."""
@@ -53,9 +58,3 @@ class Readiness:
         """Watch nothing any more."""
         if self._epoll is not None:
             self._epoll.close()
-
-    def _wait(self, seconds: float) -> list[tuple[int, int]]:
-        """Descriptors and what is with them."""
-        if self._epoll is not None:
-            return self._epoll.poll(seconds, len(self._handlers))
-        return self._poller.poll(1000 * seconds)

@@ -7,7 +7,7 @@ from collections import deque
 from typing import cast
 
 from pipeinfer.runtime.transports.certificates import Members
-from pipeinfer.runtime.transports.message_reader import MessageReader, Take, start_of_message
+from pipeinfer.runtime.transports.message_reader import LENGTH, MessageReader, Take, start_of_message
 
 PIECE = 64 * 1024
 """Bytes that are encrypted, and those that are read, at a time: four records, and nothing has to be moved twice."""
@@ -59,11 +59,11 @@ class TlsConnection:
 
     def send(self, first: bytes, payload: bytes | memoryview, size: int) -> None:
         """Encrypt a message and let the socket take what it takes now. Only after the handshake."""
-        start = start_of_message(first)
         if size <= SMALL:
-            self._encrypt(b"".join((start, payload)) if size else start)
+            self._tls.write(b"".join((LENGTH.pack(len(first)), first, payload)))
+            self.unsent.append(self._leaving.read())
         else:
-            self._encrypt(start)
+            self._encrypt(start_of_message(first))
             rest = memoryview(payload).cast("B")
             for at in range(0, size, PIECE):
                 self._encrypt(rest[at : at + PIECE])
@@ -94,7 +94,8 @@ class TlsConnection:
         Hangup, after those before it, and what `take` raises."""
         self.behind = False
         for _ in range(TURN):
-            size = self._read()
+            size = self._receive()
+            self._came.write(self._view[:size])
             if not self.shaken:
                 self.shake()
             while self.shaken and (self._came.pending or self._tls.pending()):

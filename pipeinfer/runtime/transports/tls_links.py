@@ -19,12 +19,18 @@ AGAIN_S = 0.05
 class Watched:
     """A connection that is looked after: to be read always, to be written while it holds back something."""
 
-    def __init__(self, readiness: Readiness, handler: Handler) -> None:
+    _handler: Handler
+
+    def __init__(self, readiness: Readiness) -> None:
         self.connection: socket.socket | None = None
         self.tls: TlsConnection | None = None
         self._readiness = readiness
-        self._handler = handler
         self._events = 0
+
+    def attend(self, handler: Handler) -> None:
+        """From now on tell `handler` what happens."""
+        self._handler = handler
+        self.watch()
 
     def watch(self) -> None:
         """Have looked for what matters now."""
@@ -66,7 +72,8 @@ class Link(Watched):
     def __init__(
         self, readiness: Readiness, handler: Handler, members: Members, where: tuple[str, int], silence_s: float
     ) -> None:
-        super().__init__(readiness, handler)
+        super().__init__(readiness)
+        self._handler = handler
         self.queued: list[tuple[bytes, bytes]] = []
         self.left_s = 0.0
         self.retry_at = math.inf

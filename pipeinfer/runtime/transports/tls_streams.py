@@ -10,7 +10,7 @@ from pipeinfer.runtime.transports.addresses import bracketed, family_of, resolve
 from pipeinfer.runtime.transports.certificates import Members
 from pipeinfer.runtime.transports.membership import Peer, Roster, check_stream
 from pipeinfer.runtime.transports.message_reader import Take
-from pipeinfer.runtime.transports.readiness import READ, WRITE, Handler, Readiness
+from pipeinfer.runtime.transports.readiness import READ, WRITE, Readiness
 from pipeinfer.runtime.transports.tls_connection import Hangup, TlsConnection
 from pipeinfer.runtime.transports.tls_links import Watched, prepare
 
@@ -30,18 +30,16 @@ class Stream(Watched):
     def __init__(
         self,
         readiness: Readiness,
-        handler: Handler,
         connection: socket.socket,
         members: Members,
         max_payload: int,
     ) -> None:
-        super().__init__(readiness, handler)
+        super().__init__(readiness)
         self.peer: Peer | None = None
         self.refused = False
         self.connection = connection
         self.fd = connection.fileno()
         self.tls = TlsConnection(connection, members, max_payload, accepted=True)
-        self.watch()
 
     @property
     def is_stranger(self) -> bool:
@@ -52,15 +50,6 @@ class Stream(Watched):
     def behind(self) -> bool:
         """Whether more had come than was taken last."""
         return self.tls is not None and self.tls.behind
-
-    def hear(self) -> None:
-        """Take the messages that are whole by now. Raises BadFrame and Hangup, after those before it."""
-        if self.tls is None:
-            return
-        if self.refused:
-            self.tls.discard()
-        else:
-            self.tls.hear(self.take)
 
     def refuse(self, word: bytes) -> None:
         """Say why, and hear no more."""
@@ -127,9 +116,9 @@ class Streams:
     def _accept(self, connection: socket.socket) -> None:
         prepare(connection, self._silence_s)
         self._roster.accepted(connection.fileno())
-        stream = Stream(self._readiness, lambda events: self._hear(stream, events), connection, self._members,
-                        self._max_payload)  # fmt: skip
+        stream = Stream(self._readiness, connection, self._members, self._max_payload)
         stream.take = partial(self._take, stream)
+        stream.attend(partial(self._hear, stream))
         self._streams[stream.fd] = stream
         if sum(each.is_stranger for each in self._streams.values()) > STRANGERS:
             self._send_a_stranger_away()
@@ -141,10 +130,16 @@ class Streams:
 
     def _hear(self, stream: Stream, events: int) -> None:
         """Take what has come on a stream."""
+        tls = stream.tls
+        if tls is None:
+            return  # It was closed by what came in the same moment.
         try:
-            if stream.tls is not None and events & WRITE:
-                stream.tls.flush()
-            stream.hear()
+            if events & WRITE:
+                tls.flush()
+            if stream.refused:
+                tls.discard()
+            else:
+                tls.hear(stream.take)
             stream.watch()
         except Hangup:
             self._end(stream)
