@@ -141,7 +141,7 @@ class Head(HeadWorld):
     def _awaited(self) -> str:
         """What has to come for this to go on, for people."""
         in_flight = self._scheduler.in_flight
-        return f"run {in_flight[0].id}" if in_flight else "the draft"
+        return f"run {in_flight[0][0].id}" if in_flight else "the draft"
 
     def tell(self, machine: Machine, event: Any) -> None:
         now = self.now()

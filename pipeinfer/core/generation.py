@@ -69,8 +69,8 @@ class Pipe(Protocol):
     now: float
 
     @property
-    def in_flight(self) -> Sequence[Run]:
-        """Runs of every request that have not come back, oldest first."""
+    def in_flight(self) -> Sequence[Sequence[Run]]:
+        """Runs of every request that have not come back, oldest first; together those that travel as one."""
 
     def fits(self, generation: "Generation", nodes: Sequence[Node]) -> bool:
         """Whether there are sequence ids and cells for a speculative run of these nodes."""

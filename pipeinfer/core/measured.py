@@ -167,14 +167,18 @@ class Measured:
 
     @property
     def slots(self) -> int:
-        """Runs that a traversal, links and all, has room for: in times of the slowest stage. As many as there are
-        stages before anything was measured."""
+        """Runs that a traversal has room for."""
+        return ceil(self.traversal)
+
+    @property
+    def traversal(self) -> float:
+        """Links and all, in times of the slowest stage. As many as there are stages before anything was measured."""
         runs = float(self._stages)
         for times in self.rows.values():
             slowest = max(times.seconds)
             if min(times.counts) and slowest > 0:
                 runs = max(runs, (sum(times.seconds) + self.links_s) / slowest)
-        return min(ceil(runs), 4 * self._stages)
+        return min(runs, 4.0 * self._stages)
 
     @property
     def verdicts(self) -> int:

@@ -44,6 +44,14 @@ def shared_chain(a: float, stages: int, requests: int) -> float:
     return 1 / (a * requests / stages + 1 - a)
 
 
+def shared_rows(stages: int, requests: int, row: float) -> float:
+    """Any number of requests without speculation, up to w of them in each of N runs, at the best w: their tokens
+    together, over those of N of them. `row` is what a further row costs, as a share of a run of one. With
+    R = w N that is R/N / (1 + row (R/N - 1)); in between the widest run holds up those behind it."""
+    widths = range(1, -(-requests // stages) + 1)
+    return max(min(requests, stages * width) / stages / (1 + row * (width - 1)) for width in widths)
+
+
 def pipelined_chain_over_links(a: float, stages: int, links: float) -> float:
     """The chain of single-token runs where all links of a traversal take `links` * T together, over iterative decoding
     on the same links: each right token costs one stage time, each wrong one a traversal."""

@@ -17,10 +17,10 @@ class Node:
     `sequence` is a sequence id whose path holds it while it is uncommitted. `alive`: it is committed, or the committed
     text may still grow through it.
 
-    For the scheduler: `run` carries it to the target (None: not sent) as its row `row`; `verdict` is the token that the
-    target chose after it, with its top-2 `margin` where asked for. For the drafter: `id` names it in proposals; `fed`:
-    it is in the draft's cache or being computed; `next`: the candidates after it; `score`: the sum of the logs of the
-    confidences of its branch up to here.
+    For the scheduler: `run` carries it to the target (None: not sent) as row `row` of the micro-batch; `verdict` is the
+    token that the target chose after it, with its top-2 `margin` where asked for. For the drafter: `id` names it in
+    proposals; `fed`: it is in the draft's cache or being computed; `next`: the candidates after it; `score`: the sum of
+    the logs of the confidences of its branch up to here.
     """
 
     __slots__ = (
@@ -74,15 +74,17 @@ def log_of(confidence: float) -> float:
 
 
 class Run:
-    """A micro-batch in flight, and afterwards the record of it.
+    """Rows of one request in flight, and afterwards the record of it. Runs of several requests may travel as one: they
+    have one id, and are `together` while they are under way.
 
-    `live` counts its nodes that are alive: a speculative run without any is cancelled. `pruned` are the rows that are
-    computed no more. `partition` are its sequence ids. Times are seconds on the scheduler's clock.
+    `first_row` is where its rows begin in the micro-batch, which has `width` of them. `live` counts its nodes that are
+    alive: a speculative run without any is cancelled. `pruned` are the rows of the micro-batch that were this run's and
+    are computed no more. `partition` are its sequence ids. Times are seconds on the scheduler's clock.
     """
 
     __slots__ = (
-        "accepted", "cancel_sent_at", "cancelled_at", "compute_s", "drafted", "finished_at", "id", "kind", "live",
-        "nodes", "outputs", "partition", "pruned", "request", "rows", "submitted_at",
+        "accepted", "cancel_sent_at", "cancelled_at", "compute_s", "drafted", "finished_at", "first_row", "id", "kind",
+        "live", "nodes", "outputs", "partition", "pruned", "request", "rows", "submitted_at", "together", "width",
     )  # fmt: skip
 
     def __init__(self, run: int, request: int, kind: RunKind, nodes: list[Node], outputs: int, now: float) -> None:
@@ -90,7 +92,9 @@ class Run:
         self.request = request
         self.kind = kind
         self.nodes = nodes
-        self.rows = len(nodes)
+        self.rows = self.width = len(nodes)
+        self.first_row = 0
+        self.together: tuple[Run, ...] = (self,)
         self.outputs = outputs
         self.live = len(nodes)
         self.pruned: frozenset[int] = frozenset()
@@ -102,5 +106,3 @@ class Run:
         self.compute_s: tuple[float, ...] = ()
         self.drafted = 0
         self.accepted = 0
-
-

@@ -8,7 +8,8 @@ from pipeinfer.core.tree import Node, Run
 
 
 class RunRecord(msgspec.Struct, frozen=True, gc=False):
-    """One run. Times are seconds since the request; `compute_s` has one entry per stage (0.0: skipped there).
+    """One run. Times are seconds since the request; `compute_s` has one entry per stage (0.0: skipped there). Where
+    runs of several requests travelled as one, `rows` and `compute_s` are those of all of them together.
 
     `drafted` and `accepted` count drafted tokens. `judged` counts those that the target spoke about: they follow
     committed text whose next token is known. In a chain it is `accepted`, or one more. `cancelled_at` is the first
@@ -70,7 +71,7 @@ def run_record(run: Run, start: float) -> RunRecord:
     """A run as it ended, in times since `start`."""
     return RunRecord(
         kind=run.kind.name.lower(),
-        rows=run.rows,
+        rows=run.width,
         drafted=run.drafted,
         accepted=run.accepted,
         submitted_s=run.submitted_at - start,

@@ -7,6 +7,7 @@ computation stops when the cancellation arrives. Deterministic.
 
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import cycle
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
 
@@ -220,7 +221,7 @@ class Simulation(World):
     def _begin(self, rank: int, what: Decode | ComputeDraft) -> None:
         """Rank `rank` computes `what`."""
         self._began[rank], self._what[rank] = self.time, what
-        context = what.positions[-1] + 1
+        context = context_of(what)
         seconds = self._cost(rank, len(what.tokens), context)
         if self._hosts is None:
             self._schedule(self.time + seconds, self._done, rank, self._epoch[rank], what)
@@ -247,15 +248,14 @@ class Simulation(World):
         self._epoch[rank] += 1
         seconds = self._ended(rank, what, aborted)
         outputs = what.positions[len(what.tokens) - what.outputs :]
-        oracle = self._oracle_of(what.request if isinstance(what, ComputeDraft) else what.requests[0])
         if isinstance(what, ComputeDraft):
-            candidates = oracle.candidates
+            candidates = self._oracle_of(what.request).candidates
             found = () if aborted else tuple([candidates(position + 1, what.count) for position in outputs])
             return self._drafter, Drafted(found, aborted, seconds)
         ids: tuple[int, ...] = ()
         if rank == self._last and not aborted:
-            target = oracle.target
-            ids = tuple([target(position + 1) for position in outputs])
+            targets = cycle([self._oracle_of(request).target for request in what.requests])
+            ids = tuple([next(targets)(position + 1) for position in outputs])
         return self._stages[rank], Computed(what.run, seconds, aborted, None, ids)
 
     def _oracle_of(self, request: int) -> Oracle:
@@ -287,7 +287,7 @@ class Simulation(World):
 
     def _compute_beside(self, stage: int, what: Decode) -> None:
         """The stage takes its time for this run, which leaves it after those before, and is free at once."""
-        seconds = self._cost(stage, len(what.tokens), what.positions[-1] + 1)
+        seconds = self._cost(stage, len(what.tokens), context_of(what))
         self._leaves_at[stage] = max(self._leaves_at[stage], self.time + seconds)
         self._began[stage] = self.time - seconds
         self.tell(*self._computed(stage, what, aborted=False))
@@ -391,6 +391,14 @@ def drafter_of(open_policy: Callable[[int], Any], pipeline: PipelineShape) -> Dr
     if policy is not None and not policy.model:
         return TextDrafter(open_policy)
     return Drafter(pipeline.cells, DRAFT_SEQUENCES, pipeline.context, open_policy)
+
+
+def context_of(what: Decode | ComputeDraft) -> int:
+    """The highest position that the rows attend to, plus one; of several requests, those of all of them together, since
+    the keys and values of each are read."""
+    if isinstance(what, ComputeDraft) or len(what.requests) == 1:
+        return what.positions[-1] + 1
+    return sum(dict(zip(what.requests, what.positions, strict=True)).values()) + len(set(what.requests))
 
 
 def _told(machine: Machine, event: Any) -> tuple[Machine, Any]:

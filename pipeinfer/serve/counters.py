@@ -1,6 +1,7 @@
 """What a service has done so far, in counts and seconds."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -52,11 +53,15 @@ class Counters:
         self.busy_s = [0.0] * stages
         self._per_position: Counter[int] = Counter()
 
-    def run(self, run: Run) -> None:
-        """A run has come back, and what it says was judged."""
-        self.runs += 1
-        for stage, seconds in enumerate(run.compute_s):
+    def came_back(self, runs: Sequence[Run]) -> None:
+        """Runs that travelled as one have come back, and what they say was judged."""
+        for stage, seconds in enumerate(runs[0].compute_s):
             self.busy_s[stage] += seconds
+        for run in runs:
+            self._count(run)
+
+    def _count(self, run: Run) -> None:
+        self.runs += 1
         if run.cancelled_at != NOT_CANCELLED:
             self.cancelled += 1
         elif run.drafted:

@@ -198,7 +198,8 @@ class ServiceWorld(HeadWorld):
             self._next.append((self._scheduler, Stop(max(0, asked.stopped_at - asked.base), stop.reason, stop.number)))
 
     def tell(self, machine: Machine, event: Any) -> None:
-        run = self._scheduler.in_flight[0] if isinstance(event, Logits) and self._scheduler.in_flight else None
+        in_flight = self._scheduler.in_flight
+        runs = in_flight[0] if isinstance(event, Logits) and in_flight else ()
         now = self.now()
         effects = machine.handle(now, event)
         if machine is self._scheduler:
@@ -207,8 +208,8 @@ class ServiceWorld(HeadWorld):
         self._told += [effect for effect in effects if isinstance(effect, Emit | Finish)]
         for effect in effects:
             getattr(self, METHODS[type(effect)])(machine, effect)
-        if run is not None:
-            self._counters.run(run)
+        if runs:
+            self._counters.came_back(runs)
         if machine is self._scheduler:
             self._hand_over()
 

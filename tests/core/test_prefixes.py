@@ -55,10 +55,10 @@ def test_a_text_that_another_continues_is_held_by_that_one() -> None:
     kept = Kept()
     kept.answer(1, 2, 3)
     kept.answer(1, 2, 3, 50, 60)
-    assert kept.scheduler.held.sequences == [1]
+    assert kept.scheduler.room.held.sequences == [1]
     assert kept.scheduler.ledger.used == 6
     kept.answer(1, 2)
-    assert len(kept.scheduler.held) == 2, "it went on another way"
+    assert len(kept.scheduler.room.held) == 2, "it went on another way"
 
 
 def test_whoever_runs_needs_no_cells_that_are_held_and_the_oldest_goes_first() -> None:
@@ -161,7 +161,7 @@ def test_who_waits_takes_no_text_away_where_that_does_not_help() -> None:
     for _ in range(9):
         kept(Logits(kept.sent[-1].run, (50,)))
     assert kept.scheduler.waiting == 1
-    assert len(kept.scheduler.held) == 2
+    assert len(kept.scheduler.room.held) == 2
     assert Counted.comparisons - looked_up <= 9, "one token of the text under way at every event"
     kept(Stop(9, "stop", 2))
     assert kept.scheduler.generations[3].cached == 3
@@ -179,8 +179,8 @@ def test_who_waits_is_compared_with_each_token_once_and_not_at_every_event() -> 
     first = Counted.comparisons
     assert first >= texts * shared
     for _ in range(events):
-        run = kept.scheduler.in_flight[0]
-        kept(Logits(run.id, (50,) * run.outputs))
+        runs = kept.scheduler.in_flight[0]
+        kept(Logits(runs[0].id, (50,) * sum(run.outputs for run in runs)))
     assert Counted.comparisons - first <= texts * events
     kept(Stop(0, "cancelled", 0))
     assert kept.scheduler.generations[texts].cached == shared, "and it is found when there is room"

@@ -9,6 +9,7 @@ from pipeinfer.core.effects import Emit, Finish, Request, Start, Stop, ToDraft, 
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.generation import NOWHERE, PipelineShape
 from pipeinfer.core.ledger import CANONICAL
+from pipeinfer.core.measured import StageTimes
 from pipeinfer.core.messages import CancelRun, Decode, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.iterative import Iterative
@@ -344,3 +345,59 @@ def test_a_request_that_waits_may_be_stopped() -> None:
     told = Told(Iterative(), max_tokens=2, cells=8)
     told(Start(Request((1, 2), 3), number=1))
     assert told(Stop(0, "stop", number=1)) == [Finish("stop", 1)]
+
+
+# Rows of several requests in one run
+
+
+def crowded() -> tuple[Told, list[Decode]]:
+    """One stage, which has one slot, and three requests whose prompts come back; and what is sent then."""
+    told = Told(Iterative(), stages=1, cells=400)
+    for number in (1, 2):
+        told(Start(Request((1, number), 9), number))
+    assert [sent(told(Logits(run, (8 + run,)))) for run in (0, 1)] == [[], []], "the prompts behind fill the pipe"
+    return told, sent(told(Logits(2, (10,))))
+
+
+def sent(effects: list[Any]) -> list[Decode]:
+    return [effect.message for effect in effects if isinstance(effect, ToFirstStage)]
+
+
+def test_tokens_that_wait_for_a_slot_go_as_one_run() -> None:
+    told, (message,) = crowded()
+    assert (message.run, message.kind, message.outputs) == (3, RunKind.SINGLE, 3)
+    assert (message.tokens, message.positions) == ((8, 9, 10), (3, 2, 2))
+    assert (message.sequences, message.requests) == (((0,), (1,), (2,)), (0, 1, 2))
+    effects = told(Logits(3, (20, 21, 22), requests=(0, 1, 2)))
+    assert effects[:3] == [Emit((20,)), Emit((21,), 1), Emit((22,), 2)]
+    assert sent(effects)[0].requests == (0, 1, 2)
+
+
+def test_a_request_that_is_given_up_prunes_its_row_and_the_last_of_them_cancels_the_run() -> None:
+    told, _ = crowded()
+    assert told(Stop(1, "cancelled", 1)) == [Finish("cancelled", 1), ToStages(CancelRun((), ((3, (1,)),)))]
+    assert told(Stop(1, "cancelled", 0)) == [Finish("cancelled"), ToStages(CancelRun((), ((3, (0,)),)))]
+    assert told(Stop(1, "cancelled", 2)) == [Finish("cancelled", 2), ToStages(CancelRun((3,)))]
+    assert told(Logits(3, (), cancelled_at=0, requests=(0, 1, 2))) == []
+    assert told.scheduler.idle
+
+
+def test_of_pruned_rows_nothing_comes_back() -> None:
+    told, _ = crowded()
+    told(Stop(1, "cancelled", 1))
+    effects = told(Logits(3, (20, 22), requests=(0, 2), kept=(0, 2), computed=(2,)))
+    assert effects[:2] == [Emit((20,)), Emit((22,), 2)]
+    run = told.scheduler.generations[1].runs[-1]
+    assert (run.pruned, run.cancelled_at, run.finished_at) == (frozenset({1}), 0, 0.0)
+
+
+def test_where_a_row_costs_as_much_as_a_run_nobody_waits_for_others() -> None:
+    told, _ = crowded()
+    measured = told.scheduler.measured
+    measured._rows |= {1: StageTimes(1), 3: StageTimes(1)}
+    measured._rows[1].add(0, 1.0)
+    measured._rows[3].add(0, 3.0)
+    measured._links = {1: 0.0}
+    assert len(sent(told(Logits(3, (20, 21, 22), requests=(0, 1, 2))))) == 1, "it is looked up once per traversal"
+    effects = told(Logits(4, (30, 31, 32), requests=(0, 1, 2)))
+    assert [message.requests for message in sent(effects)] == [(0,), (1,), (2,)]

@@ -58,6 +58,7 @@ class Scenario(msgspec.Struct, frozen=True):
     cancels: dict[int, int] = {}
     pauses: tuple[int, ...] = ()
     forgets: bool = False
+    row_s: float = 0.01
 
     @property
     def pipeline(self) -> PipelineShape:
@@ -100,6 +101,7 @@ class Scenario(msgspec.Struct, frozen=True):
             cancels={number: turns for number, turns in self.cancels.items() if number < len(self.asked)},
             pauses=self.pauses,
             forgets=self.forgets,
+            row_s=self.row_s,
             **more,
         )
 
@@ -205,14 +207,16 @@ def requests(draw: Any, group: list[str]) -> Asked:
 
 
 @st.composite
-def scenarios(draw: Any) -> Scenario:
+def scenarios(draw: Any, *, crowded: bool = False) -> Scenario:
+    """`crowded`: more requests than the pipe has slots."""
     drafting = draw(st.sampled_from(list(TOGETHER)))
-    asked = draw(st.lists(requests(TOGETHER[drafting]), min_size=1, max_size=draw(st.sampled_from([1, 1, 3, 6]))))
+    fewest, most = (3, 6) if crowded else (1, draw(st.sampled_from([1, 1, 3, 6])))
+    asked = draw(st.lists(requests(TOGETHER[drafting]), min_size=fewest, max_size=most))
     return Scenario(
         tuple(asked),
         drafting,
         draw(DRAFTING.get(drafting, st.just({}))),
-        stages=draw(st.integers(1, 4)),
+        stages=draw(st.integers(1, 2 if crowded else 4)),
         spare_cells=draw(st.integers(1, 12) | st.integers(8, 60)),
         sequences=draw(st.sampled_from([1, 2, 3, 12])),
         context=draw(st.sampled_from([1 << 30, 1 << 30, 8, 20])),
@@ -229,6 +233,7 @@ def scenarios(draw: Any) -> Scenario:
         cancels=draw(st.dictionaries(st.integers(0, 5), st.integers(0, 300), max_size=3)) if len(asked) > 1 else {},
         pauses=tuple(draw(st.lists(st.integers(0, 300), max_size=5))),
         forgets=draw(st.booleans()),
+        row_s=10.0 if crowded else draw(st.sampled_from([0.01, 10.0])),
     )
 
 
@@ -246,8 +251,17 @@ def test_every_schedule_gives_the_tokens_of_the_plain_loop(scenario: Scenario) -
         event(f"{one.strategy}: {cluster.finishes[number]}")
 
 
+@settings(max_examples=500, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(crowded=True))
+def test_requests_whose_rows_travel_together_do_not_see_one_another(scenario: Scenario) -> None:
+    cluster = scenario.run()
+    runs = [run for one in cluster.generations.values() for run in one.runs]
+    pruned = any(run.pruned and run.width > run.rows for run in runs)
+    event(f"together: {sum(run.width > run.rows for run in runs) > 0}, some of them pruned: {pruned}")
+
+
 @settings(max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-@given(scenarios(), st.integers(1, 400))
+@given(scenarios() | scenarios(crowded=True), st.integers(1, 400))
 def test_whatever_was_under_way_when_a_rank_was_lost_goes_on_from_its_text(scenario: Scenario, turns: int) -> None:
     scenario = msgspec.structs.replace(scenario, cancels={}, stop_after=0)
     before = scenario.cluster(lost_after=turns)

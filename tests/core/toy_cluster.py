@@ -38,6 +38,7 @@ from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Pr
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter
+from pipeinfer.core.tree import Run
 from pipeinfer.runtime.world import World
 
 MOST_STEPS = 200_000
@@ -75,7 +76,8 @@ class ToyCluster(World):
     `draft_cells` 0: as many as the target. `stop_after`: a stop string ends the first request there. `cancels`: by
     number, after how many turns a request is given up. `pauses`: so many turns pass before the second request comes,
     the third, and so on. `forgets`: the scheduler is to forget each when it has ended. `lost_after`: a rank is lost
-    after so many turns, and with it all that is under way. `watch` sees what every machine does.
+    after so many turns, and with it all that is under way. `row_s`: what stages say that a run takes for each row and
+    one more; the longer, the fewer runs the pipe seems to have room for. `watch` sees what every machine does.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class ToyCluster(World):
         pauses: Sequence[int] = (),
         forgets: bool = False,
         lost_after: int = MOST_STEPS,
+        row_s: float = 0.01,
         watch: Watch | None = None,
     ) -> None:
         self.language = language
@@ -120,6 +123,7 @@ class ToyCluster(World):
         self._pauses = iter(pauses)
         self._forgets = forgets
         self._lost_after = lost_after
+        self._row_s = row_s
         self._watch = watch
         self._last = pipeline.stages - 1
         self._make_queues(pipeline.stages)
@@ -239,17 +243,25 @@ class ToyCluster(World):
             control.put(effect.message)
 
     def _check_cancelled(self, message: CancelRun) -> None:
-        runs = {run.id: run for one in self._known() for run in one.runs}
         for run_id in message.runs:
-            run = runs[run_id]
             assert run_id not in self.cancelled, "a run is cancelled once"
+            self.cancelled.add(run_id)
+        for run, rows in self._given_up(message):
             if run.request not in self.finishes:
                 assert run.kind is RunKind.SPECULATIVE
-                assert not any(node.alive for node in run.nodes), "a live run was cancelled"
-            self.cancelled.add(run_id)
-        for run_id, rows in message.pruned:
-            assert rows
-            assert not any(runs[run_id].nodes[row].alive for row in rows), "a live row was pruned"
+                dead = not any(node.alive for node in run.nodes)
+                assert dead or run.id not in self.cancelled, "a live run was cancelled"
+                assert not any(run.nodes[row - run.first_row].alive for row in rows), "a live row was pruned"
+
+    def _given_up(self, message: CancelRun) -> Iterator[tuple[Run, list[int]]]:
+        """The runs that a message is about, each with those of its rows that it prunes."""
+        pruned = dict(message.pruned)
+        for run in [run for one in self._known() for run in one.runs]:
+            rows = pruned.get(run.id, ())
+            own = [row for row in rows if run.first_row <= row < run.first_row + run.rows]
+            assert rows or run.id not in pruned
+            if run.id in message.runs or own:
+                yield run, own
 
     def _mirror_run(self, decode: Decode) -> None:
         """What a stage that skips nothing would hold after this run."""
@@ -288,7 +300,7 @@ class ToyCluster(World):
             first = len(decode.tokens) - decode.outputs
             ids = tuple([self.language.token(output) for output in stage.outputs[first:]])
         payload = None if aborted else stage.outputs
-        self.tell(stage.machine, Computed(decode.run, 0.01 * (1 + len(decode.tokens)), aborted, payload, ids))
+        self.tell(stage.machine, Computed(decode.run, self._row_s * (1 + len(decode.tokens)), aborted, payload, ids))
 
     def apply(self, machine: Machine, effect: Apply) -> None:
         cells = self.draft_cells if machine is self.drafter else self._stage(machine).cells
@@ -401,11 +413,12 @@ class ToyCluster(World):
             for run in one.runs:
                 assert run.finished_at is not None
                 assert run.live == sum(node.alive for node in run.nodes)
-        assert len(scheduler._free) + len(scheduler.held) == scheduler.pipeline.sequences, "sequence ids are left over"
-        for sequence in scheduler.held.sequences:
-            scheduler._give_up(sequence)
+        room = scheduler.room
+        assert len(room.free) + len(room.held) == scheduler.pipeline.sequences, "sequence ids are left over"
+        for sequence in room.held.sequences:
+            room.give_up(sequence)
         assert scheduler.ledger.used == 0, "cells are left over"
-        sent = sum(len(one.runs) for one in self.generations.values())
+        sent = len({run.id for one in self.generations.values() for run in one.runs})
         for stage in self.stages:
             assert stage.machine.idle
             assert not stage.machine._cancelled

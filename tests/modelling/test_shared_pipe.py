@@ -1,5 +1,6 @@
 """Several requests in one simulated pipe: their speed beside the closed form; a long prompt holds nobody up."""
 
+from collections.abc import Callable
 from statistics import mean
 
 import numpy as np
@@ -8,7 +9,7 @@ from test_theory import PROMPT, Ideal, always_ready, stratified, stretches
 
 from pipeinfer.core import theory
 from pipeinfer.core.effects import Request, Start
-from pipeinfer.core.generation import PipelineShape
+from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
 from pipeinfer.runtime.oracle import Trace
@@ -25,15 +26,15 @@ def shuffled(seed: int) -> Trace:
     return stratified([*generator.permutation(lengths), *generator.permutation(lengths)])
 
 
-def shared_speeds(requests: int) -> list[float]:
+def speeds(requests: int, strategy: Callable[[], Strategy], row: float = 0.0) -> list[float]:
     """Tokens of each while all decode, over those of a request without speculation."""
     room = 8 * STAGES + 64
     pipeline = PipelineShape(STAGES, cells=requests * (PROMPT + TOKENS) + 32 * room, sequences=8 * room)
     start = Request(tuple(range(PROMPT)), TOKENS)
     load = LoadSimulation(
         pipeline,
-        Ideal(STAGES),
-        [Arriving(0.0, Start(start, number), always_ready(1, STAGES), shuffled(number)) for number in range(requests)],
+        Ideal(STAGES, row=row),
+        [Arriving(0.0, Start(start, number), strategy(), shuffled(number)) for number in range(requests)],
     )
     load.serve()
     first = max(times[0] for times in load.emit_s.values())
@@ -45,9 +46,27 @@ def shared_speeds(requests: int) -> list[float]:
 def test_requests_share_the_pipe_by_the_closed_form_and_fairly(requests: int) -> None:
     """A slot more or less that a request has now and then may give it a little more."""
     expected = theory.shared_chain(ACCEPTANCE, STAGES, requests)
-    speeds = shared_speeds(requests)
-    assert 0.98 * expected <= mean(speeds) <= 1.03 * expected
-    assert min(speeds) >= 0.95 * max(speeds)
+    shares = speeds(requests, lambda: always_ready(1, STAGES))
+    assert 0.98 * expected <= mean(shares) <= 1.03 * expected
+    assert min(shares) >= 0.95 * max(shares)
+
+
+@pytest.mark.parametrize("row", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("requests", [STAGES, 12, 2 * STAGES, 20, 4 * STAGES])
+def test_rows_of_more_requests_than_slots_go_together_by_the_closed_form_and_fairly(requests: int, row: float) -> None:
+    """With twice as many requests as slots, and a further row at a twentieth of a run: 1.905 times as much."""
+    shares = speeds(requests, Iterative, row)
+    expected = theory.shared_rows(STAGES, requests, row)
+    assert sum(shares) == pytest.approx(STAGES * expected, rel=0.02)
+    assert min(shares) >= 0.98 * max(shares)
+
+
+@pytest.mark.parametrize("row", [0.6, 1.0])
+def test_rows_that_cost_as_much_as_runs_take_nothing_from_anybody(row: float) -> None:
+    """One request more than there are slots for leaves a run of two among runs of one, all as slow as that."""
+    shares = speeds(STAGES + 1, Iterative, row)
+    assert sum(shares) == pytest.approx(STAGES, rel=0.02)
+    assert min(shares) >= 0.98 * max(shares)
 
 
 def test_a_long_prompt_goes_in_between_the_tokens_of_others() -> None:

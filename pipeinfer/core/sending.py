@@ -1,0 +1,194 @@
+"""What of many requests goes down one pipe, and in which order: committed tokens first, of several requests as one run
+where the pipe is full, then whatever is likeliest to become text.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from pipeinfer.core.effects import HeadEffect, ToFirstStage
+from pipeinfer.core.generation import Generation, PipelineShape
+from pipeinfer.core.machine import Machine
+from pipeinfer.core.measured import Measured
+from pipeinfer.core.messages import RunKind
+from pipeinfer.core.micro_batch import RunRows, assemble, goes_on
+from pipeinfer.core.room import Room
+from pipeinfer.core.slots import Slots, worth
+from pipeinfer.core.tree import Node, Run
+
+
+class Sender(Machine):
+    """The requests that live over `pipeline`, and what is under way of them. Run ids count up from `first_run`."""
+
+    def __init__(self, pipeline: PipelineShape, first_run: int) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.room = Room(pipeline)
+        self.ledger = self.room.ledger
+        self.in_flight: deque[tuple[Run, ...]] = deque()
+        """What is under way, oldest first: the runs that travel as one."""
+        self.measured = Measured(pipeline.stages)
+        self.next_run = first_run
+        self._live: list[Generation] = []
+        """Those that have begun and not ended, who was served last at the end."""
+        self._longest_texts = 0
+        self._reading: deque[Generation] = deque()
+        """Those of whose prompts not all was sent."""
+        self._slots = Slots(self.measured, pipeline.stages)
+        self._given_up = 0
+        """How many in flight are nothing but markers."""
+
+    def perform(self, effect: HeadEffect) -> None:
+        """For its generations: have this done."""
+        self._effects.append(effect)
+
+    def fits(self, generation: Generation, nodes: Sequence[Node]) -> bool:
+        """A speculative run of these nodes has sequence ids and cells, and every request keeps what its text needs."""
+        rows = len(nodes)
+        reserve = generation.strategy.reserve(generation, rows)
+        # Where all texts would fit anew, what they still need need not be added up.
+        if len(self._live) > 1 and self.ledger.free - rows - reserve < self._longest_texts:
+            reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
+        if self.ledger.free - rows >= reserve and rows <= len(self.room.free):
+            return True
+        return self.room.make(_leaves(nodes), rows + reserve)
+
+    def _promised(self) -> int:
+        """Cells that the texts of live requests may still need."""
+        return sum(one.limit - self.ledger.length(one.sequence) for one in self._live)
+
+    # Prompts
+
+    def _send_prompts(self) -> None:
+        """Send chunks of prompts, in the order in which their requests came: each after the one before it has come back
+        where others decode, whom a long prompt must not hold up."""
+        while self._reading:
+            one = self._reading[0]
+            if one.in_flight and len(self._live) > len(self._reading):
+                return
+            chunk = one.unsent.popleft()
+            tags = self.room.text_rows(one.sequence, chunk)
+            self._send([self._run(one, RunKind.PROMPT, chunk, tags, outputs=int(chunk[-1] is one.tip))])
+            if not one.unsent:
+                self._reading.popleft()
+
+    # Whose turn it is
+
+    def _send_what_is_ready(self, asked: Sequence[Generation]) -> None:
+        """Of several requests in one pipe, committed tokens first, then the run that is likeliest to become text; of
+        equals the one that follows closest."""
+        if len(self._live) <= 1:
+            for one in asked:
+                while nodes := one.strategy.next_run(one):
+                    self.submit(one, nodes)
+            return
+        ready = self._offers(asked)
+        while ready:
+            self._send(self._chosen(ready))
+            # Sending only takes room: who had nothing to send has nothing now.
+            had = {other for other, _ in ready}
+            ready = self._offers([other for other in self._live if other in had])
+
+    def _offers(self, asked: Sequence[Generation]) -> list[tuple[Generation, Sequence[Node]]]:
+        """The runs that these requests would send; while the pipe is full, only of committed tokens, where a text lacks
+        their cells. What was cancelled has its place until its marker is back, in the wake of the run before it: so
+        runs enter one by one, and few wait where a better one might have gone. Where runs that go on fill the pipe,
+        committed tokens wait too, if they can go as one later: before the first stage they would go one by one."""
+        if self.next_run >= self._slots.again_at:
+            self._slots.look(self.next_run)
+        full = len(self.in_flight) >= self._slots.count
+        ready = [
+            (one, nodes)
+            for one in asked
+            if not (one.unsent or (full and self.ledger.length(one.sequence) > one.tip.position))
+            and (nodes := one.strategy.next_run(one))
+            and (nodes[0].committed or not full)
+        ]
+        if full and ready and self._free_slots() < 1 and self._slots.busy(self._widths()):
+            return [offer for offer in ready if self._most_together(offer[1]) == 1]
+        return ready
+
+    def _free_slots(self) -> int:
+        """For runs of committed tokens, which do not wait for markers."""
+        return self._slots.count - len(self.in_flight) + self._given_up
+
+    def _widths(self) -> list[int]:
+        return [runs[0].width for runs in self.in_flight if goes_on(runs)]
+
+    def _most_together(self, nodes: Sequence[Node]) -> int:
+        return self._slots.most(len(self._live) - len(self._reading), len(nodes))
+
+    def _chosen(self, ready: Sequence[tuple[Generation, Sequence[Node]]]) -> list[RunRows]:
+        """What goes next: of committed tokens that wait for a slot, as many as is worth it."""
+        one, nodes = ready[0]
+        if len(ready) > 1:
+            right, slots = self.measured.acceptance, self._slots.count
+            one, nodes = max(ready, key=lambda offer: worth(offer[0], offer[1], right, self.next_run, slots))
+        chosen = [self._take_turn(one, nodes)]
+        committed = [other for other, nodes in ready if nodes[0].committed and other is not one]
+        if committed and nodes[0].committed:
+            # Each alone where there are slots for all.
+            most = min(self._most_together(nodes), -(-(1 + len(committed)) // max(1, self._free_slots())))
+            self._join(chosen, committed, most * len(nodes))
+        return chosen
+
+    def _join(self, chosen: list[RunRows], waiting: Sequence[Generation], most: int) -> None:
+        """Others go with it, as long as it has so many rows at most."""
+        rows = chosen[0].run.rows
+        for other in waiting:
+            if rows >= most:
+                return
+            nodes = other.strategy.next_run(other)  # Those before it may have taken the room for its drafts.
+            if nodes and nodes[0].committed and rows + len(nodes) <= most:
+                chosen.append(self._take_turn(other, nodes))
+                rows += len(nodes)
+
+    def _take_turn(self, one: Generation, nodes: Sequence[Node]) -> RunRows:
+        """Who was served is served last among equals."""
+        self._live.remove(one)
+        self._live.append(one)
+        return self._rows(one, nodes)
+
+    def submit(self, generation: Generation, nodes: Sequence[Node]) -> None:
+        """Send these nodes as one run, parents first."""
+        self._send([self._rows(generation, nodes)])
+
+    def _rows(self, generation: Generation, nodes: Sequence[Node]) -> RunRows:
+        """A run of these nodes, with cells and sequence ids."""
+        if nodes[0].committed and nodes[-1] is generation.tip:
+            tags = self.room.text_rows(generation.sequence, nodes)
+            return self._run(generation, RunKind.SINGLE, list(nodes), tags, outputs=len(nodes))
+        partition, tags = self.room.branch_rows(generation, nodes)
+        rows = self._run(generation, RunKind.SPECULATIVE, list(nodes), tags, outputs=len(nodes))
+        rows.run.partition = partition
+        rows.run.drafted = len(nodes) - (nodes[0] is generation.tip)
+        return rows
+
+    def _run(
+        self,
+        generation: Generation,
+        kind: RunKind,
+        nodes: list[Node],
+        sequences: tuple[tuple[int, ...], ...],
+        *,
+        outputs: int,
+    ) -> RunRows:
+        """Part of what is sent next."""
+        run = Run(self.next_run, generation.number, kind, nodes, outputs, self.now)
+        for row, node in enumerate(nodes):
+            if node.run is None:
+                node.run, node.row = run, row
+        generation.in_flight.append(run)
+        generation.runs.append(run)
+        return RunRows(run, sequences)
+
+    def _send(self, rows: Sequence[RunRows]) -> None:
+        """Send these runs as one."""
+        self.next_run += 1
+        self.in_flight.append(tuple([one.run for one in rows]))
+        self._effects.append(ToFirstStage(assemble(rows, self.ledger.take_pending())))
+
+
+def _leaves(nodes: Sequence[Node]) -> int:
+    """How many of them no other of them continues."""
+    inner = {node.parent for node in nodes}
+    return sum(node not in inner for node in nodes)
