@@ -90,18 +90,19 @@ class Forecast:
 
     def runs_s(self, rows: int) -> float:
         """Of a tree in runs of so many rows."""
-        return min(self._tree_s(rows, level, others) for level, others in LEVELS)
+        pace_s, traversal_s = self.pace_s(rows), self.traversal_s(rows)
+        return min(self._tree_s(rows / level, level, others, pace_s, traversal_s) for level, others in LEVELS)
 
-    def _tree_s(self, rows: int, level: int, others: int) -> float:
+    def _tree_s(self, per_run: float, level: int, others: int, pace_s: float, traversal_s: float) -> float:
         """With so many rows on a level, of them so many other choices than the first of the level itself."""
-        a, per_run = self.acceptance, rows / level
+        a = self.acceptance
         deep = max(1.0, per_run)
-        pace = max(self.pace_s(rows), deep * self.draft_s)
+        pace = max(pace_s, deep * self.draft_s)
         hits: float = pace * a / (1 - a**per_run) if per_run > 1 else pace / per_run * a / (1 - a)
         levels = (level - 1) / others - 1 if others else 0.0
         other = (1 - (1 - self.other) ** others) if others else 0.0
         tokens: float = 1 / (1 - a) + other * (1 - a ** (levels + 1)) / (1 - a)
-        missed = self.traversal_s(rows) + a * max(0.0, self.hops_s + deep * self.draft_s - pace)
+        missed = traversal_s + a * max(0.0, self.hops_s + deep * self.draft_s - pace)
         return (missed + hits) / tokens
 
     def first_s(self, rows: int) -> float:
