@@ -3,12 +3,15 @@
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+from pipeinfer.cluster.memory_layout import same_memory_layout
 from pipeinfer.cluster.process_end import how_it_ended, is_stopped
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.cluster.ranks import say_farewell
 from pipeinfer.errors import LaunchError
+from pipeinfer.runtime.processor_quota import bound_cores
 from pipeinfer.runtime.transports import HEAD, open_member
 from pipeinfer.runtime.transports.keys import write_keys
 
@@ -35,7 +38,8 @@ class Processes:
         self._processes: list[subprocess.Popen[str]] = []
         self._stopped: dict[int, float] = {}
         try:
-            self._processes += [_start(local, rank, key, log) for rank, log in enumerate(self._logs)]
+            with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
+                self._processes += [_start(local, rank, key, log) for rank, log in enumerate(self._logs)]
             self.addresses = [self._address(rank) for rank in range(count)]
         except BaseException:
             self.close(b"")
