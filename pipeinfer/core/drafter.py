@@ -2,7 +2,8 @@
 
 It never waits for a verdict. An order tells it what was committed; if its own branches agree it goes on with them, and
 otherwise it drops them and starts from the new text. Which tokens are tried is for its draft policy to say. Its cache
-is kept by a ledger of its own, like the target's. Several requests take turns, a forward at a time.
+is kept by a ledger of its own, like the target's. Several requests take turns, a forward at a time, and none reads what
+another has read.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, Proposal
+from pipeinfer.core.prefixes import HeldTexts, common_length
 from pipeinfer.core.tree import Node, log_of, root
 
 RETRY_S = 1e-3
@@ -25,6 +27,12 @@ FEED_ROWS = 256
 
 NARROW_ROWS = 8
 """Forwards of at most so many rows tell what drafting a token takes; longer ones read text."""
+
+LOOK_UP_ROWS = 4
+"""Where more of a text is to be read, it is looked up whether somebody has read that."""
+
+SPARED_CELLS = 512
+"""Texts of requests that are over leave so many cells to drafts, or a quarter of a smaller cache."""
 
 MOST_FORGOTTEN = 64
 """Branches that give their sequence to likelier ones before the next order, at most. With the end of a branch goes what
@@ -64,7 +72,13 @@ class Draft:
         self.limit = limit
         """The longest text, in tokens, that the draft can hold."""
         self.outbox: list[Node] = []
+        self.text: list[int] = []
         self.unfed: list[Node] = []
+        """The end of the text that was not read yet."""
+        self.cached = 0
+        """Tokens of the text that others had read."""
+        self.whole: int | None = None
+        """Of the text no more than this was read: an abort took what came after (None: nothing)."""
         self.order = 0
         self.answered = True
         self.stalled = False
@@ -166,6 +180,22 @@ class Draft:
         # A token that was committed before it was proposed is no proposal any more.
         self.outbox = [node for node in self.outbox if node.alive and node.position > self.tip.position]
 
+    @property
+    def read(self) -> int:
+        """The length of what was read of the text, what is being computed included."""
+        length = self._ledger.length(self.sequence)
+        return length if self.whole is None else min(length, self.whole)
+
+    def catch_up(self, source: int, length: int) -> None:
+        """Begin with so many cells of the sequence `source`, whose text begins like this one."""
+        before = self._ledger.length(self.sequence)
+        self._ledger.release(self.sequence)
+        self._ledger.fork(source, self.sequence, length)
+        for node in self.unfed[: length - before]:
+            node.fed, node.sequence = True, self.sequence
+        del self.unfed[: length - before]
+        self.cached += length - before
+
     def take_wish(self) -> bool:
         """Whether a retry is asked for anew."""
         wanted = self._wants_retry and not self.waiting
@@ -189,8 +219,15 @@ class Draft:
         self.answered = self.stalled = True
 
     def release(self) -> None:
-        """Give every sequence back."""
-        for sequence in {self.sequence, *(leaf.sequence for leaf in self._resting)}:
+        """Give the sequences of all branches back, and that of the text where nothing of it was read; else it holds
+        what was."""
+        sequences = {leaf.sequence for leaf in self._resting} - {self.sequence}
+        length = self.read
+        if length:
+            self._ledger.cut(self.sequence, length)
+        else:
+            sequences.add(self.sequence)
+        for sequence in sequences:
             self._ledger.release(sequence)
             self._free.append(sequence)
 
@@ -229,6 +266,7 @@ class Draft:
 
     def _commit(self, token: int) -> None:
         """Move the tip one token on, into the branch that drafted it if there is one, and drop its siblings."""
+        self.text.append(token)
         self.tip, lost = self.tip.commit(token)
         child = self.tip
         for sibling in lost:
@@ -254,11 +292,22 @@ class Draft:
 
 class Drafter(Machine):
     """Drafts with one model of `cells` KV cells and sequence ids 0..`sequences`-1, on text up to `context` tokens;
-    `open_policy` makes the draft policy of the request with this number."""
+    `open_policy` makes the draft policy of the request with this number. `keeps_texts`: cells stay after a request as
+    long as nobody needs them."""
 
-    def __init__(self, cells: int, sequences: int, context: int, open_policy: Callable[[int], DraftPolicy]) -> None:
+    def __init__(
+        self,
+        cells: int,
+        sequences: int,
+        context: int,
+        open_policy: Callable[[int], DraftPolicy],
+        *,
+        keeps_texts: bool = False,
+    ) -> None:
         super().__init__()
         self.ledger = Ledger(cells, sequences)
+        self.held = HeldTexts()
+        self._keeps_texts = keeps_texts
         self.drafts: dict[int, Draft] = {}
         self._open_policy = open_policy
         self._limit = min(cells, context)
@@ -278,7 +327,11 @@ class Drafter(Machine):
 
     def validate(self) -> None:
         self.ledger.validate()
+        taken = {draft.sequence for draft in self.drafts.values()} | set(self.held.sequences)
+        assert len(taken) == len(self.drafts) + len(self.held), "each text has a sequence of its own"
+        assert not taken & set(self._free)
         for draft in self.drafts.values():
+            assert len(draft.text) == draft.tip.position + 1
             assert all(leaf.alive for leaf in draft.leaves)
             assert len(draft.outbox) == len({node.id for node in draft.outbox})
             for node in draft.tip.subtree():
@@ -300,6 +353,8 @@ class Drafter(Machine):
     def _redirect(self, order: DraftFrom) -> None:
         draft = self.drafts.get(order.request)
         if draft is None:
+            if not self._free and self.held:
+                self._give_up()
             if not self._free:
                 self._put_off(order)
                 return
@@ -341,6 +396,9 @@ class Drafter(Machine):
     def _computed(self, event: Drafted) -> None:
         if self._computing is None or self._current is None:
             raise OurError("a forward came to its end, but none was under way")
+        if event.aborted:
+            lost = [node.position for node in self._computing if node.committed]
+            self._current.whole = min(lost, default=self._current.whole)
         if event.aborted and not self._aborting:
             self._current.abandon()  # the driver aborted what was wanted: the generation is over
         if not event.aborted:
@@ -355,9 +413,10 @@ class Drafter(Machine):
         if self._computing is not None:
             return
         while self._ended:
-            ended = self._ended.pop()
-            ended.release()
-            del self.drafts[ended.number]
+            self._let_go(self._ended.pop())
+        if self._keeps_texts:
+            self._look_up()
+            self._make_room()
         for draft in self._turns:
             if not draft.stalled:
                 draft.policy.grow(draft)
@@ -370,6 +429,50 @@ class Drafter(Machine):
                 self._turns.append(draft)
                 self._compute(draft, rows)
                 return
+
+    def _let_go(self, ended: Draft) -> None:
+        del self.drafts[ended.number]
+        length = ended.read
+        ended.release()
+        if not length:
+            return
+        over = self.held.add(ended.sequence, ended.text[:length]) if self._keeps_texts else [ended.sequence]
+        for sequence in over:
+            self.ledger.release(sequence)
+            self._free.append(sequence)
+
+    def _look_up(self) -> None:
+        """Of what drafts have still to read, take over what others have read."""
+        for draft in self._turns:
+            if len(draft.unfed) > LOOK_UP_ROWS and not draft.stalled:
+                self._catch_up(draft)
+
+    def _catch_up(self, draft: Draft) -> None:
+        """With a text that is over, or that goes on."""
+        text = draft.text
+        source, length = self.held.longest(tuple(text))
+        if length:
+            self.held.use(source)
+        for other in self.drafts.values():
+            shared = min(common_length(other.text, text), other.read) if other is not draft else 0
+            if shared > length:
+                source, length = other.sequence, shared
+        length = min(length, len(text) - 1)  # what follows the last one is still to be found
+        if length - draft.read > LOOK_UP_ROWS:
+            draft.catch_up(source, length)
+
+    def _make_room(self) -> None:
+        """Texts of requests that are over have what drafts do not want; the least recently used goes first."""
+        cells = min(SPARED_CELLS, self.ledger.capacity // 4) + sum(len(draft.unfed) for draft in self._turns)
+        while self.held and (self.ledger.free < cells or 2 * len(self._free) < self.ledger.sequences):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Hold one text less."""
+        sequence = self.held.sequences[0]
+        self.held.drop(sequence)
+        self.ledger.release(sequence)
+        self._free.append(sequence)
 
     def _say(self, draft: Draft) -> list[Node]:
         """Propose what is ready. Gives the rows that can be fed next."""
@@ -413,7 +516,7 @@ class Drafter(Machine):
         draft.started += bool(nodes)
         spent, self._forward_s = self._forward_s, []
         mean = sum(spent) / len(spent) if spent else 0.0
-        self._effects.append(Forward(Proposal(draft.order, nodes, stalled, draft.number, mean)))
+        self._effects.append(Forward(Proposal(draft.order, nodes, stalled, draft.number, mean, draft.cached)))
         draft.outbox = []
 
 

@@ -185,6 +185,8 @@ class Generation:
         self.began_at = 0.0
         self.cached = 0
         """Tokens of the prompt whose cells were there."""
+        self.draft_cached = 0
+        """The same of the draft's cells, as far as it has said."""
         self.lent = 0
         """So many tokens of it are the beginning of other texts too."""
         self.reason: str | None = None
@@ -266,6 +268,7 @@ class Generation:
             orders.popleft()
         if not orders or orders[0][0] != message.order:
             raise PeerError(f"a proposal answers order {message.order}, which was not given")
+        self.draft_cached = message.cached
         root = orders[0][1]
         new: list[Node] = []
         for drafted in message.nodes:

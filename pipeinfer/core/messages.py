@@ -166,6 +166,7 @@ class Proposal(Message, frozen=True):
     """A micro-batch of drafted tokens for `request`, parents first. `stalled`: no more comes before the next order.
 
     `forward_s`: mean seconds of the draft's forwards of few rows since the last proposal (0: there was none).
+    `cached`: how many tokens of the text the draft did not have to read, as it had for another request.
     """
 
     order: int
@@ -173,6 +174,7 @@ class Proposal(Message, frozen=True):
     stalled: bool
     request: int = 0
     forward_s: float = 0.0
+    cached: int = 0
 
 
 SEEDS = 2**64

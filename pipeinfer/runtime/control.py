@@ -77,8 +77,8 @@ class Begin(Message, frozen=True):
     """A new trial: forget every cell, choose tokens like this from now on. Travels the ordered stream.
 
     `sampling` is that of each request, by its number. `drafting` is for the draft's ranks alone (a draft policy's name
-    and its options), and so is `context`, the longest text in tokens. `logits_on_wire` sends the logits along with the
-    sampled ids, to measure what that costs.
+    and its options), and so are `context`, the longest text in tokens, and `keeps_texts`: cells stay after a request as
+    long as nobody needs them. `logits_on_wire` sends the logits along with the sampled ids, to measure what that costs.
     """
 
     sampling: dict[int, Sampling]
@@ -87,6 +87,7 @@ class Begin(Message, frozen=True):
     context: int = 0
     margins: bool = False
     logits_on_wire: bool = False
+    keeps_texts: bool = False
 
 
 class AddRequest(Message, frozen=True):

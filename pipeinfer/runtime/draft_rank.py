@@ -60,7 +60,8 @@ class DraftWorker(World):
         setup = self._endpoint.setup
         self._sampling = dict(begin.sampling)
         self._policy, self._policies = (begin.drafting, begin.drafting_options), {}
-        self._drafter = Drafter(setup.cells, setup.sequences, begin.context, self._open_policy)
+        self._drafter = Drafter(setup.cells, setup.sequences, begin.context, self._open_policy,
+                                keeps_texts=begin.keeps_texts)  # fmt: skip
         self._work, self._wake_at = None, float("inf")
         self._over = 0
         self._model.clear()

@@ -36,6 +36,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     cells_used: int
     prompt_tokens: int
     cached_tokens: int
+    draft_cached_tokens: int
     tokens: int
     drafts: int
     draft_tokens: int
@@ -49,7 +50,7 @@ class Counters:
     def __init__(self, stages: int) -> None:
         self.done: Counter[str] = Counter()
         self.runs = self.cancelled = self.drafts = self.drafted = self.accepted = 0
-        self.prompt_tokens = self.cached_tokens = self.tokens = self.losses = 0
+        self.prompt_tokens = self.cached_tokens = self.draft_cached_tokens = self.tokens = self.losses = 0
         self.busy_s = [0.0] * stages
         self._per_position: Counter[int] = Counter()
 
@@ -79,6 +80,7 @@ class Counters:
             stage_busy_s=tuple(self.busy_s),
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
+            draft_cached_tokens=self.draft_cached_tokens,
             tokens=self.tokens,
             losses=self.losses,
             drafts=self.drafts,

@@ -11,7 +11,8 @@ from pipeinfer.results.trial import RunRecord
 class RequestRecord(msgspec.Struct, frozen=True):
     """One request as it ended, with the strategy that it had then: `generated` tokens after a prompt of
     `prompt_tokens`, of which `cached_tokens` were in the KV cells already. `began_s`: when its prompt was sent (None:
-    it never was). The times in `runs` count from then; those that were still in flight have no `finished_s`."""
+    it never was). The times in `runs` count from then; those that were still in flight have no `finished_s`.
+    `draft_cached_tokens` of the text were in the draft's KV cells already."""
 
     number: int
     strategy: str
@@ -23,6 +24,7 @@ class RequestRecord(msgspec.Struct, frozen=True):
     emit_s: tuple[float, ...]
     ended_s: float
     runs: tuple[RunRecord, ...]
+    draft_cached_tokens: int = 0
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):

@@ -35,6 +35,7 @@ def _samples(snapshot: Snapshot) -> Iterator[tuple[str, dict[str, str], float, s
     yield "pipeinfer_tokens_total", {}, snapshot.tokens, "Tokens generated."
     yield "pipeinfer_prompt_tokens_total", {}, snapshot.prompt_tokens, "Tokens of prompts."
     yield "pipeinfer_cached_tokens_total", {}, snapshot.cached_tokens, "Tokens of prompts that were held already."
+    yield "pipeinfer_draft_cached_tokens_total", {}, snapshot.draft_cached_tokens, "Tokens that the draft held already."
     yield "pipeinfer_runs_in_flight", {}, snapshot.runs_in_flight, "Runs that have not come back."
     yield "pipeinfer_runs_total", {}, snapshot.runs, "Runs that came back."
     yield "pipeinfer_cancelled_runs_total", {}, snapshot.cancelled_runs, "Of these, runs that a stage skipped or left."

@@ -89,4 +89,5 @@ def _own(choice: AnswerChoice) -> dict[str, Any]:
         "tokens_per_second": (len(emitted) - 1) / span if span > 0 else None,
         "runs": len(record.runs), "cancelled_runs": sum(map(cancelled, record.runs)),
         "drafted_tokens": sum(run.drafted for run in record.runs),
+        "draft_cached_tokens": record.draft_cached_tokens,
     }  # fmt: skip

@@ -183,7 +183,7 @@ class Service:
             made: Strategy = open_strategy(start.strategy, dict(start.options))
             return made
 
-        self._cluster.begin(Begin({}))
+        self._cluster.begin(Begin({}, keeps_texts=self._keeps_texts))
         return self._cluster.open_scheduler(strategy, keeps_texts=self._keeps_texts)
 
     def _run(self) -> None:

@@ -67,7 +67,7 @@ class Asked:
         self.stopped_at: int | None = None
         """After how many tokens it was to end."""
         self.began_s: float | None = None
-        self.cached = 0
+        self.cached = self.draft_cached = 0
         self.runs: list[RunRecord] = []
 
     @property
@@ -91,6 +91,7 @@ class Asked:
         """Note how it was decoded, by a scheduler whose time began at `clock`."""
         if self.began_s is None:
             self.began_s, self.cached = generation.began_at + clock - self.asked_at, generation.cached
+            self.draft_cached = generation.draft_cached
         first = self.began_s + self.asked_at - clock
         self.runs += [run_record(run, first) for run in generation.runs]
 
@@ -99,7 +100,8 @@ class Asked:
         start = self.start
         generated = len(self.ids) if self.stopped_at is None else min(len(self.ids), self.stopped_at)
         return RequestRecord(start.number, self.strategy, reason, len(start.request.prompt), self.cached, generated,
-                             self.began_s, tuple(self.emit_s[:generated]), self.age_s, tuple(self.runs))  # fmt: skip
+                             self.began_s, tuple(self.emit_s[:generated]), self.age_s, tuple(self.runs),
+                             self.draft_cached)  # fmt: skip
 
     def tell(self, event: ServiceEvent) -> None:
         """Whoever asked hears of it; what goes wrong there is no reason to let the others wait."""
@@ -254,6 +256,7 @@ class ServiceWorld(HeadWorld):
             asked.take_down(generation, self._start)
             self._counters.prompt_tokens += len(asked.start.request.prompt)
             self._counters.cached_tokens += asked.cached
+            self._counters.draft_cached_tokens += asked.draft_cached
         self._counters.done[reason] += 1
         asked.tell(Ended(reason, asked.record(reason)))
 

@@ -467,3 +467,96 @@ def test_what_is_drafted_from_is_there_whichever_branches_gave_their_sequences_a
     for order in range(1, 401):
         wandering.go_on(order)
     assert wandering.computed > 200
+
+
+class Reader:
+    """A drafter that keeps texts, and how many rows it reads."""
+
+    def __init__(self, *, cells: int = 1024, sequences: int = 16, keeps_texts: bool = True) -> None:
+        self.machine = Drafter(cells, sequences, 1024, lambda _: Chain(), keeps_texts=keeps_texts)
+        self.computing: ComputeDraft | None = None
+        self.read = 0
+        self.cached: dict[int, int] = {}
+        self._orders = 0
+
+    def tell(self, event: Any) -> None:
+        for effect in self.machine.handle(0.0, event):
+            if isinstance(effect, ComputeDraft):
+                self.computing = effect
+                self.read += len(effect.tokens)
+            elif isinstance(effect, Forward):
+                self.cached[effect.message.request] = effect.message.cached
+        self.machine.validate()
+
+    def order(self, request: int, *tokens: int, until: int = FAR) -> None:
+        self._orders += 1
+        self.tell(DraftFrom(self._orders, tokens, until, DraftSettings(micro_batch=1), request))
+
+    def over(self, request: int) -> None:
+        self.order(request, until=-1)
+
+    def compute(self, token: int = 7, *, aborted: bool = False) -> None:
+        """What is being computed comes to its end; each output row is followed by `token`."""
+        done, self.computing = self.computing, None
+        assert done is not None
+        self.tell(Drafted(() if aborted else (((token, 0.9),),) * done.outputs, aborted=aborted))
+
+    def answer(self, request: int, *tokens: int) -> int:
+        """A request from its beginning to its end, with two drafts. Gives how many rows were read."""
+        before = self.read
+        self.order(request, *tokens, until=len(tokens) + 1)
+        while self.computing is not None:
+            self.compute()
+        self.over(request)
+        return self.read - before
+
+
+def test_the_second_turn_of_a_chat_reads_the_new_turn_only() -> None:
+    d = Reader()
+    first = range(100, 500)
+    assert d.answer(0, *first) == 400 + 1
+    assert d.answer(1, *first, 7, 8, *range(20)) == 22 + 1
+    assert d.cached == {0: 0, 1: 400}
+    assert d.answer(2, *first, 7, 8, *range(20)) == 1 + 1, "the last token is read again, for what follows it"
+    assert d.answer(3, *range(100, 300), *range(50)) == 50 + 1
+    assert d.machine.ledger.used == 422 + 50
+    forgetful = Reader(keeps_texts=False)
+    assert [forgetful.answer(number, *first) for number in range(2)] == [401, 401]
+    assert forgetful.machine.ledger.used == 0
+
+
+def test_requests_with_one_prompt_read_it_once_between_them() -> None:
+    """They take turns with it, and whoever comes later goes on where the others are."""
+    prompt = [*range(100, 100 + 3 * FEED_ROWS)]
+    d = Reader(cells=4096)
+    for request in range(3):
+        d.order(request, *prompt, request, until=len(prompt))
+    while d.computing is not None:
+        d.compute()
+    assert d.read == len(prompt) + 3
+    for request in range(3):
+        d.over(request)
+    assert d.machine.ledger.used == len(prompt) + 3
+
+
+@pytest.mark.parametrize("aborted", [True, False])
+def test_what_an_abort_left_unread_is_read_again(aborted: bool) -> None:
+    d = Reader()
+    prompt = [*range(100, 100 + FEED_ROWS + 50)]
+    d.order(0, *prompt)
+    d.compute()
+    d.over(0)
+    d.compute(aborted=aborted)
+    assert d.answer(1, *prompt, 1) == (50 if aborted else 0) + 1 + 1
+
+
+def test_texts_that_nobody_needs_make_room_the_least_recently_used_first() -> None:
+    d = Reader(cells=256)
+    for request, start in enumerate((100, 200, 100, 300)):
+        d.answer(request, *range(start, start + 80))
+    held = [text[0] for text in d.machine.held._texts.values()]
+    assert held == [100, 300], "three do not fit beside a quarter for drafts"
+    few = Reader(sequences=4)
+    for request in range(9):
+        few.answer(request, *range(10 * request, 10 * request + 10))
+        assert len(few.machine.held) <= 2

@@ -104,7 +104,8 @@ class ToyCluster(World):
         draft_cells = draft_cells or pipeline.cells
         self.drafter: Drafter | TextDrafter = TextDrafter(open_policy)
         if open_policy(0).model:
-            self.drafter = Drafter(draft_cells, draft_sequences, pipeline.context, open_policy)
+            self.drafter = Drafter(draft_cells, draft_sequences, pipeline.context, open_policy,
+                                   keeps_texts=pipeline.keeps_texts)  # fmt: skip
         self.draft_cells = ToyCells(draft_cells)
         self.generations: dict[int, Generation] = {}
         self.emitted: dict[int, list[int]] = {}

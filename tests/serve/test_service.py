@@ -221,3 +221,19 @@ def test_the_second_turn_of_a_chat_computes_the_new_turn_only(cluster: Cluster) 
         return sum(run.rows for run in ended.record.runs if run.kind == "prompt")
 
     assert prompt_rows(after) <= prompt_rows(before) / 5
+
+
+@pytest.mark.parametrize("cluster", ["tcp"], indirect=True)
+def test_the_draft_reads_of_a_second_turn_what_is_new(cluster: Cluster) -> None:
+    turn = cluster.tokenizer.encode("def read_lines(path):\n    return [line for line in open(path)]\n" * 20)[:200]
+    asked: dict[str, Any] = {"max_tokens": 8, "strategy": "speculative", "options": {"k": 2}}
+    with Service(cluster) as service:
+        first = ask(service, turn, cluster, **asked)
+        before = first.end()
+        second = ask(service, [*turn, *first.ids, *turn[:20]], cluster, **asked)
+        after = second.end()
+        assert isinstance(before, Ended)
+        assert isinstance(after, Ended)
+        assert before.record.draft_cached_tokens == 0
+        assert 200 <= after.record.draft_cached_tokens <= 200 + 8
+        assert service.snapshot().draft_cached_tokens == after.record.draft_cached_tokens
