@@ -247,6 +247,9 @@ class ServiceWorld(HeadWorld):
     def _ended(self, asked: Asked, reason: str) -> None:
         number = asked.start.number
         del self.asked[number]
+        if (asked.due_at, number) in self._due:
+            self._due.remove((asked.due_at, number))
+            heapq.heapify(self._due)
         with self._lock:
             self.waiting.pop(number, None)
         self._over.append(number)
@@ -300,6 +303,7 @@ class ServiceWorld(HeadWorld):
         left = [*self.asked.values(), *(news for news in self.inbox if isinstance(news, Asked))]
         self.asked.clear()
         self.inbox.clear()
+        self._due.clear()
         for asked in left:
             self._counters.done["failed"] += 1
             asked.tell(Failed(text))

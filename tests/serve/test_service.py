@@ -184,6 +184,18 @@ def test_what_can_have_no_answer_is_refused_where_it_is_asked(cluster: Cluster) 
         assert service.snapshot().waiting == 0
 
 
+def test_a_deadline_is_kept_no_longer_than_its_request(cluster: Cluster) -> None:
+    with Service(cluster) as service:
+        long = ask(service, PROMPTS[0], cluster, max_tokens=700, deadline_s=3600)
+        answers = [ask(service, prompt, cluster, max_tokens=2, deadline_s=100 + len(prompt)) for prompt in PROMPTS]
+        for answer in answers:
+            answer.end()
+        assert [number for _, number in service._world._due] == [long.ticket.number]
+        long.ticket.cancel()
+        long.end()
+        assert service._world._due == []
+
+
 def test_closing_ends_what_runs_and_the_cluster_goes_on(cluster: Cluster) -> None:
     threads = threading.active_count()
     service = Service(cluster)
