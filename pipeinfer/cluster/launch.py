@@ -35,7 +35,7 @@ from pipeinfer.results.divergence import ROW_BY_ROW
 from pipeinfer.results.trial import RankRecord, Trial
 from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Ready, Report, Setup
 from pipeinfer.runtime.spans import Span
-from pipeinfer.runtime.transports import HEAD, hosting_of
+from pipeinfer.runtime.transports import HEAD, TransportError, hosting_of
 
 
 class Cluster(Contact):
@@ -71,8 +71,14 @@ class Cluster(Contact):
         for known in (self.hosts, self._last_message, self._reports, self._setups):
             known.clear()
         workers = self.plan.workers
+        try:
+            self._open_without(workers[lost] if 0 <= lost < len(workers) else None)
+        except TransportError as problem:  # a name, say, that is not known any more, where it was a moment ago
+            raise RankLost(HEAD, str(problem)) from problem
+
+    def _open_without(self, lost: str | None) -> None:
         problem: Exception | None = None
-        for plan in self._recovery.plans(workers[lost] if 0 <= lost < len(workers) else None):
+        for plan in self._recovery.plans(lost):
             try:
                 self._open_as(plan)
             except (LaunchError, BadSplit, BadModel) as found:

@@ -17,7 +17,7 @@ from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import AUTO, FITTING, Plan
 from pipeinfer.errors import LaunchError, RankLost, RankRefuses
 from pipeinfer.runtime.control import Inspected
-from pipeinfer.runtime.transports import scheme_of
+from pipeinfer.runtime.transports import TransportError, facing, scheme_of
 
 ROLL_S = 5.0
 """How long workers have to answer. Those of a session that broke take a moment to leave it."""
@@ -55,6 +55,8 @@ class Recovery:
     def meet_spares(self) -> None:
         """Say which of them do not answer. Raises TransportError on what is no address."""
         count = len(self._standby)
+        for spare in self._standby:
+            facing(spare)
         there = roll_call(self._models, self._standby, lambda found: MEET_S * (len(found) < count))
         for spare in self._standby:
             if spare not in there:
@@ -73,15 +75,16 @@ class Recovery:
     def _fill_places(self, lost: str | None) -> None:
         """Ask who is there, and give each place that has become free to the first who waits for one."""
         known = [found for found in (*filter(None, self._places), *self._standby) if found not in self._unfit]
-        left = {found for found in self._places if found in known and found != lost}
-        others = set(known) - left - {lost}
+        unknown = {found for found in known if not has_a_way(found)}
+        left = {found for found in self._places if found in known and found not in (lost, *unknown)}
+        others = set(known) - left - unknown - {lost}
 
         def patience(there: set[str]) -> float:
             if left <= there and len(there) >= len(self._places):
                 return 0
             return ROLL_S if (left | others) - there else LATE_S
 
-        there = roll_call(self._models, known, patience)
+        there = roll_call(self._models, [found for found in known if found not in unknown], patience)
         kept = [found if found in left & there else None for found in self._places]
         waiting = [found for found in known if found not in kept]
         waiting.sort(key=lambda found: (found not in there, found == lost))
@@ -110,6 +113,16 @@ class Recovery:
         if not drafts:
             plan = msgspec.structs.replace(plan, draft=None, draft_layers=None)
         return msgspec.structs.replace(plan, workers=(*stages, *drafts))
+
+
+def has_a_way(address: str) -> bool:
+    """Whether this host knows at present where that is: names may be known again later."""
+    try:
+        facing(address)
+    except TransportError as problem:
+        _log.warning("the worker at %s: %s", address, problem)
+        return False
+    return True
 
 
 def roll_call(models: Models, addresses: Sequence[str], patience: Callable[[set[str]], float]) -> set[str]:

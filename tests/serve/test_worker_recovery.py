@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +133,29 @@ def test_a_worker_that_was_silent_for_a_while_is_used_again(tmp_path: Path, expe
         assert_all_end_as_alone(answers, expected)
         assert cluster.plan.workers == tuple(workers.addresses)
         assert service.snapshot().lacks == ""
+
+
+def test_a_worker_whose_name_is_not_known_any_more_is_passed_over(
+    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path, count=4, fixed=False) as workers:
+        workers.addresses[1] = workers.addresses[1].replace("127.0.0.1", "localhost")
+        with serving(workers, 3) as (cluster, service):
+            answers = ask_all(service, cluster)
+            after_some_tokens(service)
+            asked = socket.getaddrinfo
+
+            def without_names(host: str, *args: Any, **options: Any) -> Any:
+                if host == "localhost":
+                    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+                return asked(host, *args, **options)
+
+            monkeypatch.setattr(socket, "getaddrinfo", without_names)
+            workers.kill(1)
+            assert_all_end_as_alone(answers, expected)
+            assert cluster.plan.workers == (workers.addresses[0], workers.addresses[3], workers.addresses[2])
+            assert service.snapshot().lacks == ""
+    assert f'the worker at {workers.addresses[1]}: no host "localhost" is known here' in caplog.text
 
 
 def test_where_nobody_is_left_everybody_hears_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
