@@ -14,7 +14,6 @@ import math
 import os
 import socket
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +83,8 @@ class TlsTransport(LinkedTransport[Link]):
         self._ringing.setblocking(False)
         self._woken = False
         self._readiness = Readiness()
-        self._streams = Streams(listener, self._readiness, self._roster, self._members, max_payload, silence_s)
+        self._streams = Streams(listener, self._readiness, self._roster, self._members, max_payload, silence_s,
+                                self._look_after_all)  # fmt: skip
         self._inbox = self._streams.inbox
         self._readiness.register(self._bell, READ, self._hear_bell)
         self._looked = self._listened = time.monotonic()
@@ -163,10 +163,14 @@ class TlsTransport(LinkedTransport[Link]):
         if now >= self._listened + self._silence_s / 4:
             self._listened = now
             self._find_silent()
+        if now >= self._streams.listens_at:
+            self._streams.listen_again()
         for link in self._links.values():
             if now >= link.retry_at:
-                with suppress(OSError):
+                try:
                     link.open()
+                except OSError:  # no descriptor is free, say
+                    link.try_again()
         for peer in list(self._roster.peers.values()):
             if peer.standing is Standing.LEAVING and now >= peer.deadline:
                 self._streams.hear_out(peer)
@@ -174,7 +178,12 @@ class TlsTransport(LinkedTransport[Link]):
             self._open_link(peer, peer.address)
             self._links[peer.rank].queued = list(peer.unheard)
         retry_at = min((link.retry_at for link in self._links.values()), default=math.inf)
-        self._due = min(self._roster.next_deadline(), retry_at, self._listened + self._silence_s / 4)
+        self._due = min(self._roster.next_deadline(), retry_at, self._listened + self._silence_s / 4,
+                        self._streams.listens_at)  # fmt: skip
+
+    def _look_after_all(self) -> None:
+        """Soon: something is due that was not before."""
+        self._due = 0.0
 
     def _find_silent(self) -> None:
         for rank, link in list(self._links.items()):

@@ -1,8 +1,11 @@
 """Who connects to a TLS endpoint: strangers, members who have not said who they are, and the streams of peers."""
 
 import errno
+import math
 import socket
+import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 
 from pipeinfer.runtime.transports import Envelope, TransportError, framing
@@ -16,6 +19,9 @@ from pipeinfer.runtime.transports.tls_links import Watched, prepare
 
 REFUSED = b"refused"
 """All that ever comes back on a link: to who claims a rank that is another's."""
+
+FULL_S = 0.05
+"""After so long it is tried again to take a connection for which there was no descriptor."""
 
 STRANGERS = 64
 """Handshakes under way at once. When there are more, the oldest goes: a member's is begun again."""
@@ -60,7 +66,8 @@ class Stream(Watched):
 
 class Streams:
     """Those of one endpoint, whose listening socket and readiness these are. What peers say comes into `inbox`;
-    `rejected` counts messages that were dropped because no peer could be held to account for them."""
+    `rejected` counts messages that were dropped because no peer could be held to account for them. `on_full` is told
+    when there is no descriptor for who waits: `listen_again` is due at `listens_at` then."""
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class Streams:
         members: Members,
         max_payload: int,
         silence_s: float,
+        on_full: Callable[[], None],
     ) -> None:
         self.inbox: deque[Envelope] = deque()
         self.rejected = 0
@@ -80,6 +88,9 @@ class Streams:
         self._max_payload = max_payload
         self._silence_s = silence_s
         self._streams: dict[int, Stream] = {}
+        self.listens_at = math.inf
+        """When connections are taken again, where there was no descriptor for one."""
+        self._on_full = on_full
         readiness.register(listener, READ, self.accept_all)
 
     def __len__(self) -> int:
@@ -110,8 +121,20 @@ class Streams:
         except BlockingIOError:
             return
         except OSError as problem:
-            if problem.errno in (errno.EMFILE, errno.ENFILE):
-                self._send_a_stranger_away()
+            if problem.errno in (errno.EMFILE, errno.ENFILE) and not self._send_a_stranger_away():
+                self._wait_for_descriptors()
+
+    def _wait_for_descriptors(self) -> None:
+        """Who waits can be taken by nobody now: do not be woken for him."""
+        if self.listens_at == math.inf:
+            self._readiness.unregister(self._listener)
+        self.listens_at = time.monotonic() + FULL_S
+        self._on_full()
+
+    def listen_again(self) -> None:
+        """There may be descriptors again."""
+        self.listens_at = math.inf
+        self._readiness.register(self._listener, READ, self.accept_all)
 
     def _accept(self, connection: socket.socket) -> None:
         prepare(connection, self._silence_s)
@@ -123,10 +146,12 @@ class Streams:
         if sum(each.is_stranger for each in self._streams.values()) > STRANGERS:
             self._send_a_stranger_away()
 
-    def _send_a_stranger_away(self) -> None:
+    def _send_a_stranger_away(self) -> bool:
+        """Whether there was one."""
         stranger = next((each for each in self._streams.values() if each.is_stranger), None)
         if stranger is not None:
             self._end(stranger)
+        return stranger is not None
 
     def _hear(self, stream: Stream, events: int) -> None:
         """Take what has come on a stream."""

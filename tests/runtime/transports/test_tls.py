@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import random
+import resource
 import select
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,47 @@ def test_handshakes_that_nobody_finishes_stall_nobody_and_are_bounded(linked: li
         newcomer.connect(1, b.address)
         newcomer.send(1, b"hello")
         assert expect(b) == (2, b"hello", b"")
+
+
+def test_without_descriptors_it_sleeps_and_later_takes_who_waits(
+    linked: list[Attended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = linked
+    sleeps = []
+    attend = b._readiness.attend
+
+    def counted(seconds: float) -> None:
+        if seconds > 0:
+            sleeps.append(seconds)
+        attend(seconds)
+
+    monkeypatch.setattr(b._readiness, "attend", counted)
+    with socket.socket() as waits:
+        with no_descriptors():
+            waits.connect(port_of(b))
+            assert TlsTransport.receive(b, 0.5) is None
+            assert len(sleeps) < 100, "each ends at once where it looks for who cannot be taken"
+            chat(a, b)
+        attend_until(b, lambda: len(b._streams) == 2)
+    attend_until(b, lambda: len(b._streams) == 1)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = []
+    highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                fillers.append(os.dup(0))
+        yield
+    finally:
+        for filler in fillers:
+            os.close(filler)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_peer_with_another_key_file_is_told_what_to_look_at(make: Make) -> None:
