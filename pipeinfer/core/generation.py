@@ -207,6 +207,11 @@ class Generation:
 
     # What a strategy may ask
 
+    @property
+    def begun(self) -> bool:
+        """A token was generated."""
+        return len(self.text) > self.prompt_length
+
     def covered(self) -> bool:
         """The tip is in a run already, so its verdict will come."""
         return self.tip.run is not None

@@ -147,7 +147,7 @@ class Adaptive(Strategy):
             return None if rests else Order(tip, DraftSettings(1, once=True))
         self._rests = False
         if kind == "synchronous":
-            until = tip + (rows if generation.generated else 0)
+            until = tip + (rows if generation.begun else 0)
             return Order(until, DraftSettings(rows, nodes=rows, discount=self._discount))
         ahead = 0.5 + generation.pipe.measured.acceptance  # A good draft's branches are long: more of them come true.
         undecided = 2 * rows + 16 if kind == "rounds" else rows * (round(ahead * self._window) + 2)

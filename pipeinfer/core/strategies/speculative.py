@@ -41,7 +41,7 @@ class Speculative(Strategy):
 
     def next_order(self, generation: Generation) -> Order:
         # The draft reads the prompt while the target does, and drafts once the first token is known.
-        ahead = self.k if generation.generated else 0
+        ahead = self.k if generation.begun else 0
         return Order(generation.tip.position + ahead, self._settings)
 
     def advanced(self, generation: Generation) -> None:
