@@ -1,5 +1,6 @@
 """The native library, loaded when first needed: llama.cpp through llama-cpp-python, and the ggml beneath it."""
 
+import atexit
 import ctypes
 import os
 import re
@@ -35,6 +36,7 @@ def llama() -> ModuleType:
     """
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # for a build that is too old for the callback
     api = import_module("llama_cpp.llama_cpp")
+    atexit.register(close_null_files)
     # By llama.cpp's own handle: the file that `ggml` opens may be another copy, with a callback of its own.
     if hasattr(api._lib, "ggml_set_abort_callback"):
         api._lib.ggml_set_abort_callback(before_abort)
@@ -43,6 +45,14 @@ def llama() -> ModuleType:
     api.llama_log_set(listener, None)
     api.llama_backend_init()
     return api
+
+
+def close_null_files() -> None:
+    """Of llama-cpp-python, which opens the null device when it is imported and leaves it to the end of the process."""
+    for name in ("outnull_file", "errnull_file"):
+        file = getattr(import_module("llama_cpp._utils"), name, None)
+        if file is not None:
+            file.close()
 
 
 def listen(level: int, text: bytes, _: object) -> None:

@@ -1,6 +1,8 @@
 """llama.cpp as pipeline stages: the conformance kit, how exact it is, exports from Hugging Face folders."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +216,9 @@ def test_a_folder_that_cannot_be_exported_is_named_in_one_line(tmp_path, spoil, 
         backend(tmp_path).info(str(folder))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
+
+
+def test_the_library_leaves_no_file_open_at_the_end_of_the_process():
+    code = "from pipeinfer_llamacpp.library import llama; llama()"
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr == ""
