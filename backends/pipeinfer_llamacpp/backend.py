@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer, check_layers
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from pipeinfer_llamacpp.export import ALL_ENDS, ENDS, QUANTISATIONS, exported
 from pipeinfer_llamacpp.gguf_file import GgufFile, type_name
 from pipeinfer_llamacpp.library import F16, F32
 from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
-from pipeinfer_llamacpp.probe import WHOLE, cut_stage, ports_of
+from pipeinfer_llamacpp.probe import WHOLE, cut_stage, ports_of, whole_stage
 from pipeinfer_llamacpp.stage import LlamaCppStage
 from pipeinfer_llamacpp.tokenizer import GgufTokenizer, tokenizer_of, vocabulary_digest
 from pipeinfer_llamacpp.trials import KINDS, REINSTALL, write_quantised
@@ -106,10 +106,13 @@ class LlamaCppBackend:
         count = count_layers(source)
         check_layers(layers, count, model)
         if layers == (0, count):
-            path, ports = source.path, WHOLE
-        else:
-            path, entry = cut_stage(source, layers, self._cache, threads=self._threads)
-            ports = ports_of(source, layers, entry)
+            return whole_stage(source, partial(self._open_stage, source, source.path, WHOLE, cells, sequences))
+        path, entry = cut_stage(source, layers, self._cache, threads=self._threads)
+        return self._open_stage(source, path, ports_of(source, layers, entry), cells, sequences)
+
+    def _open_stage(
+        self, source: GgufFile, path: Path, ports: dict[str, Any], cells: int, sequences: int
+    ) -> LlamaCppStage:  # fmt: skip
         loaded = LoadedModel(path, self._gpu_layers)
         loaded.check_memory()
         return LlamaCppStage(

@@ -11,7 +11,7 @@ made short meanwhile, so that few rows see what lies beyond them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pipeinfer.engine.backend import BadModel, Batch, Hidden
+from pipeinfer.engine.backend import BadModel, Batch, Hidden, chain
 from pipeinfer.engine.model_cache import made_once
 from pipeinfer_llamacpp.abort_guard import NativeAbort, guarded
 from pipeinfer_llamacpp.cut import EMBEDDING, count_layers, fingerprint, write_stage
@@ -43,6 +43,22 @@ CANDIDATES = 8
 CACHE_OF_WINDOWS = re.compile(r"creating +SWA KV cache")
 LAYER = re.compile(r"layer +(\d+): (filtered|dev)")
 """What llama.cpp logs of a context for a model with sliding windows: two caches, and which layers each has."""
+
+
+def whole_stage(source: GgufFile, open_stage: Callable[[], LlamaCppStage]) -> LlamaCppStage:
+    """The stage of all layers, which has computed a row. Raises BadModel where it cannot."""
+
+    def tried() -> LlamaCppStage:
+        stage = open_stage()
+        stage.forward(chain([0], 0, 1), None, lambda: False)
+        stage.clear()
+        return stage
+
+    try:
+        return guarded(tried)
+    except NativeAbort as fault:
+        raise BadModel(f"expected a model that llama.cpp computes in {source.path}, came {fault}"
+                       f" ({source.architecture}): download it again or update llama-cpp-python") from None
 
 
 class CutPoint(msgspec.Struct, frozen=True):
