@@ -88,6 +88,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("--profile says how fast each rank is: it goes with --layers auto")
 
 
+class ClusterFile(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a cluster file may say: settings, and for `serve`, where a rank is lost, whether to `recover` and which
+    workers are `spares`."""
+
+    spares: tuple[str, ...] = ()
+    recover: bool = True
+
+
 class SettingsFields(TypedDict, total=False):
     """The fields of `Settings` but for the draft, as keyword arguments."""
 
@@ -123,9 +131,9 @@ def calibrated_draft(profile: str) -> str:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a cluster file says: the fields of `Settings` by name. Paths of the key and the profile are from the file's
-    own folder on. Raises WorkloadError on what is no such file, with a suggestion for a key that is unknown."""
-    found = load(path, Settings)
+    """What a cluster file says: the fields of `ClusterFile` by name. Paths of the key and the profile are from the
+    file's own folder on. Raises WorkloadError on what is no such file, with a suggestion for a key that is unknown."""
+    found = load(path, ClusterFile)
     given = {name: getattr(found, name) for name in load(path, dict[str, Any])}
     for name in ("key", "profile"):
         if given.get(name):

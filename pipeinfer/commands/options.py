@@ -100,14 +100,14 @@ class WorkerOptions(ModelOptions):
 
     def given(self) -> dict[str, Any]:
         """Fields of `Settings` that were given, here or in the cluster file. Raises ValueError."""
-        from pipeinfer.cluster.settings import Settings, read_settings
+        from pipeinfer.cluster.settings import Settings
 
         named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = {name: named[name] for name in Settings.__struct_fields__ if named.get(name) is not None}
         given |= {name: str(given[name]) for name in ("profile", "key") if name in given}
         if self.workers is not None:
             given["workers"] = tuple(address.strip() for address in self.workers.split(","))
-        filed = read_settings(self.cluster_file) if self.cluster_file is not None else {}
+        filed = {name: value for name, value in self.filed().items() if name in Settings.__struct_fields__}
         given |= super().given()
         there = filed.get("backend", "numpy")
         if given.get("backend", there) != there:
@@ -115,6 +115,12 @@ class WorkerOptions(ModelOptions):
         if options := filed.get("backend_options", {}) | given.get("backend_options", {}):
             given["backend_options"] = options
         return {**filed, **given}
+
+    def filed(self) -> dict[str, Any]:
+        """What the cluster file says, also of what is no setting. Raises ValueError."""
+        from pipeinfer.cluster.settings import read_settings
+
+        return read_settings(self.cluster_file) if self.cluster_file is not None else {}
 
 
 @dataclasses.dataclass(frozen=True)

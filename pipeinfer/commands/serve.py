@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pipeinfer.commands.generate import EventFile, StrategyOptions, print_who
 from pipeinfer.commands.options import OUTPUT, ClusterOptions, option, path_option, with_options
@@ -32,8 +32,8 @@ class ServerOptions:
     ] = None
     waiting: Annotated[int, option(SERVER, "Requests that may wait; default: 64.", min=0)] = 64
     recover: Annotated[
-        bool, option(SERVER, "When a rank is lost, have another in its place and go on; else requests fail.")
-    ] = True
+        bool | None, option(SERVER, "When a rank is lost, have another in its place and go on; else requests fail.")
+    ] = None
     spares: Annotated[str | None, option(SERVER, "Addresses of further workers, to take such places.")] = None
     log: Annotated[Path | None, path_option(OUTPUT, "Write the head's events, for `pipeinfer replay`.")] = None
 
@@ -54,6 +54,7 @@ def serve(strategy: StrategyOptions, cluster: ClusterOptions, server: ServerOpti
 
     logging.basicConfig(format="%(asctime)s %(message)s")
     settings = cluster.settings()
+    server = with_filed(server, cluster.filed())
     plan = settings.plan(*settings.settle(), drafts=strategy.needs_draft_model(strategy.open()))
     plan = msgspec.structs.replace(plan, cells=plan.cells or SERVED_CELLS, spares=_spares(server, plan.workers))
     with (
@@ -65,6 +66,16 @@ def serve(strategy: StrategyOptions, cluster: ClusterOptions, server: ServerOpti
         with ranks:
             print_who(ranks, layout=in_mpi_world())
             _serve(ranks, strategy, server, opened, log)
+
+
+def with_filed(server: ServerOptions, filed: dict[str, Any]) -> ServerOptions:
+    """The options, and what was not given as the cluster file has it; it names no spares for who wants none to be
+    used."""
+    recover = filed.get("recover", True) if server.recover is None else server.recover
+    spares = server.spares
+    if spares is None and "spares" in filed and server.recover is not False:
+        spares = ",".join(filed["spares"]) or None
+    return dataclasses.replace(server, recover=recover, spares=spares)
 
 
 def _spares(server: ServerOptions, workers: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,7 +113,7 @@ def _serve(
     pipe = PipeEvents()
     with Service(
         ranks, waiting=server.waiting, observe=pipe.record, open_log=log.open if log is not None else None,
-        strategy=strategy.strategy, recovers=server.recover, **strategy.for_cluster(),
+        strategy=strategy.strategy, recovers=bool(server.recover), **strategy.for_cluster(),
     ) as service:
         handlers = Handlers(service, served_model(ranks), pipe)
         said = f"serving {handlers.model.name} at {url(opened)}"

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
+from pipeinfer.commands.options import ClusterOptions
+from pipeinfer.commands.serve import ServerOptions, _spares, with_filed
 from pipeinfer.serve.server import listen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -120,6 +123,29 @@ def refused(*arguments: str) -> str:
     assert (process.returncode, output) == (2, "")
     assert errors.count("\n") == 1
     return str(errors)
+
+
+def test_a_cluster_file_names_spares_and_says_whether_to_recover(tmp_path: Path) -> None:
+    file = tmp_path / "rack.toml"
+
+    def read(text: str, **given: Any) -> tuple[bool | None, tuple[str, ...]]:
+        file.write_text(text)
+        cluster = ClusterOptions(cluster_file=file)
+        server = with_filed(ServerOptions(**given), cluster.filed())
+        return server.recover, _spares(server, cluster.settings().workers)
+
+    rack = 'workers = ["tcp://10.0.0.1:5", "tcp://10.0.0.2:5"]\nspares = ["tcp://10.0.0.3:5", " tcp://10.0.0.4:5"]\n'
+    assert read(rack) == (True, ("tcp://10.0.0.3:5", "tcp://10.0.0.4:5"))
+    assert read(rack, spares="tcp://10.0.0.9:5") == (True, ("tcp://10.0.0.9:5",))
+    assert read(rack, recover=False) == (False, ())
+    assert read("recover = false") == (False, ())
+    assert read("recover = false", recover=True) == (True, ())
+    assert read("") == (True, ())
+    for wrong in (rack + "recover = false", rack.partition("\n")[2]):
+        with pytest.raises(ValueError, match="--spares take the places of lost --workers"):
+            read(wrong)
+    with pytest.raises(ValueError, match='did you mean "spares"'):
+        read('spare = ["tcp://10.0.0.3:5"]')
 
 
 def test_mistakes_are_one_line() -> None:
