@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import os
+import re
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from web_client import WebClient, serving, web_server
+from web_client import PATIENCE_S, Served, WebClient, serving, web_server
 
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.serve import event_stream
@@ -47,6 +49,63 @@ def test_a_request_that_never_came_whole_is_no_request(web: WebClient) -> None:
     assert web.complete(prompt="x", max_tokens=1)["choices"]
     now: dict[str, Any] = web.service.snapshot().done
     assert sum(now.values()) == sum(done.values()) + 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_disconnects_at_any_byte_leaves_nothing(served: Served, stream: bool) -> None:
+    """Of its request each, and of the answer, whole or in pieces, every few."""
+    cluster, _, _ = served
+    asked = json.dumps({"prompt": "def f():\n", "max_tokens": 24, "seed": 1, "ignore_eos": True, "stream": stream})
+    request = (f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+               f"connection: close\r\ncontent-length: {len(asked)}\r\n\r\n{asked}").encode()  # fmt: skip
+    with web_server(*served) as web:
+        answer = answered(web, request)
+        web.wait_until(at_rest)
+        before = descriptors()
+        for size in range(len(request)):
+            leave(sent(web, request[:size]))
+        for size in range(0, len(answer) + 1, 1 + len(answer) // 24):
+            opened = sent(web, request)
+            while size > 0:
+                size -= len(opened.recv(size)) or size
+            leave(opened)
+        web.wait_until(at_rest)
+        wait_for(lambda: descriptors() <= before)
+        web.wait_until(at_rest)
+        assert cluster.scheduler is not None
+        cluster.scheduler.validate()  # Each sequence is in one place, and none in a run or a text under way.
+        assert text_of(answered(web, request)) == text_of(answer)
+
+
+def text_of(answer: bytes) -> str:
+    return "".join(json.loads(text) for text in re.findall(r'"text":("(?:[^"\\]|\\.)*")', answer.decode()))
+
+
+def at_rest(snapshot: Any) -> bool:
+    return bool(snapshot.running == snapshot.waiting == snapshot.runs_in_flight == 0)
+
+
+def sent(web: WebClient, request: bytes) -> socket.socket:
+    opened = socket.create_connection(("127.0.0.1", web.port), timeout=PATIENCE_S)
+    opened.sendall(request)
+    return opened
+
+
+def answered(web: WebClient, request: bytes) -> bytes:
+    with sent(web, request) as opened:
+        return everything(opened)
+
+
+def descriptors() -> int:
+    """Of this process, in which the server is."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, descriptors()
+        time.sleep(0.01)
 
 
 def test_a_reader_who_stops_reading_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
