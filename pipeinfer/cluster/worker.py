@@ -48,8 +48,9 @@ def serve(listen: str, rank: int | None, key: Path | None, *, once: bool) -> int
             traceback.print_exc()  # The head was told; the next one may ask for something that works.
         finally:
             transport.close()
-        gc.unfreeze()
-        gc.collect()
+        if not once:
+            gc.unfreeze()
+            gc.collect()
     return 0
 
 
@@ -80,4 +81,7 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # The launcher waits, and taking modules and models apart would be for nothing.
