@@ -1,10 +1,12 @@
 """What all tests share: the option `--full`, who runs beside whom under `-n`, engines that die here, and that no test
 leaves a process behind."""
 
+import fcntl
 import gc
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +29,10 @@ LEAVE_S = 60.0
 """A loaded machine takes its time to end a process."""
 
 NATIVE_ENGINES = ("torch", "llamacpp")
+ALIVE = "alive"
+
+SHARED = "PIPEINFER_TESTS_SHARED"
+"""The environment variable with the folder that workers of a run share."""
 
 WHOLE_MACHINE = (
     "benchmarks/",
@@ -73,6 +79,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run whole matrices instead of a selection: takes hours")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shared = tempfile.TemporaryDirectory(prefix="pipeinfer-tests-")
+        os.environ[SHARED] = shared.name  # before workers are started
+        config.add_cleanup(shared.cleanup)
+
+
 @pytest.hookimpl(optionalhook=True)  # pytest may run without the plug-in
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """For `-n 2`: a file's tests share their fixtures, and one worker has all that use the machine.
@@ -111,7 +124,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @cache
 def death_of(engine: str) -> str:
-    """Of which signal the engine dies when `pipeinfer doctor` tries it; empty where it does not."""
+    """Of which signal the engine dies when `pipeinfer doctor` tries it; empty where it does not. Torch takes five
+    seconds to try, so workers ask one another."""
+    with (Path(os.environ[SHARED]) / engine).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = file.read()
+        if not known:
+            known = tried_out(engine) or ALIVE
+            file.write(known)
+        return "" if known == ALIVE else known
+
+
+def tried_out(engine: str) -> str:
     trial = engines.start(engine)
     if trial is None:
         return ""
