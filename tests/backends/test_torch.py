@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -213,6 +214,7 @@ def logits(folder, borders=(0, LAYERS), **options):
     return np.concatenate(rows)
 
 
+@cache
 def transformers_logits(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
