@@ -3,37 +3,43 @@
 import json
 import os
 import queue
-import random
 import resource
 import select
 import signal
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trickle import slow_link
+from keyed_transport import (
+    KEYS,
+    OTHER_KEYS,
+    KeyedTransport,
+    acquainted,
+    attend_until,
+    chat,
+    child,
+    listen,
+    look_until,
+    port_of,
+)
 
-from pipeinfer.runtime.transports import MAX_HEADER, Envelope, PeerLost, TransportError, framing
+from pipeinfer.runtime.transports import Envelope, PeerLost, TransportError, framing
 from pipeinfer.runtime.transports.certificates import Members
-from pipeinfer.runtime.transports.keys import Keys, write_keys
+from pipeinfer.runtime.transports.keys import write_keys
 from pipeinfer.runtime.transports.message_reader import start_of_message
 from pipeinfer.runtime.transports.tls import LINGER_S, TlsTransport
 from pipeinfer.runtime.transports.tls_streams import STRANGERS
 from pipeinfer.testing.transports import PATIENCE_S, TransportConformance, expect, expect_lost
 
-KEYS = Keys.generate()
-OTHER_KEYS = Keys.generate()
 ANY = "tls://127.0.0.1:0"
 GLANCE_S = 0.05
 
@@ -102,32 +108,7 @@ def make() -> Iterator[Make]:
 @pytest.fixture
 def linked(make: Make) -> list[Attended]:
     """Ranks 0 and 1, linked both ways and acquainted."""
-    a, b = make(0), make(1)
-    a.connect(1, b.address)
-    b.connect(0, a.address)
-    chat(a, b)
-    return [a, b]
-
-
-def chat(a: TlsTransport, b: TlsTransport) -> None:
-    """A word each way."""
-    a.send(b.rank, b"ping", bytes(100_000))
-    assert expect(b).header == b"ping"
-    b.send(a.rank, b"pong")
-    assert expect(a).header == b"pong"
-
-
-def attend_until(endpoint: Attended, done: Callable[[], bool]) -> None:
-    """Nothing comes meanwhile."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not done():
-        assert endpoint.receive(0.01) is None
-        assert time.monotonic() < deadline
-
-
-def port_of(endpoint: TlsTransport) -> tuple[str, int]:
-    host, _, port = endpoint.address.removeprefix("tls://").rpartition(":")
-    return host, int(port)
+    return acquainted(make(0), make(1))
 
 
 def message(first: bytes, *payload: bytes) -> bytes:
@@ -144,6 +125,9 @@ class Outsider:
         self._says: queue.Queue[bytes] = queue.Queue()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def say(self, first: bytes, *payload: bytes) -> None:
+        self.send(message(first, *payload))
 
     def send(self, *pieces: bytes) -> None:
         self._says.put(b"".join(pieces))
@@ -171,6 +155,13 @@ class Outsider:
         self._says.put(b"")
         self._thread.join(10)
         assert not self._thread.is_alive()
+
+
+class TestTlsAmongStrangers(KeyedTransport):
+    scheme, transport, open, member = "tls", TlsTransport, Attended, Outsider
+
+    def computing(self, endpoint: Attended) -> AbstractContextManager[None]:
+        return computing(endpoint)
 
 
 # Strangers
@@ -214,16 +205,6 @@ def test_older_versions_of_the_protocol_are_refused(linked: list[Attended]) -> N
         assert stranger.is_heard_in_vain(b)
         chat(a, b)
     assert "version" in stranger.refusal.lower()
-
-
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, os.urandom(5000), b"\x16\x03", b""])
-def test_garbage_on_the_port_does_not_disturb(linked: list[Attended], garbage: bytes) -> None:
-    a, b = linked
-    with socket.create_connection(port_of(b)) as raw:
-        raw.sendall(garbage)
-        chat(a, b)
-    chat(a, b)
-    assert b.rejected == 0
 
 
 def test_handshakes_that_nobody_finishes_stall_nobody_and_are_bounded(linked: list[Attended], make: Make) -> None:
@@ -281,96 +262,17 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_peer_with_another_key_file_is_told_what_to_look_at(make: Make) -> None:
-    a, b = make(0, connect_s=0.5), make(1, keys=OTHER_KEYS)
-    a.connect(1, b.address)
-    with pytest.raises(PeerLost, match="same key file"):
-        a.receive(5)
-
-
 # Members that do not keep to the protocol
 
 
-def test_a_second_connection_for_a_rank_is_refused(linked: list[Attended]) -> None:
-    a, b = linked
-    with closing(Outsider(b)) as liar:
-        liar.send(message(framing.first_frame(0, 0, b"I am rank 0", 0)), message(framing.first_frame(0, 1, b"", 0)))
-        assert liar.is_heard_in_vain(b)
-        assert b.rejected == 1
-        chat(a, b)
-
-
-def test_who_is_refused_hears_of_it(linked: list[Attended], make: Make) -> None:
-    a, b = linked
-    second = make(0)
-    second.connect(1, b.address)
-    second.send(1, b"I am rank 0", bytes(1_000_000))
-    with pytest.raises(PeerLost, match=r"rank 1 at tls://.* is busy with another session: it has a rank 0 already"):
-        second.receive(5)
-    chat(a, b)
-
-
-def test_who_left_before_its_first_word_is_tried_again_and_hears_everything(make: Make) -> None:
-    a = make(-1, again_s=5.0)
-    with closing(Attended(ANY, 0, keys=KEYS)) as leaving:
-        a.connect(0, leaving.address)
-        a.send(0, b"hello", b"payload")
-        a.send(0, b"still there?")
-        assert a.receive(0.2) is None
-    with closing(Attended(leaving.address, 0, keys=KEYS)) as back:
-        assert a.receive(0.3) is None
-        assert expect(back) == (-1, b"hello", b"payload")
-        assert expect(back) == (-1, b"still there?", b"")
-        back.connect(-1, a.address)
-        chat(a, back)
-    assert expect_lost(a) == 0  # for good: it has said a word
-
-
-def test_who_left_before_its_first_word_and_stays_away_is_lost(make: Make) -> None:
-    a = make(-1, again_s=0.2)
-    with closing(Attended(ANY, 0, keys=KEYS)) as leaving:
-        a.connect(0, leaving.address)
-        a.send(0, b"hello")
-        attend_until(a, lambda: a._links[0].is_open)
-    with pytest.raises(PeerLost, match=r"rank 0 at .* is gone: it closed its end"):
-        a.receive(5)
-
-
-def test_nobody_else_may_be_this_rank(linked: list[Attended]) -> None:
-    _, b = linked
-    with closing(Outsider(b)) as liar:
-        liar.send(message(framing.first_frame(1, 0, b"I am you", 0)))
-        assert liar.is_heard_in_vain(b)
-    assert b.rejected == 1
-
-
-@pytest.mark.parametrize(
-    ("said", "fault"),
-    [
-        (message(framing.first_frame(5, 0, b"replayed", 0)), "message 0 where 1 was due"),
-        (message(framing.first_frame(5, 2, b"after a gap", 0)), "message 2 where 1 was due"),
-        (message(framing.first_frame(6, 1, b"other rank", 0)), "claim to be rank 6"),
-        (message(framing.first_frame(5, 1, b"", 0)[:-1]), "first frame of 23 bytes"),
-        (message(b""), "first frame of 0 bytes"),
-        (message(b"XX" + framing.first_frame(5, 1, b"", 0)[2:]), "another protocol"),
-        (message(b"PI\x63" + framing.first_frame(5, 1, b"", 0)[3:]), "version 99"),
-        (message(framing.first_frame(5, 1, bytes(MAX_HEADER + 1), 0)), "first frame of"),
-        (message(framing.first_frame(5, 1, b"", 7), b"payload", b"more"), "first frame of"),
-        (message(framing.first_frame(5, 1, b"", 1 << 40)), "over the limit"),
-    ],
-)
-def test_a_member_that_breaks_its_stream_is_lost_and_the_others_go_on(
-    linked: list[Attended], said: bytes, fault: str
-) -> None:
+def test_a_first_frame_with_more_than_it_announced_is_the_end_of_a_stream(linked: list[Attended]) -> None:
     a, b = linked
     with closing(Outsider(b)) as member:
-        member.send(message(framing.first_frame(5, 0, b"hello", 0)))
+        member.say(framing.first_frame(5, 0, b"hello", 0))
         assert expect(b) == (5, b"hello", b"")
-        member.send(said)
-        with pytest.raises(PeerLost, match=f"the stream of rank 5 is broken: .*{fault}"):
+        member.say(framing.first_frame(5, 1, b"", 7), b"payload", b"more")
+        with pytest.raises(PeerLost, match=r"the stream of rank 5 is broken: .*first frame of"):
             look_until(b, time.monotonic() + PATIENCE_S)
-        member.send(message(framing.first_frame(5, 1, b"as if nothing had happened", 0)))
-        assert b.receive(0.1) is None
         chat(a, b)
 
 
@@ -382,25 +284,6 @@ def test_who_leaves_in_the_middle_of_a_message_is_lost_without_it(linked: list[A
         member.send(message(framing.first_frame(5, 1, b"half", 200_000), bytes(100_000)))
     assert expect_lost(b) == 5
     chat(a, b)
-
-
-def test_a_payload_over_the_limit_is_not_even_read(make: Make) -> None:
-    b = make(1, max_payload=1000)
-    with closing(Outsider(b)) as member:
-        member.send(message(framing.first_frame(5, 0, b"hello", 0)))
-        assert expect(b).header == b"hello"
-        member.send(message(framing.first_frame(5, 1, b"", 10_000_000), bytes(10_000_000)))
-        assert expect_lost(b) == 5
-
-
-def test_the_rest_of_a_stream_to_who_listened_here_before_is_nobodys(make: Make) -> None:
-    b = make(1)
-    with closing(Outsider(b)) as before, closing(Outsider(b)) as now:
-        before.send(message(framing.first_frame(5, 3, b"the first three went to another endpoint", 0)))
-        assert before.is_heard_in_vain(b)
-        assert b.rejected == 1
-        now.send(message(framing.first_frame(5, 0, b"hello", 0)))
-        assert expect(b) == (5, b"hello", b"")
 
 
 stream_bytes = st.one_of(
@@ -433,64 +316,12 @@ def test_nothing_from_a_member_brings_an_endpoint_down(linked: list[Attended], s
         assert time.monotonic() < deadline
 
 
-def listen(endpoint: TlsTransport) -> tuple[int, bytes, bytes] | None:
-    """What comes next; losing anyone but rank 0 is fine here."""
-    try:
-        envelope = endpoint.receive(0.01)
-    except PeerLost as lost:
-        if lost.rank == 0:
-            raise
-        return None
-    return None if envelope is None else (envelope.sender, envelope.header, bytes(envelope.payload))
-
-
 # The dead, the silent and the busy
-
-
-CHILD = """
-import sys
-from pipeinfer.runtime.transports.keys import read_keys
-from pipeinfer.runtime.transports.tls import TlsTransport
-me = TlsTransport("tls://127.0.0.1:0", 1, keys=read_keys(sys.argv[1]))
-print(me.address, flush=True)
-if len(sys.argv) > 2:
-    me.connect(0, sys.argv[2])
-    me.send(0, b"hello")
-while True:
-    me.receive(60)
-"""
-
-
-@contextmanager
-def child(make: Make, tmp_path: Path, mute: bool = False) -> Iterator[tuple[Attended, int]]:
-    """Rank 0 here, linked with rank 1 in a process of its own, both ways unless it is mute; and its process id."""
-    keys = write_keys(tmp_path / "keys")
-    here = make(0, keys=keys)
-    command = [sys.executable, "-c", CHILD, str(keys.file), *([] if mute else [here.address])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            here.connect(1, process.stdout.readline().strip())
-            if not mute:
-                assert expect(here).header == b"hello"
-            attend_until(here, lambda: here._links[1].is_open)
-            yield here, process.pid
-        finally:
-            process.kill()
-
-
-@pytest.mark.parametrize("mute", [False, True])
-def test_a_killed_peer_is_lost_at_once(make: Make, tmp_path: Path, mute: bool) -> None:
-    with child(make, tmp_path, mute) as (here, pid):
-        os.kill(pid, signal.SIGKILL)
-        start = time.monotonic()
-        assert expect_lost(here) == 1
-        assert time.monotonic() - start < 5.0
 
 
 def test_a_stopped_peer_is_waited_for_and_hears_everything(make: Make, tmp_path: Path) -> None:
     """Its kernel answers for it. It does not end its connections by being stopped, whatever is on its way to it."""
-    with child(make, tmp_path) as (here, pid):
+    with child("tls", make, tmp_path) as (here, pid):
         os.kill(pid, signal.SIGSTOP)
         here._silence_s = 0.5
         here.send(1, b"unheard", bytes(20_000_000))
@@ -501,16 +332,6 @@ def test_a_stopped_peer_is_waited_for_and_hears_everything(make: Make, tmp_path:
         while here._links[1].unsent:
             assert here.receive(0.05) is None
             assert time.monotonic() < deadline
-
-
-def test_a_peer_that_computes_without_receiving_is_not_lost(make: Make) -> None:
-    a, b = make(0, silence_s=0.5), make(1, silence_s=0.5)
-    a.connect(1, b.address)
-    b.connect(0, a.address)
-    chat(a, b)
-    with computing(b):
-        assert a.receive(1.2) is None
-    chat(a, b)
 
 
 def test_who_is_computing_when_others_connect_is_waited_for(make: Make) -> None:
@@ -557,73 +378,7 @@ def test_words_that_came_while_nobody_listened_are_heard_before_the_loss(make: M
     assert expect_lost(b) == 0
 
 
-def test_a_message_may_take_longer_than_silence_over_a_slow_link(make: Make) -> None:
-    a, b = make(0, silence_s=0.75), make(1, silence_s=0.75)
-    payload = random.Random(0).randbytes(4_000_000)
-    with slow_link("tls", b.address, 2e6) as address, closing(a):
-        b.connect(0, a.address)
-        a.connect(1, address)
-        start = time.monotonic()
-        a.send(1, b"large", payload)
-        received = expect(b)
-        assert (received.header, bytes(received.payload)) == (b"large", payload)
-        assert time.monotonic() - start > 2 * 0.75
-
-
-def test_a_peer_that_never_answers_is_lost_and_stays_lost(make: Make) -> None:
-    a = make(0, connect_s=0.2)
-    with closing(Attended(ANY, 1, keys=KEYS)) as probe:
-        address = probe.address
-    a.connect(1, address)
-    with pytest.raises(PeerLost, match=r"rank 1 at tls://127\.0\.0\.1:.* never answered"):
-        a.receive(5)
-    with pytest.raises(PeerLost, match="never answered"):
-        a.connect(1, address)
-
-
-def test_a_lost_peer_cannot_come_back(make: Make) -> None:
-    b = make(1)
-    for attempt in range(2):
-        with closing(Attended(ANY, 0, keys=KEYS)) as a:
-            a.connect(1, b.address)
-            a.send(1, b"hello")
-            if attempt == 0:
-                assert expect(b).header == b"hello"
-                a.close()
-                assert expect_lost(b) == 0
-            else:
-                attend_until(b, lambda: b.rejected > 0)
-    assert b.rejected == 1
-
-
 # Addresses, keys and tidiness
-
-
-@pytest.mark.parametrize("address", ["tls://192.0.2.1:0", "tls://node7:5000"])
-def test_an_address_that_is_not_loopback_needs_a_key_file(make: Make, address: str) -> None:
-    with pytest.raises(TransportError, match=f"{address} is not loopback: give every rank the same key file"):
-        TlsTransport(address, 0, keys=KEYS)
-    with pytest.raises(TransportError, match="not loopback"):
-        make(0).connect(1, address)
-
-
-@pytest.mark.parametrize("address", ["tls://", "tls://127.0.0.1", "tls://127.0.0.1:many", "tcp://127.0.0.1:0", "x"])
-def test_what_is_no_address_is_refused(make: Make, address: str) -> None:
-    with pytest.raises(TransportError, match="is not a TLS address; expected one like tls://"):
-        TlsTransport(address, 0, keys=KEYS)
-    with pytest.raises(TransportError, match="is not a TLS address"):
-        make(0).connect(1, address)
-
-
-def test_a_busy_port_is_named(make: Make) -> None:
-    taken = make(0).address
-    with pytest.raises(TransportError, match=f"^{taken} is in use by another program; choose another port"):
-        TlsTransport(taken, 1, keys=KEYS)
-
-
-def test_an_address_of_another_host_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TransportError, match=r"cannot listen at tls://192\.0\.2\.1:0"):
-        TlsTransport("tls://192.0.2.1:0", 0, keys=write_keys(tmp_path / "keys"))
 
 
 def test_a_key_file_without_a_certificate_is_named(tmp_path: Path) -> None:
@@ -648,15 +403,12 @@ def test_secrets_are_in_nobodys_words() -> None:
     assert KEYS.private_key.splitlines()[1] not in repr(KEYS)
 
 
-def test_close_flushes_frees_the_address_and_leaves_no_thread_and_no_file() -> None:
-    before = threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))
+def test_close_leaves_no_file() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with closing(TlsTransport(ANY, 0, keys=KEYS)) as a:
         a.connect(1, "tls://127.0.0.1:9")
         a.send(1, b"never read")
-        start = time.monotonic()
-    assert time.monotonic() - start < 5.0  # it goes on trying for 10
-    assert (threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))) == before
-    TlsTransport(a.address, 0, keys=KEYS).close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_lost_peer_leaves_no_file(make: Make) -> None:
@@ -668,16 +420,3 @@ def test_a_lost_peer_leaves_no_file(make: Make) -> None:
         chat(a, b)
     assert expect_lost(b) == 0
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-def test_who_only_looks_finds_a_loss_too(linked: list[Attended]) -> None:
-    a, b = linked
-    assert all(a.receive(0) is None for _ in range(1000))
-    b.close()
-    with pytest.raises(PeerLost):
-        look_until(a, time.monotonic() + PATIENCE_S)
-
-
-def look_until(endpoint: TlsTransport, deadline: float) -> None:
-    while time.monotonic() < deadline:
-        endpoint.receive(0)
