@@ -45,6 +45,7 @@ WHOLE_MACHINE = (
     "runtime/test_shared_cores.py",
     "runtime/test_stage_timing.py",
     "runtime/transports/test_mpi.py",
+    "study/test_slurm_jobs.py",
 )
 """Files that measure, shape links, make clusters or start a process per core: they would disturb one another."""
 

@@ -153,7 +153,7 @@ def _run(
     from pipeinfer.study.executors import executor
     from pipeinfer.study.run import run
 
-    jobs = sweep.jobs or bound_cores()
+    jobs = sweep.jobs or (0 if sweep.executor == "slurm" else bound_cores())
     with _progress(terminal) as progress, executor(sweep.executor, jobs, store.path.parent) as how:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -22,20 +22,21 @@ KINDS = ("local", "mpi", "slurm")
 BACKOFF_S = 0.005
 """How long processes of an MPI world sleep between two looks: a cell takes some ten times as long."""
 
-BATCH = 64
-"""Cells of a job of Slurm: what starts a job costs as much as dozens of cells."""
+ENVIRONMENT = {"PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Of processes elsewhere: files in the working directory are not taken for what is imported; a thread for each."""
 
 
 @contextmanager
 def executor(kind: str, jobs: int, folder: Path) -> Iterator[int | Executor]:
-    """An executor of `jobs` workers, or their number for this machine's own; what Slurm's jobs say lies in `folder`.
-    Raises LaunchError where there is none of that kind, ValueError where there is no such kind."""
+    """An executor of `jobs` workers, or their number for this machine's own; 0: of as many as Slurm runs at once. What
+    Slurm's jobs say lies in `folder`. Raises LaunchError where there is none of that kind, ValueError where there is no
+    such kind."""
     if kind not in KINDS:
         raise ValueError(f'--executor "{kind}": expected one of {", ".join(KINDS)}')
     if kind == "local":
         yield jobs
         return
-    with _mpi(jobs) if kind == "mpi" else _slurm(jobs, folder, "slurm") as found:
+    with _mpi(jobs) if kind == "mpi" else _slurm(jobs, folder / "slurm") as found:
         yield found
 
 
@@ -72,49 +73,14 @@ def _mpi(jobs: int) -> AbstractContextManager[Executor]:
     if not in_mpi_world():  # MPICH spawns by the mpiexec that it finds, and hangs where there is none.
         os.environ["PATH"] = os.pathsep.join([str(Path(find_mpiexec()).parent), os.environ.get("PATH", "")])
     settings: dict[str, Any] = {
-        "python_exe": sys.executable, "env": {"PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}, "main": False,
-        "backoff": BACKOFF_S,
+        "python_exe": sys.executable, "env": ENVIRONMENT, "main": False, "backoff": BACKOFF_S,
     }  # fmt: skip
     return MPIPoolExecutor(max_workers=jobs or None, **settings)
 
 
-# Slurm
-
-
-class _Jobs(Executor):
-    """submitit's executor, which is none of `concurrent.futures`: a job array of batches of cells."""
-
-    def __init__(self, submitting: Any) -> None:
-        self._submitting = submitting
-
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **_: Any) -> Iterator[Any]:
-        """In order. Closing the generator cancels what is not over."""
-        cells = list(zip(*iterables, strict=True))
-        batches = [cells[at : at + BATCH] for at in range(0, len(cells), BATCH)]
-        under_way = self._submitting.map_array(_batch, [fn] * len(batches), batches) if batches else []
-        try:
-            for job in under_way:
-                yield from job.result()
-        finally:
-            for job in under_way:
-                if not job.done():
-                    job.cancel()
-
-
-def _batch(fn: Callable[..., Any], cells: list[tuple[Any, ...]]) -> list[Any]:
-    return [fn(*cell) for cell in cells]
-
-
-@contextmanager
-def _slurm(jobs: int, folder: Path, cluster: str) -> Iterator[Executor]:
-    """Partition, account and time are what sbatch's own SBATCH_... variables say; `jobs` arrays' tasks run at once."""
+def _slurm(jobs: int, folder: Path) -> AbstractContextManager[Executor]:
     try:
-        import submitit
+        from pipeinfer.study.slurm import jobs_of_slurm
     except ImportError:
         raise LaunchError("--executor slurm needs submitit: pip install 'pipeinfer[slurm]'") from None
-    try:
-        found = submitit.AutoExecutor(folder / "slurm", cluster=cluster)
-    except RuntimeError as problem:
-        raise LaunchError(f"--executor slurm: {problem}") from None
-    found.update_parameters(name="pipeinfer", **({"slurm_array_parallelism": jobs} if jobs else {}))
-    yield _Jobs(found)
+    return jobs_of_slurm(jobs, folder, ENVIRONMENT)

@@ -28,6 +28,17 @@ HEADS = {
 TASKS = {"slurm": "SLURM_ARRAY_TASK_ID", "pbs": "PBS_ARRAY_INDEX"}
 """What holds a job's number in its array."""
 
+LARGEST_ARRAY = 1000
+"""Slurm takes no more unless it is told to (MaxArraySize): of a longer list, each job runs several cells."""
+
+OF_ARRAY = """awk -v job="$%s" 'NR %% %d == job %% %d' %s | {
+  failed=0
+  while IFS= read -r command; do sh -c "$command" < /dev/null || failed=1; done
+  exit $failed
+}
+"""
+"""Every so many commands of the list, one after another."""
+
 
 def run_cell(recipe: Recipe, index: int, out: Path) -> bool:
     """Run one cell, counted from 0 in the order of `cells`, and write its record. False: it lay there already. Raises
@@ -68,8 +79,9 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
     if kind == "shell":
         script.write_text(HEADS[kind] % shlex.quote(str(commands.resolve())) + commands.read_text())
     else:
-        taken = f'sed -n "${{{TASKS[kind]}}}p" {shlex.quote(str(commands.resolve()))} | sh\n'
-        script.write_text(HEADS[kind] % len(lines) + taken)
+        size = max(1, min(len(lines), LARGEST_ARRAY))
+        taken = OF_ARRAY % (TASKS[kind], size, size, shlex.quote(str(commands.resolve())))
+        script.write_text(HEADS[kind] % size + taken)
     return script, len(lines)
 
 

@@ -1,5 +1,6 @@
 """Simulated sweeps over an MPI world and over Slurm's jobs give the records of local processes, also after a kill."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from pipeinfer.cli import run as command_line
 from pipeinfer.cluster.mpi_world import find_mpiexec, world_environment
 from pipeinfer.errors import LaunchError
 from pipeinfer.results.records import Store
-from pipeinfer.study import executors
 from pipeinfer.study.executors import executor
 from pipeinfer.study.recipes import cells
 from pipeinfer.study.run import run
@@ -109,19 +109,21 @@ def test_a_world_that_is_killed_leaves_nobody_and_is_resumed(whole: Path, tmp_pa
 
 
 def test_jobs_have_the_records_of_one_process(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By submitit's executor that starts its jobs on this machine."""
-    pytest.importorskip("submitit")
-    monkeypatch.setattr(executors, "BATCH", 10)
-    with executors._slurm(0, tmp_path, "local") as pool:
+    """By submitit's executor that starts its jobs on this machine; test_slurm_jobs.py has Slurm's."""
+    submitit = pytest.importorskip("submitit")
+    slurm = importlib.import_module("pipeinfer.study.slurm")
+    monkeypatch.setattr(slurm, "BATCH", 10)
+    with slurm.Jobs(submitit.LocalExecutor(tmp_path / "slurm")) as pool:
         run(RECIPE, Store(tmp_path), pool, lambda *_: None)
     assert comparable(tmp_path) == comparable(whole)
 
 
-def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_what_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match='--executor "dask": expected one of local, mpi, slurm'), \
             executor("dask", 1, tmp_path):  # fmt: skip
         pass
     pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="--executor slurm: "), executor("slurm", 1, tmp_path):
         pass
 

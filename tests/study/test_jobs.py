@@ -10,6 +10,7 @@ import pytest
 from test_reproduce import comparable
 
 from pipeinfer.results.records import FILE, Store
+from pipeinfer.study import jobs
 from pipeinfer.study.jobs import FOLDER, collect, emit, run_cell
 from pipeinfer.study.recipes import cells
 from pipeinfer.study.run import run
@@ -58,6 +59,20 @@ def test_an_array_s_job_runs_its_own_cell(kind: str, variable: str, tmp_path: Pa
     assert f"1-{count}\n" in script.read_text()
     run_script(script, **{variable: "3"})
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == [f"{hash_of(2)}.json"]
+
+
+@pytest.mark.parametrize(("job", "indices"), [("1", [0, 3, 6]), ("2", [1, 4]), ("3", [2, 5])])
+def test_of_a_list_longer_than_an_array_a_job_runs_several(
+    job: str, indices: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LARGEST_ARRAY", 3)
+    script, count = emit("slurm", [TIMELINE], Store(tmp_path), tmp_path, [])
+    assert count == COUNT == 7
+    assert "--array=1-3\n" in script.read_text()
+    (tmp_path / "cells.txt").write_text("".join(f"cat; touch {tmp_path}/{index}; exit {index}\n" for index in range(7)))
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):  # of a cell that failed
+        run_script(script, SLURM_ARRAY_TASK_ID=job)
+    assert sorted(path.name for path in tmp_path.glob("[0-9]")) == [str(index) for index in indices]
 
 
 ODD = "50% of 'them' $(here)"
