@@ -52,17 +52,36 @@ WHOLE_MACHINE = (
 LONG = (
     "machine",
     "cluster/test_faults.py",
-    "core/test_schedules.py",
     "modelling/test_theory.py",
-    "study/test_executors.py",
-    "study/test_reproduce.py",
-    "study/test_reproduce_folder.py",
+    "core/test_schedules.py",
     "test_docs.py",
-    "test_example_plugin.py",
-    "test_lossless.py",
     "test_lossless_backends.py",
+    "backends/test_torch.py",
+    "backends/test_llamacpp_gemma.py",
+    "serve/test_worker_recovery.py",
+    "test_lossless.py",
+    "test_example_plugin.py",
+    "study/test_reproduce.py",
+    "serve/test_llamacpp_served.py",
+    "backends/test_torch_gemma.py",
+    "report/test_style.py",
+    "test_not_finite.py",
+    "test_output.py",
+    "runtime/transports/test_tls.py",
+    "runtime/transports/test_tcp.py",
+    "serve/test_recovery.py",
+    "study/test_executors.py",
+    "study/test_reproduce_folder.py",
+    "backends/test_conventions.py",
+    "serve/test_random_kills.py",
+    "test_exact_texts.py",
+    "test_cli.py",
+    "cluster/test_workers.py",
+    "cluster/test_fewer_ranks.py",
+    "serve/test_service.py",
+    "runtime/transports/test_tcp_liveness.py",
 )
-"""Of the others those with many tests are the longer ones."""
+"""Those that take longest, the longest first."""
 
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -89,7 +108,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # pytest may run without the plug-in
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For `-n 2`: a file's tests share their fixtures, and one worker has all that use the machine.
+    """For `-n 3`: a file's tests share their fixtures, and one worker has all that use the machine.
 
     The plug-in's own `--dist loadgroup` writes groups into `_nodeid`, which pytest 9.2 does not read any more.
     """
@@ -104,10 +123,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `-n 2`: what takes long comes first, so that no worker is left with it while the other has nothing to do."""
+    """For `-n 3`: what takes long comes first, so that no worker is left with it while others have nothing to do."""
     if hasattr(config, "workerinput"):
         tests = Counter(scope_of(item.nodeid) for item in items)
-        items.sort(key=lambda item: (scope_of(item.nodeid) not in LONG, -tests[scope_of(item.nodeid)]))
+        places = {scope: place for place, scope in enumerate(LONG)}
+        items.sort(key=lambda item: (places.get(scope := scope_of(item.nodeid), len(LONG)), -tests[scope]))
 
 
 def scope_of(nodeid: str) -> str:
