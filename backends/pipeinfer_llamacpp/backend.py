@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,7 +213,14 @@ def of_folder(folder: Path) -> Conventions:
 
 
 def of_file(source: GgufFile) -> Conventions:
-    """What llama.cpp itself makes of the file. Raises BadModel."""
+    """What llama.cpp itself makes of the file, now or before: a large vocabulary takes a second. Raises BadModel."""
+    status = source.path.stat()
+    return _of_file(source.path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _of_file(path: Path, _size: int, _changed: int) -> Conventions:
+    source = GgufFile(path)
     tokenizer = tokenizer_of(source)
     return Conventions(vocabulary_digest(source), ends_of(source, tokenizer), tokenizer.warnings)
 

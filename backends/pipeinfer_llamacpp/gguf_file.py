@@ -186,8 +186,19 @@ class Walk:
             return self.number(code_of(kind))
         element, count = self.number("I"), self.number("Q")
         if element == STRING:
-            return [self.string() for _ in range(count)]
+            return self._strings(count)
         return list(struct.unpack_from(f"<{count}{code_of(element)}", self._data, self.at))
+
+    def _strings(self, count: int) -> list[str]:
+        """So many like `string`: hundreds of thousands of tokens and merges."""
+        unpack, data, at, found = struct.Struct("<Q").unpack_from, self._data, self.at, []
+        for _ in range(count):
+            start = at + 8
+            at = start + unpack(data, at)[0]
+            found.append(data[start:at].decode(errors="backslashreplace"))
+        self.at = at
+        self._move(0)
+        return found
 
     def skip(self, kind: int) -> None:
         if kind == STRING:
