@@ -252,6 +252,7 @@ class Cluster(Contact):
             if isinstance(message, Ready):
                 self.ready[message.rank] = message
                 self.hosts[message.rank] = f"{message.host} (pid {message.pid})"
+                self._ranks.met(message.rank, message.host, message.pid)
         check_weights([(setup, self.ready[setup.rank]) for setup in self._setups], self.models.fingerprints())
         self.collect()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 USUALLY = {
     "SIGILL": "an instruction that this processor does not have: an engine was built for another one,"
@@ -29,7 +30,12 @@ def how_it_ended(code: int) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a child was stopped, as by SIGSTOP, and has not been continued. False where the system cannot say."""
+    """Whether a process was stopped, as by SIGSTOP, and has not been continued. False where the system cannot say: of
+    others than children it takes /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        pass
     if not hasattr(os, "waitid"):
         return False
     try:

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from pipeinfer.cluster.memory_layout import same_memory_layout
-from pipeinfer.cluster.process_end import how_it_ended, is_stopped
+from pipeinfer.cluster.process_end import how_it_ended
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.cluster.ranks import say_farewell
+from pipeinfer.cluster.stopped_processes import StoppedProcesses
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.processor_quota import bound_cores
 from pipeinfer.runtime.transports import HEAD, open_member
@@ -17,9 +18,6 @@ from pipeinfer.runtime.transports.keys import write_keys
 
 LEAVE_S = 1.0
 """How long a rank may take to leave before it is ended."""
-
-STOPPED_S = 2.0
-"""A process that is stopped for so long is lost: it keeps its connections, and a transport may wait for it."""
 
 NOTICE_S = 0.2
 """A process that was killed closes its connections this much before it can be seen to have ended."""
@@ -36,10 +34,11 @@ class Processes:
         self.transport = open_member(local, HEAD, keys=key)
         self._logs = [Path(self._folder.name) / f"rank-{rank}.err" for rank in range(count)]
         self._processes: list[subprocess.Popen[str]] = []
-        self._stopped: dict[int, float] = {}
+        self._stopped = StoppedProcesses()
         try:
             with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
                 self._processes += [_start(local, rank, key, log) for rank, log in enumerate(self._logs)]
+            self._stopped.processes = {rank: process.pid for rank, process in enumerate(self._processes)}
             self.addresses = [self._address(rank) for rank in range(count)]
         except BaseException:
             self.close(b"")
@@ -53,11 +52,10 @@ class Processes:
         return rank, self._last_words(rank)
 
     def hung(self) -> tuple[int, str] | None:
-        now = time.monotonic()
-        stopped = [rank for rank, process in enumerate(self._processes) if is_stopped(process.pid)]
-        self._stopped = {rank: self._stopped.get(rank, now) for rank in stopped}
-        rank = next((rank for rank, since in self._stopped.items() if now - since >= STOPPED_S), None)
-        return None if rank is None else (rank, f"process {self._processes[rank].pid} is stopped")
+        return self._stopped.found()
+
+    def met(self, rank: int, host: str, process: int) -> None:
+        """It is known already."""
 
     def culprit(self, rank: int) -> tuple[int, str] | None:
         deadline = time.monotonic() + NOTICE_S

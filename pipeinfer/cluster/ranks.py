@@ -17,6 +17,9 @@ class Ranks(Protocol):
     def hung(self) -> tuple[int, str] | None:
         """A rank that has been stopped for long, and how, where that is seen from here: its connections stay."""
 
+    def met(self, rank: int, host: str, process: int) -> None:
+        """A rank has said where it is: its host's name and the id of its process there."""
+
     def culprit(self, rank: int) -> tuple[int, str] | None:
         """The rank that failed first, and how, when `rank` was found to be gone: one that fails makes others end
         too. None when that is not known here."""
@@ -36,6 +39,9 @@ class UnmonitoredRanks:
 
     def hung(self) -> tuple[int, str] | None:
         return None
+
+    def met(self, rank: int, host: str, process: int) -> None:
+        """Nothing is seen of it from here."""
 
     def culprit(self, rank: int) -> tuple[int, str] | None:
         return None

@@ -1,8 +1,10 @@
 """Ranks that somebody has started already as workers, on any host: the head connects to them."""
 
+import socket
 from pathlib import Path
 
 from pipeinfer.cluster.ranks import UnmonitoredRanks
+from pipeinfer.cluster.stopped_processes import StoppedProcesses, runs_ranks
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.transports import HEAD, facing, hosting_of, open_member, scheme_of, takes_keys
 
@@ -23,3 +25,11 @@ class Workers(UnmonitoredRanks):
         if key is None and takes_keys(scheme):
             raise LaunchError("workers need their key file: give --key (pipeinfer worker --new-key FILE makes one)")
         self.transport = open_member(own, HEAD, keys=key and Path(key), again_s=AGAIN_S)
+        self._stopped = StoppedProcesses()
+
+    def hung(self) -> tuple[int, str] | None:
+        return self._stopped.found()
+
+    def met(self, rank: int, host: str, process: int) -> None:
+        if host == socket.gethostname() and runs_ranks(process):
+            self._stopped.processes[rank] = process

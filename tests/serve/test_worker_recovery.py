@@ -119,8 +119,13 @@ def test_the_rest_go_on_with_a_new_split(tmp_path: Path, expected: list[list[int
         assert (now.lacks, now.has_draft, now.stages) == ("on 2 stages instead of 3", True, 2)
 
 
-def test_a_worker_that_was_silent_for_a_while_is_used_again(tmp_path: Path, expected: list[list[int]]) -> None:
-    with running(tmp_path, count=3, fixed=True) as workers, serving(workers, 3) as (cluster, service):
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_a_worker_that_was_silent_for_a_while_is_used_again(
+    tmp_path: Path, expected: list[list[int]], scheme: str
+) -> None:
+    """Of a process of this host the head sees that it is stopped, where a transport would wait for it."""
+    listen = f"{scheme}://127.0.0.1:0"
+    with running(tmp_path, listen, count=3, fixed=True) as workers, serving(workers, 3) as (cluster, service):
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         os.kill(workers.processes[1].pid, signal.SIGSTOP)
