@@ -69,9 +69,12 @@ def test_no_text_parts(arithmetic, tmp_path, request):
     assert reference.precision.endswith(", exact")
 
 
-def test_requests_at_once_have_the_texts_that_they_have_alone():
+@pytest.mark.parametrize("arithmetic", ["numpy", "torch bfloat16", "llamacpp f16"])
+def test_requests_at_once_have_the_texts_that_they_have_alone(arithmetic):
     """With drafts, and a prompt that two of them have in common."""
-    plan = Plan(stages=2, transport="inproc", exact=True)
+    backend, options = ARITHMETIC[arithmetic]
+    pytest.importorskip({"llamacpp": "llama_cpp"}.get(backend, backend), reason=f"needs pipeinfer[{backend}]")
+    plan = Plan(backend=backend, backend_options=options, stages=2, transport="inproc", exact=True)
     ended = queue.SimpleQueue()
     with Cluster(plan) as cluster:
         asked = [(suite()[0], GREEDY), (suite()[1], SAMPLED), (suite()[0], SAMPLED), (suite()[2], GREEDY)]
