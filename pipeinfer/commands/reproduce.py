@@ -1,6 +1,7 @@
 """`pipeinfer reproduce`: the paper's claims, each with a figure and a verdict."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,6 +87,10 @@ class SweepOptions:
         str | None, option(TEXT, "Of what is really run: a set, or a public set's file; FILE:20 for some of it.")
     ] = None
 
+    @property
+    def processes(self) -> int:
+        return self.jobs or bound_cores()
+
     def ranks(self, workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, Any], int | None]:
         """`_ranks`, where the processes of an MPI world are not an executor's. Raises ValueError."""
         if self.executor != "local" and self.fidelity != "sim":
@@ -143,7 +148,7 @@ def reproduce(
         _collect(terminal, recipes, store, out)
     if not (replot or collect):
         _run(terminal, recipes, store, sweep, key)
-    _report(terminal, recipes, store, out, notes)
+    _report(terminal, recipes, store, out, notes, sweep.processes)
 
 
 def _run(
@@ -153,7 +158,7 @@ def _run(
     from pipeinfer.study.executors import executor
     from pipeinfer.study.run import run
 
-    jobs = sweep.jobs or (0 if sweep.executor == "slurm" else bound_cores())
+    jobs = sweep.jobs if sweep.executor == "slurm" else sweep.processes
     with _progress(terminal) as progress, executor(sweep.executor, jobs, store.path.parent) as how:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
 
@@ -167,12 +172,16 @@ def _run(
             run(recipe, store, how, on_progress, key)
 
 
-def _report(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: Path, notes: list[str]) -> None:
+def _report(
+    terminal: "Console", recipes: "list[Recipe]", store: "Store", out: Path, notes: list[str], jobs: int
+) -> None:
     """Draw, judge and write what is recorded, and say where it is."""
     from pipeinfer.report.write import conclude  # pandas and seaborn, which nothing that runs needs
+    from pipeinfer.study.executors import local
 
     with terminal.status("drawing and writing the report"):
-        claims, tables, problems = conclude(recipes, store, out, notes)
+        others = partial(local, jobs) if jobs > 1 else None
+        claims, tables, problems = conclude(recipes, store, out, notes, others)
     for problem in problems:
         terminal.print(f"note: {problem}", soft_wrap=True)
     for table in tables:

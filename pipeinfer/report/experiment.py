@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
+from pipeinfer.report.drawn import digest, fingerprint
 from pipeinfer.results.analysis import VALID
 from pipeinfer.results.frame import Tables
 from pipeinfer.study.places import Place
@@ -22,6 +24,21 @@ class Experiment:
         self.trials = own[real]
         self.simulated = own[~real]
         self.gaps, self.ranks, self.spans = tables.gaps, tables.ranks, tables.spans
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process that draws it: of what is the folder's, its own rows, where they are drawn."""
+        names = self.trials.config_hash if self.recipe.draws("timeline") or self.recipe.draws("requests") else ()
+        tables = {"gaps": self.gaps, "ranks": self.ranks, "spans": self.spans}
+        own = {name: table[table.config_hash.isin(names)] for name, table in tables.items()}
+        return {"recipe": self.recipe, "trials": self.trials, "simulated": self.simulated, **own}
+
+    def mark(self, what: Any) -> str:
+        """The fingerprint of a figure of it."""
+        return fingerprint((self.recipe, what, self._digest))
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.trials, self.simulated)
 
     @cached_property
     def valid(self) -> pd.DataFrame:

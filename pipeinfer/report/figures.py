@@ -13,7 +13,7 @@ from pipeinfer.report.at_once import at_once
 from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
 from pipeinfer.report.categories import categories
 from pipeinfer.report.drafts import calibration, stretches
-from pipeinfer.report.drawn import draw_unless_drawn, fingerprint, of_experiment
+from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import league
 from pipeinfer.report.prediction import scatter
@@ -55,10 +55,11 @@ def figure_name(recipe: Recipe, figure: Figure) -> str:
     return "-".join([recipe.name, *["emulated"] * (recipe.emulation is not None), *drawn, *along])
 
 
-def draw(experiment: Experiment, figure: Figure, folder: Path) -> None:
-    """Write a figure of an experiment that has trials: SVG and PNG."""
+def draw(drawings: Drawings, experiment: Experiment, figure: Figure, folder: Path) -> Path:
+    """Have a figure of an experiment that has trials drawn, as SVG and PNG; its path, without suffix."""
     path = folder / figure_name(experiment.recipe, figure)
-    draw_unless_drawn(path, of_experiment(experiment, figure), lambda: _draw(experiment, figure, path))
+    drawings.draw(path, experiment.mark(figure), _draw, experiment, figure)
+    return path
 
 
 def _draw(experiment: Experiment, figure: Figure, path: Path) -> None:
@@ -75,17 +76,19 @@ MOST_PANELS = 2
 """Of a claim's figure; of more the last is shown."""
 
 
-def draw_card(experiment: Experiment, figure: Figure, path: Path) -> None:
+def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: Path) -> None:
     """The same, small and without a caption: for a claim's card."""
-    draw_small = {"lines": _lines, "dots": _dots}[figure.kind]
-    mark = of_experiment(experiment, (figure, "small"))
-    draw_unless_drawn(path, mark, lambda: draw_small(experiment, figure, path, small=True))
+    drawings.draw(path, experiment.mark((figure, "small")), _draw_small, experiment, figure)
 
 
-def draw_texts(experiments: Sequence[Experiment], path: Path) -> None:
+def _draw_small(experiment: Experiment, figure: Figure, path: Path) -> None:
+    {"lines": _lines, "dots": _dots}[figure.kind](experiment, figure, path, small=True)
+
+
+def draw_texts(drawings: Drawings, experiments: Sequence[Experiment], path: Path) -> None:
     """How many really generated texts are those of plain decoding."""
     rows = pd.concat([one.trials[["recipe", "status"]] for one in experiments]).replace({"status": VERDICTS})
-    draw_unless_drawn(path, fingerprint("texts", rows), lambda: _texts(rows, path))
+    drawings.draw(path, fingerprint("texts", rows), _texts, rows)
 
 
 def _texts(rows: pd.DataFrame, path: Path) -> None:

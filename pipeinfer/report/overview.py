@@ -10,7 +10,7 @@ import pandas as pd
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.claims import Claim
 from pipeinfer.report.claims.finding import as_modelled, low_to_high, ratios
-from pipeinfer.report.drawn import draw_unless_drawn, fingerprint
+from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import behind
 from pipeinfer.report.published import published_claims
@@ -36,11 +36,13 @@ class FirstScreen(msgspec.Struct, frozen=True):
     figure: str
 
 
-def first_screen(claims: Sequence[Claim], experiments: Mapping[str, Experiment], folder: Path) -> FirstScreen:
-    """Draws the figure into `folder`."""
+def first_screen(
+    drawings: Drawings, claims: Sequence[Claim], experiments: Mapping[str, Experiment], folder: Path
+) -> FirstScreen:
+    """Has the figure drawn into `folder`."""
     gains = _gains(experiments.values())
     if not gains.empty:
-        draw_unless_drawn(folder / NAME, fingerprint(NAME, gains), lambda: _draw(gains, folder / NAME))
+        drawings.draw(folder / NAME, fingerprint(NAME, gains), _draw, gains)
     asked = ASKED.format(published=f"{published_claims()['C1'].value:g}x")
     leagues = [one for one in experiments.values() if one.recipe.draws("league") and not one.best.empty]
     losses = [*_losses(gains), *filter(None, map(behind, leagues))]

@@ -1,13 +1,12 @@
 """The paper's own three figures, as bars of Sequential, Speculative and PipeInfer over Dolphin, Goliath and Falcon. The
 published values could not be obtained (docs/fairness.md): these are ours."""
 
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from pipeinfer.report import captions
-from pipeinfer.report.drawn import draw_unless_drawn, of_experiment
+from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import load_seaborn, new_figure, panels, style
 from pipeinfer.results.analysis import band
@@ -29,19 +28,18 @@ FIGURES = {
 """By file name: a column, its label, and what has to be said of it."""
 
 
-def paper_figures(experiment: Experiment, folder: Path) -> list[str]:
-    """Write them, from the experiment over all pairs; their names, or none where it lacks the paper's targets."""
+def paper_figures(drawings: Drawings, experiment: Experiment, folder: Path) -> list[str]:
+    """Have them drawn, from the experiment over all pairs; their names, or none where it lacks the paper's targets."""
     rows = experiment.best[experiment.best.pair.isin(TARGETS) & experiment.best.contender.isin(NAMES)]
     if set(rows.pair) != set(TARGETS):
         return []
     rows = rows.assign(target=rows.pair.map(TARGETS), strategy=rows.contender.map(NAMES))
-    for name in FIGURES:
-        mark = of_experiment(experiment, name)
-        draw_unless_drawn(folder / name, mark, partial(_bars, experiment, rows, folder / name, *FIGURES[name]))
+    for name, shown in FIGURES.items():
+        drawings.draw(folder / name, experiment.mark(name), _bars, experiment, rows, *shown)
     return list(FIGURES)
 
 
-def _bars(experiment: Experiment, rows: pd.DataFrame, path: Path, column: str, label: str, about: str) -> None:
+def _bars(experiment: Experiment, rows: pd.DataFrame, column: str, label: str, about: str, path: Path) -> None:
     sns = load_seaborn()
 
     caption = (

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,9 @@ from pipeinfer.assets import PACKAGE
 from pipeinfer.report.appendix import Appendix, appendix
 from pipeinfer.report.claims import Claim, judge
 from pipeinfer.report.crate import write_crate
+from pipeinfer.report.drawn import Drawings, Others
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.figures import draw, draw_card, draw_texts, figure_name
+from pipeinfer.report.figures import draw, draw_card, draw_texts
 from pipeinfer.report.overview import FirstScreen, first_screen
 from pipeinfer.report.page import Block, Picture, Table
 from pipeinfer.report.paper_figures import paper_figures
@@ -50,7 +50,7 @@ class Section(NamedTuple):
     pictures: list[Picture]
     table: Table | None
     blocks: list[Block]
-    analysis_s: float = 0.0
+    tables_s: float = 0.0
 
 
 class Conclusion(NamedTuple):
@@ -62,8 +62,11 @@ class Conclusion(NamedTuple):
     problems: list[str]
 
 
-def conclude(recipes: Sequence[Recipe], store: Store, folder: Path, remarks: Sequence[str] = ()) -> Conclusion:
-    """Tables, figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again."""
+def conclude(
+    recipes: Sequence[Recipe], store: Store, folder: Path, remarks: Sequence[str] = (), others: Others | None = None
+) -> Conclusion:
+    """Tables, figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again.
+    `others`: processes that help to draw."""
     recipes = [grown(recipe, store.records) for recipe in recipes]
     found = tables(recipes, store.records)
     try:
@@ -71,18 +74,22 @@ def conclude(recipes: Sequence[Recipe], store: Store, folder: Path, remarks: Seq
     except OSError as problem:  # Arrow's own words are longer.
         words = os.strerror(problem.errno) if problem.errno else str(problem)
         raise WorkloadError(f"{folder}: the report cannot be written: {words}") from None
-    return report(recipes, found, folder, remarks)
+    return report(recipes, found, folder, remarks, others)
 
 
-def report(recipes: Sequence[Recipe], found: Tables, folder: Path, remarks: Sequence[str] = ()) -> Conclusion:
+def report(
+    recipes: Sequence[Recipe], found: Tables, folder: Path, remarks: Sequence[str] = (), others: Others | None = None
+) -> Conclusion:
     """Write the report of these recipes, from the tables alone. Raises WorkloadError when a file cannot be written."""
     experiments = {recipe.name: Experiment(recipe, found) for recipe in recipes}
     try:
-        claims = [_with_card(claim, experiments, folder) for claim in judge(experiments)]
-        sections = list(map(partial(_timed, folder=folder / FIGURES), experiments.values()))
-        paper = _paper_figures(experiments, folder)
-        first = first_screen(claims, experiments, folder / FIGURES)
-        ends = appendix(experiments, {one.recipe.name: one.analysis_s for one in sections}, claims)
+        with Drawings(others) as drawings:
+            sections = [section(drawings, one, folder / FIGURES) for one in experiments.values()]
+            claims = [_with_card(drawings, claim, experiments, folder) for claim in judge(experiments)]
+            paper = _paper_figures(drawings, experiments, folder)
+            first = first_screen(drawings, claims, experiments, folder / FIGURES)
+        _keep_in_checkout(paper, folder)
+        ends = appendix(experiments, {one.recipe.name: _took_s(one, drawings, folder) for one in sections}, claims)
         (folder / "claims.json").write_bytes(msgspec.json.format(msgspec.json.encode(claims)) + b"\n")
         _render(folder, first, claims, sections, paper, ends, remarks)
         write_crate(folder, shlex.join(["pipeinfer", *sys.argv[1:]]))
@@ -92,26 +99,24 @@ def report(recipes: Sequence[Recipe], found: Tables, folder: Path, remarks: Sequ
     return Conclusion(claims, shown, [line for one in experiments.values() for line in _problem(one)])
 
 
-def _timed(experiment: Experiment, folder: Path) -> Section:
-    """Its section, with what analysis and drawing took."""
+def section(drawings: Drawings, experiment: Experiment, figures: Path) -> Section:
+    """What the report says of an experiment; has its figures drawn."""
     start = time.perf_counter()
-    found = section(experiment, folder)
-    return found._replace(analysis_s=time.perf_counter() - start)
-
-
-def section(experiment: Experiment, figures: Path) -> Section:
-    """What the report says of an experiment; draws its figures."""
     recipe = experiment.recipe
     title = recipe.title + ", emulated" * (recipe.emulation is not None)
     if experiment.best.empty:
         return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: no trial passed."])
     if recipe.checked is not None and predictions(experiment).empty:
         return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: what would predict it failed."])
-    pictures = []
-    for figure in recipe.figures:
-        draw(experiment, figure, figures)
-        pictures.append(Picture(figure_name(recipe, figure), recipe.title))
-    return Section(recipe, title, pictures, results(experiment), list(notes(experiment)))
+    drawn = [draw(drawings, experiment, figure, figures) for figure in recipe.figures]
+    pictures = [Picture(path.name, recipe.title) for path in drawn]
+    table, blocks = results(experiment), list(notes(experiment))
+    return Section(recipe, title, pictures, table, blocks, time.perf_counter() - start)
+
+
+def _took_s(section: Section, drawings: Drawings, folder: Path) -> float:
+    """Tables and figures."""
+    return section.tables_s + sum(drawings.seconds.get(folder / FIGURES / one.name, 0.0) for one in section.pictures)
 
 
 def _problem(experiment: Experiment) -> list[str]:
@@ -130,40 +135,44 @@ CARDS = {"C1": ("speed", "gain"), "C2": ("speed", "gap"), "C3": ("speed", "utili
 """By claim: the recipe whose figure of that quantity shows it best. Where it was not run, another's stands in."""
 
 
-def _with_card(claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
-    """The claim with the figure of its card, drawn."""
+def _with_card(drawings: Drawings, claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
+    """The claim with the figure of its card, which is drawn."""
     if claim.verdict == "not testable here":
         return claim
+    figure = f"claim-{claim.id}"
     bearing = [one for one in experiments.values() if claim.id in one.recipe.claims and not one.best.empty]
     if claim.id == "C10":
-        draw_texts([one for one in bearing if one.recipe.live is not None], folder / FIGURES / f"claim-{claim.id}")
-        return msgspec.structs.replace(claim, figure=f"claim-{claim.id}")
+        draw_texts(drawings, [one for one in bearing if one.recipe.live is not None], folder / FIGURES / figure)
+        return msgspec.structs.replace(claim, figure=figure)
     name, quantity = CARDS[claim.id]
     bearing.sort(key=lambda one: one.recipe.name != name)
     known = [
-        (one, figure)
+        (one, shown)
         for one in bearing
-        for figure in sorted(one.recipe.figures, key=lambda figure: figure.y != quantity)
-        if figure.kind in ("lines", "dots")
+        for shown in sorted(one.recipe.figures, key=lambda shown: shown.y != quantity)
+        if shown.kind in ("lines", "dots")
     ]
     if not known:
         return claim
-    draw_card(*known[0], folder / FIGURES / f"claim-{claim.id}")
-    return msgspec.structs.replace(claim, figure=f"claim-{claim.id}")
+    draw_card(drawings, *known[0], folder / FIGURES / figure)
+    return msgspec.structs.replace(claim, figure=figure)
 
 
-def _paper_figures(experiments: Mapping[str, Experiment], folder: Path) -> list[str]:
-    """The paper's figures in `paper_figures/` of the folder, and of a checkout."""
+def _paper_figures(drawings: Drawings, experiments: Mapping[str, Experiment], folder: Path) -> list[str]:
+    """The paper's figures in `paper_figures/` of the folder."""
     pairs = experiments.get("pairs")
     if pairs is None or pairs.best.empty or pairs.recipe.fidelity != "sim":
         return []
-    names = paper_figures(pairs, folder / PAPER)
+    return paper_figures(drawings, pairs, folder / PAPER)
+
+
+def _keep_in_checkout(paper: Sequence[str], folder: Path) -> None:
+    """The paper's figures lie there too."""
     rendered = PACKAGE.parent / PAPER / "rendered"
-    if names and (PACKAGE.parent / "pyproject.toml").exists():
+    if paper and (PACKAGE.parent / "pyproject.toml").exists():
         rendered.mkdir(exist_ok=True)
         for path in sorted((folder / PAPER).iterdir()):
             shutil.copy(path, rendered / path.name)
-    return names
 
 
 # Pages

@@ -1,5 +1,8 @@
 """Every kind of figure is drawn, says what it shows, and is the same each time."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -9,7 +12,7 @@ from experiments import analyse, at
 
 from pipeinfer.report.axes import X, Y
 from pipeinfer.report.captions import swept
-from pipeinfer.report.drawn import fingerprint
+from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, figure_name
 from pipeinfer.report.tables import results
@@ -33,10 +36,15 @@ RECIPE = Recipe(
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    store = Store(tmp_path_factory.mktemp("small"))
-    run(RECIPE, store, 1, lambda *_: None)
-    return analyse(RECIPE, store.records)
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    run(RECIPE, Store(folder), 1, lambda *_: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(records: Path) -> Experiment:
+    return analyse(RECIPE, Store(records).records)
 
 
 FIGURES = [
@@ -58,7 +66,8 @@ def test_a_figure_says_what_it_shows_and_is_the_same_each_time(
 ) -> None:
     drawn = []
     for folder in (tmp_path / "once", tmp_path / "again"):
-        draw(experiment, figure, folder)
+        with Drawings() as drawings:
+            draw(drawings, experiment, figure, folder)
         path = folder / f"{figure_name(RECIPE, figure)}.svg"
         assert path.with_suffix(".png").stat().st_size > 10_000
         drawn.append(path.read_bytes())
@@ -66,6 +75,45 @@ def test_a_figure_says_what_it_shows_and_is_the_same_each_time(
     text = " ".join(drawn[0].decode().split())
     assert words in text
     assert figure.kind in ("calibration", "stretches") or "Fidelity: sim. Dolphin 70B" in text
+
+
+BY_OTHERS = """
+import sys
+from functools import partial
+from pathlib import Path
+from experiments import analyse
+from pipeinfer.report.drawn import FEW
+from pipeinfer.study.executors import local
+from test_figures import FIGURES, RECIPE, Drawings, Store, draw
+records, folder = Path(sys.argv[1]), Path(sys.argv[2])
+experiment, others = analyse(RECIPE, Store(records).records), partial(local, 2)
+with Drawings(others) as drawings:
+    paths = {draw(drawings, experiment, figure, folder) for figure, _ in FIGURES}
+assert set(drawings.seconds) == paths and len(paths) == len(FIGURES) > FEW
+try:
+    with Drawings(others) as drawings:
+        for name in [*map(str, range(FEW)), "file"]:
+            draw(drawings, experiment, FIGURES[0][0], folder.parent / name)
+except OSError as problem:
+    print(problem)
+"""
+
+
+def test_other_processes_draw_the_same_files(records: Path, experiment: Experiment, tmp_path: Path) -> None:
+    """The first few are drawn by this one; what goes wrong in another is told here."""
+    with Drawings() as drawings:
+        for figure, _ in FIGURES:
+            draw(drawings, experiment, figure, tmp_path / "here")
+    (tmp_path / "file").touch()
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, "-c", BY_OTHERS, str(records), str(tmp_path / "there")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
+    assert "file" in done.stdout, done.stderr
+    drawn = sorted((tmp_path / "here").iterdir())
+    assert len(drawn) == 2 * len(FIGURES)
+    for one in drawn:
+        assert (tmp_path / "there" / one.name).read_bytes() == one.read_bytes()
 
 
 def test_cutoffs_are_run_only_where_confidence_tells() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from experiments import analyse
 
+from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, figure_name
 from pipeinfer.report.league import about, behind, league_table, shares
@@ -64,7 +65,8 @@ def test_the_picture_has_every_share_and_is_the_same_each_time(experiment: Exper
     (figure,) = experiment.recipe.figures
     drawn = []
     for folder in (tmp_path / "once", tmp_path / "again"):
-        draw(experiment, figure, folder)
+        with Drawings() as drawings:
+            draw(drawings, experiment, figure, folder)
         drawn.append((folder / f"{figure_name(experiment.recipe, figure)}.svg").read_bytes())
     assert drawn[0] == drawn[1]
     text = drawn[0].decode()
