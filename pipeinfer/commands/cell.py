@@ -1,4 +1,4 @@
-"""`pipeinfer cell`: one cell of a recipe, as a job of its own."""
+"""`pipeinfer cell`: one cell of a recipe, or some that follow one another, as a job of its own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,14 @@ def cell(
     recipe: Annotated[str, typer.Argument(help="A recipe of reproduce/, or FILE.toml.")],
     index: Annotated[int, option(SIMULATION, "Which of its cells, counted from 0.")],
     out: Annotated[Path, path_option(OUTPUT, "The results' folder; the record is a file in cells/ of it.")],
+    count: Annotated[int, option(SIMULATION, "How many, from that one on; default: 1.", min=1)] = 1,
     fidelity: Annotated[str | None, option(SIMULATION, "As for reproduce.")] = None,
     cluster: Annotated[str | None, option(SIMULATION, "As for reproduce.")] = None,
 ) -> None:
-    """Run one cell of a recipe, unless its record lies there. `reproduce --emit` writes these commands."""
-    from pipeinfer.study.jobs import run_cell
+    """Run cells of a recipe, but for those whose records lie there. `reproduce --emit` writes these commands."""
+    from pipeinfer.study.jobs import run_cells
     from pipeinfer.study.selection import Wish, select
 
     (chosen,) = select([recipe], Wish(fidelity, cluster)).recipes
-    print("done" if run_cell(chosen, index, out) else "was done already")
+    ran = run_cells(chosen, index, count, out)
+    print(f"{ran} done, {count - ran} were done already")

@@ -1,5 +1,5 @@
-"""A sweep as jobs: every cell a command of its own, whose record is a file of its own; scripts of these commands; and
-the records collected.
+"""A sweep as jobs: commands that run a cell, or a batch of simulated ones, each of whose records is a file of its own;
+scripts of these commands; and the records collected.
 
 A cell whose record lies there is skipped, and a record appears whole or not at all: any job may be killed and started
 again.
@@ -8,16 +8,20 @@ again.
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from pipeinfer.results.records import Record, Store, decode, encode
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.recipes import Cell, Recipe, cells
+from pipeinfer.study.recipes import EmulatedCell, Recipe, SimCell, cells
 from pipeinfer.study.run import records_of
 from pipeinfer.workload import WorkloadError
 
 FOLDER = "cells"
 """In the results' folder: a file per record that was not collected yet."""
+
+BATCH = 64
+"""Simulated cells of a command: starting one takes as long as dozens of them."""
 
 HEADS = {
     "shell": "#!/bin/sh\n# Run it as it is, or several lines at a time:"
@@ -40,37 +44,41 @@ OF_ARRAY = """awk -v job="$%s" 'NR %% %d == job %% %d' %s | {
 """Every so many commands of the list, one after another."""
 
 
-def run_cell(recipe: Recipe, index: int, out: Path) -> bool:
-    """Run one cell, counted from 0 in the order of `cells`, and write its record. False: it lay there already. Raises
-    WorkloadError: there is no such cell, or it failed."""
+def run_cells(recipe: Recipe, index: int, count: int, out: Path) -> int:
+    """Run `count` cells from one on, counted from 0 in the order of `cells`, and write their records; how many had none
+    yet. Raises WorkloadError: there are no such cells, or some failed."""
     every = cells(recipe)
-    if not 0 <= index < len(every):
-        raise WorkloadError(f"--index {index}: {recipe.name} has {len(every)} cells, counted from 0")
-    path = _path(out, every[index])
-    if path.exists():
-        return False
-    (record,) = records_of([every[index]], 1, None)
-    if record.error:
-        raise WorkloadError(f"{recipe.name}, cell {index}: {record.error}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_suffix(f".{os.getpid()}")
-    begun.write_bytes(encode(record))
-    begun.replace(path)
-    return True
+    if not 0 <= index < index + count <= len(every):
+        options = f"--index {index}" + f" --count {count}" * (count != 1)
+        raise WorkloadError(f"{options}: {recipe.name} has {len(every)} cells, counted from 0")
+    asked = {config_hash(cell): number for number, cell in enumerate(every) if index <= number < index + count}
+    missing = [every[number] for name, number in asked.items() if not _path(out, name).exists()]
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    failed = []
+    for record in records_of(missing, 1, None):
+        path = _path(out, record.config_hash)
+        if record.error:
+            failed.append(f"{recipe.name}, cell {asked[record.config_hash]}: {record.error}")
+            continue
+        begun = path.with_suffix(f".{os.getpid()}")
+        begun.write_bytes(encode(record))
+        begun.replace(path)
+    if failed:
+        raise WorkloadError(failed[0] + f"; and {len(failed) - 1} more" * (len(failed) > 1))
+    return len(missing)
 
 
 def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options: Sequence[str]) -> tuple[Path, int]:
-    """Write a script with a command per cell that has no record yet; its path, and how many there are. `options` are
+    """Write a script of commands for the cells that have no record yet; its path, and how many they are. `options` are
     those that chose the recipes. An array takes its commands from a list beside the script. Raises WorkloadError."""
     if kind not in HEADS:
         raise WorkloadError(f'--emit "{kind}": expected one of {", ".join(HEADS)}')
-    ends = ["--out", str(out.resolve()), *options]
+    jobs = [(recipe, *job) for recipe in recipes for job in _jobs(recipe, store, out)]
     lines = [
-        shlex.join(["pipeinfer", "cell", recipe.file or recipe.name, "--index", str(index), *ends])
-        for recipe in recipes
-        for index, cell in enumerate(cells(recipe))
-        if not store.records.done(config_hash(cell)) and not _path(out, cell).exists()
-    ]
+        shlex.join(["pipeinfer", "cell", recipe.file or recipe.name, "--index", str(index),
+                    *["--count", str(count)] * (count > 1), "--out", str(out.resolve()), *options])
+        for recipe, index, count in jobs
+    ]  # fmt: skip
     if any("\n" in line for line in lines):
         raise WorkloadError(f"--out {str(out)!r}: expected folders and files without line breaks in their names, which"
                             " end a command in a script")  # fmt: skip
@@ -82,7 +90,21 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
         size = max(1, min(len(lines), LARGEST_ARRAY))
         taken = OF_ARRAY % (TASKS[kind], size, size, shlex.quote(str(commands.resolve())))
         script.write_text(HEADS[kind] % size + taken)
-    return script, len(lines)
+    return script, sum(count for _, _, count in jobs)
+
+
+def _jobs(recipe: Recipe, store: Store, out: Path) -> Iterator[tuple[int, int]]:
+    """First cell and number of cells of each job: batches of simulated ones that follow one another, and each of the
+    others, which take real time, by itself."""
+    every = cells(recipe)
+    simulated = [isinstance(cell, SimCell) and not isinstance(cell, EmulatedCell) for cell in every]
+    lacking = [
+        index for index, cell in enumerate(every)
+        if not store.records.done(config_hash(cell)) and not _path(out, config_hash(cell)).exists()
+    ]  # fmt: skip
+    for (batched, _), some in groupby(enumerate(lacking), lambda one: (simulated[one[1]], one[1] - one[0])):
+        following, size = [index for _, index in some], BATCH if batched else 1
+        yield from ((following[at], len(following[at : at + size])) for at in range(0, len(following), size))
 
 
 def collect(recipes: Sequence[Recipe], store: Store, out: Path) -> int:
@@ -98,7 +120,7 @@ def _collected(recipes: Sequence[Recipe], store: Store, out: Path) -> Iterator[R
     seen = set(filter(store.records.done, store.records))
     for recipe in recipes:
         for cell in cells(recipe):
-            path = _path(out, cell)
+            path = _path(out, config_hash(cell))
             if path.exists() and path.stem not in seen:
                 seen.add(path.stem)
                 try:
@@ -108,5 +130,5 @@ def _collected(recipes: Sequence[Recipe], store: Store, out: Path) -> Iterator[R
                     raise WorkloadError(text) from None
 
 
-def _path(out: Path, cell: Cell) -> Path:
-    return out / FOLDER / f"{config_hash(cell)}.json"
+def _path(out: Path, name: str) -> Path:
+    return out / FOLDER / f"{name}.json"
