@@ -75,8 +75,11 @@ def at_once(experiment: Experiment, path: Path) -> None:
     """Speed of all over the number of requests and over the speed of each; latencies over the number of requests."""
     sns = load_seaborn()
     recipe, found = experiment.recipe, by_requests(experiment)
-    what = captions.setting(experiment) if recipe.simulated else captions.real(recipe.live, experiment.best)
-    caption = f"{what} All requests of a load begin at the same moment; medians over them. Numbers: requests at once."
+    what = captions.setting(experiment) if recipe.simulated else captions.real(experiment)
+    caption = (
+        f"{what} All requests of a load begin at the same moment; medians over them. Of all: while all of them decode, "
+        "where they do. Numbers: requests at once."
+    )
     caption += " Thin: closed form for runs of one token, drafts always ready." * bool(found.closed.notna().any())
     contenders = [name for name in recipe.strategies if name in set(found.contender)]
     looks = {name: style(experiment.style_of(name)) for name in contenders}

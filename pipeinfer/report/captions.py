@@ -1,6 +1,6 @@
 """Captions: fidelity, models, cluster, workload, what was swept, and what band and dots are."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -43,19 +43,29 @@ def _prompts(sweep: Simulated) -> str:
     return ", ".join(map(str, sweep.prompt_lengths))
 
 
-def real(live: Live | None, best: pd.DataFrame) -> str:
+def real(experiment: Experiment) -> str:
     """The same of what was really run."""
+    live, best = experiment.recipe.live, experiment.best
     assert live is not None
     models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
-    long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
     same = " All token ids equal the iterative run's." * bool((best.status == "passed").all())
     times = "once each" if live.repeats == 1 else f"{live.repeats} repetitions"
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, {_where(best)}{slowness(live)}. "
-        f"{len(live.prompts)} prompt{'s' * (len(live.prompts) > 1)}{long}, {times} with the strategies in turn, "
-        f"{live.tokens} tokens.{same}"
+        f"{_texts(live, experiment.recipe.requests)}, {times} with the strategies in turn, {live.tokens} tokens"
+        f"{' each' * bool(experiment.recipe.requests)}.{same}"
     )
+
+
+def _texts(live: Live, requests: Sequence[int]) -> str:
+    """Whose prompts are continued."""
+    long = f" of {live.prompt_tokens} tokens" * (live.prompt_tokens > 0)
+    count = len(live.prompts)
+    if not requests:
+        return f"{count} prompt{'s' * (count > 1)}{long}"
+    whose = "each with a prompt of its own" if count >= max(requests) else f"with {count} prompts in turn"
+    return f"Loads of {', '.join(map(str, requests))} requests, {whose}{long}"
 
 
 def slowness(live: Live) -> str:

@@ -59,7 +59,7 @@ def categories(experiment: Experiment, path: Path) -> None:
     kinds = list(dict.fromkeys(rows.category))
     swept = captions.swept(experiment.recipe, Figure("categories"))
     caption = (
-        f"{captions.real(experiment.recipe.live, experiment.best)} {swept} Bars and points: median over "
+        f"{captions.real(experiment)} {swept} Bars and points: median over "
         f"the prompts of a category, {captions.BAND}; the ratio is of each prompt's own."
     )
     shared: dict[str, Any] = {"y": "category", "order": kinds, "hue": "contender", "hue_order": contenders,

@@ -42,6 +42,10 @@ def style(strategy: str) -> tuple[str, str]:
     return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
 
 
+WIDER = 2.2
+"""How much wider a line is than one that lies on it (points)."""
+
+
 @contextmanager
 def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN) -> Iterator[Any]:
     """A figure in the project's style, in inches; on leaving, the caption is set below it and path.svg and path.png are
@@ -57,6 +61,8 @@ def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN)
         above_caption = ConstrainedLayoutEngine(rect=(0.006, 1 - share, 0.988, share))
         figure = Figure(figsize=(width, height + below), layout=above_caption, dpi=160)
         yield figure
+        for axis in figure.axes:
+            _tell_apart(axis)
         figure.text(0.01, 0.05 / (height + below), "\n".join(lines), fontsize=7.5, va="bottom", color="#333333")
         _take_literally(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +103,21 @@ def load_matplotlib() -> Any:
         with suppress(ValueError):
             matplotlib.rcParams["backend"] = wanted
     return matplotlib
+
+
+def _tell_apart(axis: Any) -> None:
+    """Lines that lie on one another all along: the lower ones are made wider, with larger markers, so that each shows
+    around those that were drawn over it."""
+    import numpy as np
+
+    drawn = [line for line in axis.lines if "None" not in (line.get_marker(), line.get_linestyle())]
+    lines = [line for line in drawn if len(line.get_xdata()) > 1]  # The legend's samples are of none.
+    width = lines[0].get_linewidth() * axis.figure.dpi / 72 if lines else 0.0
+    shown = [axis.transData.transform(line.get_xydata()) for line in lines]
+    for at, (line, own) in enumerate(zip(lines, shown, strict=True)):
+        over = [other for other in shown[at + 1 :] if other.shape == own.shape and np.abs(other - own).max() < width]
+        line.set_linewidth(line.get_linewidth() + WIDER * len(over))
+        line.set_markersize(line.get_markersize() + 1.5 * WIDER * len(over))
 
 
 def _take_literally(figure: Any) -> None:

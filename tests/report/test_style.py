@@ -75,6 +75,16 @@ def test_a_dollar_begins_no_formula(tmp_path: Path) -> None:
     assert (tmp_path / "figure.svg").exists()
 
 
+def test_lines_that_lie_on_one_another_show_around_one_another(tmp_path: Path) -> None:
+    with new_figure(tmp_path / "figure", "", height=2.0) as figure:
+        axis = figure.subplots()
+        for values in ([1, 2], [2, 1], [1, 2], [1, 2], [1]):
+            axis.plot(range(len(values)), values, marker="o")
+    lines = axis.lines
+    for sizes in ([line.get_linewidth() for line in lines], [line.get_markersize() for line in lines]):
+        assert sizes[0] > sizes[2] > sizes[3] == sizes[1] == sizes[4]
+
+
 def test_no_two_strategies_look_alike() -> None:
     looks = [style(name) for name in names(STRATEGIES)]
     assert len(set(looks)) == len(looks)

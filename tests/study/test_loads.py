@@ -10,10 +10,11 @@ from experiments import analyse
 
 from pipeinfer.core import theory
 from pipeinfer.report.at_once import by_requests
+from pipeinfer.report.captions import real
 from pipeinfer.report.write import conclude
 from pipeinfer.results.records import FILE, Record, Store
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.jobs import collect, run_cell
+from pipeinfer.study.jobs import collect, run_cells
 from pipeinfer.study.recipes import Contender, Figure, Live, LoadCell, Recipe, Simulated, cells
 from pipeinfer.study.run import check, run
 from pipeinfer.workload import WorkloadError
@@ -95,7 +96,7 @@ def test_requests_whose_records_are_lost_are_run_again_in_their_load(folder: Pat
 
 def test_a_job_runs_the_load_of_its_cell(folder: Path, tmp_path: Path) -> None:
     index, cell = next((at, one) for at, one in enumerate(cells(SIMULATED)) if isinstance(one, LoadCell) and one.number)
-    assert run_cell(SIMULATED, index, tmp_path)
+    assert run_cells(SIMULATED, index, 1, tmp_path)
     store = Store(tmp_path)
     assert collect([SIMULATED], store, tmp_path) == 1
     name = config_hash(cell)
@@ -116,6 +117,7 @@ def test_requests_served_at_once_have_the_tokens_of_each_alone(tmp_path: Path) -
     texts = experiment.trials.assign(token_ids=experiment.trials.token_ids.map(tuple))
     assert set(texts.groupby("text").token_ids.nunique()) == {1}, "alone, beside others, and by any strategy"
     assert by_requests(experiment).all_tokens_per_s.notna().all()
+    assert "Loads of 1, 3 requests, with 2 prompts in turn, once each with the strategies in turn" in real(experiment)
     conclusion = conclude([LIVE], store, tmp_path)
     assert not conclusion.problems
     assert conclusion.tables[0].head[2] == "tokens/s of all"
