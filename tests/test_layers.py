@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "pipeinfer"
 
 LAYERS = [
     ("errors", "units", "assets", "files", "workload", "plugins", "prompt_sets",
-     "runtime.spans"),
+     "runtime.spans", "runtime.processor_quota"),
     ("core",),
     ("results",),
     ("engine", "runtime", "cluster.memory"),

@@ -21,6 +21,7 @@ import pipeinfer
 from pipeinfer.assets import PACKAGE
 from pipeinfer.results import metrics
 from pipeinfer.results.trial import RunRecord, Trial
+from pipeinfer.runtime.processor_quota import bound_cores
 from pipeinfer.runtime.spans import Span
 from pipeinfer.workload import WorkloadError
 
@@ -206,7 +207,7 @@ def environment() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": bound_cores(),
         "processor": _processor(),
     }
 
