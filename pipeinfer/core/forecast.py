@@ -33,9 +33,11 @@ MOST_WIDE = 8
 WAITS = 0.05
 """For so much of a run's time the slowest stage may wait for the next one."""
 
-LEVELS = ((1, 0), *((rows, others) for rows in (2, 3, 4, 6, 8, 12, 16) for others in (1, 2, 3) if others < rows))
-"""Rows on a level of a tree, and how many of them are other choices than the first of that level, for which a forecast
-is worked out; the best counts."""
+MOST_ROWS = 64
+"""Of a tree that is verified in one round."""
+
+LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Rows on a level of a tree for which a forecast is worked out; the best counts."""
 
 
 class Forecast:
@@ -50,8 +52,8 @@ class Forecast:
         self._points = _points(measured)
         self._prompt = measured.prompt
         self.stages = len(self._points)
-        self.width_cost = (sum(self._stage_s(stage, 4) for stage in range(self.stages)) / max(1e-12, sum(
-            self._stage_s(stage, 1) for stage in range(self.stages))) - 1) / 3  # fmt: skip
+        self._known: dict[int, tuple[float, float]] = {}
+        self.width_cost = (self._stages_s(4)[1] / max(1e-12, self._stages_s(1)[1]) - 1) / 3
 
     @staticmethod
     def ready(measured: Measured) -> bool:
@@ -60,12 +62,11 @@ class Forecast:
 
     def slowest_s(self, rows: int) -> float:
         """The slowest stage's computation of so many rows."""
-        return max(self._stage_s(stage, rows) for stage in range(self.stages))
+        return self._stages_s(rows)[0]
 
     def traversal_s(self, rows: int) -> float:
         """From the head through every stage and back."""
-        stages_s = sum(self._stage_s(stage, rows) for stage in range(self.stages))
-        return stages_s + self.links_s + self._links_row_s * (rows - 1)
+        return self._stages_s(rows)[1] + self.links_s + self._links_row_s * (rows - 1)
 
     def plain_s(self) -> float:
         return self.traversal_s(1)
@@ -80,7 +81,7 @@ class Forecast:
         return k * self.draft_s + self.hops_s + self.traversal_s(k + 1)
 
     def rounds_s(self, rows: int) -> float:
-        return self.tree_round_s(rows) / tree_length(round(self.acceptance, 2), round(self.other, 2), rows - 1)
+        return self.tree_round_s(rows) / tree_lengths(round(self.acceptance, 2), round(self.other, 2))[rows - 1]
 
     def tree_round_s(self, rows: int) -> float:
         """One round of verifying so many nodes, however many of them are right. Most are drafted after the verdict,
@@ -90,20 +91,16 @@ class Forecast:
 
     def runs_s(self, rows: int) -> float:
         """Of a tree in runs of so many rows."""
-        pace_s, traversal_s = self.pace_s(rows), self.traversal_s(rows)
-        return min(self._tree_s(rows / level, level, others, pace_s, traversal_s) for level, others in LEVELS)
-
-    def _tree_s(self, per_run: float, level: int, others: int, pace_s: float, traversal_s: float) -> float:
-        """With so many rows on a level, of them so many other choices than the first of the level itself."""
-        a = self.acceptance
-        deep = max(1.0, per_run)
-        pace = max(pace_s, deep * self.draft_s)
-        hits: float = pace * a / (1 - a**per_run) if per_run > 1 else pace / per_run * a / (1 - a)
-        levels = (level - 1) / others - 1 if others else 0.0
-        other = (1 - (1 - self.other) ** others) if others else 0.0
-        tokens: float = 1 / (1 - a) + other * (1 - a ** (levels + 1)) / (1 - a)
-        missed = traversal_s + a * max(0.0, self.hops_s + deep * self.draft_s - pace)
-        return (missed + hits) / tokens
+        a, d, pace_s = self.acceptance, self.draft_s, self.pace_s(rows)
+        traversal_s, best = self.traversal_s(rows), float("inf")
+        for level, tokens in tokens_per_miss(a, self.other):
+            per_run = rows / level
+            deep = max(1.0, per_run)
+            pace = max(pace_s, deep * d)
+            hits = pace * a / (1 - a**per_run) if per_run > 1 else pace / per_run * a / (1 - a)
+            missed = traversal_s + a * max(0.0, self.hops_s + deep * d - pace)
+            best = min(best, (missed + hits) / tokens)
+        return best
 
     def first_s(self, rows: int) -> float:
         """The first stage's computation of so many rows."""
@@ -133,6 +130,13 @@ class Forecast:
         knowledge, so that one in reserve costs more than a stage that now and then waits for a moment."""
         return max(2, ceil(self.traversal_s(rows) / max(self.pace_s(rows), 1e-9) - WAITS))
 
+    def _stages_s(self, rows: int) -> tuple[float, float]:
+        """Of so many rows, the slowest stage's computation, and all stages' together."""
+        if rows not in self._known:
+            seconds = [self._stage_s(stage, rows) for stage in range(self.stages)]
+            self._known[rows] = max(seconds), sum(seconds)
+        return self._known[rows]
+
     def _stage_s(self, stage: int, rows: int) -> float:
         """Between widths that were measured in proportion. Beyond them as many more as the prompt's took each, where
         that is more, or else at what is usual."""
@@ -151,11 +155,27 @@ class Forecast:
         return max(before[1], least) + PRIOR_DOUBLE * points[0][1] * (rows - known) / known
 
 
-@lru_cache(1024)
-def tree_length(a: float, other: float, nodes: int) -> float:
-    """E(n) where the k-th choice is right as often as the second, if those before it were wrong."""
+@lru_cache(64)
+def tree_lengths(a: float, other: float) -> list[float]:
+    """E(0), E(1) and so on where the k-th choice is right as often as the second, if those before it were wrong."""
     chances = [a, *((1 - a) * other * (1 - other) ** k for k in range(7))]
-    return theory.expected_tree_length(chances, nodes)
+    return theory.expected_tree_lengths(chances, MOST_ROWS)
+
+
+@lru_cache(8)
+def tokens_per_miss(a: float, other: float) -> list[tuple[int, float]]:
+    """Per rows on a level of a tree in runs, the tokens from one miss to the next, with as many other choices as give
+    the most."""
+    return [(rows, max(_tokens(a, other, rows, others) for others in range(min(1, rows - 1), min(4, rows))))
+            for rows in LEVELS]  # fmt: skip
+
+
+def _tokens(a: float, other: float, rows: int, others: int) -> float:
+    """With so many other choices among the rows of each level, and the levels after these that the rest is for."""
+    if not others:
+        return 1 / (1 - a)
+    levels = (rows - 1) / others - 1
+    return (1 + (1 - (1 - other) ** others) * (1 - a ** (levels + 1))) / (1 - a)
 
 
 def _points(measured: Measured) -> list[list[tuple[int, float]]]:

@@ -115,10 +115,15 @@ def expected_tree_length(chances: Sequence[float], nodes: int) -> float:
 
     Also the speedup of an asynchronous tree (one verification in flight, drafts always ready).
     """
-    found, heap = 1.0, [(-chances[0], 0, 1.0)]
+    return expected_tree_lengths(chances, nodes)[nodes]
+
+
+def expected_tree_lengths(chances: Sequence[float], nodes: int) -> list[float]:
+    """The same of 0 to `nodes` drafted tokens."""
+    found, heap = [1.0], [(-chances[0], 0, 1.0)]
     for _ in range(nodes):
         negative, rank, parent = heappop(heap)
-        found -= negative
+        found.append(found[-1] - negative)
         heappush(heap, (negative * chances[0], 0, -negative))
         if rank + 1 < len(chances):
             heappush(heap, (-parent * chances[rank + 1], rank + 1, parent))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeinfer.core.forecast import PRIOR_DOUBLE, Forecast, tree_length
+from pipeinfer.core.forecast import PRIOR_DOUBLE, Forecast, tree_lengths
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.tree import Node, Run
@@ -63,8 +63,8 @@ def test_other_choices_help_where_rows_are_free_and_the_draft_is_poor() -> None:
 def test_rounds_verify_the_likeliest_tree() -> None:
     forecast = Forecast(measured(1, 0.8, 0.0))
     wait = 7 / 2 * DRAFT
-    assert forecast.rounds_s(8) == pytest.approx((1 + wait) / tree_length(0.8, 0.8, 7), rel=1e-3)
-    assert tree_length(0.8, 0.0, 2) == pytest.approx(1 + 0.8 + 0.8**2)
+    assert forecast.rounds_s(8) == pytest.approx((1 + wait) / tree_lengths(0.8, 0.8)[7], rel=1e-3)
+    assert tree_lengths(0.8, 0.0)[2] == pytest.approx(1 + 0.8 + 0.8**2)
 
 
 def test_links_that_take_four_traversals_want_a_window_of_their_delay() -> None:
