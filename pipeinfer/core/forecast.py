@@ -2,7 +2,7 @@
 
 Closed forms, in seconds per token. a: conditional acceptance; K: drafted tokens per run; t(r), T(r): of r rows the
 slowest stage's time, and a whole traversal with its links; d: a forward of the draft; E(n): tokens per verification of
-the likeliest tree of n drafted ones (`theory.expected_tree_length`).
+the likeliest tree of n drafted ones (`theory.expected_tree_lengths`).
 
     plain             T(1)
     synchronous, K    (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
@@ -27,6 +27,10 @@ from pipeinfer.core.measured import Measured
 PRIOR_DOUBLE = 0.2
 """What twice the rows cost more than the most that were measured, as a share of one row."""
 
+PRIOR_NARROWER = 0.3
+"""What fewer rows than the least that were measured cost less, in the same proportion; one row is cheaper still where
+it is a product of a matrix and a vector."""
+
 MOST_WIDE = 8
 """Branches that the draft reads in one forward, at most."""
 
@@ -35,6 +39,9 @@ WAITS = 0.05
 
 MOST_ROWS = 64
 """Of a tree that is verified in one round."""
+
+LEAST_WIDE, WIDER = 8, 8
+"""Nothing is said of runs of more rows than this, and than so many times the most that were measured."""
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Rows on a level of a tree for which a forecast is worked out; the best counts."""
@@ -51,6 +58,7 @@ class Forecast:
         self._links_row_s = measured.links_row_s
         self._points = _points(measured)
         self._prompt = measured.prompt
+        self.widest = max(LEAST_WIDE, WIDER * max(measured.rows))
         self.stages = len(self._points)
         self._known: dict[int, tuple[float, float]] = {}
         self.width_cost = (self._stages_s(4)[1] / max(1e-12, self._stages_s(1)[1]) - 1) / 3
@@ -138,19 +146,21 @@ class Forecast:
         return self._known[rows]
 
     def _stage_s(self, stage: int, rows: int) -> float:
-        """Between widths that were measured in proportion. Beyond them as many more as the prompt's took each, where
-        that is more, or else at what is usual."""
-        points = self._points[stage]
+        """Between widths that were measured in proportion. Beyond them as it rose last, as far as the prompt bears that
+        out, and no less than the prompt's rows took each; beyond the prompt's, or without one, what is usual."""
+        points, slope = self._points[stage], 0.0
         before = points[0]
         if rows <= before[0]:
-            return before[1]
+            return before[1] * (1 - PRIOR_NARROWER * (before[0] - rows) / before[0])
         for after in points[1:]:
+            slope = (after[1] - before[1]) / (after[0] - before[0])
             if rows <= after[0]:
-                return before[1] + (after[1] - before[1]) * (rows - before[0]) / (after[0] - before[0])
+                return before[1] + slope * (rows - before[0])
             before = after
         many, seconds = self._prompt[stage] if self._prompt else (0, 0.0)
         if many >= rows:
-            return max(before[1], seconds * rows / many)
+            slope = min(slope, max(0.0, seconds - before[1]) / (many - before[0]))
+            return max(before[1] + slope * (rows - before[0]), seconds * rows / many)
         known, least = max((before, (many, seconds)))
         return max(before[1], least) + PRIOR_DOUBLE * points[0][1] * (rows - known) / known
 
@@ -164,18 +174,13 @@ def tree_lengths(a: float, other: float) -> list[float]:
 
 @lru_cache(8)
 def tokens_per_miss(a: float, other: float) -> list[tuple[int, float]]:
-    """Per rows on a level of a tree in runs, the tokens from one miss to the next, with as many other choices as give
-    the most."""
-    return [(rows, max(_tokens(a, other, rows, others) for others in range(min(1, rows - 1), min(4, rows))))
-            for rows in LEVELS]  # fmt: skip
-
-
-def _tokens(a: float, other: float, rows: int, others: int) -> float:
-    """With so many other choices among the rows of each level, and the levels after these that the rest is for."""
-    if not others:
-        return 1 / (1 - a)
-    levels = (rows - 1) / others - 1
-    return (1 + (1 - (1 - other) ** others) * (1 - a ** (levels + 1))) / (1 - a)
+    """Per rows on a level of a tree in runs, the tokens from one miss to the next, with as many other choices on each
+    level as give the most; the rest of the rows is for the levels after these."""
+    found = []
+    for rows in LEVELS:
+        hits = [(1 - (1 - other) ** others) * (1 - a ** ((rows - 1) / others)) for others in range(1, min(4, rows))]
+        found.append((rows, (1 + max(hits, default=0.0)) / (1 - a)))
+    return found
 
 
 def _points(measured: Measured) -> list[list[tuple[int, float]]]:

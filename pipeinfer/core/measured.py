@@ -19,7 +19,7 @@ WINDOW = 40
 MOST_NEW = 256
 """Results that are kept until somebody asks for an average. Older ones would have next to no weight in it."""
 
-PRIOR_RIGHT, PRIOR_SEEN = 4.0, 6.0
+PRIOR_RIGHT, PRIOR_SEEN = 3.0, 4.5
 """As if the draft had been right in so many of so many cases before any verdict."""
 
 PRIOR_OTHERS = 6.0

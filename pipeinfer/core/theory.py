@@ -109,17 +109,13 @@ def segmented_chain(a: float, stages: int, k: int) -> float:
     return stages / ((1 - a) * (stages + a * (1 + a / (1 - a**k))))
 
 
-def expected_tree_length(chances: Sequence[float], nodes: int) -> float:
-    """Tokens per verification of the most probable connected tree of `nodes` drafted tokens, where the k-th candidate
-    after each is right with probability chances[k]: the target's own, and each of the tree's with its probability.
+def expected_tree_lengths(chances: Sequence[float], nodes: int) -> list[float]:
+    """Tokens per verification of the most probable connected tree of 0, 1, ..., `nodes` drafted tokens, where the k-th
+    candidate after each is right with probability chances[k]: the target's own, and each of the tree's with its
+    probability.
 
     Also the speedup of an asynchronous tree (one verification in flight, drafts always ready).
     """
-    return expected_tree_lengths(chances, nodes)[nodes]
-
-
-def expected_tree_lengths(chances: Sequence[float], nodes: int) -> list[float]:
-    """The same of 0 to `nodes` drafted tokens."""
     found, heap = [1.0], [(-chances[0], 0, 1.0)]
     for _ in range(nodes):
         negative, rank, parent = heappop(heap)

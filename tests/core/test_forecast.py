@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeinfer.core.forecast import PRIOR_DOUBLE, Forecast, tree_lengths
+from pipeinfer.core.forecast import PRIOR_DOUBLE, PRIOR_NARROWER, Forecast, tree_lengths
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.tree import Node, Run
@@ -104,3 +104,17 @@ def test_links_that_take_longer_for_more_rows() -> None:
     known._take_in()
     known._links = {1: 0.1, 9: 0.5}
     assert Forecast(known).traversal_s(5) == pytest.approx(1 + 0.1 + 4 * 0.05)
+
+
+def test_beyond_the_widest_it_goes_on_as_it_rose_and_the_prompt_bears_that_out() -> None:
+    known = measured(2, 0.8, 0.1, rows=(1, 5))
+    assert Forecast(known).traversal_s(10) == pytest.approx(1.4 + PRIOR_DOUBLE), "without a prompt: what is usual"
+    prompt = Run(0, 0, RunKind.PROMPT, [Node(0, 0, None)] * 25, 25, 0.0)
+    prompt.compute_s, prompt.finished_at = (1.2, 1.2), 2.4
+    known.run(prompt, (25, 25))
+    assert Forecast(known).traversal_s(10) == pytest.approx(1.4 + 5 * 1 / 20)
+
+
+def test_fewer_rows_than_were_measured_are_cheaper() -> None:
+    forecast = Forecast(measured(2, 0.8, 0.0, rows=(4,)))
+    assert forecast.traversal_s(1) == pytest.approx(1 - PRIOR_NARROWER * 3 / 4)

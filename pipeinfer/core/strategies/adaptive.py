@@ -12,12 +12,12 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.strategies.ways import Way, every_way
+from pipeinfer.core.strategies.ways import Experience, Way
 from pipeinfer.core.strategies.window import that_fit
 from pipeinfer.core.tree import Node, Run
 
-SWITCH, SAME_KIND = 0.94, 0.97
-"""Another way is taken when it would need at most this share of the time; one of the same kind, earlier."""
+SWITCH = 0.97
+"""Another way is taken when it would need at most this share of the time."""
 
 DEEPEST = 32
 """Levels beyond the text to which a tree may grow."""
@@ -31,9 +31,6 @@ HOPELESS = 0.01
 TO_DEPTH, LEAST_DISCOUNT, STEP = 0.75, 0.5, 0.05
 """The discount on the draft's confidences is what was measured to this power, since a tree that is too shallow costs
 more than one that is too deep; no less than this; and rounded, since each change of it is an order."""
-
-AT_ONCE = ("rounds", "runs")
-"""Kinds of way in which draft and target, or several stages, compute at the same time."""
 
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
@@ -65,8 +62,7 @@ class Adaptive(Strategy):
         self._waiting: list[Node] = []
         self._stalled = self._rests = False
         self._seen = 0
-        self._corrections: dict[str, float] = {}
-        self._crowding = 1.0
+        self._experience = Experience(1.0)
         self._segment = Segment(0.0, 0)
 
     def conclusion(self) -> str:
@@ -80,8 +76,9 @@ class Adaptive(Strategy):
     def started(self, generation: Generation) -> None:
         self._window = generation.pipe.measured.slots + 2
         self._rate(generation)
-        self._crowding = generation.pipe.pipeline.ranks_per_core
-        if self._crowding > 1:
+        ranks_per_core = generation.pipe.pipeline.ranks_per_core
+        self._experience = Experience(ranks_per_core)
+        if ranks_per_core > 1:
             self.way = Way("synchronous", 3)
         elif generation.pipe.pipeline.stages == 1:
             self.way = Way("rounds", 5)
@@ -116,7 +113,7 @@ class Adaptive(Strategy):
     def _round(self, generation: Generation, rows: int) -> Sequence[Node] | None:
         if generation.covered() or generation.in_flight:
             return None
-        if self._times is None:
+        if self._times is None and self.way.kind == "rounds":
             return [generation.tip]  # It tells what one row takes, while the draft reads the prompt.
         drafted = self._likeliest(generation, rows - 1)
         if len(drafted) < rows - 1 and not self._stalled:
@@ -150,7 +147,7 @@ class Adaptive(Strategy):
             until = tip + (rows if generation.begun else 0)
             return Order(until, DraftSettings(rows, nodes=rows, discount=self._discount))
         ahead = 0.5 + generation.pipe.measured.acceptance  # A good draft's branches are long: more of them come true.
-        undecided = 2 * rows + 16 if kind == "rounds" else rows * (round(ahead * self._window) + 2)
+        undecided = 6 * rows + 32 if kind == "rounds" else rows * (round(ahead * self._window) + 2)
         settings = DraftSettings(1, width=self._width, nodes=min(MOST_NODES, undecided), discount=self._discount)
         return Order(tip + DEEPEST, settings)
 
@@ -173,10 +170,9 @@ class Adaptive(Strategy):
         self._rate(generation)
         forecast = self.forecast(generation)
         self._correct(generation, forecast)
-        ways = {way: seconds * self._correction(way.kind) for way, seconds in every_way(forecast).items()}
+        ways = self._experience.seconds(forecast, self.way)
         best = min(ways, key=lambda way: ways[way])
-        enough = SAME_KIND if best.kind == self.way.kind else SWITCH
-        if best != self.way and (not self.forecast_s or ways[best] < enough * ways[self.way]):
+        if best != self.way and (not self.forecast_s or ways[best] < SWITCH * ways[self.way]):
             generation.note(self._why(best, ways[best], forecast))
             self.way = best
             self._segment = _now(generation)
@@ -193,11 +189,6 @@ class Adaptive(Strategy):
         """Of this pipeline with this draft, as measured."""
         return Forecast(generation.pipe.measured)
 
-    def _correction(self, kind: str) -> float:
-        """By how much more than its forecast a way of this kind takes. Where ranks share cores, those that keep many
-        busy at once take as much more as there are ranks to a core, until it is measured."""
-        return self._corrections.get(kind, self._crowding if kind in AT_ONCE else 1.0)
-
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
         """Hold the last segment against what its rounds, or its hits and misses, should have taken.
 
@@ -209,10 +200,7 @@ class Adaptive(Strategy):
         if tokens < LEAST_TOKENS:
             return
         expected = self._expected(_returned(generation, self._segment.began), forecast, tokens)
-        if expected > 0:
-            ratio = (generation.pipe.now - self._segment.began) / expected
-            before = self._correction(self.way.kind)
-            self._corrections[self.way.kind] = min(4.0, max(0.5, before + 0.5 * (ratio - before)))
+        self._experience.learn(self.way, generation.pipe.now - self._segment.began, expected, tokens)
         self._segment = _now(generation)
 
     def _expected(self, runs: Sequence[Run], forecast: Forecast, tokens: int) -> float:

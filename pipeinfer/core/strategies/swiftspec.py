@@ -52,4 +52,5 @@ class SwiftSpec(Strategy):
         self._stalled = stalled
 
     def limit(self, a: float, stages: int, draft: float) -> float:
-        return theory.expected_tree_length([a * (1 - a) ** rank for rank in range(self.batch)], self.batch - 1)
+        chances = [a * (1 - a) ** rank for rank in range(self.batch)]
+        return theory.expected_tree_lengths(chances, self.batch - 1)[-1]

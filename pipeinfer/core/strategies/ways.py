@@ -30,11 +30,69 @@ class Way(NamedTuple):
         return self.kind if self.kind == "plain" else f"{self.kind} of {self.rows}"
 
 
+PLAIN = Way("plain")
+
+AT_ONCE = ("rounds", "runs")
+"""Kinds of way in which draft and target, or several stages, compute at the same time."""
+
+UNTRIED = 0.85
+"""So much of its forecast plain decoding is held to take until it has been tried: one row is mostly cheaper than it
+looks from several, and trying costs less than never to know."""
+
+NEWEST, KEPT = 0.5, 0.95
+"""Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
+one choice to the next."""
+
+
 def every_way(forecast: Forecast) -> dict[Way, float]:
-    """Every way there is, with the seconds that it should take per token."""
+    """Every way there is, with the seconds that it should take per token; runs much wider than any before are left out,
+    since nothing tells what they take."""
+    widest = forecast.widest
     return {
-        Way("plain"): forecast.plain_s(),
-        **{Way("synchronous", k): forecast.synchronous_s(k) for k in LENGTHS},
-        **{Way("rounds", rows): forecast.rounds_s(rows) for rows in ROUNDS},
-        **{Way("runs", rows): forecast.runs_s(rows) for rows in RUNS},
+        PLAIN: forecast.plain_s(),
+        **{Way("synchronous", k): forecast.synchronous_s(k) for k in LENGTHS if k < widest},
+        **{Way("rounds", rows): forecast.rounds_s(rows) for rows in ROUNDS if rows <= widest},
+        **{Way("runs", rows): forecast.runs_s(rows) for rows in RUNS if rows <= widest},
     }
+
+
+class Experience:
+    """What ways really took. Of plain decoding that is the seconds of a token, while no draft takes time from the
+    target; of all others, by how much they exceed their forecast.
+
+    Before it is known that is as much as where draft and target take turns; and where ranks share cores, as much more
+    as there are `ranks_per_core`, if many compute at once.
+    """
+
+    def __init__(self, ranks_per_core: float) -> None:
+        self._ranks_per_core = ranks_per_core
+        self._ratios: dict[str, float] = {}
+        self._plain_s = 0.0
+
+    def seconds(self, forecast: Forecast, used: Way) -> dict[Way, float]:
+        """Of every way per token. What was learned about others than the way in use fades."""
+        plain_s = forecast.plain_s()
+        if used.kind != "plain" and self._plain_s:
+            self._plain_s += (1 - KEPT) * (plain_s - self._plain_s)
+        for kind, ratio in self._ratios.items():
+            if kind != used.kind:
+                self._ratios[kind] += (1 - KEPT) * (self._unknown(kind) - ratio)
+        ratios = {kind: self._ratio(kind) for kind in ("plain", "synchronous", *AT_ONCE)}
+        ways = {way: seconds * ratios[way.kind] for way, seconds in every_way(forecast).items()}
+        ways[PLAIN] = self._plain_s or UNTRIED * plain_s
+        return ways
+
+    def learn(self, way: Way, seconds: float, expected: float, tokens: int) -> None:
+        """So many tokens took so long, where `expected` seconds were forecast."""
+        if way.kind == "plain":
+            per_token = seconds / tokens
+            self._plain_s += NEWEST * (per_token - self._plain_s) if self._plain_s else per_token
+        elif expected > 0:
+            before = self._ratio(way.kind)
+            self._ratios[way.kind] = min(4.0, max(0.5, before + NEWEST * (seconds / expected - before)))
+
+    def _ratio(self, kind: str) -> float:
+        return self._ratios.get(kind) or self._unknown(kind)
+
+    def _unknown(self, kind: str) -> float:
+        return self._ratios.get("synchronous", 1.0) * (self._ranks_per_core if kind in AT_ONCE else 1.0)

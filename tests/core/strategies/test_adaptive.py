@@ -1,6 +1,7 @@
 """It finds the way that suits the pipeline, changes its mind with the text, and says why."""
 
 from math import prod
+from random import Random
 
 import msgspec
 import pytest
@@ -94,6 +95,43 @@ def test_where_ranks_share_cores_they_take_turns(acceptance: float, kind: str, o
     assert adaptive.way.kind == kind
 
 
+class Unsteady(Costs):
+    """As on a machine of ours: one row is far cheaper than several, each computation takes a bit more or less than the
+    last, and now and then something else comes between."""
+
+    def __init__(self, stages: int) -> None:
+        super().__init__(stages, 0.08)
+        self._random = Random(1)
+
+    def _noise(self) -> float:
+        return self._random.lognormvariate(0, 0.12) * (3 if self._random.random() < 0.03 else 1)
+
+    def stage_s(self, stage: int, rows: int, context: int) -> float:
+        return (0.67 if rows == 1 else 1.0) * super().stage_s(stage, rows, context) * self._noise()
+
+    def draft_s(self, rows: int, context: int) -> float:
+        return 0.13 * self._noise()
+
+
+@pytest.mark.parametrize(("acceptance", "kind", "other"), [
+    (0.9, "synchronous", Speculative(k=6)),
+    (0.75, "synchronous", Speculative(k=3)),
+    (0.5, "plain", Iterative()),
+])  # fmt: skip
+def test_what_comes_between_on_shared_cores_does_not_lead_it_astray(
+    acceptance: float, kind: str, other: Strategy
+) -> None:
+    def seconds(strategy: Strategy) -> float:
+        hosts = Hosts(["a"] * 5, (1.0, 1.1, 1.65, 2.2), message_s=0.02, head_s=0.03, steps=(2, 2, 2, 2))
+        shape = PipelineShape(3, cells=2048, sequences=256, ranks_per_core=2.0)
+        simulation = Simulation(shape, strategy, Unsteady(3), independent(acceptance), hosts=hosts)
+        return simulation.generate(REQUEST).emit_s[-1]
+
+    adaptive = Adaptive()
+    assert seconds(adaptive) < 1.1 * seconds(other)
+    assert adaptive.way.kind == kind
+
+
 def test_what_the_prompt_takes_says_nothing_about_a_way() -> None:
     """The second request knows what the first has measured when it begins, and has all of its prompt before it."""
     requests = [
@@ -134,7 +172,7 @@ def test_at_its_defaults_it_is_near_the_best_of_the_others_at_their_best_everywh
         mine = msgspec.structs.replace(setting, strategy="adaptive", options={})
         speeds = [tokens_per_second(platform.simulate(one)) or 0.0 for one in (mine, setting)]
         shares.append(speeds[0] / speeds[1])
-    assert min(shares) > 0.9, shares
+    assert min(shares) > 0.95, shares
     assert prod(shares) ** (1 / len(shares)) > 1.0, shares
 
 

@@ -1,0 +1,58 @@
+"""What ways should take, and what they took."""
+
+import pytest
+
+from pipeinfer.core.forecast import Forecast
+from pipeinfer.core.measured import Measured
+from pipeinfer.core.messages import RunKind
+from pipeinfer.core.strategies.ways import KEPT, PLAIN, UNTRIED, Experience, Way, every_way
+from pipeinfer.core.tree import Node, Run
+
+ROUND = Way("synchronous", 3)
+
+
+def forecast(*rows: int, seconds: float = 1.0) -> Forecast:
+    """Of one stage that takes as long for any number of rows, runs of these having come back."""
+    found = Measured(1)
+    for count in rows:
+        run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0)
+        run.compute_s, run.finished_at = (seconds,), seconds
+        found.run(run, (count,))
+    return Forecast(found)
+
+
+def test_no_way_is_several_times_as_wide_as_whatever_was_measured() -> None:
+    assert max(way.rows for way in every_way(forecast(1))) == 8
+    assert max(way.rows for way in every_way(forecast(1, 4))) == 32
+    assert max(way.rows for way in every_way(forecast(1, 16))) == 64
+
+
+def test_plain_decoding_is_worth_a_try_until_it_was_tried() -> None:
+    experience = Experience(1.0)
+    assert experience.seconds(forecast(1), ROUND)[PLAIN] == UNTRIED
+    experience.learn(PLAIN, 11.0, expected=10.0, tokens=10)
+    assert experience.seconds(forecast(1), PLAIN)[PLAIN] == pytest.approx(1.1)
+
+
+def test_what_one_row_takes_beside_a_draft_says_little_about_plain_decoding() -> None:
+    experience = Experience(1.0)
+    experience.learn(PLAIN, 10.0, expected=10.0, tokens=10)
+    assert experience.seconds(forecast(1, seconds=2.0), ROUND)[PLAIN] == pytest.approx(1 + (1 - KEPT))
+
+
+def test_on_shared_cores_what_computes_at_once_takes_longer_until_it_is_known() -> None:
+    experience, alone = Experience(2.0), every_way(forecast(1))
+    experience.learn(ROUND, 3.0, expected=2.0, tokens=10)
+    ways = experience.seconds(forecast(1), ROUND)
+    assert ways[ROUND] == pytest.approx(1.25 * alone[ROUND]), "half of what it was too short by"
+    assert ways[Way("runs", 2)] == pytest.approx(2 * 1.25 * alone[Way("runs", 2)])
+    experience.learn(Way("runs", 2), 3.0, expected=2.0, tokens=10)
+    assert ways[Way("runs", 2)] > experience.seconds(forecast(1), Way("runs", 2))[Way("runs", 2)]
+
+
+def test_what_was_learned_of_other_ways_fades() -> None:
+    experience = Experience(1.0)
+    experience.learn(Way("runs", 2), 6.0, expected=2.0, tokens=10)
+    ways = [experience.seconds(forecast(1), ROUND)[Way("runs", 2)] for _ in range(60)]
+    assert ways == sorted(ways, reverse=True)
+    assert ways[-1] == pytest.approx(every_way(forecast(1))[Way("runs", 2)], rel=0.1)
