@@ -40,6 +40,9 @@ SHARE = 0.25
 RATE_BPS, RATE = 100e6, "100mbit"
 TOKENS = 48
 
+ADAPTIVE = 0.97
+"""Without an option, adaptive is to be that close to the best of the others at the best of their options."""
+
 PROMPTS = ("merge-sorted", "line-reader", "lru-table")
 ENGINES: dict[str, dict[str, Any]] = {"numpy": {}, "torch": {}, "llamacpp": {}}
 SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(0.8, 0, 0.95, 1)}
@@ -47,6 +50,7 @@ SWEEP: dict[str, list[dict[str, Any]]] = {
     "iterative": [{}],
     "speculative": [{"k": k, "cutoff": cutoff} for k, cutoff in product((1, 2, 4, 6, 8), (0, 0.3))],
     "pipeinfer": [{}, *({"draft": draft} for draft in (1, 2, 4))],
+    "adaptive": [{}],
 }
 
 
@@ -158,6 +162,8 @@ def test_pipeinfer_beats_the_alternatives(
         assert len({result.token_ids for result in results if result.prompt == prompt}) == 1
     for other in ("iterative", "speculative"):
         assert median(map(quotient, speeds["pipeinfer"][best["pipeinfer"]], speeds[other][best[other]])) > 1
+    for name, options in rows:
+        assert median(map(quotient, speeds["adaptive"]["{}"], speeds[name][options])) >= ADAPTIVE
 
 
 def by_variant(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
