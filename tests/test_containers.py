@@ -30,6 +30,7 @@ def test_both_take_the_same_and_install_with_the_pins() -> None:
     assert f"RUN {INSTALL} .\n" in (FOLDER / "Containerfile").read_text()
     assert f"    {INSTALL} '.[mpi]' mpich\n" in (FOLDER / "pipeinfer.def").read_text()
     assert 'ENTRYPOINT ["pipeinfer"]' in (FOLDER / "Containerfile").read_text()
+    assert "STOPSIGNAL SIGINT" in (FOLDER / "Containerfile").read_text(), "a first process ignores SIGTERM"
     assert 'pipeinfer = "pipeinfer.cli:main"' in (ROOT / "pyproject.toml").read_text()
 
 
