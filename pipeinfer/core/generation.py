@@ -97,6 +97,8 @@ class Strategy:
     cancels: bool = False
     """Runs and rows that can become text no more are given up wherever they are."""
 
+    ahead: int = 0
+    """Rows of the runs that it sends behind those that are under way, where it does and they are all alike."""
     simulated_only: str = ""
     """What it needs that no live cluster has, which is why only the simulator takes it."""
     drafts_on_last_stage: bool = False

@@ -4,6 +4,7 @@ where the pipe is full, then whatever is likeliest to become text.
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from pipeinfer.core.effects import HeadEffect, ToFirstStage
 from pipeinfer.core.generation import Generation, PipelineShape
@@ -12,8 +13,11 @@ from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.micro_batch import RunRows, assemble, goes_on
 from pipeinfer.core.room import Room
-from pipeinfer.core.slots import Slots, worth
+from pipeinfer.core.slots import Most, Slots, worth
 from pipeinfer.core.tree import Node, Run
+
+Offer: TypeAlias = tuple[Generation, Sequence[Node]]
+"""What a request would send."""
 
 
 class Sender(Machine):
@@ -88,7 +92,7 @@ class Sender(Machine):
             had = {other for other, _ in ready}
             ready = self._offers([other for other in self._live if other in had])
 
-    def _offers(self, asked: Sequence[Generation]) -> list[tuple[Generation, Sequence[Node]]]:
+    def _offers(self, asked: Sequence[Generation]) -> list[Offer]:
         """The runs that these requests would send; while the pipe is full, only of committed tokens, where a text lacks
         their cells. What was cancelled has its place until its marker is back, in the wake of the run before it: so
         runs enter one by one, and few wait where a better one might have gone. Where runs that go on fill the pipe,
@@ -104,7 +108,7 @@ class Sender(Machine):
             and (nodes[0].committed or not full)
         ]
         if full and ready and self._free_slots() < 1 and self._slots.busy(self._widths()):
-            return [offer for offer in ready if self._most_together(offer[1]) == 1]
+            return [offer for offer in ready if self._most_together(offer[1]).requests == 1]
         return ready
 
     def _free_slots(self) -> int:
@@ -114,33 +118,39 @@ class Sender(Machine):
     def _widths(self) -> list[int]:
         return [runs[0].width for runs in self.in_flight if goes_on(runs)]
 
-    def _most_together(self, nodes: Sequence[Node]) -> int:
-        return self._slots.most(len(self._live) - len(self._reading), len(nodes))
+    def _most_together(self, nodes: Sequence[Node]) -> Most:
+        return self._slots.most(len(self._live) - len(self._reading), len(nodes), self._rows_ahead())
 
-    def _chosen(self, ready: Sequence[tuple[Generation, Sequence[Node]]]) -> list[RunRows]:
-        """What goes next: of committed tokens that wait for a slot, as many as is worth it."""
-        one, nodes = ready[0]
-        if len(ready) > 1:
-            right, slots = self.measured.acceptance, self._slots.count
-            one, nodes = max(ready, key=lambda offer: worth(offer[0], offer[1], right, self.next_run, slots))
+    def _rows_ahead(self) -> int:
+        """Of the runs that requests send ahead, if most of them do."""
+        ahead = [one.strategy.ahead for one in self._live if one.strategy.ahead]
+        return max(ahead) if 2 * len(ahead) > len(self._live) else 0
+
+    def _chosen(self, ready: Sequence[Offer]) -> list[RunRows]:
+        """What goes next: the best, and of those that wait for a slot as many with it as is worth it."""
+        if len(ready) == 1:
+            return [self._take_turn(*ready[0])]
+        right, slots = self.measured.acceptance, self._slots.count
+        worths = [worth(one, nodes, right, self.next_run, slots) for one, nodes in ready]
+        best = worths.index(max(worths))
+        one, nodes = ready[best]
         chosen = [self._take_turn(one, nodes)]
-        committed = [other for other, nodes in ready if nodes[0].committed and other is not one]
-        if committed and nodes[0].committed:
-            # Each alone where there are slots for all.
-            most = min(self._most_together(nodes), -(-(1 + len(committed)) // max(1, self._free_slots())))
-            self._join(chosen, committed, most * len(nodes))
+        requests = -(-len(ready) // max(1, self._free_slots()))  # Each alone where there are slots for all.
+        if requests > 1 and (most := self._most_together(nodes)).requests > 1:
+            order = sorted(range(len(ready)), key=worths.__getitem__, reverse=True)
+            self._join(chosen, [ready[at] for at in order if at != best], min(requests, most.requests), most.rows)
         return chosen
 
-    def _join(self, chosen: list[RunRows], waiting: Sequence[Generation], most: int) -> None:
-        """Others go with it, as long as it has so many rows at most."""
-        rows = chosen[0].run.rows
-        for other in waiting:
-            if rows >= most:
+    def _join(self, chosen: list[RunRows], others: Sequence[Offer], requests: int, rows: int) -> None:
+        """Others go with it, up to so many requests and rows in all."""
+        rows -= chosen[0].run.rows
+        for other, _ in others:
+            if len(chosen) >= requests or rows < 1:
                 return
             nodes = other.strategy.next_run(other)  # Those before it may have taken the room for its drafts.
-            if nodes and nodes[0].committed and rows + len(nodes) <= most:
+            if nodes and len(nodes) <= rows:
                 chosen.append(self._take_turn(other, nodes))
-                rows += len(nodes)
+                rows -= len(nodes)
 
     def _take_turn(self, one: Generation, nodes: Sequence[Node]) -> RunRows:
         """Who was served is served last among equals."""

@@ -1,16 +1,18 @@
 """How many runs a pipe has room for, and how many requests' rows one of them had best carry when it is full.
 
-R requests that decode plainly on S slots, up to w of them in a run, come together to
+R requests on S slots, up to w of them in a run, come together to
 
     min(R, S w) / (S t(w) / t(1))        t: the slowest stage's time by rows
 
-times the tokens of one row per slot: the widest run holds up those behind it. Where R is a multiple of S and a further
-row costs the share v of the first, that is R/S / (1 + v (R/S - 1)) at best.
+times the tokens of one row per slot: the widest run holds up those behind it. Where they have drafts that are right
+with the chance a, and there are more rows than requests, it is more (`theory.shared_rows`).
 """
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import NamedTuple
 
+from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.tree import Node
@@ -27,6 +29,13 @@ ENOUGH = 0.95
 """For less than the rest of what is possible nobody waits for others."""
 
 
+class Most(NamedTuple):
+    """What one run carries at most."""
+
+    requests: int
+    rows: int
+
+
 class Slots:
     """Of one pipe, by what was `measured` of it. Looked up anew once per traversal."""
 
@@ -36,7 +45,7 @@ class Slots:
         self.again_at = 0
         """Before which run to look again."""
         self._seconds: dict[int, float] = {}
-        self._most: dict[tuple[int, int], int] = {}
+        self._most: dict[tuple[int, int, int], Most] = {}
 
     def look(self, next_run: int) -> None:
         """Bring it up to date."""
@@ -51,22 +60,31 @@ class Slots:
         seconds = [seconds_of(self._seconds, rows) for rows in widths]
         return sum(seconds) >= BUSY * self.count * max(seconds)
 
-    def most(self, requests: int, rows: int) -> int:
-        """How many of so many requests had best go as one run, where each has so many rows."""
-        found = self._most.get((requests, rows))
+    def most(self, requests: int, rows: int, ahead: int) -> Most:
+        """What had best go as one run of so many requests, where each has so many rows now. `ahead`: rows of the runs
+        that they send while others of theirs are under way; 0: they do not."""
+        key = (requests, rows, ahead)
+        found = self._most.get(key)
         if found is None:
-            found = self._most[requests, rows] = best_width(self._seconds, self.count, requests, rows)
+            right = self._measured.acceptance
+            found = self._most[key] = best_width(self._seconds, self.count, requests, rows, ahead, right)
         return found
 
 
-def best_width(seconds: Mapping[int, float], slots: int, requests: int, rows: int) -> int:
-    """The fewest in a run with which all together come to nearly as much as they can. `seconds` are those of the
-    slowest stage for the numbers of rows that are known; where it is one, others are taken for free until one was
-    measured."""
-    widths = range(1, -(-requests // slots) + 1)
-    speeds = [min(requests, slots * width) / (seconds_of(seconds, rows * width) or 1.0) for width in widths]
-    enough = ENOUGH * max(speeds, default=0.0)
-    return next((width for width, speed in zip(widths, speeds, strict=True) if speed >= enough), 1)
+def best_width(
+    seconds: Mapping[int, float], slots: int, requests: int, rows: int, ahead: int = 0, right: float = 0.0
+) -> Most:
+    """The fewest in a run with which all together come to nearly as much as they can, where a draft is right with the
+    chance `right`. `seconds` are those of the slowest stage for the numbers of rows that are known; where it is one,
+    others are taken for free until one was measured."""
+    found: dict[Most, float] = {}
+    for width in range(1, (requests if ahead else -(-requests // slots)) + 1):
+        drafts = ahead > 0 and requests < slots * width
+        most = Most(width, width * (max(rows, ahead) if drafts else rows))
+        speed = theory.shared_rows(slots, requests, width, right * drafts, max(1, ahead))
+        found[most] = speed / (seconds_of(seconds, most.rows) or 1.0)
+    enough = ENOUGH * max(found.values(), default=0.0)
+    return next((most for most, speed in found.items() if speed >= enough), Most(1, rows))
 
 
 def seconds_of(seconds: Mapping[int, float], rows: int) -> float:

@@ -44,12 +44,13 @@ def shared_chain(a: float, stages: int, requests: int) -> float:
     return 1 / (a * requests / stages + 1 - a)
 
 
-def shared_rows(stages: int, requests: int, row: float) -> float:
-    """Any number of requests without speculation, up to w of them in each of N runs, at the best w: their tokens
-    together, over those of N of them. `row` is what a further row costs, as a share of a run of one. With
-    R = w N that is R/N / (1 + row (R/N - 1)); in between the widest run holds up those behind it."""
-    widths = range(1, -(-requests // stages) + 1)
-    return max(min(requests, stages * width) / stages / (1 + row * (width - 1)) for width in widths)
+def shared_rows(stages: int, requests: int, width: int, a: float = 0.0, k: int = 1) -> float:
+    """Any number of requests in N slots whose runs carry up to `width` of them: their tokens together, over those of N
+    without speculation, where such a run takes no longer than one of one row. Where there is room for more than a run
+    of each, they send chains of `k` drafts ahead, right with the chance `a` each: a right one costs a request its share
+    of the N `width` places, at least a stage time, a wrong one a traversal."""
+    share = max(requests / (stages * width), 1 / stages)
+    return requests / stages / (share if share >= 1 else (1 - a) * (1 + share * a / (1 - a**k)))
 
 
 def pipelined_chain_over_links(a: float, stages: int, links: float) -> float:

@@ -15,12 +15,14 @@ from pipeinfer.core.strategies.pipeinfer import PipeInfer
 
 PROMPT = tuple(range(10))
 FAR = 1000
-ASKING = 25
-"""Calls in which another request is asked what it would send, before and after, and the likelier run is chosen."""
+ASKING = 36
+"""Calls in which another request is asked what it would send, before and after, the likelier run is chosen, and whether
+the other had better go with it."""
 
 
 class CountingPeers:
-    """Stages and draft of a text in which each token is the one before plus one; counts the scheduler's calls."""
+    """Stages and draft of a text in which each token is the one before plus one; counts the scheduler's calls. A row
+    takes as long as a run, so that each travels alone."""
 
     def __init__(self, stages: int, requests: int, in_flight: int) -> None:
         shape = PipelineShape(stages, cells=4096, sequences=260)
@@ -65,7 +67,8 @@ class CountingPeers:
             if isinstance(effect, ToFirstStage):
                 sent = effect.message
                 ids = tuple([token + 1 for token in sent.tokens[len(sent.tokens) - sent.outputs :]])
-                self._runs.append(Logits(sent.run, ids, requests=sent.requests))
+                rows = (len(sent.tokens),) * self.scheduler.pipeline.stages
+                self._runs.append(Logits(sent.run, ids, compute_s=rows, computed=rows, requests=sent.requests))
             elif isinstance(effect, ToDraft):
                 self._orders.append(effect.message)
         return calls

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeinfer.core.slots import best_width, seconds_of
+from pipeinfer.core.slots import Most, best_width, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,28 @@ from pipeinfer.core.slots import best_width, seconds_of
     ],
 )
 def test_runs_are_as_wide_as_all_together_gain_by_it(row: float, slots: int, requests: int, expected: int) -> None:
-    assert best_width({1: 1.0, 2: 1.0 + row}, slots, requests, 1) == expected
+    assert best_width({1: 1.0, 2: 1.0 + row}, slots, requests, 1) == Most(expected, expected)
 
 
 def test_runs_of_several_rows_each() -> None:
-    assert best_width({1: 1.0, 4: 1.0, 8: 2.0}, 1, 2, 4) == 1, "four are as many as are free"
-    assert best_width({1: 1.0, 8: 1.0}, 1, 2, 4) == 2
+    assert best_width({1: 1.0, 4: 1.0, 8: 2.0}, 1, 2, 4) == Most(1, 4), "four are as many as are free"
+    assert best_width({1: 1.0, 8: 1.0}, 1, 2, 4) == Most(2, 8)
+
+
+def test_drafts_of_several_go_together_where_rows_are_cheap() -> None:
+    """Eight requests on eight slots, drafts right in four of five cases: as one run per stage time each is nearly as
+    fast as alone, which is 3.2 times plain decoding."""
+    free, cheap, dear = ({1: 1.0, 2: 1.0 + row} for row in (0.0, 0.05, 0.7))
+    assert best_width(free, 8, 8, 1, 1, 0.79) == Most(7, 7)
+    assert best_width(cheap, 8, 8, 1, 1, 0.79) == Most(6, 6)
+    assert best_width(cheap, 8, 8, 1, 4, 0.79).rows > 4, "a run of four drafts beside committed tokens"
+    assert best_width(dear, 8, 8, 1, 1, 0.79) == Most(1, 1)
+    assert best_width(dear, 8, 16, 1, 4, 0.79) == Most(2, 2), "committed tokens alone"
 
 
 def test_rows_are_for_free_until_they_were_measured() -> None:
-    assert best_width({}, 2, 6, 1) == 3
-    assert best_width({1: 0.5}, 2, 6, 1) == 3
+    assert best_width({}, 2, 6, 1) == Most(3, 3)
+    assert best_width({1: 0.5}, 2, 6, 1) == Most(3, 3)
 
 
 def test_seconds_lie_on_the_lines_between_those_that_are_known() -> None:

@@ -42,11 +42,21 @@ def speeds(requests: int, strategy: Callable[[], Strategy], row: float = 0.0) ->
     return [sum(first < at <= last for at in times) / (last - first) for times in load.emit_s.values()]
 
 
+def best_shared(requests: int, row: float, acceptance: float = 0.0) -> float:
+    """Tokens of all together over those of a request per slot without speculation, with the best number of requests in
+    a run, by the closed form."""
+    return max(
+        theory.shared_rows(STAGES, requests, width, acceptance) / (1 + row * (width - 1))
+        for width in range(1, requests + 1)
+    )
+
+
 @pytest.mark.parametrize("requests", range(1, STAGES + 1))
 def test_requests_share_the_pipe_by_the_closed_form_and_fairly(requests: int) -> None:
-    """A slot more or less that a request has now and then may give it a little more."""
+    """Where a row costs as much as a run. A slot more or less that a request has now and then may give it a little
+    more."""
     expected = theory.shared_chain(ACCEPTANCE, STAGES, requests)
-    shares = speeds(requests, lambda: always_ready(1, STAGES))
+    shares = speeds(requests, lambda: always_ready(1, STAGES), row=1.0)
     assert 0.98 * expected <= mean(shares) <= 1.03 * expected
     assert min(shares) >= 0.95 * max(shares)
 
@@ -56,9 +66,20 @@ def test_requests_share_the_pipe_by_the_closed_form_and_fairly(requests: int) ->
 def test_rows_of_more_requests_than_slots_go_together_by_the_closed_form_and_fairly(requests: int, row: float) -> None:
     """With twice as many requests as slots, and a further row at a twentieth of a run: 1.905 times as much."""
     shares = speeds(requests, Iterative, row)
-    expected = theory.shared_rows(STAGES, requests, row)
+    expected = best_shared(requests, row)
     assert sum(shares) == pytest.approx(STAGES * expected, rel=0.02)
     assert min(shares) >= 0.98 * max(shares)
+
+
+@pytest.mark.parametrize("row", [0.0, 0.05, 0.1])
+@pytest.mark.parametrize("requests", [STAGES, 12, 2 * STAGES])
+def test_drafts_of_several_requests_go_together_by_the_closed_form_and_fairly(requests: int, row: float) -> None:
+    """Eight requests on eight slots, and a further row at a twentieth of a run: 2.4 times as much as without drafts,
+    and sixteen 3.8 times. Which of two widths that are as good is taken costs up to 3 %."""
+    shares = speeds(requests, lambda: always_ready(1, STAGES), row)
+    expected = best_shared(requests, row, ACCEPTANCE)
+    assert 0.96 * expected <= sum(shares) / STAGES <= 1.03 * expected
+    assert min(shares) >= 0.92 * max(shares)
 
 
 @pytest.mark.parametrize("row", [0.6, 1.0])

@@ -51,6 +51,7 @@ class PipeInfer(Strategy):
         require("decay", decay, 0, 1)
         if in_flight:
             require("in_flight", in_flight, 2, 4096)  # One would be the single-token run's.
+        self.ahead = draft * continuous
         self.draft, self.in_flight, self.continuous, self.cancels = draft, in_flight, continuous, cancellation
         self.drafting = "tree" if branches > 1 else "chain"
         self._settings = DraftSettings(draft, cutoff, branches, split, recovery, decay)
