@@ -57,6 +57,7 @@ class DrafterHeader(msgspec.Struct, frozen=True, tag="drafter"):
     context: int
     drafting: str
     options: Options = {}
+    keeps_texts: bool = False
 
 
 Header: TypeAlias = SchedulerHeader | StageHeader | DrafterHeader
@@ -142,7 +143,7 @@ def _machine(
 
     if not open_policy(0).model:
         return TextDrafter(open_policy)
-    return Drafter(header.cells, header.sequences, header.context, open_policy)
+    return Drafter(header.cells, header.sequences, header.context, open_policy, keeps_texts=header.keeps_texts)
 
 
 def _without_payload(message: Any) -> Any:

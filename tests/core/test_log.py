@@ -95,9 +95,8 @@ def test_any_run_replays_on_every_machine(scenario: Scenario) -> None:
         if isinstance(machine, Stage):
             return StageHeader(machine.index, scenario.stages)
         cells = scenario.draft_cells or scenario.pipeline.cells
-        return DrafterHeader(
-            cells, scenario.draft_sequences, scenario.pipeline.context, scenario.drafting, scenario.drafting_options
-        )
+        return DrafterHeader(cells, scenario.draft_sequences, scenario.pipeline.context, scenario.drafting,
+                             scenario.drafting_options, scenario.pipeline.keeps_texts)  # fmt: skip
 
     def watch(machine: Machine, now: float, event: Any, effects: list[Any]) -> None:
         if machine not in recorders:
