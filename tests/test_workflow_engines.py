@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeinfer.results.records import Store
+from pipeinfer.study import jobs
 from pipeinfer.study.jobs import FOLDER, collect, emit
 from pipeinfer.study.selection import Wish, select
 
@@ -35,7 +36,7 @@ def snakemake() -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's folder, with a name that shells and formats would take apart, in which two cells are to be run."""
     folder = tmp_path / "50% of 'them' {x} $(here)"
     (folder / "bin").mkdir(parents=True)
@@ -43,6 +44,7 @@ def folder(tmp_path: Path) -> Path:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeinfer "$@"\n')
     program.chmod(0o755)
     out = folder / "results"
+    monkeypatch.setattr(jobs, "BATCH", 1)
     emit("shell", [TIMELINE], Store(out), out, ["--fidelity", "sim"])
     commands = (out / "cells.txt").read_text().splitlines(keepends=True)
     (out / "cells.txt").write_text("".join(commands[:2]))

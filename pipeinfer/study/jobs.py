@@ -32,16 +32,21 @@ HEADS = {
 TASKS = {"slurm": "SLURM_ARRAY_TASK_ID", "pbs": "PBS_ARRAY_INDEX"}
 """What holds a job's number in its array."""
 
+SMALLEST_ARRAY = {"slurm": 1, "pbs": 2}
+"""PBS has no array of one job: the second finds nothing to do."""
+
 LARGEST_ARRAY = 1000
 """Slurm takes no more unless it is told to (MaxArraySize): of a longer list, each job runs several cells."""
 
-OF_ARRAY = """awk -v job="$%s" 'NR %% %d == job %% %d' %s | {
+OF_ARRAY = """cd %s || exit 1
+awk -v job="$%s" 'NR %% %d == job %% %d' %s | {
   failed=0
   while IFS= read -r command; do sh -c "$command" < /dev/null || failed=1; done
   exit $failed
 }
 """
-"""Every so many commands of the list, one after another."""
+"""Every so many commands of the list, one after another, where they were written: PBS starts jobs at home, and a
+cluster's file may be named from there on."""
 
 
 def run_cells(recipe: Recipe, index: int, count: int, out: Path) -> int:
@@ -87,8 +92,9 @@ def emit(kind: str, recipes: Sequence[Recipe], store: Store, out: Path, options:
     if kind == "shell":
         script.write_text(HEADS[kind] % shlex.quote(str(commands.resolve())) + commands.read_text())
     else:
-        size = max(1, min(len(lines), LARGEST_ARRAY))
-        taken = OF_ARRAY % (TASKS[kind], size, size, shlex.quote(str(commands.resolve())))
+        size = max(SMALLEST_ARRAY[kind], min(len(lines), LARGEST_ARRAY))
+        here, there = (shlex.quote(str(path.resolve())) for path in (Path(), commands))
+        taken = OF_ARRAY % (here, TASKS[kind], size, size, there)
         script.write_text(HEADS[kind] % size + taken)
     return script, sum(count for _, _, count in jobs)
 

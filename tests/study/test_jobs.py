@@ -96,6 +96,25 @@ def test_of_a_list_longer_than_an_array_a_job_runs_several(
     assert sorted(path.name for path in tmp_path.glob("[0-9]")) == [str(index) for index in indices]
 
 
+@pytest.mark.parametrize(
+    ("kind", "variable", "array"), [("slurm", "SLURM_ARRAY_TASK_ID", "=1-1"), ("pbs", "PBS_ARRAY_INDEX", " 1-2")]
+)
+def test_a_job_runs_where_its_command_was_written(
+    kind: str, variable: str, array: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PBS starts it at home, and takes no array of one."""
+    monkeypatch.chdir(tmp_path)
+    script, _ = emit(kind, [TIMELINE], Store(tmp_path), tmp_path, [])
+    assert f"{array}\n" in script.read_text()
+    (tmp_path / "cells.txt").write_text("touch here\n")
+    monkeypatch.chdir("/")
+    if kind == "pbs":
+        run_script(script, **{variable: "2"})
+        assert not (tmp_path / "here").exists()
+    run_script(script, **{variable: "1"})
+    assert (tmp_path / "here").exists()
+
+
 ODD = "50% of 'them' $(here)"
 """A folder's name that a shell, a format or `xargs` would take apart."""
 

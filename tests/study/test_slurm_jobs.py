@@ -78,6 +78,7 @@ def test_a_job_that_is_cancelled_is_one_line(slurm: Run, tmp_path: Path) -> None
 def test_an_array_that_is_submitted_and_collected_is_the_sweep(
     slurm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jobs, "BATCH", 1)
     monkeypatch.setattr(jobs, "LARGEST_ARRAY", 3)
     folder = tmp_path / "50% of 'them' $(here)"
     store = Store(folder)
