@@ -102,6 +102,15 @@ def _slowest_s(measured: Measured) -> dict[int, float]:
     found = {rows: max(times.seconds) for rows, times in measured.rows.items()}
     if measured.prompt:
         found.setdefault(measured.prompt[0][0], max(seconds for _, seconds in measured.prompt))
+    return no_slower_than_wider(found)
+
+
+def no_slower_than_wider(seconds: Mapping[int, float]) -> dict[int, float]:
+    """Fewer rows take no longer than more. Where they were measured so, something else was computing, and nobody might
+    try that number of rows again."""
+    found, least = {}, float("inf")
+    for rows in sorted(seconds, reverse=True):
+        found[rows] = least = min(least, seconds[rows])
     return found
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeinfer.core.slots import Most, best_width, seconds_of
+from pipeinfer.core.slots import Most, best_width, no_slower_than_wider, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,10 @@ def test_drafts_of_several_go_together_where_rows_are_cheap() -> None:
 def test_rows_are_for_free_until_they_were_measured() -> None:
     assert best_width({}, 2, 6, 1) == Most(3, 3)
     assert best_width({1: 0.5}, 2, 6, 1) == Most(3, 3)
+
+
+def test_what_was_measured_while_something_else_computed_is_not_believed() -> None:
+    assert no_slower_than_wider({1: 1.0, 2: 9.0, 3: 1.5, 24: 4.0}) == {1: 1.0, 2: 1.5, 3: 1.5, 24: 4.0}
 
 
 def test_seconds_lie_on_the_lines_between_those_that_are_known() -> None:
