@@ -15,8 +15,9 @@ HEAD = ["at once", "strategy", "tokens/s of all", "closed form", "of iterative",
 
 ABOUT = (
     "Tokens/s of all: what was committed while all requests decoded, from the last first token to the first end. The "
-    "closed form, 1 / (a R/N + 1 - a) of R requests without speculation, is for runs of one token with drafts always "
-    "ready, free links and i.i.d. acceptance, up to as many requests as stages."
+    "closed form, 1 / (a R/N + 1 - a) of R requests without speculation, is for runs of one token that travel alone, "
+    "with drafts always ready, free links and i.i.d. acceptance, up to as many requests as stages. Where rows are "
+    "cheap, runs of several requests travel as one and come to more."
 )
 
 

@@ -87,7 +87,8 @@ def _told(event: Any) -> dict[str, Any] | None:
 def _done(effect: Any) -> dict[str, Any] | None:
     if isinstance(effect, ToFirstStage):
         run = effect.message
-        return {"sent": run.run, "kind": run.kind.name.lower(), "rows": len(run.tokens), "requests": run.requests}
+        requests = tuple(dict.fromkeys(run.requests))
+        return {"sent": run.run, "kind": run.kind.name.lower(), "rows": len(run.tokens), "requests": requests}
     if isinstance(effect, ToStages):
         return {"cancelled": effect.message.runs, "pruned": effect.message.pruned}
     if isinstance(effect, Emit):
