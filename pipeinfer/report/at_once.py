@@ -7,8 +7,8 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
-from pipeinfer.report.page import Table
-from pipeinfer.report.style import legend_above, load_seaborn, new_figure, style
+from pipeinfer.report.page import Table, number
+from pipeinfer.report.style import legend_above, load_seaborn, looks, new_figure
 
 HEAD = ["at once", "strategy", "tokens/s of all", "closed form", "of iterative", "tokens/s each", "first token",
         "mean gap", "p95", "acceptance length", "loads"]  # fmt: skip
@@ -53,23 +53,13 @@ def by_requests(experiment: Experiment) -> pd.DataFrame:
 def at_once_table(experiment: Experiment) -> Table:
     """What was found of each contender with each number of requests."""
     rows = [
-        [f"{row.requests:.0f}" + _sampled(experiment, row), row.contender, _number(row.all_tokens_per_s),
-         _number(row.closed), "-" if pd.isna(row.over_plain) else f"{row.over_plain:.2f}x", _number(row.tokens_per_s),
+        [", ".join(filter(None, [f"{row.requests:.0f}", experiment.where(row.place, ("requests",))])), row.contender,
+         number(row.all_tokens_per_s), number(row.closed), number(row.over_plain, "{:.2f}x"), number(row.tokens_per_s),
          *[f"{seconds * 1e3:.0f} ms" for seconds in (row.ttft_s, row.itl_mean_s, row.itl_p95_s)],
-         _number(row.acceptance_length), str(row.loads)]
+         number(row.acceptance_length), str(row.loads)]
         for row in by_requests(experiment).itertuples()
     ]  # fmt: skip
     return Table(HEAD, rows, [0, *range(2, len(HEAD))], f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
-
-
-def _sampled(experiment: Experiment, row: Any) -> str:
-    """What else tells its place from others, after a comma."""
-    where = experiment.where(row.place, ("requests",))
-    return f", {where}" if where else ""
-
-
-def _number(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.2f}"
 
 
 def at_once(experiment: Experiment, path: Path) -> None:
@@ -83,22 +73,20 @@ def at_once(experiment: Experiment, path: Path) -> None:
     )
     caption += " Thin: closed form for runs of one token, drafts always ready." * bool(found.closed.notna().any())
     contenders = [name for name in recipe.strategies if name in set(found.contender)]
-    looks = {name: style(experiment.style_of(name)) for name in contenders}
-    shared: dict[str, Any] = {
-        "hue": "contender", "style": "contender", "hue_order": contenders, "style_order": contenders, "dashes": False,
-        "palette": {name: look[0] for name, look in looks.items()}, "estimator": "median", "errorbar": None,
-        "markers": {name: look[1] for name, look in looks.items()},
-    }  # fmt: skip
+    shared = looks("contender", {name: experiment.style_of(name) for name in contenders})
+    shared |= {"estimator": "median", "errorbar": None}
     with new_figure(path, caption, height=5.2) as figure:
         ((total, pareto), (first, gap)) = figure.subplots(2, 2)
         known = found.dropna(subset=["all_tokens_per_s"])
         sns.lineplot(known, x="requests", y="all_tokens_per_s", ax=total, **shared)
         sns.lineplot(known, x="tokens_per_s", y="all_tokens_per_s", ax=pareto, legend=False, sort=False, **shared)
         for row in known.itertuples():
-            pareto.annotate(f"{row.requests:.0f}", (row.tokens_per_s, row.all_tokens_per_s), xytext=(3, 3),
-                            textcoords="offset points", fontsize=6.5, color=looks[row.contender][0])  # fmt: skip
+            pareto.annotate(
+                f"{row.requests:.0f}", (row.tokens_per_s, row.all_tokens_per_s), xytext=(3, 3), fontsize=6.5,
+                textcoords="offset points", color=shared["palette"][row.contender],
+            )  # fmt: skip
         for name, line in found.dropna(subset=["closed"]).groupby("contender"):
-            thin: dict[str, Any] = {"color": looks[str(name)][0], "linewidth": 1, "linestyle": (0, (2, 1.2))}
+            thin: dict[str, Any] = {"color": shared["palette"][name], "linewidth": 1, "linestyle": (0, (2, 1.2))}
             total.plot(line.requests, line.closed, **thin)
             pareto.plot(line.limit_tokens_per_s, line.closed, **thin)
         sns.lineplot(found, x="requests", y="ttft_s", ax=first, legend=False, **shared)

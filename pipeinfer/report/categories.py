@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table
+from pipeinfer.report.page import Table, number
 from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
 from pipeinfer.results.analysis import REFERENCE, SPEED, band
 from pipeinfer.study.recipes import Figure
@@ -35,7 +35,7 @@ def _row(category: str, contender: str, some: pd.DataFrame) -> list[str]:
     middle = some[[SPEED, "over_iterative", "over_speculative", "acceptance_length", "acceptance_rate"]].median()
     texts = [("{:.1f}", SPEED), ("{:.2f}x", "over_iterative"), ("{:.2f}x", "over_speculative"),
              ("{:.2f}", "acceptance_length"), ("{:.0%}", "acceptance_rate")]  # fmt: skip
-    said = ["-" if pd.isna(middle[name]) else form.format(middle[name]) for form, name in texts]
+    said = [number(middle[name], form) for form, name in texts]
     counts = histogram(some)
     shares = [f"{share:.0%}" for share in counts / counts.sum()] if counts.sum() else ["-"] * (LONGEST + 1)
     return [category, contender, *said, *shares, str(some.text.nunique())]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeinfer.modelling.acceptance import acceptance, is_recorded, recorded, trace_title
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.style import GREY, height_of, legend_above, load_seaborn, new_figure, panels, style
+from pipeinfer.report.style import GREY, height_of, legend_above, load_seaborn, looks, new_figure, panels
 from pipeinfer.results.metrics import interval
 from pipeinfer.runtime.oracle import Trace
 
@@ -56,9 +56,8 @@ def _draw(
             if diagonal:
                 axis.plot([0, 1], [0, 1], color=GREY, linewidth=1)
             sns.lineplot(
-                data, x="x", y="y", hue="drafts", style="drafts", markers={kind: style(kind)[1] for kind in kinds},
-                palette={kind: style(kind)[0] for kind in kinds}, dashes=False, errorbar=_band, ax=axis,
-                legend=axis is axes[0], err_kws={"alpha": 0.15, "linewidth": 0},
+                data, x="x", y="y", errorbar=_band, ax=axis, legend=axis is axes[0],
+                err_kws={"alpha": 0.15, "linewidth": 0}, **looks("drafts", {kind: kind for kind in kinds}),
             )  # fmt: skip
             axis.set(title=trace_title(name), xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
         legend_above(figure, axes[0])

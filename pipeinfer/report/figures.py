@@ -27,6 +27,7 @@ from pipeinfer.report.style import (
     height_of,
     legend_above,
     load_seaborn,
+    looks,
     new_figure,
     panels,
     style,
@@ -148,8 +149,8 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
     variants = [
         name for name in contenders if experiment.style_of(name) != name and experiment.recipe.strategies[name].setting
     ]
-    looks = {name: style(experiment.style_of(name) if name in variants else name) for name in contenders}
-    colours = {name: look[0] for name, look in looks.items()}
+    shared = looks("contender", {name: experiment.style_of(name) if name in variants else name for name in contenders})
+    shared["dashes"] = {name: (4, 2) if name in variants else "" for name in contenders}
     caption = [captions.setting(experiment), captions.swept(experiment.recipe, figure), captions.repeated(experiment)]
     caption += [] if theory.empty else ["Thin: the same cells, simulated." if experiment.recipe.emulation else _CLOSED]
     by_panel, theory_by_panel = (_panelled(experiment, figure, some) for some in (rows, theory))
@@ -160,15 +161,13 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
             for (name, value), dashes in zip(marks.items(), ["-", (0, (6, 3))], strict=False):
                 axis.axhline(value, color=GREY, linewidth=1, linestyle=dashes, label=name)
             sns.lineplot(
-                shown, x="x", y=y.column, hue="contender", style="contender", hue_order=contenders, palette=colours,
-                style_order=contenders, markers={name: look[1] for name, look in looks.items()}, ax=axis,
-                dashes={name: (4, 2) if name in variants else "" for name in contenders}, estimator="median",
-                errorbar=band, err_kws={"alpha": 0.15, "linewidth": 0}, legend=axis is axes[0],
+                shown, x="x", y=y.column, estimator="median", errorbar=band, ax=axis, legend=axis is axes[0],
+                err_kws={"alpha": 0.15, "linewidth": 0}, **shared,
             )  # fmt: skip
             if title in theory_by_panel:
                 sns.lineplot(
-                    theory_by_panel[title], x="x", y="y", hue="contender", palette=colours, estimator="median",
-                    errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
+                    theory_by_panel[title], x="x", y="y", hue="contender", palette=shared["palette"],
+                    estimator="median", errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
                 )  # fmt: skip
             _ticked(axis, rows.x, x.base)
             axis.set(title=title, xlabel="" if small else x.label, ylabel="" if small else y.label)

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table
+from pipeinfer.report.page import Table, number
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, quotients
 
 HEAD = ["program", "strategy", "tokens/s", "processor time per token", "of its iterative", "of its speculative",
@@ -59,7 +59,7 @@ def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list
         _seconds(some.itl_mean_s.median()),
         _seconds(began.ttft_s.median()),
         _seconds(some.whole_s.median()),
-        "-" if some.own_clock_tokens_per_s.isna().all() else f"{some.own_clock_tokens_per_s.median():.1f}",
+        number(some.own_clock_tokens_per_s.median(), "{:.1f}"),
         _agreement(some, ours[ours.kind == REFERENCE]),
         str(len(some)),
     ]
@@ -80,9 +80,8 @@ def _agreement(some: pd.DataFrame, reference: pd.DataFrame) -> str:
 
 
 def _ratio(some: pd.DataFrame, other: pd.DataFrame) -> str:
-    value = quotients(some, SPEED, other).median()
-    return "-" if pd.isna(value) else f"{value:.2f}x"
+    return number(quotients(some, SPEED, other).median(), "{:.2f}x")
 
 
 def _seconds(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
+    return number(1e3 * value, "{:.1f} ms") if value < 1 else number(value, "{:.2f} s")

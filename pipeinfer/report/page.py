@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
+import pandas as pd
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -20,6 +21,11 @@ class Picture(msgspec.Struct, frozen=True):
 
     name: str
     title: str
+
+
+def number(value: float, form: str = "{:.2f}") -> str:
+    """A table's cell; a dash where there is none."""
+    return "-" if pd.isna(value) else form.format(value)
 
 
 Block: TypeAlias = str | Table | Picture

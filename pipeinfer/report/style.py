@@ -5,7 +5,7 @@ the same SVG, byte for byte, whatever display the user has and whatever their ma
 
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,14 @@ def style(strategy: str) -> tuple[str, str]:
     others = [name for name in names(STRATEGIES) if name not in STYLES]
     at = others.index(strategy) if strategy in others else sum(map(ord, strategy))
     return COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
+
+
+def looks(column: str, strategies: Mapping[str, str]) -> dict[str, Any]:
+    """What seaborn draws lines by, so that each name in a column looks as the strategy does that it stands for."""
+    known = {name: style(strategy) for name, strategy in strategies.items()}
+    order: dict[str, Any] = {"hue": column, "style": column, "hue_order": [*known], "style_order": [*known]}
+    colours, markers = ({name: look[part] for name, look in known.items()} for part in (0, 1))
+    return {**order, "palette": colours, "markers": markers, "dashes": False}
 
 
 WIDER = 2.2

@@ -10,21 +10,24 @@ from pipeinfer.report.at_once import ABOUT, at_once_table
 from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, PEER_NOTES, head_to_head
-from pipeinfer.report.page import Block, Table
+from pipeinfer.report.page import Block, Table, number
 from pipeinfer.report.prediction import error_summary, every_cell, predictions
 from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
 
+MS = "{:.0f} ms"
+
 RESULTS = {
-    "tokens_per_s": "tokens/s", "over_iterative": "of iterative", "over_speculative": "of speculative",
-    "itl_mean_s": "mean gap", "itl_p50_s": "p50", "itl_p95_s": "p95", "itl_p99_s": "p99", "ttft_s": "first token",
-    "ttft_decode_s": "first, decode only", "acceptance_length": "acceptance length", "row_cost": "further row",
-    "largest_rank_gb": "largest rank",
-    "trials": "trials",
+    "tokens_per_s": ("tokens/s", "{:.2f}"), "over_iterative": ("of iterative", "{:.2f}x"),
+    "over_speculative": ("of speculative", "{:.2f}x"), "itl_mean_s": ("mean gap", MS), "itl_p50_s": ("p50", MS),
+    "itl_p95_s": ("p95", MS), "itl_p99_s": ("p99", MS), "ttft_s": ("first token", MS),
+    "ttft_decode_s": ("first, decode only", MS), "acceptance_length": ("acceptance length", "{:.2f}"),
+    "row_cost": ("further row", "{:.2f}"), "largest_rank_gb": ("largest rank", "{:.2f} GB"),
+    "trials": ("trials", "{:d}"), "limit_tokens_per_s": ("limit, tokens/s", "{:.2f}"),
 }  # fmt: skip
-"""Columns of an experiment's table, and what they are called there."""
+"""Columns of an experiment's table, what they are called there, and their form."""
 
 TIES = (
     "These texts part from the iterative run's where its best two tokens were closer than the rounding of this "
@@ -47,21 +50,20 @@ def results(experiment: Experiment) -> Table:
 
 def place_by_place(experiment: Experiment) -> Table:
     """What was found of each contender in each place."""
-    recipe, found = experiment.recipe, experiment.medians
-    predicted = bool(found.predicted_tokens_per_s.notna().any())
-    head = list(RESULTS.values()) + ["limit, tokens/s"] * (recipe.simulated is not None)
-    head[1:1] = ["as simulated"] * predicted
+    recipe, found = experiment.recipe, experiment.medians.copy()
+    times = [name for name, (_, form) in RESULTS.items() if form == MS]
+    shown = [name for name in RESULTS if recipe.simulated is not None or name != "limit_tokens_per_s"]
+    found[times] *= 1e3
+    head = ["where", "strategy", *(RESULTS[name][0] for name in shown)]
     rows = [
         [experiment.where(row.place) or experiment.places[row.place].text,
          f"{row.contender} {experiment.chosen(row.contender, row.variant)}".strip(),
-         number(row.tokens_per_s), *[_predicted(row)] * predicted,
-         *[_ratio(row.over_iterative), _ratio(row.over_speculative)],
-         *[milliseconds(getattr(row, name)) for name in _TIMES], number(row.acceptance_length), number(row.row_cost),
-         "-" if pd.isna(row.largest_rank_gb) else f"{row.largest_rank_gb:.2f} GB", str(row.trials),
-         *[number(row.limit_tokens_per_s)] * (recipe.simulated is not None)]
+         *(number(getattr(row, name), RESULTS[name][1]) for name in shown)]
         for row in found.itertuples()
     ]  # fmt: skip
-    head = ["where", "strategy", *head]
+    if found.predicted_tokens_per_s.notna().any():
+        for cells, said in zip([head, *rows], ["as simulated", *map(_predicted, found.itertuples())], strict=True):
+            cells.insert(3, said)
     known = row_cost(experiment)
     title = f"{recipe.title} ({recipe.fidelity}" + f"; a further row costs {known}" * bool(known) + ")"
     return Table(head, rows, range(2, len(head)), title)
@@ -72,9 +74,6 @@ def row_cost(experiment: Experiment) -> str:
     known = experiment.valid.row_cost.dropna()
     ends = dict.fromkeys(f"{value:.2f}" for value in (known.min(), known.max())) if len(known) else ()
     return " to ".join(ends)
-
-
-_TIMES = ("itl_mean_s", "itl_p50_s", "itl_p95_s", "itl_p99_s", "ttft_s", "ttft_decode_s")
 
 
 def notes(experiment: Experiment) -> Iterator[Block]:
@@ -153,15 +152,3 @@ def _predicted(row: Any) -> str:
     if pd.isna(row.predicted_tokens_per_s):
         return "-"
     return f"{row.predicted_tokens_per_s:.2f} ({row.predicted_tokens_per_s / row.tokens_per_s - 1:+.0%})"
-
-
-def _ratio(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.2f}x"
-
-
-def number(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.2f}"
-
-
-def milliseconds(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value * 1e3:.0f} ms"
