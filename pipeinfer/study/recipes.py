@@ -238,11 +238,6 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
         """The authors' programs are contenders."""
         return any(one.program and one.program not in PEER_PROGRAMS for one in self.strategies.values())
 
-    @property
-    def timeline(self) -> bool:
-        """Timelines are to be kept."""
-        return self.draws("timeline")
-
     def draws(self, kind: str) -> bool:
         """Whether one of the figures is of that kind."""
         return any(figure.kind == kind for figure in self.figures)
@@ -474,7 +469,7 @@ def _simulated_points(recipe: Recipe, sweep: Simulated) -> Iterator[Point]:
         for (name, contender, options), seed in product(_meant(_variants(recipe), drafts), sweep.seeds):
             fields = {**place, "strategy": contender.of or name, "options": options, "seed": seed, **contender.setting}
             setting = convert(fields, Setting, f"{recipe.source}: strategies.{name}.setting")
-            yield Point(name, SimCell(cluster, pair, setting, recipe.timeline))
+            yield Point(name, SimCell(cluster, pair, setting, recipe.draws("timeline")))
 
 
 def _in_real_time(point: Point, emulation: Emulation) -> Point:

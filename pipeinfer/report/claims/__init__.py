@@ -11,6 +11,8 @@ and says so. C10, lossless, is judged by real runs alone.
 
 from collections.abc import Mapping
 
+from msgspec.structs import astuple
+
 from pipeinfer.report.claims.finding import Bearing, Claim, Evidence, Finding, Judge
 from pipeinfer.report.claims.latency import latency, utilisation
 from pipeinfer.report.claims.lossless import lossless
@@ -56,9 +58,6 @@ def _judged(name: str, published: Published, experiments: Mapping[str, Experimen
     figure, evidence = found.figure, found.evidence
     if alone:
         figure = figure.replace("simulated", "emulated")
-        evidence = [Evidence(*(words.replace("simulated", "emulated") for words in one)) for one in _pairs(evidence)]
+        said = [[words.replace("simulated", "emulated") for words in astuple(line)] for line in evidence]
+        evidence = [Evidence(*line) for line in said]
     return Claim(name, published.claim, text, figure, found.verdict, found.condition, evidence)
-
-
-def _pairs(evidence: list[Evidence]) -> list[tuple[str, str]]:
-    return [(line.what, line.found) for line in evidence]
