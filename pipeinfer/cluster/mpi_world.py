@@ -72,7 +72,7 @@ def settle(launcher: str | None, transport: str | None, nodes: int | None) -> tu
     if _is_world(transport):
         there = join_world()
         return transport or "mpi", nodes or there
-    return transport or "tcp", nodes or NODES
+    return transport or "tls", nodes or NODES
 
 
 def _is_world(transport: str | None) -> bool:

@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     layers: str | None = None
     draft_layers: str | None = None
     profile: str | None = None
-    transport: str = "tcp"
+    transport: str = "tls"
     bandwidth_bps: float = float("inf")
     latency_s: float = 0.0
     links: tuple[LinkLimit, ...] = ()

@@ -130,7 +130,7 @@ class ClusterOptions(WorkerOptions):
     nodes: Annotated[int | None, option(PIPELINE, "Ranks, the draft's included; default: 4, or MPI's.")] = None
     layers: Annotated[str | None, option(PIPELINE, "Layers per rank, / before the draft's: 4,4/1; or auto.")] = None
     profile: Annotated[Path | None, path_option(PIPELINE, "Split as this cluster was calibrated.")] = None
-    transport: Annotated[str | None, option(PIPELINE, "tcp, inproc, mpi; default: mpi under mpirun, or tcp.")] = None
+    transport: Annotated[str | None, option(PIPELINE, "tls, tcp, inproc, mpi; default: tls; with mpirun, mpi.")] = None
     launcher: Annotated[str | None, option(PIPELINE, "mpi: start the ranks here by mpiexec.")] = None
     bandwidth: Annotated[str | None, option(PIPELINE, "Limit every link, like 1Gbit.")] = None
     latency: Annotated[str | None, option(PIPELINE, "Delay every link, like 0.2ms.")] = None

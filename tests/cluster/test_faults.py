@@ -178,8 +178,8 @@ class Strangers:
         self.context.term()
 
 
-def test_strangers_are_refused_and_the_generation_goes_on() -> None:
-    plan = Plan(backend="emulated", backend_options=EMULATED, stages=2)
+def test_strangers_are_refused_over_tcp_and_the_generation_goes_on() -> None:
+    plan = Plan(backend="emulated", backend_options=EMULATED, stages=2, transport="tcp")
     with Cluster(plan) as cluster:
         expected = cluster.generate([1, 2], open_strategy("pipeinfer", {}), max_tokens=60).token_ids
         strangers = Strangers(cluster)
