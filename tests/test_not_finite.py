@@ -10,12 +10,14 @@ from safetensors.numpy import load_file, save_file
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
+from pipeinfer.core.messages import KvSeqCp, KvSeqRm, Sampling
+from pipeinfer.engine.backend import Batch, chain
 from pipeinfer.errors import LaunchError
-from pipeinfer.plugins import open_strategy
+from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.cells import run_live
 from pipeinfer.study.recipes import Live, LiveCell
+from pipeinfer.testing.backends import never
 from pipeinfer.testing.models import write_llama
 
 PROMPT = [40, 41, 42, 43]
@@ -112,6 +114,28 @@ def test_a_wrong_guess_that_is_not_finite_is_a_wrong_guess(
     assert trial.token_ids == expected
     if strategy == "speculative":  # the others may be faster than their draft
         assert sum(run.drafted for run in trial.runs) > len(expected)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_wrong_guess_whose_computation_is_stopped_leaves_nothing(wild: tuple[str, str], backend: str) -> None:
+    """Not in a cell between others either, which they multiply by 0."""
+    pytest.importorskip(backend)
+    stage = open_backend(backend, {}).load(wild[0], (0, 2), cells=16, sequences=4)
+
+    def fork(*tokens: int) -> Batch:
+        """Each behind the text, in a sequence of its own."""
+        for sequence in range(1, len(tokens) + 1):
+            stage.apply(KvSeqCp(0, sequence, 0, 3))
+        return Batch(tokens, [3] * len(tokens), [(sequence,) for sequence in range(1, len(tokens) + 1)], len(tokens))
+
+    stage.forward(chain([1, 2, 3], 0, 1), None, never)
+    expected = stage.forward(fork(4, 5, 6), None, never)
+    for sequence in (1, 2):
+        stage.apply(KvSeqRm(sequence, 0, -1))
+    looks = iter([False])
+    assert stage.forward(fork(4, UNTRAINED), None, lambda: next(looks, True)) is None
+    came = stage.forward(fork(4), None, never)
+    np.testing.assert_allclose(came[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["iterative", "speculative", "pipeinfer"])

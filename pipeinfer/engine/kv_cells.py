@@ -79,13 +79,16 @@ class Cells:
 
         What a row may not see is multiplied by 0, which does not help where it is NaN: so where a result is not finite
         the rows of a run that may be guesses are computed again one by one. `wipe` sets cells to 0, first all of theirs
-        and then those of the rows that are to blame, and whatever sees these is NaN.
+        and then those of the rows that are to blame, and whatever sees these is NaN. It does so as well where a run was
+        stopped, and nobody will know what it left in its cells.
         """
 
         def run_apart(taken: Taken) -> Hidden | None:
             result = run(batch, hidden, taken)
             if result is not None and batch.outputs == len(batch.tokens) and not is_finite(result):
-                return self._one_by_one(batch, hidden, taken, run, wipe)
+                result = self._one_by_one(batch, hidden, taken, run, wipe)
+            if result is None:
+                wipe(taken)
             return result
 
         result = self.compute(batch, run_apart)
