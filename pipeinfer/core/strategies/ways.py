@@ -58,7 +58,8 @@ def every_way(forecast: Forecast) -> dict[Way, float]:
 
 class Experience:
     """What ways really took. Of plain decoding that is the seconds of a token, while no draft takes time from the
-    target; of all others, by how much they exceed their forecast.
+    target; of all others, by how much they exceed their forecast. While the target decodes plainly its times get
+    shorter, which promises nothing to ways in which many compute at once.
 
     Before it is known that is as much as where draft and target take turns; and where ranks share cores, as much more
     as there are `ranks_per_core`, if many compute at once.
@@ -68,6 +69,7 @@ class Experience:
         self._ranks_per_core = ranks_per_core
         self._ratios: dict[str, float] = {}
         self._plain_s = 0.0
+        self._at_once: dict[Way, float] = {}
 
     def seconds(self, forecast: Forecast, used: Way) -> dict[Way, float]:
         """Of every way per token. What was learned about others than the way in use fades."""
@@ -79,6 +81,11 @@ class Experience:
                 self._ratios[kind] += (1 - KEPT) * (self._unknown(kind) - ratio)
         ratios = {kind: self._ratio(kind) for kind in ("plain", "synchronous", *AT_ONCE)}
         ways = {way: seconds * ratios[way.kind] for way, seconds in every_way(forecast).items()}
+        if used == PLAIN:  # of others nothing is learned meanwhile
+            for way, before in self._at_once.items():
+                self._at_once[way] = ways[way] = max(ways[way], before + (1 - KEPT) * (ways[way] - before))
+        else:
+            self._at_once = {way: seconds for way, seconds in ways.items() if way.kind in AT_ONCE}
         ways[PLAIN] = self._plain_s or UNTRIED * plain_s
         return ways
 

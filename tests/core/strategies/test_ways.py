@@ -40,6 +40,16 @@ def test_what_one_row_takes_beside_a_draft_says_little_about_plain_decoding() ->
     assert experience.seconds(forecast(1, seconds=2.0), ROUND)[PLAIN] == pytest.approx(1 + (1 - KEPT))
 
 
+def test_what_the_target_takes_alone_promises_nothing_to_ways_with_a_draft_beside_it() -> None:
+    experience, runs = Experience(1.0), Way("runs", 1)
+    beside = experience.seconds(forecast(1, seconds=2.0), runs)[runs]
+    alone = every_way(forecast(1))[runs]
+    ways = experience.seconds(forecast(1), PLAIN)
+    assert ways[runs] == pytest.approx(beside + (1 - KEPT) * (alone - beside))
+    assert ways[ROUND] == every_way(forecast(1))[ROUND]
+    assert experience.seconds(forecast(1), runs)[runs] == alone
+
+
 def test_on_shared_cores_what_computes_at_once_takes_longer_until_it_is_known() -> None:
     experience, alone = Experience(2.0), every_way(forecast(1))
     experience.learn(ROUND, 3.0, expected=2.0, tokens=10)
