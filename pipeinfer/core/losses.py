@@ -33,7 +33,8 @@ def cancellation(in_flight: Iterable[Run], lost: dict[Run, list[int]], now: floa
     for run in in_flight:
         rows = lost.get(run)
         if rows and run.live:
-            _prune(run, rows, pruned)
+            run.pruned = run.pruned.union(rows)
+            pruned.append((run.id, tuple(sorted(rows))))
         elif rows:
             _give_up(run, rows, now, runs, pruned)
     return CancelRun(tuple(runs), tuple(pruned)) if runs or pruned else None
@@ -52,7 +53,7 @@ def abandonment(abandoned: Iterable[Run], now: float) -> CancelRun | None:
 def _give_up(run: Run, rows: list[int], now: float, runs: list[int], pruned: list[tuple[int, tuple[int, ...]]]) -> None:
     """Nothing is left of a run: it is cancelled, unless runs of other requests travel with it that go on."""
     run.cancel_sent_at = now
-    if all(one.cancel_sent_at is not None for one in run.together):
+    if len(run.together) == 1 or all(one.cancel_sent_at is not None for one in run.together):
         runs.append(run.id)
     else:
         _prune(run, rows, pruned)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pipeinfer.core.errors import PeerError
 from pipeinfer.core.messages import Decode, KvOp, Logits, RunKind
-from pipeinfer.core.tree import Node, Run
+from pipeinfer.core.tree import Run
 
 
 class RunRows(NamedTuple):
@@ -17,22 +17,18 @@ class RunRows(NamedTuple):
 
 def assemble(rows: Sequence[RunRows], kv: tuple[KvOp, ...]) -> Decode:
     """The message that carries these runs, one of each request, in this order."""
-    if len(rows) > 1:
+    (run, sequences), nodes = rows[0], rows[0].run.nodes
+    kind, outputs = run.kind, run.outputs
+    requests: tuple[int, ...] = (run.request,)
+    if len(rows) > 1:  # Most travel alone, and it is done for every run.
         _put_together([one.run for one in rows])
-    nodes = [node for one in rows for node in one.run.nodes]
-    requests = [one.run.request for one in rows]
-    if len(rows) > 1:
-        requests = [one.run.request for one in rows for _ in one.run.nodes]
-    return Decode(
-        rows[0].run.id,
-        max([one.run.kind for one in rows]),
-        tuple([node.token for node in nodes]),
-        tuple([node.position for node in nodes]),
-        tuple([tags for one in rows for tags in one.sequences]),
-        sum([one.run.outputs for one in rows]),
-        kv,
-        requests=tuple(requests),
-    )
+        nodes = [node for one in rows for node in one.run.nodes]
+        kind = max([one.run.kind for one in rows])
+        sequences = tuple([tags for one in rows for tags in one.sequences])
+        outputs = sum([one.run.outputs for one in rows])
+        requests = tuple([one.run.request for one in rows for _ in one.run.nodes])
+    tokens, positions = tuple([node.token for node in nodes]), tuple([node.position for node in nodes])
+    return Decode(run.id, kind, tokens, positions, sequences, outputs, kv, requests=requests)
 
 
 def _put_together(runs: Sequence[Run]) -> None:
@@ -58,13 +54,15 @@ def returned(runs: Sequence[Run], message: Logits, now: float) -> None:
 
 def goes_on(runs: Sequence[Run]) -> bool:
     """They are not given up as a whole."""
-    return any(run.cancel_sent_at is None for run in runs)
+    return runs[0].cancel_sent_at is None or (len(runs) > 1 and any(run.cancel_sent_at is None for run in runs))
 
 
 def judge(runs: Sequence[Run], message: Logits) -> None:
     """Note what the target said after each output row that was computed."""
-    nodes: list[Node] = runs[0].nodes if len(runs) == 1 else [node for run in runs for node in run.nodes]
-    first = len(nodes) - sum([run.outputs for run in runs])
+    nodes, count = runs[0].nodes, runs[0].outputs
+    if len(runs) > 1:
+        nodes, count = [node for run in runs for node in run.nodes], sum([run.outputs for run in runs])
+    first = len(nodes) - count
     outputs = [nodes[row] for row in message.kept] if message.kept else nodes[first:]
     if len(outputs) != len(message.ids):
         raise PeerError(f"run {message.run} came back with {len(message.ids)} ids, expected {len(outputs)}")
