@@ -47,12 +47,12 @@ class Sender(Machine):
 
     def fits(self, generation: Generation, nodes: Sequence[Node]) -> bool:
         """A speculative run of these nodes has sequence ids and cells, and every request keeps what its text needs."""
-        rows = len(nodes)
+        rows, free = len(nodes), self.ledger.free
         reserve = generation.strategy.reserve(generation, rows)
         # Where all texts would fit anew, what they still need need not be added up.
-        if len(self._live) > 1 and self.ledger.free - rows - reserve < self._longest_texts:
+        if len(self._live) > 1 and free - rows - reserve < self._longest_texts:
             reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
-        if self.ledger.free - rows >= reserve and rows <= len(self.room.free):
+        if free - rows >= reserve and rows <= len(self.room.free):
             return True
         return self.room.make(_leaves(nodes), rows + reserve)
 

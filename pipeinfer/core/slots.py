@@ -92,7 +92,7 @@ def seconds_of(seconds: Mapping[int, float], rows: int) -> float:
     known = sorted(seconds)
     if len(known) < 2:
         return seconds[known[0]] if known else 0.0
-    after = min(max(1, sum(some < rows for some in known)), len(known) - 1)
+    after = min(max(1, sum([some < rows for some in known])), len(known) - 1)
     left, right = known[after - 1], known[after]
     slope = max(0.0, (seconds[right] - seconds[left]) / (right - left))
     return max(0.0, seconds[left] + slope * (rows - left))
@@ -101,7 +101,7 @@ def seconds_of(seconds: Mapping[int, float], rows: int) -> float:
 def _slowest_s(measured: Measured) -> dict[int, float]:
     found = {rows: max(times.seconds) for rows, times in measured.rows.items()}
     if measured.prompt:
-        found.setdefault(measured.prompt[0][0], max(seconds for _, seconds in measured.prompt))
+        found.setdefault(measured.prompt[0][0], max([seconds for _, seconds in measured.prompt]))
     return no_slower_than_wider(found)
 
 
