@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,12 +21,21 @@ MOST_WARNINGS = 64
 F32, F16 = 0, 1
 """ggml's numbers of the plain types."""
 
-_errors: list[str] = []
-_warnings: list[str] = []
-_all_lines: list[list[str]] = []
-"""Lists that take every line at present, of whatever level."""
 _kept_alive: list[Any] = []
 """Callbacks that the native library holds pointers to."""
+
+
+class Said(threading.local):
+    """What llama.cpp has logged on this thread: ranks may be threads, and each asks after its own model."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.taken: list[list[str]] = []
+        """Lists that take every line at present, of whatever level."""
+
+
+_said = Said()
 
 
 @cache
@@ -57,40 +67,40 @@ def close_null_files() -> None:
 
 def listen(level: int, text: bytes, _: object) -> None:
     """Keep errors and warnings, a line each; llama.cpp logs a page for every model."""
-    for lines in _all_lines:
+    for lines in _said.taken:
         lines.append(text.decode(errors="replace"))
-    if level == WARNING_LEVEL and len(_warnings) < MOST_WARNINGS:
-        _warnings.append(one_line(text.decode(errors="replace")))
+    if level == WARNING_LEVEL and len(_said.warnings) < MOST_WARNINGS:
+        _said.warnings.append(one_line(text.decode(errors="replace")))
     if level >= ERROR_LEVEL and text.strip(b".\n "):
-        _errors.append(one_line(text.decode(errors="replace")))
+        _said.errors.append(one_line(text.decode(errors="replace")))
 
 
 def forget_errors() -> None:
     """To be called before what `first_error` or `warnings` is asked about."""
-    _errors.clear()
-    _warnings.clear()
+    _said.errors.clear()
+    _said.warnings.clear()
 
 
 def first_error() -> str:
-    """The first error that llama.cpp has logged, in one line: those that follow say where it was noticed."""
-    return _errors[0] if _errors else "nothing more"
+    """The first error that llama.cpp has logged on this thread, in one line: later ones say where it was noticed."""
+    return _said.errors[0] if _said.errors else "nothing more"
 
 
 def warnings() -> list[str]:
     """What llama.cpp has warned of, without the name of its function, frames of asterisks and repetitions."""
-    said = [re.sub(r"^\w+:\s*", "", line) for line in _warnings]
+    said = [re.sub(r"^\w+:\s*", "", line) for line in _said.warnings]
     return list(dict.fromkeys(line for line in said if re.search(r"\w", line)))
 
 
 @contextmanager
 def everything_said() -> Iterator[list[str]]:
-    """The lines that llama.cpp logs meanwhile, of all levels."""
+    """The lines that llama.cpp logs on this thread meanwhile, of all levels."""
     lines: list[str] = []
-    _all_lines.append(lines)
+    _said.taken.append(lines)
     try:
         yield lines
     finally:
-        _all_lines.remove(lines)
+        _said.taken.remove(lines)
 
 
 @cache

@@ -26,6 +26,8 @@ from pipeinfer.engine.backend import BadModel
 from pipeinfer.testing import write_llama
 from pipeinfer_llamacpp import LlamaCppBackend, hidden, native
 from pipeinfer_llamacpp.gguf_file import GgufFile
+from pipeinfer_llamacpp.library import everything_said, first_error, forget_errors
+from pipeinfer_llamacpp.model import LoadedModel
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,21 @@ def test_a_split_changes_no_bit(tmp_path, model, kind):
         assert expected.std() > 0.1
         np.testing.assert_array_equal(run(split, batch), expected)
     close(whole, split)
+
+
+def test_what_llama_cpp_says_is_heard_by_the_thread_that_asked_it(tmp_path):
+    """Ranks may be threads that load their models at the same time, and each reads which layers its own has windows in
+    and what is wrong with its own file."""
+    path, broken = write_gguf(tmp_path / "model.gguf"), tmp_path / "broken.gguf"
+    broken.write_bytes(path.read_bytes()[:-4096])
+    forget_errors()
+    with ThreadPoolExecutor(1) as other, everything_said() as lines:
+        other.submit(LoadedModel, path).result().close()
+        with pytest.raises(BadModel, match="broken"):
+            other.submit(LoadedModel, broken).result()
+        assert (lines, first_error()) == ([], "nothing more")
+        LoadedModel(path).close()
+        assert lines
 
 
 @pytest.mark.parametrize("form", [{"tied": True}, {"per_layer": True}, {"layers": 1}, {"layers": 7}], ids=str)
