@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count as count_up
 from pathlib import Path
 
 from pipeinfer.errors import LaunchError
@@ -17,22 +18,29 @@ PERIOD_US = 100_000
 EMPTY_S = 10.0
 """How long a group is waited for that still holds a process which has ended."""
 
+NODE = "pipeinfer-"
+"""How the names of nodes begin."""
+
+_numbers = count_up()
+
 
 @contextmanager
 def limited_nodes(count: int, cores: float, root: Path = Path("/")) -> Iterator[list[Path]]:
     """That many groups of at most `cores`, into which to `move` processes. Who is left in one goes back to this
     process's group. Raises LaunchError where they cannot be made."""
     own = _own_group(root)
+    # This process may be on such a node itself: others are beside it, and have none of its cores.
+    parent = next(group for group in (own.parent_of_limited, *own.parent_of_limited.parents) if not _is_node(group))
     made: list[Path] = []
     try:
-        for number in range(count):
-            made.append(own.parent_of_limited / f"pipeinfer-{os.getpid()}-{number}")
+        for _ in range(count):
+            made.append(parent / f"{NODE}{os.getpid()}-{next(_numbers)}")
             made[-1].mkdir()
             _limit(made[-1], cores, unified=own.unified)
     except OSError as problem:
         _remove(made, own.folder)
         raise LaunchError(f"nodes of {cores:g} cores are control groups, and none can be made in"
-                          f" {own.parent_of_limited} ({problem.strerror}): it takes Linux and a user who may, such as"
+                          f" {parent} ({problem.strerror}): it takes Linux and a user who may, such as"
                           " root on the host itself") from problem  # fmt: skip
     try:
         yield made
@@ -43,6 +51,10 @@ def limited_nodes(count: int, cores: float, root: Path = Path("/")) -> Iterator[
 def move(process: int, group: Path) -> None:
     """Put a process with all its threads into a group. Raises OSError."""
     (group / "cgroup.procs").write_text(str(process))
+
+
+def _is_node(group: Path) -> bool:
+    return group.name.startswith(NODE)
 
 
 def _own_group(root: Path) -> ProcessorGroup:

@@ -49,6 +49,19 @@ def test_who_is_left_on_a_node_goes_back() -> None:
 
 
 @here
+def test_nodes_that_are_made_from_a_node_are_beside_it() -> None:
+    """llama.cpp's are made while this process is on one of ours: in that they would share its cores."""
+    with limited_nodes(1, CORES) as outer:
+        move(os.getpid(), outer[0])
+        with limited_nodes(2, 4 * CORES) as inner:
+            assert {node.parent for node in inner} == {outer[0].parent}
+            assert len({*inner, *outer}) == 3
+            process = subprocess.Popen([sys.executable, "-c", USABLE], stdin=-1, stdout=-1, text=True)
+            move(process.pid, inner[0])
+            assert float(process.communicate("\n")[0]) == 4 * CORES
+
+
+@here
 def test_who_comes_and_goes_while_the_nodes_are_removed_is_no_hindrance() -> None:
     parents = [subprocess.Popen(["sh", "-c", "while :; do /bin/true; done"]) for _ in range(4)]
     try:
