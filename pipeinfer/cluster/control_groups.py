@@ -12,8 +12,9 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.files import system_text
 from pipeinfer.runtime.processor_quota import ProcessorGroup, processor_groups
 
-PERIOD_US = 100_000
-"""In each of which a group's processes have their share, by the kernel's own default."""
+PERIOD_US, LEAST_QUOTA_US = 10_000, 1_000
+"""In each period a group's processes have their share. The kernel's own default is ten times as long: a rank that
+computes for some milliseconds and then waits for others would be as fast on such a node as on a whole core."""
 
 EMPTY_S = 10.0
 """How long a group is waited for that still holds a process which has ended."""
@@ -66,11 +67,12 @@ def _own_group(root: Path) -> ProcessorGroup:
 
 
 def _limit(group: Path, cores: float, *, unified: bool) -> None:
-    quota = round(cores * PERIOD_US)
+    quota = max(LEAST_QUOTA_US, round(cores * PERIOD_US))
+    period = round(quota / cores)
     if unified:
-        (group / "cpu.max").write_text(f"{quota} {PERIOD_US}")
+        (group / "cpu.max").write_text(f"{quota} {period}")
     else:
-        (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+        (group / "cpu.cfs_period_us").write_text(str(period))
         (group / "cpu.cfs_quota_us").write_text(str(quota))
 
 
