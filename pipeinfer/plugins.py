@@ -73,7 +73,7 @@ def open_strategy(name: str, options: dict[str, Any]) -> Any:
 
 
 def open_drafting(name: str, options: dict[str, Any]) -> Any:
-    """A draft policy (`pipeinfer.core.drafter.DraftPolicy`) with its options. Raises ValueError on a wrong one."""
+    """A draft policy (`pipeinfer.core.draft.DraftPolicy`) with its options. Raises ValueError on a wrong one."""
     return _construct(DRAFTING, name, options)
 
 

@@ -2,7 +2,7 @@
 
 A strategy is a pair. `Strategy` says which run comes next and how far to draft; a plug-in of `pipeinfer.strategies`. It
 sees the request's text and tree, what is in flight and what each stage took (`Generation`), and is asked after every
-event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.core.drafter.DraftPolicy`).
+event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.core.draft.DraftPolicy`).
 """
 
 from collections import deque

@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeinfer.core.drafter import Drafter, DraftPolicy
+from pipeinfer.core.draft import DraftPolicy
+from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling

@@ -11,7 +11,8 @@ from itertools import cycle
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
 
-from pipeinfer.core.drafter import Drafter, DraftPolicy
+from pipeinfer.core.draft import DraftPolicy
+from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import (
     Abort,
     Apply,

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeinfer.core.drafter import FEED_ROWS, RETRY_S, Drafter, DraftPolicy
+from pipeinfer.core.draft import FEED_ROWS, DraftPolicy
+from pipeinfer.core.drafter import RETRY_S, Drafter
 from pipeinfer.core.drafting.beam import Beam
 from pipeinfer.core.drafting.chain import Chain
 from pipeinfer.core.drafting.frontier import Frontier

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from toy_cluster import ToyCluster
 from toy_model import ToyLanguage
 
-from pipeinfer.core.drafter import DraftPolicy
+from pipeinfer.core.draft import DraftPolicy
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.text_drafter import TextPolicy

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeinfer.core import theory
-from pipeinfer.core.drafter import DraftPolicy
+from pipeinfer.core.draft import DraftPolicy
 from pipeinfer.core.drafting.outcomes import Outcomes
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape, Strategy

@@ -2,7 +2,7 @@
 
 from heapq import nlargest
 
-from pipeinfer.core.drafter import Draft, DraftPolicy
+from pipeinfer.core.draft import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.tree import Node, log_of
 

@@ -1,6 +1,6 @@
 """One branch: after each token the draft's best, while it is confident enough."""
 
-from pipeinfer.core.drafter import Draft, DraftPolicy
+from pipeinfer.core.draft import Draft, DraftPolicy
 
 
 class Chain(DraftPolicy):

@@ -3,7 +3,7 @@
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from pipeinfer.core.drafter import Draft, DraftPolicy
+from pipeinfer.core.draft import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.tree import Node, log_of
 

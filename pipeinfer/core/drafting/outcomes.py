@@ -3,7 +3,7 @@
 Source: speculative speculative decoding (arXiv 2603.03251).
 """
 
-from pipeinfer.core.drafter import Draft, DraftPolicy
+from pipeinfer.core.draft import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
 from pipeinfer.core.tree import Node

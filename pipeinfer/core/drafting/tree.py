@@ -1,6 +1,6 @@
 """Several branches, as in the artifact: a branch splits where another candidate is likely as well."""
 
-from pipeinfer.core.drafter import Draft, DraftPolicy
+from pipeinfer.core.draft import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
 
 MOST_CANDIDATES = 8
