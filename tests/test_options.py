@@ -123,6 +123,7 @@ def test_paths_are_from_the_file_on(file: Path) -> None:
         ("nodes = 0", "cluster.toml: nodes = 0: expected 1 or more"),
         ("layers = ", "cluster.toml: not TOML"),
         ("key = 'k'", "--workers"),
+        ("key = '~nobody-here/k'", "expected a home folder for ~nobody-here/k"),
         ("cpu_share = 7.0", "cpu_share = 7.0: expected 0.01 to 1"),
     ],
 )

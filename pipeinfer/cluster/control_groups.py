@@ -2,6 +2,7 @@
 for a while and removed again. It takes a user who may make them, such as root; groups of both versions do."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +20,8 @@ computes for some milliseconds and then waits for others would be as fast on suc
 EMPTY_S = 10.0
 """How long a group is waited for that still holds a process which has ended."""
 
-NODE = "pipeinfer-"
-"""How the names of nodes begin."""
+NODE = re.compile(r"pipeinfer-\d+-\d+")
+"""The names of nodes, which a service's own group, say pipeinfer-serve.service, has not."""
 
 _numbers = count_up()
 
@@ -35,7 +36,7 @@ def limited_nodes(count: int, cores: float, root: Path = Path("/")) -> Iterator[
     made: list[Path] = []
     try:
         for _ in range(count):
-            made.append(parent / f"{NODE}{os.getpid()}-{next(_numbers)}")
+            made.append(parent / f"pipeinfer-{os.getpid()}-{next(_numbers)}")
             made[-1].mkdir()
             _limit(made[-1], cores, unified=own.unified)
     except OSError as problem:
@@ -55,7 +56,7 @@ def move(process: int, group: Path) -> None:
 
 
 def _is_node(group: Path) -> bool:
-    return group.name.startswith(NODE)
+    return NODE.fullmatch(group.name) is not None
 
 
 def _own_group(root: Path) -> ProcessorGroup:

@@ -8,6 +8,7 @@ import msgspec
 from pipeinfer.cluster.mpi_world import settle
 from pipeinfer.cluster.plan import AUTO, Plan
 from pipeinfer.core.prompt import parse_chunk
+from pipeinfer.engine.model_cache import expanded
 from pipeinfer.modelling.profile import read_profile
 from pipeinfer.runtime.transports import scheme_of
 from pipeinfer.units import bandwidth_bps, seconds
@@ -132,12 +133,13 @@ def calibrated_draft(profile: str) -> str:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """What a cluster file says: the fields of `ClusterFile` by name. Paths of the key and the profile are from the
-    file's own folder on. Raises WorkloadError on what is no such file, with a suggestion for a key that is unknown."""
+    file's own folder on. Raises WorkloadError on what is no such file, with a suggestion for a key that is unknown;
+    BadModel where a path is in a home folder that there is not."""
     found = load(path, ClusterFile)
     given = {name: getattr(found, name) for name in load(path, dict[str, Any])}
     for name in ("key", "profile"):
         if given.get(name):
-            given[name] = str(path.parent / Path(given[name]).expanduser())
+            given[name] = str(path.parent / expanded(given[name]))
     return given
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from pipeinfer.assets import asset
+from pipeinfer.engine import model_cache
 from pipeinfer.modelling.acceptance import Acceptance, acceptance
 from pipeinfer.modelling.simulate import Accounting, Setting
 from pipeinfer.prompt_sets import expanded
@@ -319,7 +320,8 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of that name, or in a file of the user's own, which ends in .toml. Raises WorkloadError."""
+    """The recipe of that name, or in a file of the user's own, which ends in .toml. Raises WorkloadError or
+    BadModel."""
     path = _recipe_file(name)
     recipe = load(path, Recipe)
     if [recipe.simulated, recipe.live, recipe.checked].count(None) != 2:
@@ -340,7 +342,7 @@ def _recipe_file(name: str) -> Path:
         return asset("reproduce") / f"{name}.toml"
     if not name.endswith(".toml"):
         raise WorkloadError(f'no recipe "{name}"{suggest(name, known)}, or FILE.toml for one of your own')
-    path = Path(name).expanduser().resolve()
+    path = model_cache.expanded(name).resolve()
     if path.stem in known and not _is_ours(path):
         raise WorkloadError(f'{name}: there is a recipe "{path.stem}" already: give the file another name')
     return path

@@ -95,6 +95,12 @@ def test_of_version_2_the_nearest_group_that_gives_the_controller_has_them(tmp_p
     assert group.parent_of_limited == tmp_path / "sys/fs/cgroup/a"
 
 
+def test_a_group_of_somebody_who_is_called_alike_is_no_node(tmp_path: Path) -> None:
+    told(tmp_path, "1:cpu:/pipeinfer-serve\n")
+    with pytest.raises(LaunchError, match=r"can be made in .*/pipeinfer-serve "), limited_nodes(1, CORES, tmp_path):
+        pass
+
+
 def told(root: Path, groups: str) -> None:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from pipeinfer.assets import asset
 from pipeinfer.commands.reproduce import reproduce
+from pipeinfer.engine.backend import BadModel
 from pipeinfer.report.captions import slowness
 from pipeinfer.report.claims import Claim, judge
 from pipeinfer.report.experiment import Experiment
@@ -173,6 +174,8 @@ def test_a_recipe_of_ones_own_is_told_what_is_wrong(tmp_path: Path) -> None:
         read_recipe(str(tmp_path / "speed.toml"))
     with pytest.raises(WorkloadError, match=r"missing\.toml"):
         read_recipe(str(tmp_path / "missing.toml"))
+    with pytest.raises(BadModel, match=r"expected a home folder for ~nobody-here/mine\.toml"):
+        read_recipe("~nobody-here/mine.toml")
     own = tmp_path / "mine.toml"
     own.write_text((asset("reproduce") / "phases.toml").read_text().replace("title =", "tittle ="))
     with pytest.raises(WorkloadError, match=r"mine\.toml.*tittle"):
