@@ -18,6 +18,9 @@ ELSEWHERE = (
 )  # fmt: skip
 """Commands that need a cluster, a network, a server or minutes; each is run by a test or a job of its own."""
 
+WIDEST = 122
+"""Characters of a line of prose."""
+
 LOOKS_AT_THE_MACHINE = "pipeinfer doctor"
 """It starts every engine, and finds and leaves the same on whatever page it stands: the first that has it runs it."""
 
@@ -64,3 +67,11 @@ def test_every_local_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_prose_is_no_wider_than_code() -> None:
+    """But for tables, pictures and blocks of code, which cannot be broken."""
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        wide = [line for line in prose.splitlines() if len(line) > WIDEST and not line.startswith(("|", "!"))]
+        assert not wide, f"{page.name}: {wide[0]}"
