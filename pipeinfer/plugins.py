@@ -47,6 +47,13 @@ def names(group: str) -> list[str]:
 
 def load(group: str, name: str) -> Any:
     """The object behind a plug-in's name. Raises UnknownPlugin or BrokenPlugin."""
+    return _found(group, name, tuple(sys.path))
+
+
+@cache
+def _found(group: str, name: str, _path: tuple[str, ...]) -> Any:
+    """Looked up once while what is installed is looked for in the same places: a rank asks six times as it starts, and
+    a sweep opens thousands."""
     points = list(entry_points(group=group, name=name))
     if not points:
         raise UnknownPlugin(_not_installed(group, name))
@@ -87,7 +94,7 @@ def installed() -> list[Plugin]:
 
 
 def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
-    factory = _factory(group, name, tuple(sys.path))
+    factory = load(group, name)
     who = f'{_kind(group)} "{name}"'
     signature = inspect.signature(factory, eval_str=True)
     known = signature.parameters
@@ -102,12 +109,6 @@ def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
     except TypeError as problem:
         raise ValueError(f"{who}: {problem}") from None
     return factory(**options)  # where a TypeError is a fault of its own, and shows where it is
-
-
-@cache
-def _factory(group: str, name: str, _path: tuple[str, ...]) -> Any:
-    """Looked up once while what is installed is looked for in the same places: a sweep opens thousands."""
-    return load(group, name)
 
 
 def _check_type(who: str, option: str, value: Any, expected: Any) -> None:

@@ -1,5 +1,6 @@
 """Plug-in lookup, on distributions that exist only in a temporary folder."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_an_unknown_name_gets_the_nearest_and_the_list(install: Install) -> None
 
 def test_without_any_metadata_the_checkout_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "entry_points", lambda **_: ())
+    monkeypatch.setattr("sys.path", [*sys.path, "/somewhere/else"])  # what was found so far is not looked for again
     with pytest.raises(UnknownPlugin, match=r"`pip install -e \.`"):
         plugins.load(TRANSPORTS, "tcp")
 
