@@ -11,6 +11,9 @@ from pipeinfer.runtime.transports import HEAD, facing, hosting_of, open_member, 
 AGAIN_S = 5.0
 """How long a worker may be busy with another session, or take to come out of it, before a head gives up."""
 
+ANSWER_S = 10.0
+"""How long the address of a worker may take connections and say nothing: none computes that waits for a head."""
+
 
 class Workers(UnmonitoredRanks):
     """Ranks that run already, at the given addresses."""
@@ -24,7 +27,7 @@ class Workers(UnmonitoredRanks):
             raise LaunchError(f'a transport "{scheme}" has no workers: its ranks are not reached by addresses')
         if key is None and takes_keys(scheme):
             raise LaunchError("workers need their key file: give --key (pipeinfer worker --new-key FILE makes one)")
-        self.transport = open_member(own, HEAD, keys=key and Path(key), again_s=AGAIN_S)
+        self.transport = open_member(own, HEAD, keys=key and Path(key), again_s=AGAIN_S, answer_s=ANSWER_S)
         self._stopped = StoppedProcesses()
 
     def hung(self) -> tuple[int, str] | None:

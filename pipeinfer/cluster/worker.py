@@ -15,9 +15,9 @@ from pipeinfer.runtime.live import Stray, run_rank
 from pipeinfer.runtime.transports import ANY_RANK, HEAD, PeerLost, TransportError, open_member
 
 
-def serve(listen: str, rank: int | None, key: Path | None, *, once: bool) -> int:
+def serve(listen: str, rank: int | None, key: Path | None, *, once: bool, pulse: bool = True) -> int:
     """Listen at `listen` as `rank` (None: as each head says) and serve one session after another (`once`: just one).
-    Exit code.
+    Exit code. `pulse`: over a transport that would wait for a stopped process, others feel that this one runs.
 
     Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session was not ended by its
     head. Each session has an endpoint of its own at the same address: a stream that broke is never taken up again.
@@ -27,7 +27,7 @@ def serve(listen: str, rank: int | None, key: Path | None, *, once: bool) -> int
     gc.disable()  # It is run between trials, where it is not measured.
     came = False
     while not (once and came):
-        transport = open_member(listen, ANY_RANK if rank is None else rank, keys=key)
+        transport = open_member(listen, ANY_RANK if rank is None else rank, keys=key, pulse=pulse)
         listen = transport.address
         print(f"listening {listen}", flush=True)
         try:
@@ -67,7 +67,7 @@ def main() -> int:
     arguments = parser.parse_args()
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
-        return serve(arguments.listen, arguments.rank, arguments.key, once=True)
+        return serve(arguments.listen, arguments.rank, arguments.key, once=True, pulse=False)  # The head sees it.
     except TransportError as problem:
         print(problem, file=sys.stderr)
         return 2

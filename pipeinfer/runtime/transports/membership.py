@@ -33,10 +33,11 @@ class Standing(Enum):
 
 class Peer:
     """One rank. Message numbers count from 0 in each direction; `fate` says in one line why it is not here, and
-    `unheard` is what was sent before its first word, where that may have to be sent again."""
+    `unheard` is what was sent before its first word, where that may have to be sent again. `still_at`: when it is lost
+    unless its pulse is felt before; no time where none was ever felt."""
 
     __slots__ = ("address", "again_until", "answered", "bound", "deadline", "fate", "hung_up", "rank", "received",
-                 "sent", "standing", "traffic", "unheard")  # fmt: skip
+                 "sent", "standing", "still_at", "traffic", "unheard")  # fmt: skip
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -48,6 +49,7 @@ class Peer:
         self.bound = False
         self.deadline = math.inf
         self.again_until = math.inf
+        self.still_at = math.inf
         self.unheard: list[tuple[bytes, bytes]] = []
         self.sent = 0
         self.received = 0
@@ -56,14 +58,15 @@ class Peer:
 
 class Roster:
     """All peers of rank `rank`. Times are seconds on one monotonic clock. `again_s`: for how long a peer is tried again
-    that refused us, or closed its end, before its first word."""
+    that refused us, or closed its end, before its first word; `still_s`: for how long a pulse may not be felt."""
 
-    def __init__(self, rank: int, silence_s: float, again_s: float = 0.0) -> None:
+    def __init__(self, rank: int, silence_s: float, again_s: float = 0.0, still_s: float = math.inf) -> None:
         self.rank = rank
         self.peers: dict[int, Peer] = {}
         self.ended: deque[Peer] = deque()
         self._silence_s = silence_s
         self._again_s = again_s
+        self._still_s = still_s
         self._connections: dict[int, Peer | None] = {}
 
     def peer(self, rank: int) -> Peer:
@@ -112,10 +115,16 @@ class Roster:
         peer.answered = True
         peer.deadline = math.inf
 
+    def felt(self, peer: Peer, now: float) -> None:
+        """Its process runs."""
+        if peer.standing is Standing.HERE:
+            peer.still_at = now + self._still_s
+
     def link_down(self, peer: Peer, now: float) -> None:
         """Our link closed or fell silent. Before the first answer that is only an attempt that failed."""
         if peer.standing in (Standing.ENDED, Standing.LOST):
             return
+        peer.still_at = math.inf
         if not peer.answered:
             peer.hung_up = True
         elif peer in self._connections.values() or None in self._connections.values():
@@ -128,6 +137,7 @@ class Roster:
     def refused(self, peer: Peer, now: float) -> None:
         """It has another peer of our rank."""
         us = "head" if self.rank == HEAD else f"rank {self.rank}"
+        peer.still_at = math.inf
         fate = f"rank {peer.rank} at {peer.address} is busy with another session: it has a {us} already"
         if peer.standing not in (Standing.ENDED, Standing.LOST) and not self._again(peer, fate, now):
             self.end(peer, fate)
@@ -150,20 +160,23 @@ class Roster:
         if peer.standing not in (Standing.ENDED, Standing.LOST):
             peer.standing = Standing.ENDED
             peer.fate = peer.fate or fate
-            peer.deadline = math.inf
+            peer.deadline = peer.still_at = math.inf
             self.ended.append(peer)
 
     def next_deadline(self) -> float:
         """When `expire` has something to do next."""
-        return min((peer.deadline for peer in self.peers.values()), default=math.inf)
+        return min((min(peer.deadline, peer.still_at) for peer in self.peers.values()), default=math.inf)
 
     def postpone(self, seconds: float) -> None:
         """Nobody looked for so long: what came meanwhile was not seen."""
         for peer in self.peers.values():
             peer.deadline += seconds
+            peer.still_at += seconds
 
     def expire(self, now: float) -> list[Peer]:
         """End the peers whose deadline has passed. Those in the list are here again: open our link to them."""
+        for peer in (peer for peer in self.peers.values() if now >= peer.still_at):
+            self.end(peer, self._still(peer))
         due = [peer for peer in self.peers.values() if now >= peer.deadline]
         again = [peer for peer in due if peer.standing is Standing.AWAY]
         for peer in due:
@@ -181,6 +194,10 @@ class Roster:
     def _closed(self, peer: Peer) -> str:
         where = f" at {peer.address}" if peer.address else ""
         return f"rank {peer.rank}{where} is gone: it closed its end or was silent for {self._silence_s:g} s"
+
+    def _still(self, peer: Peer) -> str:
+        silence = f"rank {peer.rank} at {peer.address} gave no sign of life for {self._still_s:g} s"
+        return f"{silence}: its process is stopped, or gets no processor"
 
     def _unanswered(self, peer: Peer) -> str:
         if peer.hung_up:

@@ -5,7 +5,7 @@ There is no thread but the caller's: bytes move while it sends, receives or clos
 system call that also ends when a peer leaves. What does not fit into a socket is kept, encrypted, and leaves at the
 next `receive`. So a rank that computes without looking reads nothing and answers no handshake, and is not lost by that:
 whether a peer is there is judged by its host's kernel (`tcp_liveness`) and by its connections, which end with its
-process. A process that is stopped keeps them, and is waited for.
+process. A process that is stopped keeps them: it is found lost where a `pulse` was felt before, and waited for else.
 
 Two connections lie between two ranks, each opened by the one that sends on it, as `membership` has it.
 """
@@ -31,8 +31,9 @@ from pipeinfer.runtime.transports.keys import Keys, read_keys
 from pipeinfer.runtime.transports.linked import LinkedTransport
 from pipeinfer.runtime.transports.membership import Peer, Roster, Standing
 from pipeinfer.runtime.transports.readiness import READ, WRITE, Readiness
-from pipeinfer.runtime.transports.tls_connection import Hangup
+from pipeinfer.runtime.transports.tls_connection import BEAT, Hangup
 from pipeinfer.runtime.transports.tls_links import Link
+from pipeinfer.runtime.transports.tls_pulse import Pulse
 from pipeinfer.runtime.transports.tls_streams import REFUSED, Streams, listening
 
 LINGER_S = 1.0
@@ -46,9 +47,11 @@ class TlsTransport(LinkedTransport[Link]):
     """One endpoint. Port 0 takes a free one.
 
     `keys`: the cluster's, or the path of its key file; addresses that are not loopback require a file. Times in
-    seconds: `connect_s` until somebody takes our connection; `silence_s` for which a peer's host may owe an answer;
+    seconds: `connect_s` until somebody takes our connection; `answer_s` until he speaks, who may be computing;
+    `silence_s` for which a peer's host may owe an answer; `still_s` for which a peer may not be felt whose pulse was;
     `again_s` for which a peer is tried again that left or refused us before its first word, as one does that is still
     leaving another session; `spin_s` of busy looking before `receive` blocks (default: as `processor_quota` says).
+    `pulse`: who is connected to this endpoint feels that its process runs, by a thread that says so every second.
     Raises TransportError when the address cannot be had.
     """
 
@@ -63,18 +66,22 @@ class TlsTransport(LinkedTransport[Link]):
         keys: Keys | str | Path,
         max_payload: int = MAX_PAYLOAD,
         connect_s: float = 10.0,
+        answer_s: float = math.inf,
         silence_s: float = 2.5,
+        still_s: float = 10.0,
         again_s: float = 0.0,
         spin_s: float | None = None,
+        pulse: bool = False,
     ) -> None:
         self._keys = keys if isinstance(keys, Keys) else read_keys(keys)
         self._members = Members(self._keys)
         self._max_payload = max_payload
         self._connect_s = connect_s
+        self._answer_s = answer_s
         self._silence_s = silence_s
         self._again_s = again_s
         self._spin_s = spinning_s() if spin_s is None else spin_s
-        self._roster = Roster(rank, silence_s, again_s)
+        self._roster = Roster(rank, silence_s, again_s, still_s)
         self._links: dict[int, Link] = {}
         host, port = self._check(address)
         listener, self.address = listening(self.scheme, host, port)
@@ -91,6 +98,7 @@ class TlsTransport(LinkedTransport[Link]):
         self._due = 0.0
         """When there is something to mind besides what comes; 0 where that has to be found out."""
         self._closed = False
+        self._pulse = Pulse(self._streams.members) if pulse else None
 
     @property
     def rejected(self) -> int:
@@ -118,6 +126,8 @@ class TlsTransport(LinkedTransport[Link]):
         if self._closed:
             return
         self._closed = True
+        if self._pulse is not None:
+            self._pulse.close()
         deadline = time.monotonic() + LINGER_S
         while any(link.unsent for link in self._links.values()) and (left := deadline - time.monotonic()) > 0:
             self._attend(min(left, self._due - self._looked))
@@ -224,7 +234,7 @@ class TlsTransport(LinkedTransport[Link]):
         try:
             if link.tls is None:
                 if link.connected():
-                    link.left_s, peer.deadline = peer.deadline - self._looked, math.inf
+                    link.left_s, peer.deadline = peer.deadline - self._looked, self._looked + self._answer_s
                 return
             if events & WRITE:
                 link.tls.flush()
@@ -237,14 +247,16 @@ class TlsTransport(LinkedTransport[Link]):
     def _read_answer(self, peer: Peer, link: Link) -> bool:
         """The handshake goes on, or what else comes back. Whether the link was closed by that."""
         assert link.tls is not None
-        was_open, word = link.is_open, link.tls.word()
+        was_open, words = link.is_open, link.tls.words()
         if link.is_open and not was_open:
             self._roster.link_up(peer)
             link.send_queued()
-        if word == REFUSED:
+        if REFUSED in words:
             self._roster.refused(peer, time.monotonic())
             self._close_link(peer)
-        return word == REFUSED
+        elif BEAT in words:
+            self._roster.felt(peer, time.monotonic())
+        return REFUSED in words
 
     def _link_down(self, peer: Peer, link: Link) -> None:
         """It closed, or the other host is silent. Before the handshake's end that is only an attempt that failed."""

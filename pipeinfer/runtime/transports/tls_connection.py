@@ -3,6 +3,7 @@ takes it, what came is decrypted and cut into messages."""
 
 import socket
 import ssl
+import threading
 from collections import deque
 from typing import cast
 
@@ -19,12 +20,17 @@ SMALL = 16 * 1024
 """A message up to this size is one record and one call of the system; it is put together by a copy."""
 
 
+BEAT = b"."
+"""The word of a process that runs."""
+
+
 class Hangup(Exception):  # noqa: N818 - reads as what happened
     """The connection is over: the other end closed it, or is no member."""
 
 
 class TlsConnection:
-    """Either end of a connection, from the start of its handshake on. Raises Hangup where it is over."""
+    """Either end of a connection, from the start of its handshake on. Raises Hangup where it is over. For one thread,
+    but that another may call `beat`."""
 
     def __init__(self, connection: socket.socket, members: Members, max_payload: int, *, accepted: bool) -> None:
         self.socket = connection
@@ -32,6 +38,8 @@ class TlsConnection:
         """Whether both ends know each other to be members."""
         self.behind = False
         """Whether more had come than was taken last."""
+        self._turn = threading.RLock()
+        """OpenSSL takes one thread at a time."""
         self._members = members
         self._came = ssl.MemoryBIO()
         self._leaving = ssl.MemoryBIO()
@@ -45,15 +53,16 @@ class TlsConnection:
 
     def shake(self) -> None:
         """Go on with the handshake, as far as what has come allows."""
-        try:
-            self._tls.do_handshake()
-            self.shaken = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as problem:
-            self._hand_over()  # the alert, for an end that may want to know
-            raise Hangup(str(problem)) from problem
-        self._hand_over()
+        with self._turn:
+            try:
+                self._tls.do_handshake()
+                self.shaken = True
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as problem:
+                self._hand_over()  # the alert, for an end that may want to know
+                raise Hangup(str(problem)) from problem
+            self._hand_over()
         if self.shaken and not self._members.includes(self._tls):
             raise Hangup("a certificate that is not the cluster's")
 
@@ -71,23 +80,32 @@ class TlsConnection:
 
     def send_word(self, word: bytes) -> None:
         """Something that is no message."""
-        self._encrypt(word)
-        self.flush()
+        with self._turn:
+            self._encrypt(word)
+            self.flush()
+
+    def beat(self) -> None:
+        """Say that this process runs, unless the other end has not taken yet what was said before."""
+        with self._turn:
+            self.flush()
+            if self.shaken and not self.unsent:
+                self.send_word(BEAT)
 
     def flush(self) -> None:
         """Let the socket take what it takes. That it is broken is found by whoever reads from it."""
-        try:
-            while self.unsent:
-                piece = self.unsent[0]
-                sent = self.socket.send(piece)
-                if sent < len(piece):
-                    self.unsent[0] = memoryview(piece)[sent:]
-                    return
-                self.unsent.popleft()
-        except BlockingIOError:
-            return
-        except OSError:
-            self.unsent.clear()
+        with self._turn:
+            try:
+                while self.unsent:
+                    piece = self.unsent[0]
+                    sent = self.socket.send(piece)
+                    if sent < len(piece):
+                        self.unsent[0] = memoryview(piece)[sent:]
+                        return
+                    self.unsent.popleft()
+            except BlockingIOError:
+                return
+            except OSError:
+                self.unsent.clear()
 
     def hear(self, take: Take) -> None:
         """Give away the messages that are whole by now; not all of them where very much has come. Raises BadFrame and
@@ -98,34 +116,41 @@ class TlsConnection:
             self._came.write(self._view[:size])
             if not self.shaken:
                 self.shake()
-            while self.shaken and (self._came.pending or self._tls.pending()):
-                try:
-                    self._decrypt(take)
-                except ssl.SSLWantReadError:
-                    break
-                except ssl.SSLError as problem:
-                    raise Hangup(str(problem)) from problem
-            if self._leaving.pending:
-                self._hand_over()
+            with self._turn:
+                self._take_all(take)
             if size < PIECE:
                 return
         self.behind = True
+
+    def _take_all(self, take: Take) -> None:
+        while self.shaken and (self._came.pending or self._tls.pending()):
+            try:
+                self._decrypt(take)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLError as problem:
+                raise Hangup(str(problem)) from problem
+        if self._leaving.pending:
+            self._hand_over()
 
     def discard(self) -> None:
         """Take what has come, and forget it. Raises Hangup."""
         self._receive()
 
-    def word(self) -> bytes:
-        """What came that is no message; empty where only the handshake went on."""
+    def words(self) -> set[bytes]:
+        """What came that is no message, each word once; empty where only the handshake went on."""
         self._read()
         if not self.shaken:
             self.shake()
+        words: set[bytes] = set()
         try:
-            return self._tls.read(PIECE) if self.shaken else b""  # the first is the last
+            while self.shaken and (word := self._tls.read(PIECE)):
+                words.add(word)
         except ssl.SSLWantReadError:
-            return b""
+            pass
         except ssl.SSLError as problem:
             raise Hangup(str(problem)) from problem
+        return words
 
     def _read(self) -> int:
         size = self._receive()

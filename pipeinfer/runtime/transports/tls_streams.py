@@ -96,6 +96,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
+    def members(self) -> list[TlsConnection]:
+        """The connections of members. For any thread."""
+        tls = [stream.tls for stream in list(self._streams.values()) if not stream.refused]
+        return [each for each in tls if each is not None and each.shaken]
+
     def end_silent(self) -> None:
         """End those whose other host owes an answer for too long."""
         for stream in list(self._streams.values()):

@@ -4,6 +4,7 @@ each other:
 
     class TestAmongStrangers(KeyedTransport):
         scheme, transport, member, open = "mine", MyTransport, MyMember, MyTransport
+        notices_s = {"silence_s": 2.0, "connect_s": 2.0}
 """
 
 import os
@@ -33,18 +34,25 @@ OTHER_KEYS = Keys.generate()
 Endpoint = LinkedTransport[Any]
 Make = Callable[..., Any]
 
+COMPUTES_S = 4.0
+
 CHILD = """
-import sys
-from pipeinfer.plugins import TRANSPORTS, load
-from pipeinfer.runtime.transports.keys import read_keys
-me = load(TRANSPORTS, sys.argv[1])(sys.argv[1] + "://127.0.0.1:0", 1, keys=read_keys(sys.argv[2]))
+import sys, time
+from pathlib import Path
+from pipeinfer.runtime.transports import open_member
+me = open_member(sys.argv[1] + "://127.0.0.1:0", 1, keys=Path(sys.argv[2]), pulse=True)
 print(me.address, flush=True)
 if len(sys.argv) > 3:
     me.connect(0, sys.argv[3])
     me.send(0, b"hello")
 while True:
-    me.receive(60)
-"""
+    envelope = me.receive(60)
+    if envelope is not None and envelope.header == b"compute":
+        end = time.monotonic() + COMPUTES_S
+        while time.monotonic() < end:
+            pass
+        me.send(0, b"computed")
+""".replace("COMPUTES_S", str(COMPUTES_S))
 
 FAULTS = {
     "message 0 where 1 was due": framing.first_frame(5, 0, b"replayed", 0),
@@ -80,6 +88,9 @@ class KeyedTransport:
     `member` one that connects to it."""
 
     scheme: str
+    notices_s: dict[str, float]
+    """The options that say how soon a peer is found lost whose process is stopped, and how soon one that was stopped
+    before it answered."""
     transport: Callable[..., Any]
     open: Callable[..., Any]
     member: Callable[..., Member]
@@ -199,6 +210,30 @@ class KeyedTransport:
         with child(self.scheme, make, tmp_path, mute, silence_s=600) as (here, pid):  # which is not what tells
             os.kill(pid, signal.SIGKILL)
             assert expect_lost(here) == 1
+
+    @pytest.mark.parametrize(("mute", "stuck_bytes"), [(False, 0), (True, 0), (True, 20_000_000)])
+    def test_a_stopped_peer_is_lost_soon(self, make: Make, tmp_path: Path, mute: bool, stuck_bytes: int) -> None:
+        with child(self.scheme, make, tmp_path, mute, **self.notices_s) as (here, pid):
+            assert here.receive(1.5) is None
+            os.kill(pid, signal.SIGSTOP)
+            here.send(1, b"unheard", bytes(stuck_bytes))
+            with pytest.raises(PeerLost, match=r"rank 1 at .* for 2 s"):
+                here.receive(PATIENCE_S)
+
+    def test_a_peer_that_is_stopped_when_others_connect_is_lost_soon(self, make: Make, tmp_path: Path) -> None:
+        with child(self.scheme, make, tmp_path, mute=True) as (first, pid):
+            os.kill(pid, signal.SIGSTOP)
+            here = make(2, keys=first._keys, **self.notices_s)
+            here.connect(1, first._roster.peers[1].address)
+            here.send(1, b"hello")
+            with pytest.raises(PeerLost, match=r"rank 1 at .* never answered"):
+                here.receive(PATIENCE_S)
+
+    def test_a_peer_that_computes_for_long_is_not_taken_for_a_stopped_one(self, make: Make, tmp_path: Path) -> None:
+        with child(self.scheme, make, tmp_path, **self.notices_s) as (here, _):
+            here.send(1, b"compute")
+            assert here.receive(COMPUTES_S - 1) is None
+            assert expect(here).header == b"computed"
 
     def test_a_peer_that_computes_without_receiving_is_not_lost(self, make: Make) -> None:
         a, b = make(0, silence_s=0.5), make(1, silence_s=0.5)

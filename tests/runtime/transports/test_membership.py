@@ -119,6 +119,33 @@ def test_attempts_that_fail_before_the_first_answer_are_tried_until_the_deadline
     assert "same key file" in hostile.fate
 
 
+def test_a_peer_whose_pulse_was_felt_is_lost_when_it_is_still_for_long() -> None:
+    roster = Roster(rank=-1, silence_s=2.5, still_s=10.0)
+    felt, never = linked(roster, 0), linked(roster, 1)
+    roster.felt(felt, now=1.0)
+    roster.felt(felt, now=2.0)
+    roster.postpone(3.0)
+    assert roster.next_deadline() == 15.0
+    roster.expire(now=14.9)
+    assert not roster.ended
+    roster.expire(now=15.0)
+    assert list(roster.ended) == [felt]
+    assert "no sign of life for 10 s" in felt.fate
+    assert roster.next_deadline() == float("inf")
+    assert never.standing is Standing.HERE
+
+
+def test_the_pulse_of_who_hangs_up_is_not_waited_for() -> None:
+    roster = Roster(rank=-1, silence_s=2.5, again_s=5.0, still_s=10.0)
+    left, refused = linked(roster, 0), linked(roster, 1)
+    for peer in (left, refused):
+        roster.felt(peer, now=1.0)
+    roster.link_down(left, now=2.0)
+    roster.refused(refused, now=2.0)
+    assert {peer.still_at for peer in (left, refused)} == {float("inf")}
+    assert {peer.standing for peer in (left, refused)} == {Standing.AWAY}
+
+
 @pytest.fixture
 def patient() -> Roster:
     """Tries a peer again for 5 s."""
