@@ -127,11 +127,7 @@ class Cluster(Contact):
 
     @property
     def rank_names(self) -> dict[int, str]:
-        names = {HEAD: "head"}
-        names |= {s.rank: f"rank {s.rank}: {s.role} layers {s.layers[0]}-{s.layers[1] - 1}" for s in self._setups}
-        if len(self.models.draft_split) == 1 and self._setups:
-            names[self.models.drafter] = f"rank {self.models.drafter}: draft"
-        return names
+        return {HEAD: "head"} | {setup.rank: setup.name for setup in self._setups}
 
     def generate(
         self,

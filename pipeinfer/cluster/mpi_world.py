@@ -9,13 +9,16 @@ import signal
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeinfer.cluster.garbage_collection import look_at_trials_alone
 from pipeinfer.cluster.python_process import python_command, python_environment
 from pipeinfer.cluster.ranks import UnmonitoredRanks
+from pipeinfer.cluster.watched_rank import watched_rank
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, BrokenPlugin, load
+from pipeinfer.runtime.control import Setup
 from pipeinfer.runtime.live import run_rank
 from pipeinfer.runtime.transports import HEAD, PeerLost, Transport, TransportError, hosting_of, open_transport
 
@@ -115,17 +118,26 @@ def join_world() -> int:
 
     Raises BrokenPlugin, TransportError or LaunchError, in process 0 only: one line is enough.
     """
-    try:
-        world = _world()
-    except (BrokenPlugin, TransportError, LaunchError):
-        _let_the_first_say()
-        raise
-    if world.rank > 0:
-        _serve(world)
+    number, _ = place()
+    if number > 0:
+        with watched_rank(f"process {number} of the MPI world") as rank:
+            _serve(_joined(), rank.is_to_be)
+        sys.exit(0)
+    world = _joined()
+    if world.rank > 0:  # Its launcher has told it nothing.
+        _serve(world, lambda _: None)
         sys.exit(0)
     if world.size == 1:
         raise LaunchError("an MPI world of one process has no ranks: start it by `mpirun -n 5`, or give --launcher mpi")
     return world.size + HEAD
+
+
+def _joined() -> "MpiProcess":
+    try:
+        return _world()
+    except (BrokenPlugin, TransportError, LaunchError):
+        _let_the_first_say()
+        raise
 
 
 def find_mpiexec() -> str:
@@ -155,7 +167,7 @@ class MpiProcesses(UnmonitoredRanks):
         self.addresses = [f"mpi://{rank - HEAD}" for rank in range(count)]
 
 
-def _serve(world: "MpiProcess") -> None:
+def _serve(world: "MpiProcess", told: Callable[[Setup], None]) -> None:
     """One session after another, each told by the head who this rank is; the head also reports what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -164,7 +176,7 @@ def _serve(world: "MpiProcess") -> None:
     while 0 not in world.left:
         transport = open_transport("mpi://", world.rank + HEAD)
         try:
-            run_rank(transport, loaded=look_at_trials_alone)
+            run_rank(transport, told=told, loaded=look_at_trials_alone)
         except (PeerLost, LaunchError):
             continue  # The head has ended the session, or knows why it cannot begin, or leaves.
         finally:

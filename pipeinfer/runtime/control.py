@@ -58,6 +58,13 @@ class Setup(Message, frozen=True):
     exact: bool = False
     hidden_size: int = 0
 
+    @property
+    def name(self) -> str:
+        """What the rank is, for people."""
+        first, end = self.layers
+        alone = self.role == "draft" and self.stages == 1
+        return f"rank {self.rank}: draft" if alone else f"rank {self.rank}: {self.role} layers {first}-{end - 1}"
+
 
 class Ready(Message, frozen=True):
     """A rank has loaded its share and waits. `clock_s` is its monotonic clock, to align timelines across hosts;

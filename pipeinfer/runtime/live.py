@@ -59,11 +59,15 @@ def _name(rank: int) -> str:
 
 
 def run_rank(
-    transport: Transport, patience_s: float = float("inf"), loaded: Callable[[], None] = lambda: None
+    transport: Transport,
+    patience_s: float = float("inf"),
+    *,
+    told: Callable[[Setup], None] = lambda _: None,
+    loaded: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run one rank for one session: inspection and measurements if the head asks for them, set-up, loading, serving.
-    An endpoint of any rank becomes the one that the head says. False if nobody came in time. `loaded`
-    is called when the model is there.
+    An endpoint of any rank becomes the one that the head says. False if nobody came in time. `told` is
+    called when the head has said what the rank is, `loaded` when the model is there.
 
     What goes wrong is told to the head as a Failure, and raised: LaunchError for what the user can put right, PeerLost
     when the head or a neighbour is gone, Stray when nothing has begun.
@@ -88,6 +92,7 @@ def run_rank(
             else:
                 setup = first
             if setup is not None:
+                told(setup)
                 transport = shaped(transport, setup.bandwidth_bps, setup.latency_s, setup.links)
                 _session(transport, setup, loaded)
     except PeerLost as lost:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,17 +138,44 @@ def test_what_the_user_can_put_right_is_one_line(mpiexec: str, options: list[str
     assert done.stdout == ""
 
 
-def test_a_rank_that_cannot_go_on_is_named_by_the_head(mpiexec: str, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(BREAKS_AFTER_A_WHILE)
+def breaking(mpiexec: str, tmp_path: Path, fault: str) -> subprocess.CompletedProcess[str]:
+    """A generation in a world, whose rank 1 comes to a fault after a while."""
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_AFTER_A_WHILE % fault)
     environment = f"PYTHONPATH={tmp_path}"
-    done = run(
-        "env", environment, mpiexec, "-n", "4", *PIPEINFER, "generate", "--tokens", "50", "--strategy", "iterative"
-    )
-    assert done.returncode == 1
-    assert "lost rank 1: target layers" in done.stderr
-    assert "the memory is on fire" in done.stderr
+    options = ["--tokens", "50", "--strategy", "iterative"]
+    done = run("env", environment, mpiexec, "-n", "4", *PIPEINFER, "generate", *options)
+    assert done.returncode not in (0, 2)
     assert done.stdout.strip() != ""
     wait_until_gone(pids(done.stderr))
+    return done
+
+
+def lost_ranks(errors: str) -> list[str]:
+    """What is said of them."""
+    return [line for line in errors.splitlines() if line.startswith("error: lost ")]
+
+
+def test_a_rank_that_cannot_go_on_is_named_by_the_head(mpiexec: str, tmp_path: Path) -> None:
+    done = breaking(mpiexec, tmp_path, 'raise RuntimeError("the memory is on fire")')
+    assert done.returncode == 1
+    (line,) = lost_ranks(done.stderr)
+    assert "lost rank 1: target layers" in line
+    assert "the memory is on fire" in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("os.abort()", "killed by SIGABRT (usually an engine found a fault of its own and stopped)"),
+        ("os._exit(3)", "ended with exit code 3"),
+    ],
+)
+def test_a_rank_that_ends_without_a_word_is_named_with_how_it_ended(
+    mpiexec: str, tmp_path: Path, fault: str, how: str
+) -> None:
+    done = breaking(mpiexec, tmp_path, fault)
+    name = re.findall(r"^rank 1: target layers .* \(pid \d+\)$", done.stderr, re.MULTILINE)[0]
+    assert lost_ranks(done.stderr) == [f"error: lost {name}: {how}"]
 
 
 BREAKS_AFTER_A_WHILE = """
@@ -158,14 +186,14 @@ if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "2":
     def break_down(self, work):
         runs.append(work)
         if len(runs) == 10:
-            raise RuntimeError("the memory is on fire")
+            %s
         compute(self, work)
     live.StageWorker._compute = break_down
 """
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_world_and_leaves_the_text_so_far(mpiexec: str, tmp_path: Path, rank: int) -> None:
+def test_a_killed_rank_ends_the_world_is_named_and_leaves_the_text(mpiexec: str, tmp_path: Path, rank: int) -> None:
     log = tmp_path / "log"
     options = ["--backend", "emulated", "--tokens", "2000", "--log", str(log)]
     command = [mpiexec, "-n", "3", *PIPEINFER, "generate", *options]
@@ -178,13 +206,33 @@ def test_a_killed_rank_ends_the_world_and_leaves_the_text_so_far(mpiexec: str, t
             assert world.poll() is None
             time.sleep(0.02)
         os.kill(pids(layout)[rank], signal.SIGKILL)
-        text, _ = world.communicate(timeout=END_S)
+        text, errors = world.communicate(timeout=END_S)
     assert world.returncode not in (0, 2)
+    (line,) = lost_ranks(errors)
+    assert line.startswith(f"error: lost {layout.splitlines()[rank]}: killed by SIGKILL ")
     assert re.match(r" \d+ \d+ ", text)
     wait_until_gone(pids(layout))
 
 
-def test_a_killed_rank_of_a_server_ends_it_and_it_has_said_which_process_is_which_rank(mpiexec: str) -> None:
+def test_ranks_whose_parents_are_killed_end_with_them(mpiexec: str) -> None:
+    command = [mpiexec, "-n", "3", *PIPEINFER, "generate", "--backend", "emulated", "--tokens", "2000"]
+    with subprocess.Popen(
+        command, env={**OVERSUBSCRIBE, **os.environ}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as world:
+        assert world.stderr is not None
+        layout = "".join([world.stderr.readline() for _ in range(2)])
+        os.kill(parent_of(pids(layout)[1]), signal.SIGKILL)
+        _, errors = world.communicate(timeout=END_S)
+    assert world.returncode not in (0, 2)
+    assert lost_ranks(errors) == []
+    wait_until_gone(pids(layout))
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_killed_rank_of_a_server_ends_it_and_is_named(mpiexec: str) -> None:
     pytest.importorskip("uvicorn", reason="serving needs pipeinfer[serve]")
     options = ["--backend", "emulated", "--backend-option", "layer_s=0.004", "--strategy", "iterative", "--port", "0"]
     command = [mpiexec, "-n", "3", *PIPEINFER, "serve", *options]
@@ -203,8 +251,10 @@ def test_a_killed_rank_of_a_server_ends_it_and_it_has_said_which_process_is_whic
             os.kill(pids(layout)[1], signal.SIGKILL)
             with pytest.raises((IncompleteRead, ConnectionError)):
                 stream.read()
-        world.communicate(timeout=END_S)
+        _, errors = world.communicate(timeout=END_S)
     assert world.returncode not in (0, 2)
+    (line,) = lost_ranks(errors)
+    assert line.startswith(f"error: lost {layout.splitlines()[1]}: killed by SIGKILL ")
     wait_until_gone(pids(layout))
 
 
@@ -312,6 +362,7 @@ def test_only_one_of_them_says_it_and_first(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(mpi, "library", lambda: MPICH)
     monkeypatch.setattr(mpi, "open_world", lambda: SimpleNamespace(rank=0, size=1))
     monkeypatch.setattr("pipeinfer.cluster.mpi_world.time.sleep", slept.append)
+    monkeypatch.setattr("pipeinfer.cluster.mpi_world.watched_rank", lambda _: nullcontext())  # the tests' process stays
     with pytest.raises(SystemExit) as left:
         join_world()
     assert left.value.code == 2
