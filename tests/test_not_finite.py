@@ -16,7 +16,8 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.cells import run_live
-from pipeinfer.study.recipes import Live, LiveCell
+from pipeinfer.study.points import LiveCell
+from pipeinfer.study.recipes import Live
 from pipeinfer.testing.backends import never
 from pipeinfer.testing.models import write_llama
 

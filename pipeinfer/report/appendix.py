@@ -12,7 +12,8 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import figure_name
 from pipeinfer.report.page import Table
 from pipeinfer.results.records import FILE, environment
-from pipeinfer.study.recipes import PredictorCell, Recipe, cells
+from pipeinfer.study.points import PredictorCell, cells
+from pipeinfer.study.recipes import Recipe
 
 HOW_TO = """\
 pipeinfer reproduce                                   # every experiment: simulated, and the live table on this machine

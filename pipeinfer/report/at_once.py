@@ -8,7 +8,7 @@ import pandas as pd
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.page import Table, number
-from pipeinfer.report.style import legend_above, load_seaborn, looks, new_figure
+from pipeinfer.report.style import legend_above, load_seaborn, looks, new_figure, ticked
 
 HEAD = ["at once", "strategy", "tokens/s of all", "closed form", "of iterative", "tokens/s each", "first token",
         "mean gap", "p95", "acceptance length", "loads"]  # fmt: skip
@@ -66,10 +66,9 @@ def at_once(experiment: Experiment, path: Path) -> None:
     """Speed of all over the number of requests and over the speed of each; latencies over the number of requests."""
     sns = load_seaborn()
     recipe, found = experiment.recipe, by_requests(experiment)
-    what = captions.setting(experiment) if recipe.simulated else captions.real(experiment)
     caption = (
-        f"{what} All requests of a load begin at the same moment; medians over them. Of all: while all of them decode, "
-        "where they do. Numbers: requests at once."
+        f"{captions.setting(experiment)} All requests of a load begin at the same moment; medians over them. Of all: "
+        "while all of them decode, where they do. Numbers: requests at once."
     )
     caption += " Thin: closed form for runs of one token, drafts always ready." * bool(found.closed.notna().any())
     contenders = [name for name in recipe.strategies if name in set(found.contender)]
@@ -93,8 +92,7 @@ def at_once(experiment: Experiment, path: Path) -> None:
         sns.lineplot(found, x="requests", y="itl_mean_s", ax=gap, legend=False, **shared)
         for axis, label in ((total, "tokens/s of all"), (first, "time to first token (s)"),
                             (gap, "mean inter-token latency (s)")):  # fmt: skip
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(sorted(set(found.requests)), [f"{count:.0f}" for count in sorted(set(found.requests))])
+            ticked(axis, found.requests, 2)
             axis.set(xlabel="requests at once", ylabel=label, ylim=(0, None))
         pareto.set(xlabel="tokens/s of each", ylabel="tokens/s of all", xlim=(0, None), ylim=(0, None))
         legend_above(figure, total)

@@ -8,7 +8,7 @@ from pipeinfer.modelling.acceptance import is_recorded
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.axes import OPTIONS, drafts_title
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.study.recipes import Figure, Live, Recipe, Simulated
+from pipeinfer.study.recipes import Figure, Live, Recipe
 
 BAND = "band: 95 % bootstrap interval"
 
@@ -17,10 +17,11 @@ _ALONG = {"size": ("k", "draft"), "cutoff": ("cutoff",)}
 
 
 def setting(experiment: Experiment, pairs: Collection[str] = ()) -> str:
-    """The first half of a caption, of a simulated recipe; of some `pairs` where not all are drawn."""
+    """The first half of a caption: what was run on what; of some `pairs` where not all are drawn."""
     recipe = experiment.recipe
     sweep = recipe.simulated
-    assert sweep is not None
+    if sweep is None:
+        return _real(experiment)
     platforms = [platform_of(cluster, pair) for cluster in sweep.clusters for pair in pairs or sweep.pairs]
     nodes = " and ".join(dict.fromkeys(node for where in platforms for node in where.nodes))
     links = ", ".join(dict.fromkeys(where.link for where in platforms))
@@ -34,17 +35,11 @@ def setting(experiment: Experiment, pairs: Collection[str] = ()) -> str:
     drafts = "; ".join(dict.fromkeys(assumed))
     return (
         f"Fidelity: {recipe.fidelity}. {models}; nodes: {nodes}, {count}, the draft's included; {links}; "
-        f"{_prompts(sweep)} + {sweep.tokens} tokens; acceptance: {drafts}."
+        f"{', '.join(map(str, sweep.prompt_lengths))} + {sweep.tokens} tokens; acceptance: {drafts}."
     )
 
 
-def _prompts(sweep: Simulated) -> str:
-    """Lengths, like `64, 256`."""
-    return ", ".join(map(str, sweep.prompt_lengths))
-
-
-def real(experiment: Experiment) -> str:
-    """The same of what was really run."""
+def _real(experiment: Experiment) -> str:
     live, best = experiment.recipe.live, experiment.best
     assert live is not None
     models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"

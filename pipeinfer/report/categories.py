@@ -1,5 +1,6 @@
 """Real generations by the category of their prompts: what each strategy gains, and how its drafts fare."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,8 @@ def _row(category: str, contender: str, some: pd.DataFrame) -> list[str]:
 
 def histogram(some: pd.DataFrame) -> Any:
     """How many runs had 0, 1, ... accepted drafts, `LONGEST` or more in the last: int64 [LONGEST + 1]."""
-    found = np.zeros(LONGEST + 1, np.int64)
-    for counts in some.accepted.dropna():
-        for accepted, count in enumerate(counts):
-            found[min(accepted, LONGEST)] += count
-    return found
+    counts = [*map(sum, zip_longest(*some.accepted.dropna(), fillvalue=0)), *[0] * LONGEST]
+    return np.array([*counts[:LONGEST], sum(counts[LONGEST:])])
 
 
 def categories(experiment: Experiment, path: Path) -> None:
@@ -59,7 +57,7 @@ def categories(experiment: Experiment, path: Path) -> None:
     kinds = list(dict.fromkeys(rows.category))
     swept = captions.swept(experiment.recipe, Figure("categories"))
     caption = (
-        f"{captions.real(experiment)} {swept} Bars and points: median over "
+        f"{captions.setting(experiment)} {swept} Bars and points: median over "
         f"the prompts of a category, {captions.BAND}; the ratio is of each prompt's own."
     )
     shared: dict[str, Any] = {"y": "category", "order": kinds, "hue": "contender", "hue_order": contenders,

@@ -10,7 +10,8 @@ from pipeinfer.report.drawn import digest, fingerprint
 from pipeinfer.results.analysis import VALID
 from pipeinfer.results.frame import Tables
 from pipeinfer.study.places import Place
-from pipeinfer.study.recipes import Recipe, points
+from pipeinfer.study.points import points
+from pipeinfer.study.recipes import Recipe
 
 
 class Experiment:

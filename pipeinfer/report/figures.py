@@ -3,6 +3,7 @@ on what."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pipeinfer.report.style import (
     new_figure,
     panels,
     style,
+    ticked,
 )
 from pipeinfer.report.timeline import timeline
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, band
@@ -59,15 +61,11 @@ def figure_name(recipe: Recipe, figure: Figure) -> str:
 def draw(drawings: Drawings, experiment: Experiment, figure: Figure, folder: Path) -> Path:
     """Have a figure of an experiment that has trials drawn, as SVG and PNG; its path, without suffix."""
     path = folder / figure_name(experiment.recipe, figure)
-    drawings.draw(path, experiment.mark(figure), _draw, experiment, figure)
-    return path
-
-
-def _draw(experiment: Experiment, figure: Figure, path: Path) -> None:
     if figure.kind in _WHOLE:
-        _WHOLE[figure.kind](experiment, path)
+        drawings.draw(path, experiment.mark(figure), _WHOLE[figure.kind], experiment)
     else:
-        {"lines": _lines, "dots": _dots, "percentiles": _percentiles}[figure.kind](experiment, figure, path)
+        drawings.draw(path, experiment.mark(figure), _SOME[figure.kind], experiment, figure)
+    return path
 
 
 CARD_IN = 3.7
@@ -79,11 +77,8 @@ MOST_PANELS = 2
 
 def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: Path) -> None:
     """The same, small and without a caption: for a claim's card."""
-    drawings.draw(path, experiment.mark((figure, "small")), _draw_small, experiment, figure)
-
-
-def _draw_small(experiment: Experiment, figure: Figure, path: Path) -> None:
-    {"lines": _lines, "dots": _dots}[figure.kind](experiment, figure, path, small=True)
+    small = partial(_SOME[figure.kind], small=True)
+    drawings.draw(path, experiment.mark((figure, "small")), small, experiment, figure)
 
 
 def draw_texts(drawings: Drawings, experiments: Sequence[Experiment], path: Path) -> None:
@@ -114,14 +109,6 @@ def _panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dic
         for number, place in experiment.places.items()
     }
     return dict(list(rows.groupby(rows.place.map(titles), sort=False)))
-
-
-def _ticked(axis: Any, values: pd.Series, base: int | None) -> None:
-    ticks = sorted(set(values.dropna()))
-    if base is not None:
-        axis.set_xscale("log", base=base)
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
 
 
 def _shown(by_panel: dict[str, pd.DataFrame], most: int) -> dict[str, pd.DataFrame]:
@@ -169,7 +156,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
                     theory_by_panel[title], x="x", y="y", hue="contender", palette=shared["palette"],
                     estimator="median", errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
                 )  # fmt: skip
-            _ticked(axis, rows.x, x.base)
+            ticked(axis, rows.x, x.base)
             axis.set(title=title, xlabel="" if small else x.label, ylabel="" if small else y.label)
             axis.tick_params(labelbottom=True)
         if small:
@@ -284,9 +271,11 @@ def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = F
     by_panel = _panelled(experiment, figure, rows)
     order = list(dict.fromkeys(rows.row))
     palette = {name: style(name)[0] for name in dict.fromkeys(rows["style"])}
-    what = captions.setting(experiment) if recipe.simulated else captions.real(experiment)
     repeated = f"one of {captions.draws(experiment)}" if recipe.simulated else "a trial"
-    caption = f"{what} {captions.swept(recipe, figure)} Each dot is {repeated}; bar: median, {captions.BAND}."
+    caption = (
+        f"{captions.setting(experiment)} {captions.swept(recipe, figure)} Each dot is {repeated}; bar: median, "
+        f"{captions.BAND}."
+    )
     by_panel, width = (_shown(by_panel, 1), CARD_IN) if small else (by_panel, WIDTH_IN)
     height = 0.75 + min(0.36, 2.4 / len(order) ** 0.5) * len(order)
     with new_figure(path, "" if small else caption, height, width) as drawing:
@@ -326,6 +315,7 @@ def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, o
                       va="center", fontsize=7.5)  # fmt: skip
 
 
+_SOME: dict[str, Callable[..., None]] = {"lines": _lines, "dots": _dots, "percentiles": _percentiles}
 _WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
     "timeline": timeline, "league": league, "calibration": calibration, "stretches": stretches, "scatter": scatter,
     "categories": categories, "requests": at_once,

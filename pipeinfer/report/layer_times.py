@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeinfer.modelling.profile import Curve, Profile
-from pipeinfer.report.style import height_of, legend_above, load_seaborn, new_figure, panels
+from pipeinfer.report.style import height_of, legend_above, load_seaborn, new_figure, panels, ticked
 
 
 def layer_times(profile: Profile, path: Path) -> None:
@@ -27,9 +27,7 @@ def layer_times(profile: Profile, path: Path) -> None:
                 data, x="rows", y="ms", hue="context", style="context", markers=True, dashes=False, ax=axis,
                 palette="colorblind", estimator="median", errorbar=("pi", 100), legend=axis is axes[0],
             )  # fmt: skip
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(sorted(set(data.rows)), [f"{rows:g}" for rows in sorted(set(data.rows))])
-            axis.minorticks_off()
+            ticked(axis, data.rows, 2)
             axis.set(title=title, ylabel="time of a forward (ms)")
         axes[0].set_ylim(bottom=0)
         legend_above(figure, axes[0])

@@ -5,7 +5,7 @@ the same SVG, byte for byte, whatever display the user has and whatever their ma
 
 import os
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,15 @@ def panels(figure: Any, count: int, *, stacked: bool = False, **shared: Any) -> 
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return list(axes.flat[:count])
+
+
+def ticked(axis: Any, values: Iterable[float], base: int | None) -> None:
+    """Ticks of x at these values and nowhere else; with a `base` its scale is logarithmic."""
+    ticks = sorted({value for value in values if value == value})
+    if base is not None:
+        axis.set_xscale("log", base=base)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
 
 
 def height_of(count: int, row: float) -> float:

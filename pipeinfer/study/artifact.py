@@ -29,7 +29,8 @@ from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.external_program import Chunk, ProgramRun, joined, run_program
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import BUILD, PEER_PROGRAMS, Artifact, Live, ProgramCell, Recipe
+from pipeinfer.study.points import ProgramCell
+from pipeinfer.study.recipes import BUILD, PEER_PROGRAMS, Artifact, Live, Recipe
 from pipeinfer.workload import WorkloadError
 
 FOLDERS = ("", "bin", "build/bin")

@@ -17,7 +17,8 @@ from pipeinfer.results.trial import RunRecord, Trial
 from pipeinfer.runtime.spans import Span
 from pipeinfer.study.executors import local
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import Live, LiveCell, LoadCell, SimCell
+from pipeinfer.study.points import LiveCell, LoadCell, SimCell
+from pipeinfer.study.recipes import Live
 from pipeinfer.study.session import on_ranks
 from pipeinfer.workload import WorkloadError
 

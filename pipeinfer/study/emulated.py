@@ -17,7 +17,7 @@ from pipeinfer.modelling.simulate import Prepared, with_ranks
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Trace
-from pipeinfer.study.recipes import EmulatedCell
+from pipeinfer.study.points import EmulatedCell
 from pipeinfer.study.session import on_ranks
 
 ROWS = (*range(1, 17), 24, 32, 48, 64, 96, 128, 256, 512)

@@ -19,6 +19,9 @@ from pipeinfer.errors import LaunchError
 
 KINDS = ("local", "mpi", "slurm")
 
+BATCH = 64
+"""Simulated cells of a job: starting one takes as long as dozens of them."""
+
 BACKOFF_S = 0.005
 """How long processes of an MPI world sleep between two looks: a cell takes some ten times as long."""
 

@@ -11,7 +11,8 @@ from pipeinfer.modelling.sweeps import Options, further_options
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.records import Records
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.recipes import LiveCell, Point, Recipe, SimCell, points
+from pipeinfer.study.points import LiveCell, Point, SimCell, points
+from pipeinfer.study.recipes import Recipe
 
 
 def grown(recipe: Recipe, records: Records) -> Recipe:

@@ -15,7 +15,7 @@ from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record, stamped
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.spans import Span
-from pipeinfer.study.recipes import Cell, EmulatedCell, PredictorCell, SimCell
+from pipeinfer.study.points import Cell, EmulatedCell, PredictorCell, SimCell
 
 
 def record_of(

@@ -12,16 +12,15 @@ from itertools import groupby
 from pathlib import Path
 
 from pipeinfer.results.records import Record, Store, decode, encode
+from pipeinfer.study.executors import BATCH
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.recipes import EmulatedCell, Recipe, SimCell, cells
+from pipeinfer.study.points import EmulatedCell, SimCell, cells
+from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.run import records_of
 from pipeinfer.workload import WorkloadError
 
 FOLDER = "cells"
 """In the results' folder: a file per record that was not collected yet."""
-
-BATCH = 64
-"""Simulated cells of a command: starting one takes as long as dozens of them."""
 
 HEADS = {
     "shell": "#!/bin/sh\n# Run it as it is, or several lines at a time:"

@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -19,7 +19,7 @@ from pipeinfer.study.cells import in_nanoseconds, live_plan, prompt_of, sampling
 from pipeinfer.study.executors import local
 from pipeinfer.study.identity import record_of
 from pipeinfer.study.mpi_cells import needs_world
-from pipeinfer.study.recipes import LiveLoadCell, LoadCell
+from pipeinfer.study.points import LiveLoadCell, LoadCell, whole
 from pipeinfer.study.session import on_ranks
 from pipeinfer.workload import WorkloadError
 
@@ -29,25 +29,12 @@ PATIENCE_S = 600.0
 CELLS = 8192
 """As many as `pipeinfer serve` has, so that no request waits for others' to be free."""
 
-C = TypeVar("C", LoadCell, LiveLoadCell)
-
-
-def loads(cells: Iterable[C]) -> list[list[C]]:
+def loads(cells: Iterable[LoadCell]) -> list[list[LoadCell]]:
     """The cells by the load that they are requests of, in order."""
-    found: dict[bytes, list[C]] = {}
+    found: dict[bytes, list[LoadCell]] = {}
     for cell in cells:
-        found.setdefault(msgspec.json.encode(_whole(cell)[0]), []).append(cell)
+        found.setdefault(msgspec.json.encode(whole(cell)[0]), []).append(cell)
     return list(found.values())
-
-
-def _whole(cell: C) -> list[C]:
-    """Every request of the load that a cell is one of."""
-    replace, every = msgspec.structs.replace, range(cell.requests)
-    if isinstance(cell, LiveLoadCell):
-        prompts = cell.live.prompts
-        return [replace(cell, number=number, prompt=prompts[number % len(prompts)]) for number in every]
-    first = cell.setting.seed - cell.number
-    return [replace(cell, number=number, setting=replace(cell.setting, seed=first + number)) for number in every]
 
 
 # Simulated
@@ -56,7 +43,7 @@ def _whole(cell: C) -> list[C]:
 def check_loads(cells: Iterable[LoadCell]) -> None:
     """Raise WorkloadError if one of them cannot be simulated."""
     for some in loads(cells):
-        together = as_one([cell.setting for cell in _whole(some[0])])
+        together = as_one([cell.setting for cell in whole(some[0])])
         platform_of(some[0].cluster, some[0].pair).check(together)
 
 
@@ -74,7 +61,7 @@ def run_simulated_loads(cells: list[LoadCell], jobs: int | Executor) -> Iterator
 def simulated(some: list[LoadCell]) -> list[Record]:
     """Simulate the load of these cells, and record them."""
     start = time.perf_counter()
-    settings = [cell.setting for cell in _whole(some[0])]
+    settings = [cell.setting for cell in whole(some[0])]
     trials = simulate_load(platform_of(some[0].cluster, some[0].pair).prepare, settings)
     share = (time.perf_counter() - start) / len(some)
     return [record_of(cell, in_nanoseconds(trials[cell.number]), [], "", share) for cell in some]
@@ -111,11 +98,11 @@ class _Served:
     def trial(self, cluster: Any, cell: LiveLoadCell) -> Trial:
         """Of one request, whose load is served when the first of its requests is asked for. Raises RankLost for all of
         them where it failed."""
-        whole = _whole(cell)
-        if whole != self._cells:
-            self._cells, self._failed = whole, None
+        load = whole(cell)
+        if load != self._cells:
+            self._cells, self._failed = load, None
             try:
-                self._trials = serve(cluster, whole)
+                self._trials = serve(cluster, load)
             except RankLost as failed:
                 self._failed = failed
         if self._failed is not None:

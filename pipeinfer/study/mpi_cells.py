@@ -17,7 +17,7 @@ from pipeinfer.results.records import Record, decode, encode
 from pipeinfer.runtime.transports import TransportError, hosting_of
 from pipeinfer.study.cells import run_live
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import LiveCell
+from pipeinfer.study.points import LiveCell
 
 MODULE = "pipeinfer.study.mpi_cells"
 

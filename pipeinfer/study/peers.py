@@ -19,7 +19,8 @@ from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, records_of, trial_of, with_gguf
 from pipeinfer.study.external_program import ProgramRun, joined, run_program
-from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, ProgramCell, Recipe
+from pipeinfer.study.points import ProgramCell
+from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, Recipe
 from pipeinfer.workload import WorkloadError
 
 CONTEXT = 1024

@@ -7,7 +7,7 @@ from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.results import metrics
 from pipeinfer.runtime.oracle import Trace
-from pipeinfer.study.recipes import LiveCell
+from pipeinfer.study.points import LiveCell
 
 
 class Predictor(msgspec.Struct, frozen=True):

@@ -15,8 +15,8 @@ from pipeinfer.runtime.oracle import Trace
 from pipeinfer.runtime.transports import TransportError
 from pipeinfer.study.cells import live_plan, sampling_of
 from pipeinfer.study.identity import record_of
+from pipeinfer.study.points import PredictorCell
 from pipeinfer.study.predictions import Predictor, text_of
-from pipeinfer.study.recipes import PredictorCell
 
 PART_S = 0.2
 """How long each part of a model is timed. What comes of it is fitted to trials anyway."""

@@ -12,9 +12,7 @@ from pipeinfer.study.identity import config_hash
 from pipeinfer.study.loads import check_loads, check_served, run_live_loads, run_simulated_loads
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.peers import run_peers
-from pipeinfer.study.predictor import run_predictor
-from pipeinfer.study.recipes import (
-    PEER_PROGRAMS,
+from pipeinfer.study.points import (
     Cell,
     EmulatedCell,
     LiveCell,
@@ -22,12 +20,13 @@ from pipeinfer.study.recipes import (
     LoadCell,
     PredictorCell,
     ProgramCell,
-    Recipe,
     SimCell,
     cells,
     cells_of,
     simulated_twin,
 )
+from pipeinfer.study.predictor import run_predictor
+from pipeinfer.study.recipes import PEER_PROGRAMS, Recipe
 from pipeinfer.workload import WorkloadError
 
 OnProgress = Callable[[Recipe, int, int, float | None], None]

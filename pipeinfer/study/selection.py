@@ -11,20 +11,17 @@ from pipeinfer.study.artifact import with_artifact
 from pipeinfer.study.cells import check_simulated, distinct
 from pipeinfer.study.loads import check_loads
 from pipeinfer.study.peers import with_peers
+from pipeinfer.study.points import LoadCell, SimCell, cells, points
 from pipeinfer.study.recipes import (
     ARTIFACT,
     PEERS,
     Artifact,
     Checked,
     Emulation,
-    LoadCell,
     Recipe,
-    SimCell,
     Simulated,
     Site,
-    cells,
     emulated,
-    points,
     read_recipe,
     recipe_names,
 )

@@ -13,7 +13,7 @@ from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD, TransportError
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import EmulatedCell, LiveCell, LiveLoadCell
+from pipeinfer.study.points import EmulatedCell, LiveCell, LiveLoadCell
 
 C = TypeVar("C", EmulatedCell, LiveCell, LiveLoadCell)
 

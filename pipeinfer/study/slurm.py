@@ -12,9 +12,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from pipeinfer.errors import LaunchError, one_line
-
-BATCH = 64
-"""Cells of a job: what starts one costs as much as dozens of cells."""
+from pipeinfer.study.executors import BATCH
 
 LOOK_S = 30
 """The longest time between two looks at the queue."""

@@ -17,17 +17,9 @@ from pipeinfer.results.metrics import row_cost
 from pipeinfer.results.records import Record
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.places import Place
+from pipeinfer.study.points import EmulatedCell, LiveCell, PredictorCell, cells, points, predictor_of, simulated_twin
 from pipeinfer.study.predictions import Predictor, predicted_tokens_per_s
-from pipeinfer.study.recipes import (
-    EmulatedCell,
-    LiveCell,
-    PredictorCell,
-    Recipe,
-    cells,
-    points,
-    predictor_of,
-    simulated_twin,
-)
+from pipeinfer.study.recipes import Recipe
 
 
 def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:

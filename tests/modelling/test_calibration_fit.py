@@ -23,8 +23,9 @@ from pipeinfer.results import metrics
 from pipeinfer.results.records import FILE, Store
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.study.identity import config_hash
+from pipeinfer.study.points import LiveCell, PredictorCell, cells
 from pipeinfer.study.predictor import run_predictor
-from pipeinfer.study.recipes import Checked, Contender, Figure, LiveCell, PredictorCell, Recipe, Shape, cells
+from pipeinfer.study.recipes import Checked, Contender, Figure, Recipe, Shape
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 

@@ -17,7 +17,8 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, figure_name
 from pipeinfer.report.tables import results
 from pipeinfer.results.records import Store
-from pipeinfer.study.recipes import Contender, Figure, Recipe, SimCell, Simulated, points, read_recipe, recipe_names
+from pipeinfer.study.points import SimCell, points
+from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated, read_recipe, recipe_names
 from pipeinfer.study.run import run
 
 RECIPE = Recipe(

@@ -17,7 +17,8 @@ from pipeinfer.report.write import conclude, row_of_markdown
 from pipeinfer.results.records import Store
 from pipeinfer.results.trial import Trial
 from pipeinfer.study.identity import record_of
-from pipeinfer.study.recipes import Contender, Figure, LiveCell, Recipe, Simulated, cells, read_recipe
+from pipeinfer.study.points import LiveCell, cells
+from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated, read_recipe
 from pipeinfer.study.run import run
 
 RECIPE = Recipe(

@@ -25,7 +25,8 @@ from pipeinfer.study import external_program as watch_module
 from pipeinfer.study.artifact import LAST, command, find_program, run_programs, trial_of, with_artifact
 from pipeinfer.study.external_program import Chunk, ProgramRun, run_program
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
-from pipeinfer.study.recipes import Artifact, Contender, Live, LiveCell, ProgramCell, Recipe, read_recipe
+from pipeinfer.study.points import LiveCell, ProgramCell
+from pipeinfer.study.recipes import Artifact, Contender, Live, Recipe, read_recipe
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 from pipeinfer.workload import WorkloadError

@@ -21,7 +21,8 @@ from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
 from pipeinfer.runtime.transports.keys import write_keys
 from pipeinfer.study.emulated import plan
-from pipeinfer.study.recipes import EmulatedCell, Emulation
+from pipeinfer.study.points import EmulatedCell
+from pipeinfer.study.recipes import Emulation
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 

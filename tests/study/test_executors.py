@@ -18,7 +18,7 @@ from pipeinfer.cluster.mpi_world import find_mpiexec, world_environment
 from pipeinfer.errors import LaunchError
 from pipeinfer.results.records import Store
 from pipeinfer.study.executors import executor
-from pipeinfer.study.recipes import cells
+from pipeinfer.study.points import cells
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 

@@ -14,7 +14,8 @@ from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
 from pipeinfer.study import run as run_module
 from pipeinfer.study.growth import grown
-from pipeinfer.study.recipes import Contender, Live, Recipe, SimCell, Simulated, points
+from pipeinfer.study.points import SimCell, points
+from pipeinfer.study.recipes import Contender, Live, Recipe, Simulated
 from pipeinfer.study.run import run
 
 SIMULATED = Recipe(

@@ -12,7 +12,7 @@ from test_reproduce import comparable
 from pipeinfer.results.records import FILE, Store
 from pipeinfer.study import jobs
 from pipeinfer.study.jobs import BATCH, FOLDER, collect, emit, run_cells
-from pipeinfer.study.recipes import cells
+from pipeinfer.study.points import cells
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 from pipeinfer.workload import WorkloadError

@@ -15,7 +15,8 @@ from pipeinfer.report.write import conclude
 from pipeinfer.results.records import FILE, Record, Store
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.jobs import collect, run_cells
-from pipeinfer.study.recipes import Contender, Figure, Live, LoadCell, Recipe, Simulated, cells
+from pipeinfer.study.points import LoadCell, cells
+from pipeinfer.study.recipes import Contender, Figure, Live, Recipe, Simulated
 from pipeinfer.study.run import check, run
 from pipeinfer.workload import WorkloadError
 

@@ -18,6 +18,7 @@ from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.study.artifact import gguf_of
 from pipeinfer.study.peers import run_peers, servers, with_peers
+from pipeinfer.study.points import LiveCell, ProgramCell, points
 from pipeinfer.study.recipes import (
     PEER_SERVER,
     PEERS,
@@ -25,9 +26,6 @@ from pipeinfer.study.recipes import (
     PEERS_PLAIN,
     Artifact,
     Live,
-    LiveCell,
-    ProgramCell,
-    points,
     read_recipe,
     recipe_names,
 )

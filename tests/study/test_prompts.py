@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, processors
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.study.cells import prompt_of
-from pipeinfer.study.recipes import Live, LiveCell
+from pipeinfer.study.points import LiveCell
+from pipeinfer.study.recipes import Live
 from pipeinfer.testing import write_llama
 
 NAME = "date-difference"

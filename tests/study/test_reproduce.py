@@ -31,17 +31,8 @@ from pipeinfer.study.cells import live_plan
 from pipeinfer.study.growth import grown
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.jobs import emit
-from pipeinfer.study.recipes import (
-    Contender,
-    Figure,
-    Live,
-    Recipe,
-    SimCell,
-    Simulated,
-    cells,
-    read_recipe,
-    recipe_names,
-)
+from pipeinfer.study.points import SimCell, cells
+from pipeinfer.study.recipes import Contender, Figure, Live, Recipe, Simulated, read_recipe, recipe_names
 from pipeinfer.study.run import check, run
 from pipeinfer.workload import WorkloadError
 

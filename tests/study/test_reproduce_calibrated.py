@@ -13,7 +13,8 @@ from pipeinfer.results import metrics
 from pipeinfer.results.records import Store
 from pipeinfer.study.growth import grown
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.recipes import Recipe, SimCell, points
+from pipeinfer.study.points import SimCell, points
+from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.run import check, run
 from pipeinfer.study.selection import Wish, select
 from pipeinfer.workload import WorkloadError

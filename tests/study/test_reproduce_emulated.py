@@ -18,19 +18,8 @@ from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
 from pipeinfer.study.emulated import plan, waits
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.recipes import (
-    Contender,
-    EmulatedCell,
-    Emulation,
-    Figure,
-    Recipe,
-    Simulated,
-    cells,
-    emulated,
-    points,
-    read_recipe,
-    recipe_names,
-)
+from pipeinfer.study.points import EmulatedCell, cells, points
+from pipeinfer.study.recipes import Contender, Emulation, Figure, Recipe, Simulated, emulated, read_recipe, recipe_names
 from pipeinfer.study.run import run
 from pipeinfer.workload import WorkloadError
 

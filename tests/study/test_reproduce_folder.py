@@ -15,7 +15,7 @@ from processes import alive
 from test_reproduce import BESIDE, SIMULATED, comparable, reproduced
 
 from pipeinfer.results.records import FILE, Record, Store, decode
-from pipeinfer.study.recipes import cells
+from pipeinfer.study.points import cells
 
 TESTS = Path(__file__).parent
 TOTAL = len(cells(SIMULATED))

@@ -8,7 +8,8 @@ from pipeinfer import workload
 from pipeinfer.results.frame import collected
 from pipeinfer.study.identity import config_hash, record_of
 from pipeinfer.study.places import Place
-from pipeinfer.study.recipes import Emulation, Recipe, SimCell, cells, points, recipe_names
+from pipeinfer.study.points import SimCell, cells, points
+from pipeinfer.study.recipes import Emulation, Recipe, recipe_names
 from pipeinfer.study.run import check
 from pipeinfer.study.selection import Wish, select
 from pipeinfer.workload import WorkloadError

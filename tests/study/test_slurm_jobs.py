@@ -12,7 +12,8 @@ from test_reproduce import comparable
 
 from pipeinfer.results.records import Store
 from pipeinfer.study import jobs
-from pipeinfer.study.recipes import Recipe, cells
+from pipeinfer.study.points import cells
+from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 
