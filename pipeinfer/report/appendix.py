@@ -36,6 +36,17 @@ class Appendix(msgspec.Struct, frozen=True):
     environment: Table
     data: str
 
+    about_claims = "Which experiment bears on which claim, and where that is drawn (files of figures/)."
+    about_experiments = (
+        "Setup is what has to be there beside the installed package, the same for all. Minutes are those of the whole "
+        "experiment at its own fidelity, on the hardware named; beside them what its cells took here, one after "
+        "another, and its tables and figures, where they were not drawn before."
+    )
+    about_ways = (
+        "This report was made by the first line; the others are the ways there are. All of them add to the folder of "
+        "--out, run only what is not in it yet, and write the report of what was asked for."
+    )
+
 
 def appendix(
     by_name: Mapping[str, Experiment], analysis_s: Mapping[str, float], claims: Sequence[Claim]

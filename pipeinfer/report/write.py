@@ -52,6 +52,15 @@ class Section(NamedTuple):
     blocks: list[Block]
     tables_s: float = 0.0
 
+    @property
+    def plan(self) -> str:
+        """What it is for and what it takes."""
+        recipe = self.recipe
+        return (
+            f"Tests: {', '.join(recipe.claims) or 'no claim by itself'}. Expected: {recipe.expected}. "
+            f"Needs: {recipe.hardware}, about {recipe.minutes:g} min."
+        )
+
 
 class Conclusion(NamedTuple):
     """What a person wants to see at once: the verdicts, the tables of what was run in real time, and a line for each
