@@ -11,7 +11,9 @@ from pipeinfer.commands.options import OUTPUT, SIMULATION, option, path_option
 def cell(
     recipe: Annotated[str, typer.Argument(help="A recipe of reproduce/, or FILE.toml.")],
     index: Annotated[int, option(SIMULATION, "Which of its cells, counted from 0.")],
-    out: Annotated[Path, path_option(OUTPUT, "The results' folder; the record is a file in cells/ of it.")],
+    out: Annotated[
+        Path, path_option(OUTPUT, "The results' folder; the record is a file in cells/ of it.", metavar="DIR")
+    ],
     count: Annotated[int, option(SIMULATION, "How many, from that one on; default: 1.", min=1)] = 1,
     fidelity: Annotated[str | None, option(SIMULATION, "As for reproduce.")] = None,
     cluster: Annotated[str | None, option(SIMULATION, "As for reproduce.")] = None,

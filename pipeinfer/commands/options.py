@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeinfer.core.messages import Sampling
 
 TEXT, MODELS, PIPELINE, SAMPLING, OUTPUT = "Text", "Models", "Pipeline", "Sampling", "Output"
-SIMULATION, ARTIFACT = "Simulation", "The authors' programs"
+SIMULATION, ARTIFACT = "Simulation", "Others' programs"
 """The panels of `--help`."""
 
 
@@ -36,9 +36,9 @@ def user_path(text: str) -> Path:
         raise typer.BadParameter(str(problem)) from None
 
 
-def path_option(panel: str, text: str, *names: str) -> Any:
-    """The same for a file."""
-    return option(panel, text, *names, parser=user_path, metavar="FILE")
+def path_option(panel: str, text: str, *names: str, metavar: str = "FILE") -> Any:
+    """The same for a file, or a folder."""
+    return option(panel, text, *names, parser=user_path, metavar=metavar)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

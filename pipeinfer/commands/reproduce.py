@@ -40,7 +40,9 @@ SHOWN_COLUMNS = 6
 class ArtifactOptions:
     """How others' programs are run beside ours."""
 
-    artifact: Annotated[str | None, option(ARTIFACT, "Where you built them, to run them too.", metavar="DIR")] = None
+    artifact: Annotated[
+        str | None, option(ARTIFACT, "Where you built the authors', to run them too.", metavar="DIR")
+    ] = None
     artifact_mpirun: Annotated[str, option(ARTIFACT, "What starts their ranks, with its options; default: mpirun.")] = (
         "mpirun"
     )
@@ -110,9 +112,9 @@ def reproduce(
     artifact: ArtifactOptions,
     sweep: SweepOptions,
     sections: Annotated[list[str] | None, typer.Argument(help="Recipes, or FILE.toml; default: all.")] = None,
-    out: Annotated[Path, path_option(OUTPUT, "Folder of results (default: results); run again to resume.")] = Path(
-        "results"
-    ),
+    out: Annotated[
+        Path, path_option(OUTPUT, "Folder of results (default: results); run again to resume.", metavar="DIR")
+    ] = Path("results"),
     replot: Annotated[bool, option(OUTPUT, "Run nothing: draw and report what is recorded.", "--replot")] = False,
     emit: Annotated[str | None, option(OUTPUT, "Run nothing: write jobs, for shell, slurm or pbs.")] = None,
     collect: Annotated[bool, option(OUTPUT, "Run nothing: add what such jobs wrote.", "--collect")] = False,
