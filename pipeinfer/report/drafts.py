@@ -9,7 +9,7 @@ import pandas as pd
 from pipeinfer.modelling.acceptance import acceptance, is_recorded, recorded, trace_title
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import GREY, height_of, legend_above, load_seaborn, looks, new_figure, panels
-from pipeinfer.results.metrics import interval
+from pipeinfer.results.analysis import interval
 from pipeinfer.runtime.oracle import Trace
 
 MODELLED = 20_000

@@ -1,13 +1,14 @@
 """What is done with the table of trials, once, for figures, tables, claims and comparisons alike: the gate that token
 ids must pass, each contender's best variant per place, ratios draw by draw, and bands."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pipeinfer.results.divergence import divergence
-from pipeinfer.results.metrics import interval
 
 REFERENCE = "iterative"
 """The contender whose token ids every other must give."""
@@ -105,3 +106,28 @@ def band(values: Iterable[float]) -> tuple[float, float]:
     """Bootstrap interval around the median: what seaborn takes as an error bar."""
     known = [value for value in values if value == value]
     return interval(known) if known else (float("nan"),) * 2
+
+
+def interval(
+    *samples: Sequence[float], statistic: Callable[..., Any] = np.median, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile-bootstrap interval of a statistic of a sample, or of several whose values belong together one by one.
+    Percentile, because the bias-corrected kind is undefined on constant samples, which deterministic simulations give.
+    """
+    if all(len(set(sample)) < 2 for sample in samples):
+        return (float(statistic(*samples)),) * 2
+    return _interval(tuple(map(tuple, samples)), statistic, confidence)
+
+
+@cache
+def _interval(
+    samples: tuple[tuple[float, ...], ...], statistic: Callable[..., Any], confidence: float
+) -> tuple[float, float]:
+    """Kept, since tables, figures and verdicts ask for the same ones."""
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        tuple(map(np.asarray, samples)), statistic, paired=len(samples) > 1, confidence_level=confidence,
+        n_resamples=2000, method="percentile", rng=np.random.Generator(np.random.Philox(key=[0, 0xB007])),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)

@@ -6,8 +6,7 @@ beside the mean. Where a metric is not defined (one token has no gap) it is None
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -232,75 +231,38 @@ def bytes_per_token(trial: Trial) -> dict[str, float]:
     }
 
 
-def _rank_summary(rank: RankRecord, busy: float) -> dict[str, Any]:
-    return {
-        "rank": rank.rank,
-        "role": rank.role,
-        "layers": list(rank.layers),
-        "host": rank.host,
-        "busy_s": rank.busy_s,
-        "utilisation": busy,
-        "peak_memory": rank.peak_memory,
-        "cpu_share": rank.cpu_share,
-        "processor_s": rank.processor_s,
-    }
-
-
 # All of it
 
 
 def summary(trial: Trial) -> dict[str, Any]:
     """Every metric of a trial as one JSON object."""
-    busy = utilisation(trial)
+
+    def named(*found: Callable[[Trial], Any]) -> dict[str, Any]:
+        return {metric.__name__: metric(trial) for metric in found}
+
     return {
         "strategy": trial.strategy,
         "fidelity": trial.fidelity,
         "reason": trial.reason,
         "prompt_tokens": trial.prompt_tokens,
-        "prompt_chunk": prompt_chunk(trial),
+        **named(prompt_chunk),
         "token_ids": list(trial.token_ids),
-        "tokens_per_second": tokens_per_second(trial),
-        "tokens_per_second_with_prompt": tokens_per_second_with_prompt(trial),
-        "ttft_s": ttft_s(trial),
-        "ttft_decode_s": ttft_decode_s(trial),
-        "itl_s": itl_s(trial),
-        "acceptance_length": acceptance_length(trial),
-        "acceptance_rate": acceptance_rate(trial),
-        "conditional_acceptance": conditional_acceptance(trial),
-        "accepted_histogram": accepted_histogram(trial),
+        **named(tokens_per_second, tokens_per_second_with_prompt, ttft_s, ttft_decode_s, itl_s),
+        **named(acceptance_length, acceptance_rate, conditional_acceptance, accepted_histogram),
         "runs": run_counts(trial),
-        "wasted_rows": wasted_rows(trial),
+        **named(wasted_rows),
         "row_cost": row_cost([trial]),
-        "compute_saved_s": compute_saved_s(trial),
+        **named(compute_saved_s),
         "utilisation": mean_utilisation(trial),
-        "largest_memory": largest_memory(trial),
-        "total_memory": total_memory(trial),
-        "bytes_per_token": bytes_per_token(trial),
-        "processor_s_per_token": processor_s_per_token(trial),
-        "ranks": [_rank_summary(rank, busy[rank.rank]) for rank in trial.ranks],
+        **named(largest_memory, total_memory, bytes_per_token, processor_s_per_token),
+        "ranks": _ranks(trial),
     }
 
 
-def interval(
-    *samples: Sequence[float], statistic: Callable[..., Any] = np.median, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Percentile-bootstrap interval of a statistic of a sample, or of several whose values belong together one by one.
-    Percentile, because the bias-corrected kind is undefined on constant samples, which deterministic simulations give.
-    """
-    if all(len(set(sample)) < 2 for sample in samples):
-        return (float(statistic(*samples)),) * 2
-    return _interval(tuple(map(tuple, samples)), statistic, confidence)
-
-
-@cache
-def _interval(
-    samples: tuple[tuple[float, ...], ...], statistic: Callable[..., Any], confidence: float
-) -> tuple[float, float]:
-    """Kept, since tables, figures and verdicts ask for the same ones."""
-    from scipy.stats import bootstrap
-
-    found = bootstrap(
-        tuple(map(np.asarray, samples)), statistic, paired=len(samples) > 1, confidence_level=confidence,
-        n_resamples=2000, method="percentile", rng=np.random.Generator(np.random.Philox(key=[0, 0xB007])),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+def _ranks(trial: Trial) -> list[dict[str, Any]]:
+    """What is known of each but for its traffic, which is told per link."""
+    busy = utilisation(trial)
+    told = [name for name in RankRecord.__struct_fields__ if name not in ("bytes_sent", "messages_sent")]
+    return [
+        {**{name: getattr(rank, name) for name in told}, "utilisation": busy[rank.rank]} for rank in trial.ranks
+    ]

@@ -14,7 +14,7 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics
-from pipeinfer.results.metrics import interval
+from pipeinfer.results.analysis import interval
 
 STRATEGIES = ("iterative", "pipeinfer")
 TOKENS = 32

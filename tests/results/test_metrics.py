@@ -8,6 +8,7 @@ import pytest
 
 from pipeinfer.modelling.simulate import Setting, simulate_one
 from pipeinfer.results import metrics
+from pipeinfer.results.analysis import interval
 from pipeinfer.results.trial import RankRecord, RunRecord, Trial
 from pipeinfer.workload import cluster, pair
 
@@ -135,19 +136,19 @@ def test_conditional_acceptance_finds_the_rate_of_the_trace(strategy: str, optio
 
 
 def test_a_median_has_a_band_unless_there_is_nothing_to_resample() -> None:
-    low, high = metrics.interval([1.0, 2.0, 3.0, 4.0, 10.0])
+    low, high = interval([1.0, 2.0, 3.0, 4.0, 10.0])
     assert low < 3.0 < high
-    assert metrics.interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
-    assert metrics.interval([5.0]) == (5.0, 5.0)
-    assert metrics.interval([1.0, 2.0, 3.0]) == metrics.interval([1.0, 2.0, 3.0])
+    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert interval([5.0]) == (5.0, 5.0)
+    assert interval([1.0, 2.0, 3.0]) == interval([1.0, 2.0, 3.0])
 
 
 def test_values_that_belong_together_are_drawn_together() -> None:
     """A base and a head in which the same repetitions are slow: the ratio is certain though neither of them is."""
     base = [1.0, 5.0, 2.0, 9.0, 3.0, 7.0]
-    low, high = metrics.interval(base, [2 * value for value in base], statistic=_ratio_of_sums)
+    low, high = interval(base, [2 * value for value in base], statistic=_ratio_of_sums)
     assert (low, high) == (pytest.approx(2.0), pytest.approx(2.0))
-    low, high = metrics.interval(base, [2 * value for value in reversed(base)], statistic=_ratio_of_sums)
+    low, high = interval(base, [2 * value for value in reversed(base)], statistic=_ratio_of_sums)
     assert low < 1.9 < 2.1 < high
 
 

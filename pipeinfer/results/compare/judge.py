@@ -14,9 +14,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from pipeinfer.results.analysis import VALID
+from pipeinfer.results.analysis import VALID, interval
 from pipeinfer.results.compare.read import METRICS, Metric
-from pipeinfer.results.metrics import interval
 
 THRESHOLD = 0.05
 CONFIDENCE = 0.95
