@@ -10,7 +10,7 @@ from experiments import analyse
 
 from pipeinfer.core import theory
 from pipeinfer.report.at_once import by_requests
-from pipeinfer.report.captions import real
+from pipeinfer.report.captions import setting
 from pipeinfer.report.write import conclude
 from pipeinfer.results.records import FILE, Record, Store
 from pipeinfer.study.identity import config_hash
@@ -118,7 +118,8 @@ def test_requests_served_at_once_have_the_tokens_of_each_alone(tmp_path: Path) -
     texts = experiment.trials.assign(token_ids=experiment.trials.token_ids.map(tuple))
     assert set(texts.groupby("text").token_ids.nunique()) == {1}, "alone, beside others, and by any strategy"
     assert by_requests(experiment).all_tokens_per_s.notna().all()
-    assert "Loads of 1, 3 requests, with 2 prompts in turn, once each with the strategies in turn" in real(experiment)
+    said = setting(experiment)
+    assert "Loads of 1, 3 requests, with 2 prompts in turn, once each with the strategies in turn" in said
     conclusion = conclude([LIVE], store, tmp_path)
     assert not conclusion.problems
     assert conclusion.tables[0].head[2] == "tokens/s of all"
