@@ -23,7 +23,7 @@ def setting(experiment: Experiment, pairs: Collection[str] = ()) -> str:
     if sweep is None:
         return _real(experiment)
     platforms = [platform_of(cluster, pair) for cluster in sweep.clusters for pair in pairs or sweep.pairs]
-    nodes = " and ".join(dict.fromkeys(node for where in platforms for node in where.nodes))
+    nodes = _listed(list(dict.fromkeys(node for where in platforms for node in where.nodes)))
     links = ", ".join(dict.fromkeys(where.link for where in platforms))
     links += ", its bandwidth as stated" * bool(sweep.bandwidth_gbps)
     links += ", its latency as stated" * bool(sweep.latency_us)
@@ -93,8 +93,13 @@ def swept(recipe: Recipe, figure: Figure) -> str:
     names = [text for name, text in _SWEPT.items() if name in tried and name not in along]
     if not names:
         return ""
-    listed = f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]}"
+    listed = _listed(names)
     return f"{listed[0].upper()}{listed[1:]} swept, the best shown."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Like `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def repeated(experiment: Experiment) -> str:

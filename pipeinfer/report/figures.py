@@ -269,6 +269,8 @@ def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = F
         row=_rows(experiment, figure), style=experiment.best.contender.map(experiment.style_of)
     )
     by_panel = _panelled(experiment, figure, rows)
+    by_panel, width = (_shown(by_panel, 1), CARD_IN) if small else (by_panel, WIDTH_IN)
+    rows = pd.concat(by_panel.values())
     order = list(dict.fromkeys(rows.row))
     palette = {name: style(name)[0] for name in dict.fromkeys(rows["style"])}
     repeated = f"one of {captions.draws(experiment)}" if recipe.simulated else "a trial"
@@ -276,7 +278,6 @@ def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = F
         f"{captions.setting(experiment)} {captions.swept(recipe, figure)} Each dot is {repeated}; bar: median, "
         f"{captions.BAND}."
     )
-    by_panel, width = (_shown(by_panel, 1), CARD_IN) if small else (by_panel, WIDTH_IN)
     height = 0.75 + min(0.36, 2.4 / len(order) ** 0.5) * len(order)
     with new_figure(path, "" if small else caption, height, width) as drawing:
         axes = drawing.subplots(1, len(by_panel), sharex=True, sharey=True, squeeze=False)[0]

@@ -99,7 +99,7 @@ def _losses(gains: pd.DataFrame) -> list[str]:
     lost = simulated[simulated.value < 1]
     if len(simulated):
         at = f", down to {lost.value.min():.2f}x, on {_listed(lost.nodes)} nodes" if len(lost) else ""
-        found.append(f"Simulated as modelled: at {len(lost)} of {len(simulated)} points{at}.")
+        found.append(f"Simulated as modelled: at {len(lost) or 'none'} of {len(simulated)} points{at}.")
     cheap = gains[(gains.width_cost < 1) & (gains.value < 1)]
     if len(cheap):
         found.append(

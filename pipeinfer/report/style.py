@@ -62,7 +62,7 @@ def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN)
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = textwrap.wrap(caption, int(CAPTION_CHARACTERS * width / WIDTH_IN))
+    lines = textwrap.wrap(caption.replace(" %", "\N{NO-BREAK SPACE}%"), int(CAPTION_CHARACTERS * width / WIDTH_IN))
     below = 0.15 + 0.145 * len(lines) if lines else 0.0
     with matplotlib.style.context(_rc(), after_reset=True), _seeded():
         share = height / (height + below)
@@ -77,6 +77,8 @@ def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN)
         # The place of everything is found once: text is a little wider as pixels than as outlines. With a layout
         # engine of any kind each file would be drawn twice.
         above_caption.execute(figure)
+        if _break_lines(figure):
+            above_caption.execute(figure)
         figure.set_layout_engine(None)
         if caption:
             figure.savefig(path.with_suffix(".png"))
@@ -126,6 +128,30 @@ def _tell_apart(axis: Any) -> None:
         over = [other for other in shown[at + 1 :] if other.shape == own.shape and np.abs(other - own).max() < width]
         line.set_linewidth(line.get_linewidth() + WIDER * len(over))
         line.set_markersize(line.get_markersize() + 1.5 * WIDER * len(over))
+
+
+def _break_lines(figure: Any) -> bool:
+    """Titles and labels that would reach into those of the next panel, or off the sheet, get several lines; whether
+    there are some."""
+    found = False
+    for axis in figure.axes:
+        for text, across in ((axis.title, 0), (axis.xaxis.label, 0), (axis.yaxis.label, 1)):
+            middle, along = _middle(axis, across), _middle(axis, 1 - across)
+            # Those beside it along the text: their middles are the neighbours', and so is the room up to them.
+            others = [_middle(one, across) for one in figure.axes if abs(_middle(one, 1 - across) - along) < 1]
+            ends = [2 * middle, 2 * (figure.bbox.size[across] - middle)]
+            room = min([*(abs(other - middle) for other in others if abs(other - middle) > 1), *ends]) - GAP_PX
+            whole, characters = text.get_text(), len(text.get_text())
+            while text.get_window_extent().size[across] > room and characters > SHORTEST:
+                characters -= 1
+                text.set_text(textwrap.fill(whole, characters))
+                found = True
+    return found
+
+
+def _middle(axis: Any, across: int) -> float:
+    """Of its box, in pixels from the left (0) or from below (1)."""
+    return float(axis.bbox.min[across] + axis.bbox.max[across]) / 2
 
 
 def _take_literally(figure: Any) -> None:
@@ -191,6 +217,9 @@ def height_of(count: int, row: float) -> float:
     """Inches of `panels`, each `row` high."""
     return 0.4 + row * -(-count // (3 if count == 3 else min(2, count)))
 
+
+GAP_PX, SHORTEST = 8, 12
+"""Between titles of panels that are beside one another; and the fewest characters of a line of them."""
 
 LEGEND_CHARACTERS = 62
 """About what fits in one row of a legend, beside the samples."""

@@ -8,13 +8,14 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 import pytest
+from drawn_texts import looked_at
 from experiments import analyse, at
 
 from pipeinfer.report.axes import X, Y
 from pipeinfer.report.captions import swept
 from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.figures import draw, figure_name
+from pipeinfer.report.figures import draw, draw_card, figure_name
 from pipeinfer.report.tables import results
 from pipeinfer.results.records import Store
 from pipeinfer.study.points import SimCell, points
@@ -76,6 +77,17 @@ def test_a_figure_says_what_it_shows_and_is_the_same_each_time(
     text = " ".join(drawn[0].decode().split())
     assert words in text
     assert figure.kind in ("calibration", "stretches") or "Fidelity: sim. Dolphin 70B" in text
+
+
+def test_no_word_of_a_figure_lies_on_another_or_leaves_the_sheet(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with looked_at(monkeypatch) as sheet, Drawings() as drawings:
+        for figure, _ in FIGURES:
+            draw(drawings, experiment, figure, tmp_path)
+            if figure.kind in ("lines", "dots"):
+                draw_card(drawings, experiment, figure, tmp_path / f"card-{figure_name(RECIPE, figure)}")
+    assert not sheet.problems, "\n".join(sheet.problems)
 
 
 BY_OTHERS = """
