@@ -9,8 +9,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.errors import one_line
 
-FUSED = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers `fused_layers.py` computes: RMSNorm, rotary positions, grouped queries, SwiGLU."""
+FUSED = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+         "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
+"""Model types whose layers `fused_layers.py` computes: RMSNorm, rotary positions, grouped queries, SwiGLU. With the
+names of their architectures."""
 
 GENERIC = ("cohere", "cohere2", "ernie4_5", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4",
            "granite", "nemotron", "olmo", "olmo2", "olmo3", "phi", "phi3", "seed_oss", "smollm3", "stablelm",
@@ -31,8 +33,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def check(config: PreTrainedConfig, folder: Path) -> None:
-    if config.model_type not in FUSED + GENERIC:
-        raise BadModel(f"expected a model type of {', '.join(FUSED + GENERIC)} in {folder}, came {config.model_type!r},"
+    known = (*FUSED, *GENERIC)
+    if config.model_type not in known:
+        raise BadModel(f"expected a model type of {', '.join(known)} in {folder}, came {config.model_type!r},"
                        " which is not split here: choose another model or another backend")
     if getattr(config, "quantization_config", None) is not None:
         raise BadModel(f"expected plain weights in {folder}, came quantised ones: choose the unquantised model, or a"

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedConfig
 
 from pipeinfer.engine.backend import AbortCheck
 from pipeinfer_torch.attention import attend
 from pipeinfer_torch.cells import CellsView, KvCells
+from pipeinfer_torch.fused_modules import rotary_frequencies
 from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
 
@@ -34,7 +36,7 @@ class FusedLayers:
     def __init__(self, skeleton: Skeleton, first: int, stop: int, cells: KvCells) -> None:
         base = skeleton.base
         self._cells = cells
-        self._rotary = Rotary(base.rotary_emb, skeleton.dtype)
+        self._rotary = Rotary(skeleton.config, skeleton.device, skeleton.dtype)
         self._embedding = base.embed_tokens.weight if first == 0 else None
         self._layers = [FusedLayer(skeleton.layers[layer], skeleton.reach(layer)) for layer in range(first, stop)]
         self._head = OutputHead(base.norm, skeleton.model.lm_head) if stop == len(skeleton.layers) else None
@@ -62,7 +64,7 @@ class FusedLayers:
 
 
 class FusedLayer:
-    """One decoder layer; takes its weights out of transformers' module."""
+    """One decoder layer; takes its weights out of `fused_modules.Layer`."""
 
     def __init__(self, layer: Any, reach: int | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -115,12 +117,12 @@ class FusedLayer:
 
 
 class Rotary:
-    """Rotary positions by the frequencies that transformers has made for the model, whatever their scaling."""
+    """Rotary positions by the frequencies of the model, whatever their scaling."""
 
-    def __init__(self, rotary: Any, dtype: torch.dtype) -> None:
+    def __init__(self, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+        frequencies, self._scale = rotary_frequencies(config)
         # Each frequency stands for both dimensions of its plane. The minus sign lands on the first one's sine.
-        self._frequencies = torch.cat((-rotary.inv_freq, rotary.inv_freq))
-        self._scale = rotary.attention_scaling
+        self._frequencies = torch.cat((-frequencies, frequencies)).to(device)
         self._dtype = dtype
 
     def angles_of(self, positions: Tensor) -> RotaryAngles:

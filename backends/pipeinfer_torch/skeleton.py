@@ -1,7 +1,7 @@
 """A model's modules without weights: what it is made of, and what of it a stage needs.
 
-transformers builds the whole model on torch's meta device, where tensors have a shape and no memory. A stage then
-fills in its own part from the checkpoint.
+The whole model is built on torch's meta device, where tensors have a shape and no memory. A stage then fills in its own
+part from the checkpoint.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
-from pipeinfer_torch.attention import NAME
-from pipeinfer_torch.config import briefly, choose_dtype, read_config
+from pipeinfer_torch.config import FUSED, briefly, choose_dtype, read_config
+from pipeinfer_torch.fused_modules import FusedModel
 
 
 class Skeleton:
@@ -36,7 +36,7 @@ class Skeleton:
 
     @property
     def architecture(self) -> str:
-        return type(self.model).__name__
+        return FUSED.get(self.config.model_type) or type(self.model).__name__
 
     def reach(self, layer: int) -> int | None:
         """How many positions back layer `layer` sees, its own counted; None is all."""
@@ -141,13 +141,19 @@ class Skeleton:
 
 def build(config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> Any:
     """The model on the meta device, for inference. Raises BadModel."""
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    attention = NAME if kind._supports_attention_backend else "sdpa"  # Falcon's layers have attention of their own
     try:
         with torch.device("meta"):
-            return kind._from_config(config, dtype=dtype, attn_implementation=attention).eval()
+            return build_whole(config, dtype).eval()
     except Exception as error:  # modules raise what they like about sizes that do not fit
         raise BadModel(f"expected a model that transformers can build in {folder}, came {briefly(error)}") from None
+
+
+def build_whole(config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+    if config.model_type in FUSED:
+        return FusedModel(config).to(dtype)
+    from pipeinfer_torch import generic_model  # which takes as long to import as all else does
+
+    return generic_model.build(config, dtype)
 
 
 def find_layers(base: nn.Module, count: int) -> tuple[str, nn.ModuleList]:

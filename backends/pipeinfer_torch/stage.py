@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from pipeinfer.engine.kv_cells import Taken
 from pipeinfer_torch.cells import KvCells
 from pipeinfer_torch.config import FUSED
 from pipeinfer_torch.fused_layers import FusedLayers
-from pipeinfer_torch.generic import GenericLayers
 from pipeinfer_torch.memory import check_room
 from pipeinfer_torch.skeleton import Skeleton
 from pipeinfer_torch.source import find_model, find_weights
@@ -45,8 +45,7 @@ class TorchStage:
         self._like = torch.empty(0, dtype=skeleton.dtype, device=skeleton.device)
         reaches = [skeleton.reach(layer) for layer in range(first, stop)]
         self._cells = KvCells(reaches, cells, sequences, self._like)
-        kind = FusedLayers if config.model_type in FUSED else GenericLayers
-        self._layers = kind(skeleton, first, stop, self._cells)
+        self._layers = layers_of(config.model_type)(skeleton, first, stop, self._cells)
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> Hidden | None:
         check_batch(batch, hidden, hidden_size=self._hidden_size, vocabulary=self._vocabulary)
@@ -80,3 +79,12 @@ class TorchStage:
         if self._vocabulary is not None:
             return torch.tensor(batch.tokens, device=self._like.device)
         return torch.from_numpy(np.array(hidden)).to(self._like)
+
+
+def layers_of(kind: str) -> Any:
+    """The class of a stage's layers, for a model of this type."""
+    if kind in FUSED:
+        return FusedLayers
+    from pipeinfer_torch.generic import GenericLayers  # transformers' modelling code, which takes long to import
+
+    return GenericLayers

@@ -59,12 +59,14 @@ VARIANTS = {
     "llama with llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama with yarn": ("llama", {"rope_parameters": YARN}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama with another activation": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama with wide heads": ("llama", {"head_dim": 32}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral with a window": ("mistral", {"sliding_window": 5}),
     "qwen2": ("qwen2", {}),
     "qwen2 with windows": ("qwen2", {"use_sliding_window": True, **SLIDING}),
     "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3 with biases": ("qwen3", {"head_dim": 32, "attention_bias": True}),
     "falcon multi-query": ("falcon", {**FALCON, "new_decoder_architecture": False, "multi_query": True}),
     "falcon new": ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "gemma": ("gemma", {"head_dim": 16}),
@@ -330,6 +332,16 @@ def test_logits_on_cuda_are_those_of_transformers(variant, name):
 def test_importing_the_plugin_imports_no_torch():
     code = "import sys, pipeinfer_torch; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "imported"), [("llama", "False"), ("falcon new", "True")])
+def test_only_layers_of_transformers_own_import_its_modelling_code(variant, name, imported):
+    """It takes longer to import than torch does, and each rank of each start would pay for it."""
+    load_it = "TorchBackend(device='cpu').load(sys.argv[1], (0, 1), cells=8, sequences=1)"
+    loaded = "print('transformers.modeling_utils' in sys.modules)"
+    code = f"import sys; from pipeinfer_torch import TorchBackend; {load_it}; {loaded}"
+    command = [sys.executable, "-c", code, str(variant(name))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == imported
 
 
 @pytest.mark.parametrize(
