@@ -39,6 +39,11 @@ class PipelineShape(msgspec.Struct, frozen=True):
     ranks_per_core: float = 1.0
 
     @property
+    def at_once(self) -> float:
+        """How many stages can compute at the same time: where they share cores, as many as there are cores for."""
+        return self.stages / self.ranks_per_core
+
+    @property
     def limit(self) -> int:
         """The longest text, in tokens, that this pipeline can hold."""
         return min(self.context, self.cells)

@@ -9,7 +9,9 @@ of FIXED_ROWS rows. Larger chunks fill the pipeline later, smaller ones pay the 
 
     n = sqrt(P * FIXED_ROWS / (S - 1))
 
-and a chunk below FIXED_ROWS would be mostly fixed cost.
+and a chunk below FIXED_ROWS would be mostly fixed cost. Of stages that share cores no more compute at once than there
+are cores: those count for S, and where the draft takes the rest of a core it is a fraction. Chunks that cannot overlap
+only cost.
 """
 
 import math
@@ -26,13 +28,14 @@ MOST_ROWS = 512
 """No chunk is larger unless it is asked for: attention keeps a score for each row and cell."""
 
 
-def chunk_size(asked: PromptChunk, prompt: int, stages: int) -> int:
-    """Tokens per chunk for a prompt of that many tokens; with "auto" the chunks are as good as equal."""
+def chunk_size(asked: PromptChunk, prompt: int, at_once: float) -> int:
+    """Tokens per chunk for a prompt of that many tokens, where so many stages can compute at once; with "auto" the
+    chunks are as good as equal."""
     if asked == "whole":
         return prompt
     if asked != "auto":
         return asked
-    most = math.sqrt(prompt * FIXED_ROWS / (stages - 1)) if stages > 1 else MOST_ROWS
+    most = math.sqrt(prompt * FIXED_ROWS / (at_once - 1)) if at_once > 1 else MOST_ROWS
     size = min(MOST_ROWS, max(FIXED_ROWS, most))
     chunks = max(1, round(prompt / size), -(-prompt // MOST_ROWS))
     return -(-prompt // chunks)

@@ -150,7 +150,7 @@ class Scheduler(Sender):
             self.ledger.begin(sequence)
         nodes = generation.take_prompt()[shared:]
         strategy.started(generation)
-        size = chunk_size(self.pipeline.prompt_chunk, len(nodes), self.pipeline.stages)
+        size = chunk_size(self.pipeline.prompt_chunk, len(nodes), self.pipeline.at_once)
         generation.unsent.extend([nodes[start : start + size] for start in range(0, len(nodes), size)])
         self._reading.append(generation)
         self._go_on([generation])

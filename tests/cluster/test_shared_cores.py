@@ -1,0 +1,33 @@
+"""How many ranks the scheduler takes for sharing a core."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeinfer.cluster.launch import Cluster
+from pipeinfer.core.strategies.iterative import Iterative
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """This thread and those that it starts are bound to one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("threads cannot be bound to a core here")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize(
+    ("how", "ranks_per_core"),
+    [({}, 3.0), ({"cpu_share": 0.5}, 1.5), ({"node_cores": 0.25}, 1.0), ({"node_cores": 2.0}, 3.0)],
+)
+def test_ranks_on_small_nodes_or_with_a_share_of_the_time_count_as_so_much_of_one(
+    how: dict[str, Any], ranks_per_core: float
+) -> None:
+    with Cluster(stages=2, transport="inproc", **how) as cluster:
+        assert cluster.open_scheduler(lambda _: Iterative()).pipeline.ranks_per_core == ranks_per_core
