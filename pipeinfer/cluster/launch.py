@@ -211,8 +211,8 @@ class Cluster(Contact):
         return self.scheduler
 
     def _ranks_per_core(self) -> float:
-        """On the fullest host, 1 at least. Ranks that compute in a share of the time, or have less than a core, count as
-        so much of one."""
+        """On the fullest host, 1 at least. Ranks that compute in a share of the time, or have less than a core, count
+        as so much of one."""
         if self.plan.backend == "emulated":
             return 1.0  # its ranks wait and take no core
         share = min(self.plan.cpu_share, self.plan.node_cores or 1.0)
