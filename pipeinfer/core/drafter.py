@@ -2,17 +2,18 @@
 
 It never waits for a verdict. An order tells it what was committed; if its own branches agree it goes on with them, and
 otherwise it drops them and starts from the new text. Which tokens are tried is for its draft policy to say. Its cache
-is kept by a ledger of its own, like the target's. Several requests take turns, a forward at a time, and none reads what
-another has read.
+is kept by a ledger of its own, like the target's. Of several requests those that have something to feed go as one
+forward, as many as pays (`draft_forward`), the others in their turn; none reads what another has read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from pipeinfer.core.draft import Draft, DraftPolicy
-from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
+from pipeinfer.core.draft_forward import DraftTimes, Share, assemble
+from pipeinfer.core.effects import Abort, Apply, Drafted, Forward, Wake, Woken
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
@@ -24,7 +25,11 @@ RETRY_S = 1e-3
 """A stalled branch looks at its decayed cutoff again this often (seconds)."""
 
 NARROW_ROWS = 8
-"""Forwards of at most so many rows tell what drafting a token takes; longer ones read text."""
+"""Where each request in it has at most so many rows, a forward tells what drafting a token takes; more is text that is
+read, and who has so much joins nobody."""
+
+BESIDE = 64
+"""Others add at most so many rows to those of whose turn it is."""
 
 LOOK_UP_ROWS = 4
 """Where more of a text is to be read, it is looked up whether somebody has read that."""
@@ -58,15 +63,13 @@ class Drafter(Machine):
         self._turns: list[Draft] = []
         self._ended: list[Draft] = []
         self._waiting: dict[int, DraftFrom] = {}
-        self._current: Draft | None = None
-        self._computing: list[Node] | None = None
-        self._outputs: list[Node] = []
+        self._computing: list[Share] = []
+        self._times = DraftTimes()
         self._aborting = False
-        self._forward_s: list[float] = []
 
     @property
     def idle(self) -> bool:
-        return self._computing is None
+        return not self._computing
 
     def validate(self) -> None:
         self.ledger.validate()
@@ -79,6 +82,10 @@ class Drafter(Machine):
             assert len(draft.outbox) == len({node.id for node in draft.outbox})
             for node in draft.tip.subtree():
                 assert not node.fed or self.ledger.length(node.sequence) > node.position, "its sequence has its cell"
+        computing = [share.draft.number for share in self._computing]
+        assert len(computing) == len(set(computing)), "a request has one share of a forward"
+        assert all(self.drafts[share.draft.number] is share.draft for share in self._computing)
+        assert all(node.fed for share in self._computing for node in share.rows)
 
     def _take(self, event: Any) -> None:
         if isinstance(event, DraftFrom):
@@ -115,10 +122,16 @@ class Drafter(Machine):
             self._turns.remove(draft)
         else:
             draft.redirect(order)
-        computing = self._computing if self._current is draft else None
-        if computing and not self._aborting and (ended or not any(node.alive for node in computing)):
+        if any(share.draft is draft for share in self._computing) and not self._aborting and not self._wanted:
             self._aborting = True
             self._effects.append(Abort())
+
+    @property
+    def _wanted(self) -> bool:
+        """What is being computed is, for one request at least."""
+        return any(
+            share.draft not in self._ended and any(node.alive for node in share.rows) for share in self._computing
+        )
 
     def _put_off(self, order: DraftFrom) -> None:
         """Others' branches have all sequences: nothing is drafted before the request's next order."""
@@ -137,23 +150,37 @@ class Drafter(Machine):
         return msgspec.structs.replace(order, tokens=before.tokens + order.tokens, settings=settings)
 
     def _computed(self, event: Drafted) -> None:
-        if self._computing is None or self._current is None:
+        shares, self._computing = self._computing, []
+        if not shares:
             raise OurError("a forward came to its end, but none was under way")
         if event.aborted:
-            lost = [node.position for node in self._computing if node.committed]
-            self._current.whole = min(lost, default=self._current.whole)
-        if event.aborted and not self._aborting:
-            self._current.abandon()  # the driver aborted what was wanted: the generation is over
-        if not event.aborted:
-            for node, candidates in zip(self._outputs, event.candidates, strict=True):
-                node.next = candidates
-            if event.seconds and len(self._computing) <= NARROW_ROWS:
-                self._forward_s.append(event.seconds)
-        self._computing, self._aborting = None, False
+            self._lost(shares)
+        else:
+            self._found(shares, event)
+        self._aborting = False
+
+    def _lost(self, shares: Sequence[Share]) -> None:
+        for draft, rows, *_ in shares:
+            lost = [node.position for node in rows if node.committed]
+            draft.whole = min(lost, default=draft.whole)
+            if not self._aborting:
+                draft.abandon()  # the driver aborted what was wanted: the generation is over
+
+    def _found(self, shares: Sequence[Share], event: Drafted) -> None:
+        asked = [(node, share.candidates) for share in shares for node in share.asked]
+        for (node, wanted), candidates in zip(asked, event.candidates, strict=True):
+            node.next = candidates[:wanted]
+        if not event.seconds:
+            return
+        self._times.add(sum([len(share.rows) for share in shares]), event.seconds)
+        if all(len(share.rows) <= NARROW_ROWS for share in shares):
+            for share in shares:
+                share.draft.forward_s.append(event.seconds)
 
     def _step(self) -> None:
-        """Grow every draft, say what is to be said, and compute for the first in turn that has something to feed."""
-        if self._computing is not None:
+        """Grow every draft, say what is to be said, and compute for the first in turn that has something to feed, and
+        for others with it."""
+        if self._computing:
             return
         while self._ended:
             self._let_go(self._ended.pop())
@@ -165,13 +192,20 @@ class Drafter(Machine):
                 draft.policy.grow(draft)
             if draft.take_wish():
                 self._effects.append(Wake(RETRY_S))
-        for draft in list(self._turns):
-            rows = self._say(draft)
-            if rows:
-                self._turns.remove(draft)
-                self._turns.append(draft)
-                self._compute(draft, rows)
-                return
+        due = [(draft, rows) for draft in self._turns if (rows := self._say(draft))]
+        if due:
+            self._compute(due if len(due) == 1 else self._together(due))
+
+    def _together(self, due: list[tuple[Draft, list[Node]]]) -> list[tuple[Draft, list[Node]]]:
+        """Of what could be fed, each in its turn, that which goes as one: the first, and as many others as pays."""
+        first, *others = due
+        room = min(self.ledger.free - len(first[1]), BESIDE)
+        going = [first]
+        for draft, rows in others:
+            if len(rows) <= room and not (draft.unfed and len(rows) > NARROW_ROWS):
+                going.append((draft, rows))
+                room -= len(rows)
+        return going[: self._times.best([len(rows) for _, rows in going])]
 
     def _let_go(self, ended: Draft) -> None:
         del self.drafts[ended.number]
@@ -229,35 +263,32 @@ class Drafter(Machine):
             self._propose(draft, stalled=stalled)
         return rows
 
-    def _compute(self, draft: Draft, rows: list[Node]) -> None:
+    def _compute(self, going: list[tuple[Draft, list[Node]]]) -> None:
+        if self.ledger.pending:
+            self._effects.append(Apply(self.ledger.take_pending()))
+        for draft, rows in going:
+            self._turns.remove(draft)
+            self._turns.append(draft)
+            self._computing.append(self._feed(draft, rows))
+        self._effects.append(assemble(self._computing))
+
+    def _feed(self, draft: Draft, rows: list[Node]) -> Share:
         outputs = len(rows)
         if draft.unfed:
             del draft.unfed[: len(rows)]
             outputs = 1 if rows[-1] is draft.tip else 0
             for node in rows:
                 node.sequence = draft.sequence
-        if self.ledger.pending:
-            self._effects.append(Apply(self.ledger.take_pending()))
         for node in rows:
             self.ledger.extend((node.sequence,), node.position)
             node.fed = True
-        self._current, self._computing, self._outputs = draft, rows, rows[len(rows) - outputs :]
-        self._effects.append(
-            ComputeDraft(
-                tuple([node.token for node in rows]),
-                tuple([node.position for node in rows]),
-                tuple([(node.sequence,) for node in rows]),
-                outputs,
-                draft.policy.candidates(draft.settings),
-                draft.number,
-            )
-        )
+        return Share(draft, rows, outputs, draft.policy.candidates(draft.settings))
 
     def _propose(self, draft: Draft, *, stalled: bool) -> None:
         nodes = tuple([_as_message(node, draft.tip) for node in draft.outbox])
         draft.answered, draft.stalled = True, stalled
         draft.started += bool(nodes)
-        spent, self._forward_s = self._forward_s, []
+        spent, draft.forward_s = draft.forward_s, []
         mean = sum(spent) / len(spent) if spent else 0.0
         self._effects.append(Forward(Proposal(draft.order, nodes, stalled, draft.number, mean, draft.cached)))
         draft.outbox = []

@@ -127,14 +127,15 @@ class Compute(Message, frozen=True):
 
 
 class ComputeDraft(Message, frozen=True):
-    """Run the draft model over these rows of `request`; give `count` candidates for each of the last `outputs` rows."""
+    """Run the draft model over these rows; give `count` candidates for each of the last `outputs` rows. `requests` is
+    the request of each row, or of all where it has one entry."""
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     sequences: tuple[tuple[int, ...], ...]
     outputs: int
     count: int
-    request: int = 0
+    requests: tuple[int, ...] = (0,)
 
 
 class Abort(Message, frozen=True):

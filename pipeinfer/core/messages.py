@@ -165,7 +165,8 @@ class DraftNode(Message, frozen=True):
 class Proposal(Message, frozen=True):
     """A micro-batch of drafted tokens for `request`, parents first. `stalled`: no more comes before the next order.
 
-    `forward_s`: mean seconds of the draft's forwards of few rows since the last proposal (0: there was none).
+    `forward_s`: mean seconds of the draft's forwards of few rows since the request's last proposal (0: there was none),
+    whole ones, also where rows of other requests were in them: it is how long the request's own take with these beside.
     `cached`: how many tokens of the text the draft did not have to read, as it had for another request.
     """
 

@@ -144,10 +144,12 @@ def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list
     return [(choice.token(index), float(np.exp(values[index] - top)) / total) for index in best]
 
 
-def best_candidates(logits: Floats, positions: Sequence[int], how: Sampling, count: int) -> Candidates:
-    """The same for every row of `logits`, which are the last of the rows that stand at `positions`."""
+def best_candidates(logits: Floats, positions: Sequence[int], hows: Sequence[Sampling], count: int) -> Candidates:
+    """The same for every row of `logits`, which are the last of the rows that stand at `positions`; by its own sampling
+    each."""
     after = positions[len(positions) - len(logits) :]
-    return tuple([tuple(candidates(row, at + 1, how, count)) for row, at in zip(logits, after, strict=True)])
+    rows = zip(logits, after, hows, strict=True)
+    return tuple([tuple(candidates(row, at + 1, how, count)) for row, at, how in rows])
 
 
 def _largest(values: Floats, count: int) -> list[int]:

@@ -15,7 +15,7 @@ from pipeinfer.engine.sampling import Floats, best_candidates
 from pipeinfer.plugins import open_drafting
 from pipeinfer.runtime.control import AddRequest, Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
-from pipeinfer.runtime.stage_rank import GREEDY, add_request, apply, as_bytes
+from pipeinfer.runtime.stage_rank import add_request, apply, as_bytes, samplings
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.runtime.world import World
 
@@ -119,11 +119,12 @@ class DraftWorker(World):
     def _compute(self, work: ComputeDraft) -> Drafted:
         self._work, self.busy = None, True
         start = self._endpoint.start()
-        batch = Batch(work.tokens, work.positions, work.sequences, work.outputs)
+        batch = Batch(work.tokens, work.positions, work.sequences, work.outputs, work.requests)
         output = self._model.forward(batch, None, self._endpoint.poll)
         found: Candidates | None = None
         if output is not None and self._behind is None:
-            found = best_candidates(output, work.positions, self._sampling.get(work.request, GREEDY), work.count)
+            hows = samplings(self._sampling, work.requests, work.outputs)
+            found = best_candidates(output, work.positions, hows, work.count)
         seconds, aborted = self._endpoint.finish(lambda: "draft", start, aborted=output is None)
         if aborted:
             found = None
@@ -166,7 +167,7 @@ class RanksBehind:
         self._answer = None
         self._endpoint.send(
             Decode(self._run, RunKind.SPECULATIVE, work.tokens, work.positions, work.sequences, work.outputs, kv,
-                   compute_s=(seconds,), requests=(work.request,), candidates=work.count),
+                   compute_s=(seconds,), requests=work.requests, candidates=work.count),
             as_bytes(hidden),
         )  # fmt: skip
         if not work.outputs:

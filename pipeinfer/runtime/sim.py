@@ -34,7 +34,7 @@ from pipeinfer.core.effects import (
 )
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NOT_CANCELLED, Decode, Logits, Proposal
+from pipeinfer.core.messages import NOT_CANCELLED, Candidates, Decode, Logits, Proposal
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter, TextPolicy
@@ -250,14 +250,17 @@ class Simulation(World):
         seconds = self._ended(rank, what, aborted)
         outputs = what.positions[len(what.tokens) - what.outputs :]
         if isinstance(what, ComputeDraft):
-            candidates = self._oracle_of(what.request).candidates
-            found = () if aborted else tuple([candidates(position + 1, what.count) for position in outputs])
-            return self._drafter, Drafted(found, aborted, seconds)
+            return self._drafter, Drafted(() if aborted else self._candidates(what, outputs), aborted, seconds)
         ids: tuple[int, ...] = ()
         if rank == self._last and not aborted:
             targets = cycle([self._oracle_of(request).target for request in what.requests])
             ids = tuple([next(targets)(position + 1) for position in outputs])
         return self._stages[rank], Computed(what.run, seconds, aborted, None, ids)
+
+    def _candidates(self, what: ComputeDraft, outputs: Sequence[int]) -> Candidates:
+        """What the draft makes of a forward: after each of the rows at these positions, which are its last."""
+        requests = cycle(what.requests[-len(outputs) :])
+        return tuple([self._oracle_of(next(requests)).candidates(position + 1, what.count) for position in outputs])
 
     def _oracle_of(self, request: int) -> Oracle:
         return self._oracle
@@ -397,7 +400,7 @@ def drafter_of(open_policy: Callable[[int], Any], pipeline: PipelineShape) -> Dr
 def context_of(what: Decode | ComputeDraft) -> int:
     """The highest position that the rows attend to, plus one; of several requests, those of all of them together, since
     the keys and values of each are read."""
-    if isinstance(what, ComputeDraft) or len(what.requests) == 1:
+    if len(what.requests) == 1:
         return what.positions[-1] + 1
     return sum(dict(zip(what.requests, what.positions, strict=True)).values()) + len(set(what.requests))
 

@@ -1,6 +1,7 @@
 """A rank that computes a stage: of the target, or of a draft on several ranks behind its first."""
 
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -126,12 +127,10 @@ class StageWorker(World):
         """What the engine's output comes to: hidden states to send on, sampled ids, or candidates."""
         if not self._stage.is_last:
             return RunResults(as_bytes(output))
+        hows = samplings(self._sampling, decode.requests, decode.outputs)
         if self._drafts:
-            how = self._sampling.get(decode.requests[0], GREEDY)
-            return RunResults(candidates=best_candidates(output, decode.positions, how, decode.candidates))
+            return RunResults(candidates=best_candidates(output, decode.positions, hows, decode.candidates))
         positions = decode.positions[len(decode.positions) - decode.outputs :]
-        requests = decode.requests if len(decode.requests) > 1 else decode.requests * len(decode.tokens)
-        hows = [self._sampling.get(request, GREEDY) for request in requests[len(requests) - decode.outputs :]]
         rows = list(zip(output, positions, hows, strict=True))
         ids = tuple([self._sample(decode.kind, row, position + 1, how) for row, position, how in rows])
         margins = tuple([
@@ -158,6 +157,13 @@ def add_request(known: dict[int, Sampling], message: AddRequest) -> None:
     for request in message.over:
         known.pop(request, None)
     known[message.request] = message.sampling
+
+
+def samplings(known: Mapping[int, Sampling], requests: Sequence[int], outputs: int) -> list[Sampling]:
+    """That of each output row, by the requests of all rows, or the one of all of them."""
+    if len(requests) == 1:
+        return [known.get(requests[0], GREEDY)] * outputs
+    return [known.get(request, GREEDY) for request in requests[len(requests) - outputs :]]
 
 
 def apply(model: ModelStage, ops: tuple[KvOp, ...]) -> None:

@@ -94,7 +94,7 @@ class Bench:
         if output is None:
             raise Interrupted
         if load.outputs and load.candidates:
-            best_candidates(output, positions, load.sampling, load.candidates)
+            best_candidates(output, positions, [load.sampling] * outputs, load.candidates)
         elif load.outputs:
             for row, position in zip(output, positions[count - outputs :], strict=True):
                 with suppress(NotFinite):  # the hidden states are made up

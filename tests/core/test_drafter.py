@@ -1,13 +1,14 @@
 """The drafter as a trace: orders and results of the draft model in, forwards and micro-batches out."""
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
 
 from pipeinfer.core.draft import FEED_ROWS, DraftPolicy
-from pipeinfer.core.drafter import RETRY_S, Drafter
+from pipeinfer.core.drafter import BESIDE, RETRY_S, Drafter
 from pipeinfer.core.drafting.beam import Beam
 from pipeinfer.core.drafting.chain import Chain
 from pipeinfer.core.drafting.frontier import Frontier
@@ -270,18 +271,165 @@ def test_an_order_may_change_how_it_drafts() -> None:
     assert [node.token for node in proposals(d.handle(one(10, 0.4)))[0].nodes] == [9], "and a cutoff"
 
 
-def test_requests_take_turns() -> None:
-    d = drafter(micro_batch=1, width=2)
-    assert d.handle(DraftFrom(1, (5,), FAR)) == [forward((5, 0, 0), count=8)]
-    assert d.handle(DraftFrom(1, (9,), FAR, DraftSettings(1, width=2), request=7)) == [], "one forward at a time"
-    effects = d.handle(one(6))
-    assert effects[0] == proposal(1, DraftNode(0, -1, 6, 0.9))
-    assert isinstance(effects[-1], ComputeDraft)
-    turns = [effects[-1].request]
-    for token in (7, 8):
-        work = [effect for effect in d.handle(one(token)) if isinstance(effect, ComputeDraft)]
-        turns.append(work[0].request)
-    assert turns in ([0, 7, 0], [7, 0, 7])
+# Several requests
+
+
+class Several:
+    """A drafter of several requests whose model says t + 1 after token t, and then t + 2 and so on; forwards take
+    `row_s` for each row more than one, which takes 1 s."""
+
+    def __init__(self, policy: type[DraftPolicy] = Chain, *, row_s: float = 0.0, **settings: Any) -> None:
+        self._settings = DraftSettings(**{"micro_batch": 1, **settings})
+        self.machine = Drafter(8192, 256, 4096, lambda _: policy())
+        self._row_s = row_s
+        self.forward = ComputeDraft((), (), (), 0, 0)
+        """The newest."""
+
+    def tell(self, event: Any) -> list[Any]:
+        effects = self.machine.handle(0.0, event)
+        self.machine.validate()
+        for effect in effects:
+            self.forward = effect if isinstance(effect, ComputeDraft) else self.forward
+        return effects
+
+    def order(self, request: int, *tokens: int, number: int = 1, until: int = 2000, **settings: Any) -> list[Any]:
+        changed = msgspec.structs.replace(self._settings, **settings) if number == 1 else None
+        return self.tell(DraftFrom(number, tokens, until, changed, request))
+
+    def compute(self) -> list[Any]:
+        """It comes to its end."""
+        work = self.forward
+        asked = work.tokens[len(work.tokens) - work.outputs :]
+        found = tuple([tuple([(token + 1 + k, 0.9 * 0.5**k) for k in range(work.count)]) for token in asked])
+        return self.tell(Drafted(found, seconds=1 + self._row_s * (len(work.tokens) - 1)))
+
+
+def test_requests_with_something_to_feed_go_as_one_forward() -> None:
+    d = Several()
+    d.order(0, 5)
+    assert d.order(7, 90) == [], "one forward at a time"
+    effects = d.compute()
+    assert proposals(effects) == [Proposal(1, (DraftNode(0, -1, 6, 0.9),), False, 0, 1.0)]
+    assert d.forward == ComputeDraft((6, 90), (1, 0), ((2,), (1,)), 2, 1, (0, 7))
+    effects = d.compute()
+    said = {one.request: [(node.parent, node.token) for node in one.nodes] for one in proposals(effects)}
+    assert said == {0: [(0, 7)], 7: [(-1, 91)]}
+    assert set(d.forward.requests) == {0, 7}
+
+
+def test_what_is_asked_of_nobody_stands_before_what_is_asked() -> None:
+    d = Several()
+    d.order(0, 5)
+    d.order(1, 10, 11, 12)
+    d.order(2, 20, 21)
+    d.compute()
+    assert (d.forward.tokens, d.forward.outputs) == ((10, 11, 20, 6, 12, 21), 3)
+    assert d.forward.requests == (1, 1, 2, 0, 1, 2)
+    assert sorted(tokens_of(d.compute())) == [(7,), (13,), (22,)]
+
+
+def test_nobody_waits_for_who_has_nothing_to_feed() -> None:
+    d = Several()
+    d.order(0, 5)
+    d.order(1, 10, until=1)
+    d.compute()
+    assert set(d.forward.requests) == {0, 1}
+    assert [one.request for one in proposals(d.compute()) if one.stalled] == [1]
+    assert d.forward.requests == (0,)
+    assert d.order(1, 11, number=2, until=2) == []
+    d.compute()
+    assert set(d.forward.requests) == {0, 1}
+
+
+def test_each_request_sees_as_many_candidates_as_its_policy_wants() -> None:
+    d = Several(Beam)
+    d.order(0, 5, width=1)
+    d.order(1, 10, width=3)
+    d.compute()
+    assert d.forward.count == 3
+    assert sorted(tokens_of(d.compute())) == [(7,), (11, 12, 13)]
+
+
+def test_a_forward_is_abandoned_when_nobody_wants_it_any_more() -> None:
+    d = Several()
+    d.order(0, 5)
+    d.order(1, 10)
+    d.compute()
+    d.compute()
+    assert d.order(0, 30, number=2) == [], "the other's row is wanted"
+    assert d.order(1, number=2, until=-1) == [Abort()]
+    assert d.tell(Drafted((), aborted=True))[-1] == ComputeDraft((30,), (1,), ((0,),), 1, 1, (0,))
+    assert list(d.machine.drafts) == [0]
+
+
+def test_who_is_redirected_or_ends_while_others_go_on_gets_nothing_of_that_forward() -> None:
+    d = Several()
+    for request in range(3):
+        d.order(request, 10 * request + 5)
+    d.compute()
+    d.compute()
+    d.order(0, 99, number=2)
+    d.order(1, number=2, until=-1)
+    assert sorted(tokens_of(d.compute())) == [(27,)]
+    assert sorted(zip(d.forward.tokens, d.forward.requests, strict=True)) == [(27, 2), (99, 0)]
+
+
+def test_what_the_driver_aborts_unasked_is_the_end_of_all() -> None:
+    d = Several()
+    d.order(0, 5)
+    d.order(1, 10)
+    d.compute()
+    assert d.tell(Drafted((), aborted=True)) == []
+
+
+def test_who_reads_a_long_text_joins_nobody_and_others_join_it() -> None:
+    d = Several()
+    d.order(0, 5)
+    d.order(1, *range(100, 200))
+    d.order(2, *range(200, 300))
+    turns = []
+    for _ in range(3):
+        d.compute()
+        turns.append((set(d.forward.requests), len(d.forward.tokens)))
+    assert turns == [({0}, 1), ({0, 1}, 101), ({0, 1, 2}, 102)]
+
+
+@pytest.mark.parametrize(("row_s", "forwards"), [(0.0, 1), (0.1, 1), (1.0, 8)])
+def test_eight_requests_that_always_have_something_to_feed(row_s: float, forwards: int) -> None:
+    """They need as many forwards as one, unless a row takes as long as a forward: then each has its own. What fewer of
+    them take is looked at now and then."""
+    d = Several(row_s=row_s)
+    for request in range(8):
+        d.order(request, 100 * request)
+    drafted_tokens = [sum(map(len, tokens_of(d.compute()))) for _ in range(256)]
+    assert sum(drafted_tokens[64:]) == pytest.approx(192 * 8 / forwards, rel=0.15)
+
+
+@pytest.mark.parametrize("row_s", [0.0, 0.1, 1.0])
+def test_everybody_comes_to_their_turn(row_s: float) -> None:
+    """Trees of eight rows, more than one forward takes of them."""
+    d = Several(Beam, width=8, row_s=row_s)
+    for request in range(12):
+        d.order(request, 100 * request)
+    turns = []
+    for _ in range(50):
+        d.compute()
+        turns.append(set(d.forward.requests))
+        assert len(d.forward.tokens) <= BESIDE + 8
+    for request in range(12):
+        served = [at for at, together in enumerate(turns) if request in together]
+        assert max(after - before for before, after in pairwise(served)) <= (12 if row_s == 1.0 else 2)
+
+
+def test_each_request_hears_how_long_its_own_forwards_take_whatever_is_beside_it() -> None:
+    d = Several(row_s=0.25)
+    d.order(0, 5)
+    d.order(1, 10)
+    d.order(2, *range(100, 200))
+    heard = [[(one.request, one.forward_s) for one in proposals(d.compute())] for _ in range(3)]
+    assert heard[0] == [(0, 1.0)]
+    assert heard[1] == [(0, 1.25), (1, 1.25)]
+    assert heard[2] == [(2, 0.0), (0, 0.0), (1, 0.0)], "a long text was read with them"
 
 
 def test_proposals_say_how_long_the_draft_takes() -> None:

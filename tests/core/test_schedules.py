@@ -59,6 +59,7 @@ class Scenario(msgspec.Struct, frozen=True):
     pauses: tuple[int, ...] = ()
     forgets: bool = False
     row_s: float = 0.01
+    draft_row: float = 0.0
 
     @property
     def pipeline(self) -> PipelineShape:
@@ -102,6 +103,7 @@ class Scenario(msgspec.Struct, frozen=True):
             pauses=self.pauses,
             forgets=self.forgets,
             row_s=self.row_s,
+            draft_row=self.draft_row,
             **more,
         )
 
@@ -234,6 +236,7 @@ def scenarios(draw: Any, *, crowded: bool = False) -> Scenario:
         pauses=tuple(draw(st.lists(st.integers(0, 300), max_size=5))),
         forgets=draw(st.booleans()),
         row_s=10.0 if crowded else draw(st.sampled_from([0.01, 10.0])),
+        draft_row=draw(st.sampled_from([0.0, 0.3, 1.0])),
     )
 
 
@@ -258,6 +261,7 @@ def test_requests_whose_rows_travel_together_do_not_see_one_another(scenario: Sc
     runs = [run for one in cluster.generations.values() for run in one.runs]
     pruned = any(run.pruned and run.width > run.rows for run in runs)
     event(f"together: {sum(run.width > run.rows for run in runs) > 0}, some of them pruned: {pruned}")
+    event(f"drafted for several at once: {cluster.shared_forwards > 0}")
 
 
 @settings(max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))

@@ -77,7 +77,8 @@ class ToyCluster(World):
     number, after how many turns a request is given up. `pauses`: so many turns pass before the second request comes,
     the third, and so on. `forgets`: the scheduler is to forget each when it has ended. `lost_after`: a rank is lost
     after so many turns, and with it all that is under way. `row_s`: what stages say that a run takes for each row and
-    one more; the longer, the fewer runs the pipe seems to have room for. `watch` sees what every machine does.
+    one more; the longer, the fewer runs the pipe seems to have room for. `draft_row`: what a row more takes the draft,
+    as a share of one row. `watch` sees what every machine does.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ToyCluster(World):
         forgets: bool = False,
         lost_after: int = MOST_STEPS,
         row_s: float = 0.01,
+        draft_row: float = 0.0,
         watch: Watch | None = None,
     ) -> None:
         self.language = language
@@ -125,6 +127,9 @@ class ToyCluster(World):
         self._forgets = forgets
         self._lost_after = lost_after
         self._row_s = row_s
+        self._draft_row = draft_row
+        self.shared_forwards = 0
+        """Of the draft, that had rows of several requests."""
         self._watch = watch
         self._last = pipeline.stages - 1
         self._make_queues(pipeline.stages)
@@ -392,10 +397,12 @@ class ToyCluster(World):
         assert isinstance(self.drafter, Drafter)
         assert len(self.draft_cells.cells) <= self.drafter.ledger.used
         self._draft_rows = len(work.tokens)
+        assert len(work.requests) in (1, len(work.tokens))
+        self.shared_forwards += len(work.requests) > 1
         texts: list[Values] = [text for text in seen if text is not None]
         assert len(texts) == len(seen), "the draft sees gaps"
         found = [self.language.candidates(text, work.count) for text in texts[len(texts) - work.outputs :]]
-        self._drafting.put(Drafted(tuple(found), seconds=0.001))
+        self._drafting.put(Drafted(tuple(found), seconds=1e-3 * (1 + self._draft_row * (len(work.tokens) - 1))))
 
     def _check_proposal(self, proposal: Proposal) -> None:
         before = next((one for one in reversed(self.proposals) if one.request == proposal.request), None)
