@@ -7,7 +7,7 @@ event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.cor
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -84,7 +84,7 @@ class Pipe(Protocol):
         """Have this done."""
 
 
-class Order(NamedTuple):
+class Order(msgspec.Struct, frozen=True, gc=False):
     """Draft up to position `until`, in this way."""
 
     until: int
@@ -147,7 +147,7 @@ class Strategy:
 
     def accepted(self, generation: "Generation", node: Node) -> None:
         """A node that a run carries came true: its cell becomes part of the text's."""
-        generation.keep(node)
+        generation.pipe.ledger.promote(node.sequence, node.position, generation.sequence)
 
     def limit(self, a: float, stages: int, draft: float) -> float | None:
         """In closed form, how many times as fast as plain decoding it is at most with these options; None: not known.
@@ -227,10 +227,6 @@ class Generation:
         """A speculative run of these nodes has sequence ids and cells, and the runs that must go on keep theirs."""
         return self.pipe.fits(self, nodes)
 
-    def keep(self, node: Node) -> None:
-        """The cell that a run filled for this committed node becomes the text's."""
-        self.pipe.ledger.promote(node.sequence, node.position, self.sequence)
-
     def note(self, text: str) -> None:
         """Say in the log and on the timeline what was decided, and why."""
         self.pipe.perform(Note(text, self.number))
@@ -246,29 +242,28 @@ class Generation:
         return nodes
 
     def commit(self) -> list[Node]:
-        """Commit every token whose verdict is known. Gives the branches that lost. Raises NothingToChoose."""
-        emitted: list[int] = []
+        """Commit every token whose verdict is known; one is. Gives the branches that lost. Raises NothingToChoose."""
         lost: list[Node] = []
-        tip = self.tip
-        while (token := tip.verdict) is not None and self.reason is None:
+        tip, text, before = self.tip, self.text, len(self.text)
+        while (token := tip.verdict) is not None:
             if token == NO_TOKEN:
                 raise NothingToChoose(tip.position + 1)
             if tip.children:
                 self._judge(tip, token)
             child, siblings = tip.commit(token)
-            lost += siblings
-            run = child.run
-            if run is not None:
-                run.accepted += 1
+            if siblings:
+                lost += siblings
+            if child.run is not None:
+                child.run.accepted += 1
                 self.strategy.accepted(self, child)
             if tip.margin is not None:
                 self.margins.append(tip.margin)
-            self.text.append(token)
-            emitted.append(token)
-            self.reason = self._ended(token)
+            text.append(token)
             self.tip = tip = child
-        if emitted:
-            self.pipe.perform(Emit(tuple(emitted), self.number))
+            if len(text) >= self.limit or token in self.request.stop_ids:
+                self.reason = self._end(token)
+                break
+        self.pipe.perform(Emit(tuple(text[before:]), self.number))
         return lost
 
     def propose(self, message: Proposal) -> None:
@@ -363,9 +358,8 @@ class Generation:
             if second is not None and best.token != token:
                 self.pipe.measured.second(second.token == token)
 
-    def _ended(self, token: int) -> str | None:
+    def _end(self, token: int) -> str:
+        """Why the text ends with this token."""
         if token in self.request.stop_ids:
             return "eos"
-        if len(self.text) < self.limit:
-            return None
         return "length" if len(self.text) - self.prompt_length >= self.request.max_tokens else "context"

@@ -25,10 +25,10 @@ class KvCell:
 
     __slots__ = ("parent", "position", "refs")
 
-    def __init__(self, position: int, parent: "KvCell | None") -> None:
+    def __init__(self, position: int, parent: "KvCell | None", refs: int) -> None:
         self.position = position
-        self.parent = parent
-        self.refs = 0
+        self.parent = parent or self  # nobody asks what is before the root
+        self.refs = refs
 
 
 class LastCells(dict[int, KvCell]):
@@ -44,15 +44,14 @@ class Ledger:
     def __init__(self, capacity: int, sequences: int) -> None:
         self.capacity = capacity
         self.sequences = sequences
-        self.used = 0
+        self.free = capacity
         self.pending: list[KvOp] = []
-        self._root = KvCell(-1, None)
-        self._root.refs = 1
+        self._root = KvCell(-1, None, 1)
         self._last = LastCells()
 
     @property
-    def free(self) -> int:
-        return self.capacity - self.used
+    def used(self) -> int:
+        return self.capacity - self.free
 
     def holds(self, sequence: int) -> bool:
         """The id is in use."""
@@ -65,12 +64,15 @@ class Ledger:
     def begin(self, sequence: int) -> None:
         """Take the unused id `sequence`, which holds nothing yet."""
         self._unused(sequence)
-        self._hold(sequence, self._root)
+        self._last[sequence] = self._root
+        self._root.refs += 1
 
     def fork(self, source: int, target: int, stop: int) -> None:
         """Give the unused id `target` the cells of `source` at [0, stop)."""
         self._unused(target)
-        cell = self._up_to(source, stop - 1)
+        cell = self._last[source]
+        while cell.position >= stop:
+            cell = cell.parent
         if cell.position != stop - 1:
             raise LedgerError(f"sequence {source} ends at {cell.position}, so nothing can continue it at {stop}")
         self._last[target] = cell
@@ -80,47 +82,52 @@ class Ledger:
 
     def extend(self, sequences: Sequence[int], position: int) -> None:
         """One row at `position`, tagged with `sequences`, which must share their last cell, at `position` - 1."""
-        last = self._last[sequences[0]]
-        if last.position != position - 1 or (len(sequences) > 1 and not self._end_at(last, sequences)):
+        last, count = self._last[sequences[0]], len(sequences)
+        if last.position != position - 1 or (count > 1 and not self._end_at(last, sequences)):
             raise LedgerError(f"row at {position} does not continue every sequence of {sequences}")
-        if self.used >= self.capacity:
+        if self.free < 1:
             raise LedgerError(f"all {self.capacity} cells are in use")
-        cell = KvCell(position, last)
-        self.used += 1
+        cell = KvCell(position, last, count)
+        self.free -= 1
         for sequence in sequences:
             self._last[sequence] = cell
         # Each of them ended at `last`, which the new cell continues.
-        last.refs += 1 - len(sequences)
-        cell.refs = len(sequences)
+        last.refs += 1 - count
 
     def promote(self, source: int, position: int, into: int) -> None:
         """Tag the cell of `source` at `position` with `into` too, which must end at the cell before it."""
-        cell = self._up_to(source, position)
-        last = self._last[into]
+        cell, last = self._last[source], self._last[into]
+        while cell.position > position:
+            cell = cell.parent
         if cell.position != position or cell.parent is not last:
             raise LedgerError(f"position {position} of sequence {source} does not continue sequence {into}")
         self._last[into] = cell
         cell.refs += 1
-        self._drop(last)
+        last.refs -= 1
         self.pending.append(KvSeqCp(source, into, position, position + 1))
 
     def cut(self, sequence: int, stop: int) -> None:
         """Take the id off its cells from position `stop` on."""
-        last, cell = self._last[sequence], self._up_to(sequence, stop - 1)
+        last = cell = self._last[sequence]
+        while cell.position >= stop:
+            cell = cell.parent
         if cell is not last:
-            self._hold(sequence, cell)
-            self._drop(last)
+            self._last[sequence] = cell
+            cell.refs += 1
+            last.refs -= 1
+            if not last.refs:
+                self._drop(last)
             self.pending.append(KvSeqRm(sequence, stop, TO_THE_END))
 
     def release(self, sequence: int) -> None:
         """Take the id off all its cells and give it back."""
         cell = self._last[sequence]
         del self._last[sequence]
-        if cell is self._root:
-            cell.refs -= 1
-            return
-        self._drop(cell)
-        self.pending.append(KvSeqRm(sequence, 0, TO_THE_END))
+        cell.refs -= 1
+        if not cell.refs:
+            self._drop(cell)
+        if cell is not self._root:
+            self.pending.append(KvSeqRm(sequence, 0, TO_THE_END))
 
     def take_pending(self) -> tuple[KvOp, ...]:
         """The operations that must travel with (before) the next run."""
@@ -130,11 +137,11 @@ class Ledger:
 
     def validate(self) -> None:
         """Recount everything; raises LedgerError. For tests: O(cells)."""
-        reachable: dict[int, KvCell] = {id(self._root): self._root}
+        reachable = {self._root}
         for last in self._last.values():
-            cell: KvCell | None = last
-            while cell is not None and id(cell) not in reachable:
-                reachable[id(cell)] = cell
+            cell = last
+            while cell not in reachable:
+                reachable.add(cell)
                 cell = cell.parent
         cells = len(reachable) - 1
         if cells != self.used or not 0 <= cells <= self.capacity:
@@ -147,23 +154,9 @@ class Ledger:
     def _end_at(self, cell: KvCell, sequences: Sequence[int]) -> bool:
         return all(self._last.get(sequence) is cell for sequence in sequences)
 
-    def _up_to(self, sequence: int, position: int) -> KvCell:
-        """The last cell of the sequence that is not after `position`."""
-        cell = self._last[sequence]
-        while cell.position > position:
-            assert cell.parent is not None
-            cell = cell.parent
-        return cell
-
-    def _hold(self, sequence: int, cell: KvCell) -> None:
-        self._last[sequence] = cell
-        cell.refs += 1
-
     def _drop(self, cell: KvCell) -> None:
-        cell.refs -= 1
-        while cell.refs == 0:
-            parent = cell.parent
-            assert parent is not None
-            self.used -= 1
-            parent.refs -= 1
-            cell = parent
+        """Nothing ends at this cell or continues it: it is free, and with it what was there for it alone."""
+        while not cell.refs:
+            self.free += 1
+            cell = cell.parent
+            cell.refs -= 1

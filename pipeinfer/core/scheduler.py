@@ -15,9 +15,9 @@ from typing import Any
 from pipeinfer.core.effects import Finish, Forget, Start, Stop, ToStages
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
-from pipeinfer.core.losses import abandonment, cancellation, lost_rows
+from pipeinfer.core.losses import abandonment, cancellation, killed
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Logits, Proposal, RunKind
-from pipeinfer.core.micro_batch import goes_on, judge, returned, validate_in_flight
+from pipeinfer.core.micro_batch import returned, validate_in_flight
 from pipeinfer.core.prompt import chunk_size
 from pipeinfer.core.sending import Sender
 from pipeinfer.core.tree import Node, Run
@@ -70,7 +70,8 @@ class Scheduler(Sender):
         runs = [run for together in self.in_flight for run in together]
         self.room.validate([one.sequence for one in self._live] + [s for run in runs for s in run.partition])
         validate_in_flight(self.in_flight)
-        assert self._given_up == len(self.in_flight) - sum(map(goes_on, self.in_flight))
+        assert self._given_up == {together[0].id for together in self.in_flight
+                                  if all(run.cancel_sent_at is not None for run in together)}  # fmt: skip
         for generation in self.generations.values():
             assert list(generation.in_flight) == [run for run in runs if run.request == generation.number]
         for generation in self._live:
@@ -166,27 +167,27 @@ class Scheduler(Sender):
             expected = self.in_flight[0][0].id if self.in_flight else "none"
             raise PeerError(f"the result of run {message.run} came, expected {expected}")
         runs = self.in_flight.popleft()
-        self._given_up -= not goes_on(runs)
+        self._given_up.discard(message.run)
         returned(runs, message, self.now)
         if message.cancelled_at == NOT_CANCELLED:
-            judge(runs, message)
             self.measured.run(runs[0], message.computed)
-        back = [self._came_back(run) for run in runs]
-        self._go_on(back)
+        self._go_on(list(map(self._came_back, runs)))
 
     def _came_back(self, run: Run) -> Generation:
         """What is known now becomes text, and what contradicts it is lost."""
         generation = self.generations[run.request]
         generation.in_flight.popleft()
-        before = len(generation.text)
-        if generation.reason is None:
+        advanced = generation.reason is None and generation.tip.verdict is not None
+        if advanced:
             lost = generation.commit()
             if generation.reason is not None:
                 self._end(generation, lost)
-            else:
+            elif lost:
                 self._kill(generation, lost)
-        self.room.give_back(run.partition)
-        if len(generation.text) > before and generation.reason is None:
+        if run.partition:
+            self.room.give_back(run.partition)
+            run.partition = run.sequences = ()
+        if advanced and generation.reason is None:
             generation.strategy.advanced(generation)
         if self._forgotten:
             self._clear_away(generation)
@@ -246,12 +247,12 @@ class Scheduler(Sender):
 
     def _kill(self, generation: Generation, tops: Sequence[Node]) -> None:
         """These nodes and all below them can become text no more."""
-        if tops and (lost := lost_rows(tops)) and generation.strategy.cancels:
-            self._tell_stages(cancellation(generation.in_flight, lost, self.now))
+        if tops and (hit := killed(tops)) and generation.strategy.cancels:
+            self._tell_stages(cancellation(hit, self.now))
 
     def _tell_stages(self, message: CancelRun | None) -> None:
         if message is not None:
-            self._given_up += len(message.runs)
+            self._given_up.update(message.runs)
             self.perform(ToStages(message))
 
     def _go_on(self, asked: Sequence[Generation]) -> None:

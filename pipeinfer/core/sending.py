@@ -11,7 +11,7 @@ from pipeinfer.core.generation import Generation, PipelineShape
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
-from pipeinfer.core.micro_batch import RunRows, assemble, goes_on
+from pipeinfer.core.micro_batch import assemble, put_together
 from pipeinfer.core.room import Room
 from pipeinfer.core.slots import Most, Slots, worth
 from pipeinfer.core.tree import Node, Run
@@ -38,8 +38,8 @@ class Sender(Machine):
         self._reading: deque[Generation] = deque()
         """Those of whose prompts not all was sent."""
         self._slots = Slots(self.measured, pipeline.stages)
-        self._given_up = 0
-        """How many in flight are nothing but markers."""
+        self._given_up: set[int] = set()
+        """Those in flight that are nothing but markers, by their ids."""
 
     def perform(self, effect: HeadEffect) -> None:
         """For its generations: have this done."""
@@ -70,8 +70,8 @@ class Sender(Machine):
             if one.in_flight and len(self._live) > len(self._reading):
                 return
             chunk = one.unsent.popleft()
-            tags = self.room.text_rows(one.sequence, chunk)
-            self._send([self._run(one, RunKind.PROMPT, chunk, tags, outputs=int(chunk[-1] is one.tip))])
+            sequences = self.room.text_rows(one.sequence, chunk)
+            self._send(self._run(one, RunKind.PROMPT, chunk, sequences, int(chunk[-1] is one.tip)))
             if not one.unsent:
                 self._reading.popleft()
 
@@ -83,7 +83,7 @@ class Sender(Machine):
         if len(self._live) <= 1:
             for one in asked:
                 while nodes := one.strategy.next_run(one):
-                    self.submit(one, nodes)
+                    self._send(self._run_of(one, nodes))
             return
         ready = self._offers(asked)
         while ready:
@@ -113,10 +113,10 @@ class Sender(Machine):
 
     def _free_slots(self) -> int:
         """For runs of committed tokens, which do not wait for markers."""
-        return self._slots.count - len(self.in_flight) + self._given_up
+        return self._slots.count - len(self.in_flight) + len(self._given_up)
 
     def _widths(self) -> list[int]:
-        return [runs[0].width for runs in self.in_flight if goes_on(runs)]
+        return [runs[0].width for runs in self.in_flight if runs[0].id not in self._given_up]
 
     def _most_together(self, nodes: Sequence[Node]) -> Most:
         return self._slots.most(len(self._live) - len(self._reading), len(nodes), self._rows_ahead())
@@ -126,76 +126,77 @@ class Sender(Machine):
         ahead = [one.strategy.ahead for one in self._live if one.strategy.ahead]
         return max(ahead) if 2 * len(ahead) > len(self._live) else 0
 
-    def _chosen(self, ready: Sequence[Offer]) -> list[RunRows]:
+    def _chosen(self, ready: Sequence[Offer]) -> Run:
         """What goes next: the best, and of those that wait for a slot as many with it as is worth it."""
         if len(ready) == 1:
-            return [self._take_turn(*ready[0])]
+            return self._take_turn(*ready[0])
         right, slots = self.measured.acceptance, self._slots.count
         worths = [worth(one, nodes, right, self.next_run, slots) for one, nodes in ready]
         best = worths.index(max(worths))
         one, nodes = ready[best]
-        chosen = [self._take_turn(one, nodes)]
+        chosen = self._take_turn(one, nodes)
         requests = -(-len(ready) // max(1, self._free_slots()))  # Each alone where there are slots for all.
         if requests > 1 and (most := self._most_together(nodes)).requests > 1:
             order = sorted(range(len(ready)), key=worths.__getitem__, reverse=True)
             self._join(chosen, [ready[at] for at in order if at != best], min(requests, most.requests), most.rows)
         return chosen
 
-    def _join(self, chosen: list[RunRows], others: Sequence[Offer], requests: int, rows: int) -> None:
+    def _join(self, chosen: Run, others: Sequence[Offer], requests: int, rows: int) -> None:
         """Others go with it, up to so many requests and rows in all."""
-        rows -= chosen[0].run.rows
+        together = [chosen]
+        rows -= chosen.rows
         for other, _ in others:
-            if len(chosen) >= requests or rows < 1:
-                return
+            if len(together) >= requests or rows < 1:
+                break
             nodes = other.strategy.next_run(other)  # Those before it may have taken the room for its drafts.
             if nodes and len(nodes) <= rows:
-                chosen.append(self._take_turn(other, nodes))
+                together.append(self._take_turn(other, nodes))
                 rows -= len(nodes)
+        if len(together) > 1:
+            put_together(together)
 
-    def _take_turn(self, one: Generation, nodes: Sequence[Node]) -> RunRows:
+    def _take_turn(self, one: Generation, nodes: Sequence[Node]) -> Run:
         """Who was served is served last among equals."""
         self._live.remove(one)
         self._live.append(one)
-        return self._rows(one, nodes)
+        return self._run_of(one, nodes)
 
-    def submit(self, generation: Generation, nodes: Sequence[Node]) -> None:
-        """Send these nodes as one run, parents first."""
-        self._send([self._rows(generation, nodes)])
-
-    def _rows(self, generation: Generation, nodes: Sequence[Node]) -> RunRows:
-        """A run of these nodes, with cells and sequence ids."""
+    def _run_of(self, generation: Generation, nodes: Sequence[Node]) -> Run:
+        """A run of these nodes, parents first, with cells and sequence ids."""
         if nodes[0].committed and nodes[-1] is generation.tip:
-            tags = self.room.text_rows(generation.sequence, nodes)
-            return self._run(generation, RunKind.SINGLE, list(nodes), tags, outputs=len(nodes))
-        partition, tags = self.room.branch_rows(generation, nodes)
-        rows = self._run(generation, RunKind.SPECULATIVE, list(nodes), tags, outputs=len(nodes))
-        rows.run.partition = partition
-        rows.run.drafted = len(nodes) - (nodes[0] is generation.tip)
-        return rows
+            sequences = self.room.text_rows(generation.sequence, nodes)
+            return self._run(generation, RunKind.SINGLE, nodes, sequences, len(nodes))
+        partition, sequences = self.room.branch_rows(generation, nodes)
+        drafted = len(nodes) - (nodes[0] is generation.tip)
+        return self._run(generation, RunKind.SPECULATIVE, nodes, sequences, len(nodes), partition, drafted)
 
     def _run(
         self,
         generation: Generation,
         kind: RunKind,
-        nodes: list[Node],
+        nodes: Sequence[Node],
         sequences: tuple[tuple[int, ...], ...],
-        *,
         outputs: int,
-    ) -> RunRows:
+        partition: tuple[int, ...] = (),
+        drafted: int = 0,
+    ) -> Run:
         """Part of what is sent next."""
-        run = Run(self.next_run, generation.number, kind, nodes, outputs, self.now)
-        for row, node in enumerate(nodes):
+        rows = len(nodes)
+        run = Run(self.next_run, generation.number, kind, list(nodes), outputs, self.now, rows, rows, rows,
+                  sequences, partition, drafted)  # fmt: skip
+        for node in nodes:
             if node.run is None:
-                node.run, node.row = run, row
+                node.run = run
         generation.in_flight.append(run)
         generation.runs.append(run)
-        return RunRows(run, sequences)
+        return run
 
-    def _send(self, rows: Sequence[RunRows]) -> None:
-        """Send these runs as one."""
+    def _send(self, run: Run) -> None:
+        """Send this run, and those that travel with it."""
+        runs = run.together or (run,)
         self.next_run += 1
-        self.in_flight.append(tuple([one.run for one in rows]))
-        self._effects.append(ToFirstStage(assemble(rows, self.ledger.take_pending())))
+        self.in_flight.append(runs)
+        self._effects.append(ToFirstStage(assemble(runs, self.ledger.take_pending())))
 
 
 def _leaves(nodes: Sequence[Node]) -> int:

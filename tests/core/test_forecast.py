@@ -16,7 +16,7 @@ def measured(
     """A pipeline whose traversal takes a second."""
     found = Measured(stages)
     for count in rows:
-        run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0)
+        run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0, count, count, count)
         run.compute_s = ((1 + width_cost * (count - 1)) / stages,) * stages
         run.finished_at = sum(run.compute_s) + links
         found.run(run, (count,) * stages)
@@ -81,7 +81,7 @@ def test_twice_as_many_rows_as_were_seen_cost_what_is_usual() -> None:
 
 def test_the_prompt_tells_what_many_rows_take() -> None:
     known = measured(2, 0.8, 0.0, rows=(1,))
-    run = Run(0, 0, RunKind.PROMPT, [Node(0, 0, None)] * 32, 32, 0.0)
+    run = Run(0, 0, RunKind.PROMPT, [Node(0, 0, None)] * 32, 32, 0.0, 32, 32, 32)
     run.compute_s, run.finished_at = (2.0, 2.0), 4.0
     known.run(run, (32, 32))
     forecast = Forecast(known)
@@ -92,7 +92,7 @@ def test_the_prompt_tells_what_many_rows_take() -> None:
 def test_between_two_measured_widths_the_forecast_is_in_proportion_and_never_falls() -> None:
     known = measured(2, 0.8, 0.5, rows=(1, 5))
     assert Forecast(known).traversal_s(3) == pytest.approx(2.0)
-    run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * 8, 8, 0.0)
+    run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * 8, 8, 0.0, 8, 8, 8)
     run.compute_s, run.finished_at = (1.0, 1.0), 2.0
     known.run(run, (8, 8))
     times = [Forecast(known).traversal_s(rows) for rows in range(1, 10)]
@@ -109,7 +109,7 @@ def test_links_that_take_longer_for_more_rows() -> None:
 def test_beyond_the_widest_it_goes_on_as_it_rose_and_the_prompt_bears_that_out() -> None:
     known = measured(2, 0.8, 0.1, rows=(1, 5))
     assert Forecast(known).traversal_s(10) == pytest.approx(1.4 + PRIOR_DOUBLE), "without a prompt: what is usual"
-    prompt = Run(0, 0, RunKind.PROMPT, [Node(0, 0, None)] * 25, 25, 0.0)
+    prompt = Run(0, 0, RunKind.PROMPT, [Node(0, 0, None)] * 25, 25, 0.0, 25, 25, 25)
     prompt.compute_s, prompt.finished_at = (1.2, 1.2), 2.4
     known.run(prompt, (25, 25))
     assert Forecast(known).traversal_s(10) == pytest.approx(1.4 + 5 * 1 / 20)

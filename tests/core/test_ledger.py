@@ -157,6 +157,6 @@ def test_two_texts_have_cells_of_their_own() -> None:
 
 def test_validate_counts_for_itself() -> None:
     ledger = text_of(3)
-    ledger.used = 2
+    ledger.free += 1
     with pytest.raises(LedgerError, match="3 cells are reachable, 2 counted"):
         ledger.validate()

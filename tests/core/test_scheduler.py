@@ -388,7 +388,7 @@ def test_of_pruned_rows_nothing_comes_back() -> None:
     effects = told(Logits(3, (20, 22), requests=(0, 2), kept=(0, 2), computed=(2,)))
     assert effects[:2] == [Emit((20,)), Emit((22,), 2)]
     run = told.scheduler.generations[1].runs[-1]
-    assert (run.pruned, run.cancelled_at, run.finished_at) == (frozenset({1}), 0, 0.0)
+    assert (run.pruned, run.cancelled_at, run.finished_at) == ((1,), 0, 0.0)
 
 
 def test_where_a_row_costs_as_much_as_a_run_nobody_waits_for_others() -> None:

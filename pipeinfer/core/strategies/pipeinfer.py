@@ -62,9 +62,8 @@ class PipeInfer(Strategy):
         self.in_flight = self.in_flight or 2 * generation.pipe.pipeline.stages + 2
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
-        if not generation.covered():
-            return [generation.tip]
-        return self.next_micro_batch(generation)
+        tip = generation.tip
+        return [tip] if tip.run is None else self.next_micro_batch(generation)
 
     def next_micro_batch(self, generation: Generation) -> Sequence[Node] | None:
         """The oldest that waits, if there is room; what died or was sent meanwhile is left out."""

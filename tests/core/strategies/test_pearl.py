@@ -65,7 +65,7 @@ def timed(draft_s: float, row_s: float) -> Measured:
     """A target of 1.1 s for one row and `row_s` for each further, whose draft is right in 9 of 10 cases."""
     measured = Measured(2)
     for rows in (1, 5):
-        run = Run(rows, 0, RunKind.SINGLE, [Node(8, 3, None)], 1, 0.0)
+        run = Run(rows, 0, RunKind.SINGLE, [Node(8, 3, None)], 1, 0.0, 1, 1, 1)
         each = 0.5 + row_s * (rows - 1) / 2
         run.compute_s, run.finished_at = (each, each), 2 * each + 0.1
         measured.run(run, (rows, rows))

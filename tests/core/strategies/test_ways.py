@@ -15,7 +15,7 @@ def forecast(*rows: int, seconds: float = 1.0) -> Forecast:
     """Of one stage that takes as long for any number of rows, runs of these having come back."""
     found = Measured(1)
     for count in rows:
-        run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0)
+        run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0, count, count, count)
         run.compute_s, run.finished_at = (seconds,), seconds
         found.run(run, (count,))
     return Forecast(found)

@@ -15,8 +15,8 @@ class Follow(Speculative):
         super().__init__(k=k)
 
     def next_order(self, generation: Generation) -> Order:
-        until, settings = super().next_order(generation)
-        return Order(until, msgspec.structs.replace(settings, micro_batch=LARGEST))
+        order = super().next_order(generation)
+        return Order(order.until, msgspec.structs.replace(order.settings, micro_batch=LARGEST))
 
     def advanced(self, generation: Generation) -> None:
         verified = generation.runs[-1] if generation.runs else None
