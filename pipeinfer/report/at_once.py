@@ -1,14 +1,17 @@
 """Several requests at once in one pipeline: what each gets beside what all get together, as a figure and a table."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.page import Table, number
-from pipeinfer.report.style import legend_above, load_seaborn, looks, new_figure, ticked
+from pipeinfer.report.style import GREY, legend_above, load_seaborn, looks, new_figure, ticked
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEAD = ["at once", "strategy", "tokens/s of all", "closed form", "of iterative", "tokens/s each", "first token",
         "mean gap", "p95", "acceptance length", "loads"]  # fmt: skip
@@ -62,13 +65,26 @@ def at_once_table(experiment: Experiment) -> Table:
     return Table(HEAD, rows, [0, *range(2, len(HEAD))], f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
 
 
+def _join_alike(axes: "Axes", found: pd.DataFrame) -> None:
+    """Join what is of as many requests at once, with their number beside the one that is fastest for each: numbers
+    beside all points would lie on one another."""
+    for requests, some in found.groupby("requests"):
+        alike = some.sort_values("tokens_per_s")
+        axes.plot(alike.tokens_per_s, alike.all_tokens_per_s, color=GREY, linewidth=0.8, zorder=1)
+        fastest = alike.iloc[-1]
+        axes.annotate(
+            f"{requests:.0f}", (fastest.tokens_per_s, fastest.all_tokens_per_s), xytext=(7, 0),
+            textcoords="offset points", va="center", color=GREY, fontsize=7.5,
+        )  # fmt: skip
+
+
 def at_once(experiment: Experiment, path: Path) -> None:
     """Speed of all over the number of requests and over the speed of each; latencies over the number of requests."""
     sns = load_seaborn()
     recipe, found = experiment.recipe, by_requests(experiment)
     caption = (
         f"{captions.setting(experiment)} All requests of a load begin at the same moment; medians over them. Of all: "
-        "while all of them decode, where they do. Numbers: requests at once."
+        "while all of them decode, where they do. Grey: as many requests at once."
     )
     caption += " Thin: closed form for runs of one token, drafts always ready." * bool(found.closed.notna().any())
     contenders = [name for name in recipe.strategies if name in set(found.contender)]
@@ -79,11 +95,7 @@ def at_once(experiment: Experiment, path: Path) -> None:
         known = found.dropna(subset=["all_tokens_per_s"])
         sns.lineplot(known, x="requests", y="all_tokens_per_s", ax=total, **shared)
         sns.lineplot(known, x="tokens_per_s", y="all_tokens_per_s", ax=pareto, legend=False, sort=False, **shared)
-        for row in known.itertuples():
-            pareto.annotate(
-                f"{row.requests:.0f}", (row.tokens_per_s, row.all_tokens_per_s), xytext=(3, 3), fontsize=6.5,
-                textcoords="offset points", color=shared["palette"][row.contender],
-            )  # fmt: skip
+        _join_alike(pareto, known)
         for name, line in found.dropna(subset=["closed"]).groupby("contender"):
             thin: dict[str, Any] = {"color": shared["palette"][name], "linewidth": 1, "linestyle": (0, (2, 1.2))}
             total.plot(line.requests, line.closed, **thin)
