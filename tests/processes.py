@@ -85,10 +85,12 @@ class Generating:
 def ranks_of(pid: int) -> dict[int, int]:
     """Rank to pid, of the ranks that process `pid` has started."""
     found = {}
-    for child in _children(pid):
-        words = _words(child)
-        if "pipeinfer.cluster.worker" in words and "--rank" in words:
-            found[int(words[words.index("--rank") + 1])] = child
+    for parent in _children(pid):
+        if "pipeinfer.cluster.worker" in _words(parent):
+            for rank in _children(parent):
+                name = _name(rank)
+                if name.startswith("rank "):
+                    found[int(name.removeprefix("rank "))] = rank
     return found
 
 
@@ -119,3 +121,10 @@ def _words(pid: int) -> Sequence[str]:
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
         return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""The process of one rank: `python -m pipeinfer.cluster.worker` and `pipeinfer worker`."""
+"""The process of one rank, `pipeinfer worker`, and those of a session's, `python -m pipeinfer.cluster.worker`."""
 
 import argparse
 import gc
@@ -9,18 +9,26 @@ import threading
 import traceback
 from pathlib import Path
 
+from pipeinfer.cluster.forked_ranks import Say, fork_ranks
 from pipeinfer.cluster.garbage_collection import look_at_trials_alone
 from pipeinfer.errors import LaunchError
+from pipeinfer.plugins import TRANSPORTS, load
 from pipeinfer.runtime.live import Stray, run_rank
-from pipeinfer.runtime.transports import ANY_RANK, HEAD, PeerLost, TransportError, open_member
+from pipeinfer.runtime.transports import ANY_RANK, HEAD, PeerLost, TransportError, open_member, scheme_of
 
 
-def serve(listen: str, rank: int | None, key: Path | None, *, once: bool, pulse: bool = True) -> int:
+def announce(line: str) -> None:
+    print(line, flush=True)
+
+
+def serve(
+    listen: str, rank: int | None, key: Path | None, *, once: bool, pulse: bool = True, say: Say = announce
+) -> int:
     """Listen at `listen` as `rank` (None: as each head says) and serve one session after another (`once`: just one).
     Exit code. `pulse`: over a transport that would wait for a stopped process, others feel that this one runs.
 
-    Prints `listening ADDRESS` when it can be reached, and a line on standard error when a session was not ended by its
-    head. Each session has an endpoint of its own at the same address: a stream that broke is never taken up again.
+    Says `listening ADDRESS` when it can be reached, and prints a line on standard error when a session was not ended by
+    its head. Each session has an endpoint of its own at the same address: a stream that broke is never taken up again.
     """
     if once:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -29,7 +37,7 @@ def serve(listen: str, rank: int | None, key: Path | None, *, once: bool, pulse:
     while not (once and came):
         transport = open_member(listen, ANY_RANK if rank is None else rank, keys=key, pulse=pulse)
         listen = transport.address
-        print(f"listening {listen}", flush=True)
+        say(f"listening {listen}")
         try:
             came = run_rank(transport, loaded=look_at_trials_alone)
             if once and not came:
@@ -58,19 +66,25 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main() -> int:
-    """The launcher's way in; light on imports, as every rank pays for them."""
+def main() -> None:
+    """The launcher's way in; light on imports, as every session pays for them."""
     parser = argparse.ArgumentParser(prog="python -m pipeinfer.cluster.worker", description=__doc__)
     parser.add_argument("--listen", required=True)
-    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--key", type=Path, required=True)
+    parser.add_argument("--logs", type=Path, required=True)
     arguments = parser.parse_args()
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
-    try:
-        return serve(arguments.listen, arguments.rank, arguments.key, once=True, pulse=False)  # The head sees it.
-    except TransportError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+
+    def run(rank: int, say: Say) -> int:
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
+        try:
+            return serve(arguments.listen, rank, arguments.key, once=True, pulse=False, say=say)  # The head sees it.
+        except TransportError as problem:
+            print(problem, file=sys.stderr)
+            return 2
+
+    load(TRANSPORTS, scheme_of(arguments.listen))
+    fork_ranks(arguments.ranks, run, arguments.logs)
 
 
 def _end_with_launcher() -> None:
@@ -81,7 +95,6 @@ def _end_with_launcher() -> None:
 
 
 if __name__ == "__main__":
-    code = main()
+    main()
     sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # The launcher waits, and taking modules and models apart would be for nothing.
+    os._exit(0)  # The launcher waits, and taking modules apart would be for nothing.
