@@ -41,7 +41,7 @@ class Variable(NamedTuple):
 
 X = {
     "nodes": Variable("nodes", ("nodes",), 2),
-    "width_cost": Variable("cost of width (0: free, 1: roofline)", ("width_cost",)),
+    "width_cost": Variable("cost of a further row (0: free, 1: roofline)", ("width_cost",)),
     "draft_cost": Variable("cost of a drafted token (1: TinyLlama 1.1B)", ("draft_cost",), 2),
     "acceptance": Variable("acceptance per drafted token", ("acceptance",)),
     "bandwidth_gbps": Variable("link bandwidth (Gbit/s)", ("bandwidth_gbps",), 10),

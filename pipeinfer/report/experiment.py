@@ -75,6 +75,12 @@ class Experiment:
         swept = {name for name, values in self.recipe.strategies[contender].options.items() if len(values) > 1}
         return ", ".join(option for option in variant.split(", ") if option.partition(" ")[0] in swept)
 
+    def among(self, contenders: Iterable[str]) -> "Experiment":
+        """The same, of some contenders only."""
+        trials = pd.concat([self.trials, self.simulated])
+        trials = trials[trials.contender.isin(contenders)]
+        return Experiment(self.recipe, Tables(trials, self.gaps, self.ranks, self.spans))
+
     def style_of(self, contender: str) -> str:
         """The strategy whose colour it has."""
         return self.recipe.strategies[contender].of or contender

@@ -130,6 +130,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
 
     x, y = X[figure.x], Y[figure.y]
     rows, theory = _along(experiment, figure), _theory(experiment, figure)
+    theory = theory[:0] if small else theory  # which only a caption can explain
     marks = _marks(experiment.recipe) if figure.y == "gain" else {}
     contenders = [name for name in experiment.recipe.strategies if name in set(rows.contender)]
     # A variant of a strategy has its colour and broken lines.
@@ -143,7 +144,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
     by_panel, theory_by_panel = (_panelled(experiment, figure, some) for some in (rows, theory))
     by_panel = _shown(by_panel, MOST_PANELS) if small else by_panel
     with _sheet(path, " ".join(filter(None, caption)), len(by_panel), small=small) as drawing:
-        axes = panels(drawing, len(by_panel), stacked=small, sharex=True, sharey=True)
+        axes = panels(drawing, len(by_panel), stacked=small, sharex=True, sharey=True if small else "row")
         for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
             for (name, value), dashes in zip(marks.items(), ["-", (0, (6, 3))], strict=False):
                 axis.axhline(value, color=GREY, linewidth=1, linestyle=dashes, label=name)
@@ -162,7 +163,12 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
         if small:
             drawing.supxlabel(x.label, fontsize=8.5)
             drawing.supylabel(y.label, fontsize=8.5)
-        _limits(axes[0], rows[y.column], [*theory.y, *marks.values()], logarithmic=y.logarithmic)
+        alike = len(axes) if small else axes[0].get_gridspec().ncols
+        for at in range(0, len(axes), alike):
+            beside = [*by_panel][at : at + alike]
+            values = pd.concat([by_panel[title] for title in beside])[y.column]
+            lines = pd.concat([theory[:0], *(theory_by_panel[title] for title in beside if title in theory_by_panel)]).y
+            _limits(axes[at], values, [*lines, *marks.values()], logarithmic=y.logarithmic)
         legend_above(drawing, axes[0])
 
 
@@ -170,7 +176,7 @@ _CLOSED = "Thin: closed form for i.i.d. acceptance where width and links are fre
 
 
 def _limits(axis: Any, values: pd.Series, others: list[float], *, logarithmic: bool) -> None:
-    """Of the axes that all panels share: with room for the highest line of them all, and the lowest."""
+    """Of the axis that panels beside one another share: with room for the highest line of them all, and the lowest."""
     highest = max([values.max(), *others])
     if logarithmic:
         axis.set_yscale("log")

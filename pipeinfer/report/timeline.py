@@ -15,7 +15,7 @@ FILLS: dict[str, dict[str, Any]] = {
     "speculative, accepted": {"facecolor": BLUE, "edgecolor": "white"},
     "speculative, rejected": {"facecolor": ORANGE, "edgecolor": "white", "hatch": "//////"},
     "cut short by cancellation": {"facecolor": "white", "edgecolor": VERMILLION, "hatch": "xxxxxx"},
-    "draft": {"facecolor": GREEN, "edgecolor": "white"},
+    "draft": {"facecolor": GREEN, "edgecolor": GREEN},
 }
 """What a box stands for: its colour, and hatching where grey tones alone would not tell."""
 

@@ -90,6 +90,17 @@ def test_no_word_of_a_figure_lies_on_another_or_leaves_the_sheet(
     assert not sheet.problems, "\n".join(sheet.problems)
 
 
+def test_of_some_contenders_a_figure_has_no_others(experiment: Experiment, tmp_path: Path) -> None:
+    """As on the card of a claim about one mechanism; and what only a caption explains is not on a card."""
+    with Drawings() as drawings:
+        for name, one in {"all": experiment, "some": experiment.among(["pipeinfer"])}.items():
+            draw_card(drawings, one, Figure("lines", panels=("acceptance",)), tmp_path / name)
+    words = {name: (tmp_path / f"{name}.svg").read_text() for name in ("all", "some")}
+    assert "<!-- speculative -->" in words["all"]
+    assert "<!-- speculative -->" not in words["some"]
+    assert "<!-- pipeinfer -->" in words["some"]
+
+
 BY_OTHERS = """
 import sys
 from functools import partial
