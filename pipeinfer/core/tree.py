@@ -12,10 +12,8 @@ from pipeinfer.core.messages import NOT_CANCELLED, RunKind
 
 LEAST_CONFIDENCE = 1e-9
 
-NOBODY: Sequence["Node"] = ()
 
-
-class Node:
+class Node(msgspec.Struct, eq=False):
     """One token at one position after one particular text.
 
     `sequence` is a sequence id whose path holds it while it is uncommitted. `alive`: it is committed, or the committed
@@ -27,27 +25,21 @@ class Node:
     its branch up to here.
     """
 
-    __slots__ = (
-        "alive", "children", "committed", "confidence", "fed", "id", "margin", "next", "parent", "position", "run",
-        "score", "sequence", "token", "verdict",
-    )  # fmt: skip
-
-    def __init__(self, token: int, position: int, parent: "Node | None", confidence: float = 1.0) -> None:
-        self.token = token
-        self.position = position
-        self.parent = parent
-        self.confidence = confidence
-        self.sequence = 0
-        self.score = 0.0
-        self.children: dict[int, Node] = {}
-        self.committed = False
-        self.alive = True
-        self.run: Run | None = None
-        self.verdict: int | None = None
-        self.margin: float | None = None
-        self.id = -1
-        self.fed = False
-        self.next: tuple[tuple[int, float], ...] | None = None
+    token: int
+    position: int
+    parent: "Node | None"
+    confidence: float = 1.0
+    children: dict[int, "Node"] = {}  # noqa: RUF012 - of msgspec's, each has its own
+    sequence: int = 0
+    committed: bool = False
+    alive: bool = True
+    run: "Run | None" = None
+    verdict: int | None = None
+    margin: float | None = None
+    id: int = -1
+    fed: bool = False
+    next: tuple[tuple[int, float], ...] | None = None
+    score: float = 0.0
 
     def subtree(self) -> Iterator["Node"]:
         """This node and all below it."""
@@ -59,7 +51,8 @@ class Node:
 
     def commit(self, token: int) -> tuple["Node", Sequence["Node"]]:
         """The text goes on with `token` after this node, its tip. Gives the new tip, and those that have lost."""
-        children, lost = self.children, NOBODY
+        children = self.children
+        lost: Sequence[Node] = ()
         child = children.get(token)
         if child is None:
             child = Node(token, self.position + 1, self)
