@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from pipeinfer.core.effects import Emit, Finish, Forward, Note, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
 from pipeinfer.core.generation import Strategy
-from pipeinfer.core.log import EventLog
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.results.trial import RankRecord, Trial, run_record
 from pipeinfer.runtime.control import AddRequest
+from pipeinfer.runtime.event_log import EventLog
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.runtime.world import METHODS, World

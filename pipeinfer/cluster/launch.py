@@ -21,7 +21,6 @@ from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.errors import NothingToChoose
 from pipeinfer.core.generation import PipelineShape, Strategy
-from pipeinfer.core.log import EventLog
 from pipeinfer.core.messages import DraftFrom, Sampling
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.scheduler import Scheduler
@@ -34,6 +33,7 @@ from pipeinfer.plugins import open_drafting
 from pipeinfer.results.divergence import ROW_BY_ROW
 from pipeinfer.results.trial import RankRecord, Trial
 from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Ready, Report, Setup
+from pipeinfer.runtime.event_log import EventLog
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD, TransportError, hosting_of
 

@@ -7,7 +7,7 @@ import msgspec
 
 from pipeinfer.cluster.mpi_world import settle
 from pipeinfer.cluster.plan import AUTO, Plan
-from pipeinfer.core.prompt import parse_chunk
+from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.engine.model_cache import expanded
 from pipeinfer.modelling.profile import read_profile
 from pipeinfer.runtime.transports import scheme_of
@@ -143,3 +143,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     return given
 
 
+def parse_chunk(text: str) -> PromptChunk:
+    """`auto`, `whole` or a number of tokens. Raises ValueError."""
+    if text == "auto":
+        return "auto"
+    if text == "whole":
+        return "whole"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f'prompt chunk "{text}": expected a number of tokens from 1 on, auto or whole')
+    return int(text)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from pipeinfer.cluster.plan import Plan
     from pipeinfer.commands.check import Check
     from pipeinfer.core.generation import Strategy
-    from pipeinfer.core.log import EventLog
     from pipeinfer.core.messages import Sampling
     from pipeinfer.core.scheduler import Scheduler
     from pipeinfer.engine.chat import Message
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.results.trial import Trial
+    from pipeinfer.runtime.event_log import EventLog
 
 DEFAULT_PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
 
@@ -195,7 +195,7 @@ class EventFile:
 
     def open(self, made: "Scheduler", after: str = "", now: float = 0.0) -> "EventLog":
         """Begin it, or go on in it `after` a scheduler was lost: its header tells how the scheduler was made."""
-        from pipeinfer.core.log import EventLog, SchedulerHeader
+        from pipeinfer.runtime.event_log import EventLog, SchedulerHeader
 
         return EventLog(SchedulerHeader(made.pipeline, made.next_run, made.order, after, now), self._write)
 

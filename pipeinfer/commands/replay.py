@@ -14,9 +14,9 @@ def replay(
     import msgspec
 
     from pipeinfer.core.errors import ProtocolError
-    from pipeinfer.core.log import ReplayDiffers
-    from pipeinfer.core.log import replay as run
     from pipeinfer.plugins import open_drafting, open_strategy
+    from pipeinfer.runtime.event_log import ReplayDiffers
+    from pipeinfer.runtime.event_log import replay as run
 
     try:
         replayed = run(log.read_bytes().splitlines(), open_strategy, open_drafting)

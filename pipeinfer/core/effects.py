@@ -155,7 +155,4 @@ class Wake(Message, frozen=True):
     delay: float
 
 
-Effect: TypeAlias = (
-    Emit | Finish | Note | ToStages | ToFirstStage | ToDraft | Apply | Compute | ComputeDraft | Abort | Forward | Wake
-)
 HeadEffect: TypeAlias = Emit | Finish | Note | ToStages | ToFirstStage | ToDraft

@@ -39,14 +39,3 @@ def chunk_size(asked: PromptChunk, prompt: int, at_once: float) -> int:
     size = min(MOST_ROWS, max(FIXED_ROWS, most))
     chunks = max(1, round(prompt / size), -(-prompt // MOST_ROWS))
     return -(-prompt // chunks)
-
-
-def parse_chunk(text: str) -> PromptChunk:
-    """`auto`, `whole` or a number of tokens. Raises ValueError."""
-    if text == "auto":
-        return "auto"
-    if text == "whole":
-        return "whole"
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f'prompt chunk "{text}": expected a number of tokens from 1 on, auto or whole')
-    return int(text)

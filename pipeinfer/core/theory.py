@@ -38,11 +38,6 @@ def pipelined_chain(a: float, stages: int, k: int) -> float:
     return stages / ((1 - a) * (stages + a / (1 - a**k)))
 
 
-def shared_chain(a: float, stages: int, requests: int) -> float:
-    """The chain in runs of one token where up to N requests share the pipeline: their tokens together, over those of as
-    many requests without speculation. A right token costs a request one of N slots, a wrong one a traversal."""
-    return 1 / (a * requests / stages + 1 - a)
-
 
 def shared_rows(stages: int, requests: int, width: int, a: float = 0.0, k: int = 1) -> float:
     """Any number of requests in N slots whose runs carry up to `width` of them: their tokens together, over those of N
@@ -52,11 +47,6 @@ def shared_rows(stages: int, requests: int, width: int, a: float = 0.0, k: int =
     share = max(requests / (stages * width), 1 / stages)
     return requests / stages / (share if share >= 1 else (1 - a) * (1 + share * a / (1 - a**k)))
 
-
-def pipelined_chain_over_links(a: float, stages: int, links: float) -> float:
-    """The chain of single-token runs where all links of a traversal take `links` * T together, over iterative decoding
-    on the same links: each right token costs one stage time, each wrong one a traversal."""
-    return 1 / (a / (stages * (1 + links)) + 1 - a)
 
 
 def ssd(a: float, k: int, draft: float, foreseen: float) -> float:
@@ -73,14 +63,10 @@ def unbounded(a: float, draft: float) -> float:
     return 1 / (1 - a + a * draft)
 
 
-def pearl(a: float, gamma: float) -> float:
-    """PEARL with `gamma` = T / d drafts made in each traversal: one round checks the first draft after a wrong one, and
-    each further round checks `gamma`."""
-    return asynchronous_chain(a, gamma)
-
 
 def asynchronous_chain(a: float, ratio: float) -> float:
-    """One verification in flight, of all that was drafted meanwhile. `ratio` is T / d, at least 1.
+    """One verification in flight, of all that was drafted meanwhile. `ratio` is T / d, at least 1. Also PEARL with so
+    many drafts made in each traversal: one round checks the first after a wrong one, each further round all others.
 
     Round r + 1 after a wrong draft has checked floor(r * ratio) + 1 drafts; a further one comes if all were right.
     """
@@ -92,10 +78,6 @@ def asynchronous_chain(a: float, ratio: float) -> float:
             break
     return 1 / ((1 - a) * rounds)
 
-
-def chain_ceiling(a: float) -> float:
-    """No chain of drafts can be faster, whatever its depth and micro-batch."""
-    return 1 / (1 - a)
 
 
 def pipelined_tree(h: float, stages: int) -> float:

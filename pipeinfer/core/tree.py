@@ -29,7 +29,7 @@ class Node(msgspec.Struct, eq=False):
     position: int
     parent: "Node | None"
     confidence: float = 1.0
-    children: dict[int, "Node"] = {}  # noqa: RUF012 - of msgspec's, each has its own
+    children: dict[int, "Node"] = {}
     sequence: int = 0
     committed: bool = False
     alive: bool = True

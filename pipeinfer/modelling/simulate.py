@@ -340,7 +340,13 @@ class Limits(msgspec.Struct, frozen=True):
         """A strategy's own for each of several requests in one pipeline; known where each run is of one token."""
         if requests > self.stages or not (isinstance(strategy, PipeInfer) and strategy.draft == 1):
             return None
-        return theory.shared_chain(self.acceptance, self.stages, requests) * self.iterative
+        return shared_chain(self.acceptance, self.stages, requests) * self.iterative
+
+
+def shared_chain(a: float, stages: int, requests: int) -> float:
+    """The chain in runs of one token where up to N requests share the pipeline: their tokens together, over those of as
+    many requests without speculation. A right token costs a request one of N slots, a wrong one a traversal."""
+    return 1 / (a * requests / stages + 1 - a)
 
 
 def limits(cluster: Hardware, pair: Pair, setting: Setting) -> Limits:
@@ -362,7 +368,7 @@ def limits_of(costs: Costs, setting: Setting) -> Limits:
         iterative=1 / traversal,
         synchronous=speedup / traversal,
         synchronous_k=k,
-        ceiling=theory.chain_ceiling(a) / traversal,
+        ceiling=1 / (1 - a) / traversal,
         acceptance=a,
         stages=nodes - setting.draft_ranks,
         draft_share=share,

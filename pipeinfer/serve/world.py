@@ -13,7 +13,6 @@ import msgspec
 from pipeinfer.cluster.head import HeadWorld, Links
 from pipeinfer.core.effects import Emit, Finish, Forget, Start, Stop
 from pipeinfer.core.generation import Generation, PipelineShape
-from pipeinfer.core.log import EventLog
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Logits, Sampling
 from pipeinfer.core.scheduler import Scheduler
@@ -21,6 +20,7 @@ from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import RunRecord, run_record
 from pipeinfer.runtime.control import AddRequest
+from pipeinfer.runtime.event_log import EventLog
 from pipeinfer.runtime.world import METHODS
 from pipeinfer.serve.counters import Counters
 from pipeinfer.serve.events import Ended, Failed, OnEvent, Paused, RequestRecord, Resumed, ServiceEvent, Tokens

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeinfer.core.generation import PipelineShape
-from pipeinfer.core.prompt import FIXED_ROWS, MOST_ROWS, PromptChunk, chunk_size, parse_chunk
+from pipeinfer.core.prompt import FIXED_ROWS, MOST_ROWS, chunk_size
 
 
 def seconds(size: int, prompt: int, stages: int, ranks_per_core: float = 1.0) -> float:
@@ -64,14 +64,3 @@ def test_short_prompts_go_in_one_piece() -> None:
 
 def test_what_is_asked_for_is_done() -> None:
     assert (chunk_size(7, 100, 4), chunk_size("whole", 100, 4)) == (7, 100)
-
-
-@pytest.mark.parametrize(("text", "chunk"), [("auto", "auto"), ("whole", "whole"), ("64", 64)])
-def test_a_word_or_a_number(text: str, chunk: PromptChunk) -> None:
-    assert parse_chunk(text) == chunk
-
-
-@pytest.mark.parametrize("text", ["0", "-3", "1.5", "all", ""])
-def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="auto or whole"):
-        parse_chunk(text)

@@ -11,6 +11,7 @@ from pipeinfer.core import theory
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.modelling.simulate import shared_chain
 from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
 from pipeinfer.runtime.oracle import Trace
 
@@ -55,7 +56,7 @@ def best_shared(requests: int, row: float, acceptance: float = 0.0) -> float:
 def test_requests_share_the_pipe_by_the_closed_form_and_fairly(requests: int) -> None:
     """Where a row costs as much as a run. A slot more or less that a request has now and then may give it a little
     more."""
-    expected = theory.shared_chain(ACCEPTANCE, STAGES, requests)
+    expected = shared_chain(ACCEPTANCE, STAGES, requests)
     shares = speeds(requests, lambda: always_ready(1, STAGES), row=1.0)
     assert 0.98 * expected <= mean(shares) <= 1.03 * expected
     assert min(shares) >= 0.95 * max(shares)

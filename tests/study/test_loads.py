@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from experiments import analyse
 
-from pipeinfer.core import theory
+from pipeinfer.modelling.simulate import shared_chain
 from pipeinfer.report.at_once import by_requests
 from pipeinfer.report.captions import setting
 from pipeinfer.report.write import conclude
@@ -70,7 +70,7 @@ def test_what_all_get_together_stands_beside_the_closed_form(folder: Path) -> No
     acceptance = 0.79
     assert pipeinfer.closed / (3 * pipeinfer.limit_tokens_per_s) == pytest.approx(1)
     alone = found.loc[(1, "pipeinfer")].closed
-    ratio = theory.shared_chain(acceptance, 4, 3) * 3 / theory.shared_chain(acceptance, 4, 1)
+    ratio = shared_chain(acceptance, 4, 3) * 3 / shared_chain(acceptance, 4, 1)
     assert pipeinfer.closed == pytest.approx(ratio * alone, rel=1e-6)
     assert pipeinfer.all_tokens_per_s > one.all_tokens_per_s
     assert pipeinfer.loads == 2

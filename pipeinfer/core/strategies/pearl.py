@@ -58,7 +58,7 @@ class Pearl(Strategy):
         self._stalled = stalled
 
     def limit(self, a: float, stages: int, draft: float) -> float | None:
-        return theory.pearl(a, 1 / draft) if self._adapts and 0 < draft <= 1 else None
+        return theory.asynchronous_chain(a, 1 / draft) if self._adapts and 0 < draft <= 1 else None
 
     def advanced(self, generation: Generation) -> None:
         self._chain.advance(generation.tip)

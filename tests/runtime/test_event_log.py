@@ -9,8 +9,6 @@ from test_schedules import Scenario, scenarios
 
 from pipeinfer.core.effects import Emit, Finish, Request, Start
 from pipeinfer.core.generation import PipelineShape
-from pipeinfer.core.log import DrafterHeader, EventLog, Header, ReplayDiffers, SchedulerHeader, StageHeader, digest
-from pipeinfer.core.log import replay as replay_with
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import Logits
 from pipeinfer.core.scheduler import Scheduler
@@ -18,6 +16,16 @@ from pipeinfer.core.stage import Stage
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.plugins import open_drafting, open_strategy
+from pipeinfer.runtime.event_log import (
+    DrafterHeader,
+    EventLog,
+    Header,
+    ReplayDiffers,
+    SchedulerHeader,
+    StageHeader,
+    digest,
+)
+from pipeinfer.runtime.event_log import replay as replay_with
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.runtime.sim import Simulation
 
