@@ -19,6 +19,9 @@ ASKING = 36
 """Calls in which another request is asked what it would send, before and after, the likelier run is chosen, and whether
 the other had better go with it."""
 
+ALONE = 50
+"""Calls per result of a request that has the pipe for itself."""
+
 
 class CountingPeers:
     """Stages and draft of a text in which each token is the one before plus one; counts the scheduler's calls. A row
@@ -82,6 +85,10 @@ def calls_of_the_first(stages: int = 32, requests: int = 1, in_flight: int = 64)
     peers.calls[0].clear()
     peers.run(2 * in_flight)
     return mean(peers.calls[0])
+
+
+def test_a_request_alone_pays_for_no_company() -> None:
+    assert calls_of_the_first() <= ALONE
 
 
 def test_it_does_not_grow_with_runs_in_flight() -> None:
