@@ -1,7 +1,7 @@
 """The modules that `fused_layers.py` takes its weights from: those of Llama, Mistral, Qwen2 and Qwen3, as transformers
 has them and under the names that checkpoints give them.
 
-Importing transformers' own takes as long as importing torch, and every rank would pay for it as it starts.
+Importing transformers' own takes a second of processor time, and every rank would pay for it as it starts.
 """
 
 from typing import Any
@@ -15,13 +15,27 @@ QKV_BIAS = {"mistral": False, "qwen2": True}
 """Model types that have them always or never; the others say so in `attention_bias`, which is of the output too."""
 
 
+class Linear(nn.Linear):
+    """Not filled with random numbers, for which torch would import its compiler: a checkpoint has the weights."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """As `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class FusedModel(nn.Module):
     """Modules without a forward: `fused_layers.py` has it."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.model = Base(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def base_model(self) -> "Base":
@@ -39,7 +53,7 @@ class Base(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RmsNorm(config.hidden_size, config)
 
@@ -65,10 +79,10 @@ class Attention(nn.Module):
         hidden, queries, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         kind: Any = config.model_type
         bias = QKV_BIAS.get(kind, getattr(config, "attention_bias", False))
-        self.q_proj = nn.Linear(hidden, queries * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(hidden, keys * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(hidden, keys * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(queries * self.head_dim, hidden, bias=bias and kind not in QKV_BIAS)
+        self.q_proj = Linear(hidden, queries * self.head_dim, bias=bias)
+        self.k_proj = Linear(hidden, keys * self.head_dim, bias=bias)
+        self.v_proj = Linear(hidden, keys * self.head_dim, bias=bias)
+        self.o_proj = Linear(queries * self.head_dim, hidden, bias=bias and kind not in QKV_BIAS)
         if kind == "qwen3":
             self.q_norm, self.k_norm = RmsNorm(self.head_dim, config), RmsNorm(self.head_dim, config)
 
@@ -79,9 +93,9 @@ class Mlp(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_proj = Linear(hidden, inner, bias=bias)
+        self.up_proj = Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
         self.act_fn = activation(config.hidden_act)
 
 
@@ -90,7 +104,7 @@ class RmsNorm(nn.Module):
 
     def __init__(self, size: int, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.empty(size))
         self.variance_epsilon = config.rms_norm_eps
 
 
@@ -101,7 +115,7 @@ def head_size(config: PreTrainedConfig) -> int:
 def activation(name: str) -> Any:
     if name == "silu":
         return nn.SiLU()
-    from transformers.activations import ACT2FN  # which takes a second to import
+    from transformers.activations import ACT2FN  # of which few models need any
 
     return ACT2FN[name]
 

@@ -1,4 +1,4 @@
-"""Any model as transformers builds it, its attention over cells. To import this takes as long as to import torch."""
+"""Any model as transformers builds it, its attention over cells. To import this takes a second."""
 
 from typing import Any
 

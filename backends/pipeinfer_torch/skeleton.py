@@ -151,7 +151,7 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> Any:
 def build_whole(config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     if config.model_type in FUSED:
         return FusedModel(config).to(dtype)
-    from pipeinfer_torch import generic_model  # which takes as long to import as all else does
+    from pipeinfer_torch import generic_model  # which takes long to import
 
     return generic_model.build(config, dtype)
 

@@ -334,14 +334,15 @@ def test_importing_the_plugin_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("name", "imported"), [("llama", "False"), ("falcon new", "True")])
-def test_only_layers_of_transformers_own_import_its_modelling_code(variant, name, imported):
-    """It takes longer to import than torch does, and each rank of each start would pay for it."""
+@pytest.mark.parametrize(("name", "needed"), [("llama", False), ("falcon new", True)])
+def test_only_layers_of_transformers_own_import_its_modelling_code(variant, name, needed):
+    """It takes a second to import, with torch's compiler: each rank would pay for it as it starts."""
     load_it = "TorchBackend(device='cpu').load(sys.argv[1], (0, 1), cells=8, sequences=1)"
-    loaded = "print('transformers.modeling_utils' in sys.modules)"
-    code = f"import sys; from pipeinfer_torch import TorchBackend; {load_it}; {loaded}"
+    heavy = "{'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules)"
+    code = f"import sys; from pipeinfer_torch import TorchBackend; {load_it}; print(len({heavy}))"
     command = [sys.executable, "-c", code, str(variant(name))]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == imported
+    imported = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (imported > 0) == needed
 
 
 @pytest.mark.parametrize(
