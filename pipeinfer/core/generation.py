@@ -276,21 +276,21 @@ class Generation:
         if not orders or orders[0][0] != message.order:
             raise PeerError(f"a proposal answers order {message.order}, which was not given")
         self.draft_cached = message.cached
-        root = orders[0][1]
+        root, tip, known = orders[0][1], self.tip, self._drafted
         new: list[Node] = []
         for drafted in message.nodes:
-            parent = root if drafted.parent < 0 else self._drafted.get(drafted.parent)
+            parent = root if drafted.parent < 0 else known.get(drafted.parent)
             if parent is None or not parent.alive:
                 continue
             node = parent.children.get(drafted.token)
             if node is None:
                 # Under a committed token that has its successor, another child is dead at birth.
-                if parent.committed and parent is not self.tip:
+                if parent.committed and parent is not tip:
                     continue
                 node = Node(drafted.token, parent.position + 1, parent, drafted.confidence)
                 parent.children[drafted.token] = node
                 new.append(node)
-            self._drafted[drafted.id] = node
+            known[drafted.id] = node
         # An answer to an older order says nothing about the newest.
         self.strategy.proposed(self, new, message.stalled and message.order == self.order)
 
