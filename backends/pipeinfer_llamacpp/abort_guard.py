@@ -14,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from pipeinfer.engine import last_words
 from pipeinfer.errors import one_line
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ def on_abort(text: bytes) -> None:
             outcome.put((None, NativeAbort(said)))
         FOREVER.wait()
     print(said, file=sys.stderr, flush=True)
+    last_words.say(said)
 
 
 def is_guarded(thread: threading.Thread) -> bool:

@@ -68,7 +68,8 @@ class Recovery:
 
     def lacks(self, now: Models) -> str:
         """What the session lacks that it had at first, in words."""
-        fewer = f"on {len(now.split)} stages instead of {self._stages}" if len(now.split) < self._stages else ""
+        left = len(now.split)
+        fewer = f"on {left} {'stage' if left == 1 else 'stages'} instead of {self._stages}" * (left < self._stages)
         alone = "without a draft" if self._models.draft is not None and now.draft is None else ""
         return ", ".join(filter(None, [alone, fewer]))
 

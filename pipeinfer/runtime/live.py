@@ -4,10 +4,12 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from pipeinfer.engine import last_words
 from pipeinfer.engine.exact import exact_stage
 from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.errors import LaunchError
@@ -25,6 +27,10 @@ from pipeinfer.runtime.transports import ANY_RANK, HEAD, Envelope, PeerLost, Tra
 GRACE_S = 0.25
 """How long a rank that has lost a neighbour waits for the head to end the session, as then the neighbour just left
 first, before it reports the loss."""
+
+
+LEAVE_S = 0.1
+"""A transport may send from a thread of its own: what was said last has so long to leave before the process ends."""
 
 
 class Stray(Exception):  # noqa: N818 - reads as what came
@@ -137,6 +143,7 @@ def _session(transport: Transport, setup: Setup, loaded: Callable[[], None]) -> 
                             gives_logits=setup.stage == setup.stages - 1)  # fmt: skip
     if setup.vocabulary:
         model = SharedVocabulary(model, setup.vocabulary, gives_logits=setup.stage == setup.stages - 1)
+    last_words.listen(partial(_tell_last, transport, setup.rank))
     endpoint = Endpoint(transport, setup)
     drafts = setup.role == "draft" and setup.stage == 0
     endpoint.worker = (DraftWorker if drafts else StageWorker)(endpoint, model)
@@ -166,6 +173,11 @@ def shaped(transport: Transport, bandwidth_bps: float, latency_s: float, limits:
         if limit.source == transport.rank
     }
     return ShapedTransport(transport, bandwidth_bps, latency_s, links)
+
+
+def _tell_last(transport: Transport, rank: int, words: str) -> None:
+    _tell(transport, Failure(rank, words))
+    time.sleep(LEAVE_S)
 
 
 def _tell(transport: Transport, failure: Failure) -> None:

@@ -198,3 +198,25 @@ def test_a_killed_worker_ends_the_session_at_once_and_the_other_serves_on(tmp_pa
             assert generate(cluster) == said
         assert workers.said(rank) == ""
         assert len(workers.said(1 - rank).splitlines()) <= 1
+
+
+ABORTS = """
+import os
+from pipeinfer.engine import last_words
+from pipeinfer.runtime import live
+def abort(self, work):
+    last_words.say("ops.cpp:7: a tensor of no known kind")
+    os.abort()
+live.StageWorker._compute = abort
+"""
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_what_a_library_says_before_it_ends_a_worker_is_told_by_the_head(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ABORTS)
+    with (
+        running(tmp_path, f"{scheme}://127.0.0.1:0", PYTHONPATH=str(tmp_path)) as workers,
+        Cluster(workers.plan()) as cluster,
+        pytest.raises(RankLost, match=r"^lost rank 0: target .*: ops.cpp:7: a tensor of no known kind; its last"),
+    ):
+        cluster.generate([1, 2], open_strategy("iterative", {}), max_tokens=4)
