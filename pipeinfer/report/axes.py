@@ -58,7 +58,7 @@ def drafts_title(place: Place) -> str:
     """How a place's drafts come to be right."""
     if is_recorded(place.drafts):
         return trace_title(place.drafts)
-    return {"": "i.i.d.", "varied": "position difficulty"}.get(place.drafts, f"{place.drafts} phases")
+    return {"": "i.i.d.", "varied": "varied by position"}.get(place.drafts, f"{place.drafts} phases")
 
 
 def _acceptance(place: Place) -> str:

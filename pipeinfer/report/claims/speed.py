@@ -68,7 +68,7 @@ def _simulated(bearing: Bearing, modelled: pd.DataFrame, target: float) -> Itera
     if (bound := limits["pipeinfer"] / limits[BASELINE]) > 0:
         yield Evidence("there the closed forms, in which width is free, allow", f"{bound:.2f}x")
     for _, some in modelled.groupby("drafts", sort=False):
-        yield Evidence(f"drafts right by {drafts_title(Place.of(some.iloc[0]))}", low_to_high(some))
+        yield Evidence(f"where drafts are {drafts_title(Place.of(some.iloc[0]))}", low_to_high(some))
 
 
 def _sensitivity(everywhere: pd.DataFrame) -> Iterator[Evidence]:
