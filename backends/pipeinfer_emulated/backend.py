@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from pipeinfer.core.messages import KvOp
 from pipeinfer.core.strategies.options import require
-from pipeinfer.engine.backend import AbortCheck, BadModel, Batch, Hidden, ModelInfo, Token, check_layers
+from pipeinfer.engine.backend import (
+    AbortCheck,
+    BadModel,
+    Batch,
+    Hidden,
+    ModelInfo,
+    Token,
+    check_layers,
+    context_of,
+)
 from pipeinfer.engine.counted_cells import CountedCells
 from pipeinfer.modelling.profile import Curve
 from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent, read_trace
@@ -152,7 +161,7 @@ class EmulatedStage:
 
     def forward(self, batch: Batch, hidden: Hidden | None, abort: AbortCheck) -> NDArray[np.float32] | None:
         start = time.monotonic()
-        seconds = self._seconds(len(batch.tokens), batch.positions[-1] + 1)
+        seconds = self._seconds(len(batch.tokens), context_of(batch.positions, batch.requests))
         self._cells.take(batch.positions, batch.sequences)
         computed = False
         try:

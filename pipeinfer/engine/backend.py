@@ -67,6 +67,14 @@ class Batch(msgspec.Struct, frozen=True):
     requests: Sequence[int] = (0,)
 
 
+def context_of(positions: Sequence[int], requests: Sequence[int]) -> int:
+    """The highest position that a batch's rows attend to, plus one; of several requests, those of all of them together,
+    since the keys and values of each are read."""
+    if len(requests) == 1:
+        return positions[-1] + 1
+    return sum(dict(zip(requests, positions, strict=True)).values()) + len(set(requests))
+
+
 def chain(tokens: Sequence[int], start: int, outputs: int) -> Batch:
     """Rows of sequence 0 from position `start` on."""
     return Batch(tokens, range(start, start + len(tokens)), [(0,)] * len(tokens), outputs)

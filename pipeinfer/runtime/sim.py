@@ -38,6 +38,7 @@ from pipeinfer.core.messages import NOT_CANCELLED, Candidates, Decode, Logits, P
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter, TextPolicy
+from pipeinfer.engine.backend import context_of
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import RankRecord, Trial, run_record
 from pipeinfer.runtime.oracle import Oracle
@@ -222,7 +223,7 @@ class Simulation(World):
     def _begin(self, rank: int, what: Decode | ComputeDraft) -> None:
         """Rank `rank` computes `what`."""
         self._began[rank], self._what[rank] = self.time, what
-        context = context_of(what)
+        context = context_of(what.positions, what.requests)
         seconds = self._cost(rank, len(what.tokens), context)
         if self._hosts is None:
             self._schedule(self.time + seconds, self._done, rank, self._epoch[rank], what)
@@ -291,7 +292,7 @@ class Simulation(World):
 
     def _compute_beside(self, stage: int, what: Decode) -> None:
         """The stage takes its time for this run, which leaves it after those before, and is free at once."""
-        seconds = self._cost(stage, len(what.tokens), context_of(what))
+        seconds = self._cost(stage, len(what.tokens), context_of(what.positions, what.requests))
         self._leaves_at[stage] = max(self._leaves_at[stage], self.time + seconds)
         self._began[stage] = self.time - seconds
         self.tell(*self._computed(stage, what, aborted=False))
@@ -396,13 +397,6 @@ def drafter_of(open_policy: Callable[[int], Any], pipeline: PipelineShape) -> Dr
         return TextDrafter(open_policy)
     return Drafter(pipeline.cells, DRAFT_SEQUENCES, pipeline.context, open_policy)
 
-
-def context_of(what: Decode | ComputeDraft) -> int:
-    """The highest position that the rows attend to, plus one; of several requests, those of all of them together, since
-    the keys and values of each are read."""
-    if len(what.requests) == 1:
-        return what.positions[-1] + 1
-    return sum(dict(zip(what.requests, what.positions, strict=True)).values()) + len(set(what.requests))
 
 
 def _told(machine: Machine, event: Any) -> tuple[Machine, Any]:

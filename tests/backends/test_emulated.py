@@ -95,6 +95,15 @@ def test_waits_are_looked_up_by_share_rows_and_context() -> None:
         backend.load("target", (2, 3), cells=9, sequences=1)
 
 
+def test_rows_of_several_requests_take_as_long_as_all_that_they_attend_to() -> None:
+    """As in the simulator."""
+    curve = {"rows": [1, 2], "contexts": [1, 100], "seconds": [[0.001, 0.1], [0.001, 0.1]]}
+    stage = EmulatedBackend(waits={"draft 0-1": curve}).load("draft", (0, 1), cells=9, sequences=2)
+    start = time.monotonic()
+    stage.forward(Batch((1, 1), (30, 9), ((0,), (1,)), 2, (3, 7)), None, never)
+    assert time.monotonic() - start >= 0.041
+
+
 def test_a_trace_may_be_given_itself_and_its_confidences_are_kept() -> None:
     trace = {"ranks": [0, 2], "confidences": [[0.5, 0.2, 0.1, 0.04, 0.03, 0.02, 0.01, 0.0]] * 2}
     backend = EmulatedBackend(layer_s=0.0, draft_s=0.0, trace=trace, vocabulary=4000)
