@@ -86,7 +86,7 @@ def test_the_report_needs_nothing_of_a_study_but_what_it_is_and_its_tables() -> 
     """Whoever reads results runs nothing: no ranks, no pool, no program."""
     needed = {target for name in modules() if name.startswith("report") for target in imports(name, when_called=True)}
     assert {target for target in needed if target.startswith("study")} == {
-        "study.growth", "study.places", "study.recipes", "study.table",
+        "study.growth", "study.places", "study.points", "study.recipes", "study.table",
     }  # fmt: skip
 
 
