@@ -15,15 +15,15 @@ QKV_BIAS = {"mistral": False, "qwen2": True}
 """Model types that have them always or never; the others say so in `attention_bias`, which is of the output too."""
 
 
-class Linear(nn.Linear):
+class UnfilledLinear(nn.Linear):
     """Not filled with random numbers, for which torch would import its compiler: a checkpoint has the weights."""
 
     def reset_parameters(self) -> None:
         pass
 
 
-class Embedding(nn.Embedding):
-    """As `Linear`."""
+class UnfilledEmbedding(nn.Embedding):
+    """As `UnfilledLinear`."""
 
     def reset_parameters(self) -> None:
         pass
@@ -35,7 +35,7 @@ class FusedModel(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.model = Base(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = UnfilledLinear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def base_model(self) -> "Base":
@@ -53,7 +53,7 @@ class Base(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = UnfilledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RmsNorm(config.hidden_size, config)
 
@@ -79,10 +79,10 @@ class Attention(nn.Module):
         hidden, queries, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         kind: Any = config.model_type
         bias = QKV_BIAS.get(kind, getattr(config, "attention_bias", False))
-        self.q_proj = Linear(hidden, queries * self.head_dim, bias=bias)
-        self.k_proj = Linear(hidden, keys * self.head_dim, bias=bias)
-        self.v_proj = Linear(hidden, keys * self.head_dim, bias=bias)
-        self.o_proj = Linear(queries * self.head_dim, hidden, bias=bias and kind not in QKV_BIAS)
+        self.q_proj = UnfilledLinear(hidden, queries * self.head_dim, bias=bias)
+        self.k_proj = UnfilledLinear(hidden, keys * self.head_dim, bias=bias)
+        self.v_proj = UnfilledLinear(hidden, keys * self.head_dim, bias=bias)
+        self.o_proj = UnfilledLinear(queries * self.head_dim, hidden, bias=bias and kind not in QKV_BIAS)
         if kind == "qwen3":
             self.q_norm, self.k_norm = RmsNorm(self.head_dim, config), RmsNorm(self.head_dim, config)
 
@@ -93,9 +93,9 @@ class Mlp(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
-        self.gate_proj = Linear(hidden, inner, bias=bias)
-        self.up_proj = Linear(hidden, inner, bias=bias)
-        self.down_proj = Linear(inner, hidden, bias=bias)
+        self.gate_proj = UnfilledLinear(hidden, inner, bias=bias)
+        self.up_proj = UnfilledLinear(hidden, inner, bias=bias)
+        self.down_proj = UnfilledLinear(inner, hidden, bias=bias)
         self.act_fn = activation(config.hidden_act)
 
 
