@@ -15,7 +15,7 @@ from pipeinfer_llamacpp.gguf_file import GgufFile
 from pipeinfer_llamacpp.library import F32, ggml
 
 
-class Embedding:
+class EmbeddingRows:
     """Looks up rows of `token_embd.weight`. Raises BadModel for a type that cannot be widened."""
 
     def __init__(self, source: GgufFile) -> None:

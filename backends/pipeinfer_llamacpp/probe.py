@@ -24,7 +24,7 @@ from pipeinfer.engine.backend import BadModel, Batch, Hidden, chain
 from pipeinfer.engine.model_cache import made_once
 from pipeinfer_llamacpp.abort_guard import NativeAbort, guarded
 from pipeinfer_llamacpp.cut import EMBEDDING, count_layers, fingerprint, write_stage
-from pipeinfer_llamacpp.embedding import Embedding
+from pipeinfer_llamacpp.embedding import EmbeddingRows
 from pipeinfer_llamacpp.gguf_file import GgufFile
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
 from pipeinfer_llamacpp.library import everything_said
@@ -199,7 +199,7 @@ def ports_of(source: GgufFile, layers: tuple[int, int], entry: str) -> dict[str,
     exit = exit_of(stop - first) if stop < count_layers(source) else None
     return {
         "takes_tokens": first == 0,
-        "embedding": Embedding(source) if first == 0 else None,
+        "embedding": EmbeddingRows(source) if first == 0 else None,
         "gives_hidden": exit is not None,
         "hidden": HiddenStates(entry, exit),
     }

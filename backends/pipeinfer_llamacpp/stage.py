@@ -16,7 +16,7 @@ from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import AbortCheck, Batch, CellsFull, Hidden, check_batch
 from pipeinfer.engine.counted_cells import CountedCells, Tags
 from pipeinfer_llamacpp.abort_poll import open_abort
-from pipeinfer_llamacpp.embedding import Embedding
+from pipeinfer_llamacpp.embedding import EmbeddingRows
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
 from pipeinfer_llamacpp.library import first_error, forget_errors, llama
 from pipeinfer_llamacpp.model import MICRO_BATCH, LoadedModel
@@ -40,7 +40,7 @@ class LlamaCppStage:
         self,
         model: LoadedModel,
         *,
-        embedding: Embedding | None = None,
+        embedding: EmbeddingRows | None = None,
         hidden: HiddenStates | NodeNames | None = None,
         vocabulary: int,
         takes_tokens: bool,
