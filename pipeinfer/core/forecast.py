@@ -110,6 +110,10 @@ class Forecast:
             best = min(best, (missed + hits) / tokens)
         return best
 
+    def row_s(self, rows: int) -> float:
+        """What each of so many rows beyond the first adds to a traversal."""
+        return (self.traversal_s(rows) - self.traversal_s(1)) / (rows - 1)
+
     def first_s(self, rows: int) -> float:
         """The first stage's computation of so many rows."""
         return self._stage_s(0, rows)
@@ -159,7 +163,7 @@ class Forecast:
             before = after
         many, seconds = self._prompt[stage] if self._prompt else (0, 0.0)
         if many >= rows:
-            slope = min(slope, max(0.0, seconds - before[1]) / (many - before[0]))
+            slope = min(slope if len(points) > 1 else float("inf"), max(0.0, seconds - before[1]) / (many - before[0]))
             return max(before[1] + slope * (rows - before[0]), seconds * rows / many)
         known, least = max((before, (many, seconds)))
         return max(before[1], least) + PRIOR_DOUBLE * points[0][1] * (rows - known) / known

@@ -22,6 +22,9 @@ MOST_NEW = 256
 PRIOR_RIGHT, PRIOR_SEEN = 3.0, 4.5
 """As if the draft had been right in so many of so many cases before any verdict."""
 
+LEAST_POWER = 0.2
+"""Of the draft's confidences, beyond which they would say next to nothing."""
+
 PRIOR_OTHERS = 6.0
 """As if its second choice had been held against the target's so often, where the first was wrong."""
 
@@ -161,9 +164,23 @@ class Measured:
     @property
     def discount(self) -> float:
         """By which the draft's confidences have to be multiplied to say how often it is right; not above 1."""
-        seen = len(self._confidences)
-        mean = (sum(self._confidences) + PRIOR_SEEN) / (seen + PRIOR_SEEN)
-        return min(1.0, self.acceptance / max(mean, 1e-3))
+        return min(1.0, self.acceptance / max(self._mean_confidence(1.0), 1e-3))
+
+    @property
+    def power(self) -> float:
+        """To which they have to be raised where it is right more often than they say: `LEAST_POWER` to 1. A target that
+        takes the likeliest token takes it for sure, however many others might follow."""
+        low, high = LEAST_POWER, 1.0
+        if self._mean_confidence(high) >= self.acceptance:
+            return high
+        for _ in range(5):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._mean_confidence(middle) > self.acceptance else (low, middle)
+        return high
+
+    def _mean_confidence(self, power: float) -> float:
+        total: float = sum([confidence**power for confidence in self._confidences])
+        return (total + PRIOR_SEEN) / (len(self._confidences) + PRIOR_SEEN)
 
     @property
     def slots(self) -> int:

@@ -123,8 +123,8 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     `recovery` - failed attempts * `decay`. At most `width` branches grow at a time, and a draft policy that splits does
     so where another candidate is above `split` plus the same adjustment. `once`: one proposal per order, then wait.
     `nodes`: a draft policy that grows trees keeps at most so many undecided tokens (0: as many as there is room for).
-    `discount`: by which confidences are multiplied where one that tries the likeliest first compares long branches with
-    short ones.
+    `discount` and `power` make chances of confidences (`pipeinfer.core.tree.chance`) for one that tries the likeliest
+    first: it tries nothing whose branch comes true with less than the chance `cutoff`.
     """
 
     micro_batch: int = 3
@@ -136,6 +136,7 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     once: bool = False
     nodes: int = 0
     discount: float = 1.0
+    power: float = 1.0
 
 
 class DraftFrom(Message, frozen=True):

@@ -12,6 +12,9 @@ from pipeinfer.core.messages import NOT_CANCELLED, RunKind
 
 LEAST_CONFIDENCE = 1e-9
 
+SURE = 0.999
+"""A draft that gives its first choice more than this leaves the others nothing to share: what it says of them is so."""
+
 
 class Node(msgspec.Struct, eq=False):
     """One token at one position after one particular text.
@@ -71,6 +74,15 @@ def root() -> Node:
 def log_of(confidence: float) -> float:
     """Of a candidate, for its score: a draft may say 0."""
     return log(max(confidence, LEAST_CONFIDENCE))
+
+
+def chance(confidence: float, first: float, discount: float, power: float) -> float:
+    """That a candidate of this confidence is right, its predecessors being: that of the draft's first choice, which has
+    the confidence `first`, is discount * first ** power, and the others share what it leaves."""
+    best: float = discount * first**power
+    if confidence >= first:
+        return best
+    return min(best, confidence * (1 - best) / (1 - first)) if first < SURE else confidence
 
 
 class Run(msgspec.Struct, eq=False):

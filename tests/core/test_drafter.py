@@ -541,6 +541,21 @@ def test_a_tree_has_so_many_nodes_and_no_more() -> None:
     assert tokens_of(d.handle(drafted(((700, 0.5), (701, 0.2))))) == [(700, 701)]
 
 
+def test_what_comes_true_with_too_small_a_chance_is_not_tried() -> None:
+    d = frontier(2, 10, cutoff=0.3)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert tokens_of(d.handle(drafted(((6, 0.6), (7, 0.2))))) == [(6,)]
+    effects = d.handle(drafted(((60, 0.4), (61, 0.1))))
+    assert [(said.nodes, said.stalled) for said in proposals(effects)] == [((), True)], "0.6 * 0.4 is less than 0.3"
+    assert tokens_of(d.handle(DraftFrom(2, (6,), FAR))) == [(60,)], "after 6 it is 0.4"
+
+
+def test_a_draft_that_is_right_more_often_than_it_says_is_followed_further() -> None:
+    d = frontier(2, 10, cutoff=0.3, power=0.5)
+    d.handle(DraftFrom(1, (5,), FAR))
+    assert tokens_of(d.handle(drafted(((6, 0.25), (7, 0.2))))) == [(6,)], "its first choice half the time, 7 seldom"
+
+
 def test_the_last_level_is_read_when_the_order_reaches_beyond_it_the_likeliest_first() -> None:
     d = frontier(2, 10)
     d.handle(DraftFrom(1, (5,), 2))

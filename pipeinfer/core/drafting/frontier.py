@@ -5,7 +5,7 @@ from itertools import count
 
 from pipeinfer.core.draft import Draft, DraftPolicy
 from pipeinfer.core.messages import DraftSettings
-from pipeinfer.core.tree import Node, log_of
+from pipeinfer.core.tree import Node, chance, log_of
 
 Option = tuple[float, int, Node, tuple[int, float] | None]
 """What may be read next: minus the score of its branch, a number that breaks ties, and either a leaf that rests unread
@@ -20,22 +20,24 @@ class Frontier(DraftPolicy):
         return settings.width
 
     def grow(self, draft: Draft) -> None:
-        resting = set(draft.resting)
+        settings, resting = draft.settings, set(draft.resting)
         known = [node for node in draft.tip.subtree() if node is not draft.tip]
-        slots = draft.settings.width - sum(not leaf.fed for leaf in draft.leaves)
-        room = draft.settings.nodes - len(known) if draft.settings.nodes else slots
+        slots = settings.width - sum(not leaf.fed for leaf in draft.leaves)
+        room = settings.nodes - len(known) if settings.nodes else slots
+        least = draft.tip.score + log_of(settings.cutoff)
         serial = count()
         heap = [option for node in (draft.tip, *known) for option in _options(draft, node, resting, next(serial))]
         heapify(heap)
-        while heap and slots > 0:
-            _, _, node, candidate = heappop(heap)
+        while heap and slots > 0 and heap[0][0] <= -least:
+            cost, _, node, candidate = heappop(heap)
             if not node.alive:
                 continue  # it gave its sequence to a likelier one
             if candidate is None:
                 draft.resume(node)
-            elif room > 0 and draft.may_grow(node, node.score + log_of(candidate[1])):
+            elif room > 0 and draft.may_grow(node, -cost):
                 room -= 1
                 child = draft.branch(node, *candidate)
+                child.score = -cost
                 if child.position >= draft.until:
                     draft.rest(child)  # it is read when the order reaches beyond it
                 for option in _options(draft, node, resting, next(serial)):
@@ -47,12 +49,12 @@ class Frontier(DraftPolicy):
 
 def _options(draft: Draft, node: Node, resting: set[Node], serial: int) -> list[Option]:
     """The one thing that may be read next at this node, if there is any."""
-    discount = log_of(draft.settings.discount)
-    score = node.score + discount * (node.position - draft.tip.position)
     if node.next is None:
         waits = not node.fed and node.position < draft.until and node in resting
-        return [(-score, serial, node, None)] if waits else []
+        return [(-node.score, serial, node, None)] if waits else []
     untried = next((option for option in node.next if option[0] not in node.children), None)
     if untried is None:
         return []
-    return [(-score - discount - log_of(untried[1]), serial, node, untried)]
+    settings = draft.settings
+    likely = chance(untried[1], node.next[0][1], settings.discount, settings.power)
+    return [(-node.score - log_of(likely), serial, node, untried)]

@@ -12,9 +12,9 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.strategies.ways import Experience, Way
+from pipeinfer.core.strategies.ways import Experience, Way, least_chance
 from pipeinfer.core.strategies.window import that_fit
-from pipeinfer.core.tree import Node, Run
+from pipeinfer.core.tree import Node, Run, chance
 
 SWITCH = 0.97
 """Another way is taken when it would need at most this share of the time."""
@@ -26,11 +26,11 @@ MOST_NODES = 256
 """Undecided tokens of a tree."""
 
 HOPELESS = 0.01
-"""Nothing is sent that becomes text with a smaller chance."""
+"""Nothing is sent that becomes text with a smaller chance, even where rows are free."""
 
 TO_DEPTH, LEAST_DISCOUNT, STEP = 0.75, 0.5, 0.05
 """The discount on the draft's confidences is what was measured to this power, since a tree that is too shallow costs
-more than one that is too deep; no less than this; and rounded, since each change of it is an order."""
+more than one that is too deep; no less than this; and rounded like all of an order, since each change is another."""
 
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
@@ -57,8 +57,9 @@ class Adaptive(Strategy):
         """Seconds per token that the way in use should take, corrected by what came; 0 until it is known."""
         self._times: Forecast | None = None
         self._width = 4
+        self._least = HOPELESS
         self._window = 0
-        self._discount = 1.0
+        self._rating = (1.0, 1.0)
         self._waiting: list[Node] = []
         self._stalled = self._rests = False
         self._seen = 0
@@ -76,11 +77,11 @@ class Adaptive(Strategy):
     def started(self, generation: Generation) -> None:
         self._window = generation.pipe.measured.slots + 2
         self._rate(generation)
-        ranks_per_core = generation.pipe.pipeline.ranks_per_core
-        self._experience = Experience(ranks_per_core)
-        if ranks_per_core > 1:
+        pipeline = generation.pipe.pipeline
+        self._experience = Experience(pipeline.ranks_per_core)
+        if pipeline.ranks_per_core > 1:
             self.way = Way("synchronous", 3)
-        elif generation.pipe.pipeline.stages == 1:
+        elif pipeline.stages == 1:
             self.way = Way("rounds", 5)
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.
@@ -124,16 +125,17 @@ class Adaptive(Strategy):
         """The nodes that were not sent, the likeliest first: a parent before its children, which are less likely."""
         self._waiting = [node for node in self._waiting if node.alive and node.run is None and not node.committed]
         chances = {node: self._chance(node, generation.tip) for node in self._waiting}
-        hopeful = [node for node in self._waiting if chances[node] >= HOPELESS]
+        hopeful = [node for node in self._waiting if chances[node] >= self._least]
         return sorted(hopeful, key=lambda node: (-chances[node], node.position))[:most]
 
     def _chance(self, node: Node, tip: Node) -> float:
         """That it becomes text."""
-        chance = 1.0
-        while node is not tip and node.parent is not None:
-            chance *= node.confidence * self._discount
-            node = node.parent
-        return chance
+        likely, (discount, power) = 1.0, self._rating
+        while node is not tip and (parent := node.parent) is not None:
+            first = next(iter(parent.children.values())).confidence
+            likely *= chance(node.confidence, first, discount, power)
+            node = parent
+        return likely
 
     # What to draft
 
@@ -145,11 +147,15 @@ class Adaptive(Strategy):
         self._rests = False
         if kind == "synchronous":
             until = tip + (rows if generation.begun else 0)
-            return Order(until, DraftSettings(rows, nodes=rows, discount=self._discount))
+            return Order(until, self._settings(rows, 1, rows))
         ahead = 0.5 + generation.pipe.measured.acceptance  # A good draft's branches are long: more of them come true.
         undecided = 6 * rows + 32 if kind == "rounds" else rows * (round(ahead * self._window) + 2)
-        settings = DraftSettings(1, width=self._width, nodes=min(MOST_NODES, undecided), discount=self._discount)
-        return Order(tip + DEEPEST, settings)
+        return Order(tip + DEEPEST, self._settings(1, self._width, min(MOST_NODES, undecided)))
+
+    def _settings(self, micro_batch: int, width: int, nodes: int) -> DraftSettings:
+        cutoff = self._least if self._least > HOPELESS else 0.0
+        discount, power = self._rating
+        return DraftSettings(micro_batch, cutoff, width=width, nodes=nodes, discount=discount, power=power)
 
     def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
         self._waiting += nodes
@@ -180,10 +186,14 @@ class Adaptive(Strategy):
         self.forecast_s, self._times = ways[self.way], forecast
         self._width = forecast.width(rows) if kind == "rounds" else forecast.width_of_runs(rows)
         self._window = forecast.window(rows)
+        least = least_chance(self.way, forecast, self.forecast_s, generation.pipe.pipeline.ranks_per_core)
+        self._least = max(HOPELESS, round(least / STEP) * STEP)
 
     def _rate(self, generation: Generation) -> None:
-        """How much of the draft's confidence to believe."""
-        self._discount = max(LEAST_DISCOUNT, round(generation.pipe.measured.discount**TO_DEPTH / STEP) * STEP)
+        """What chances to make of the draft's confidences."""
+        measured = generation.pipe.measured
+        discount = max(LEAST_DISCOUNT, round(measured.discount**TO_DEPTH / STEP) * STEP)
+        self._rating = discount, round(measured.power / STEP) * STEP
 
     def forecast(self, generation: Generation) -> Forecast:
         """Of this pipeline with this draft, as measured."""

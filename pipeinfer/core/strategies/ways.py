@@ -39,6 +39,10 @@ UNTRIED = 0.85
 """So much of its forecast plain decoding is held to take until it has been tried: one row is mostly cheaper than it
 looks from several, and trying costs less than never to know."""
 
+WORTH, LIKELY = 0.5, 0.6
+"""A row is worth its time from this share of the tokens that would else have come in it, since what rows take is known
+from those that are tried; and with such a chance always."""
+
 NEWEST, KEPT = 0.5, 0.95
 """Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
 one choice to the next."""
@@ -54,6 +58,20 @@ def every_way(forecast: Forecast) -> dict[Way, float]:
         **{Way("rounds", rows): forecast.rounds_s(rows) for rows in ROUNDS if rows <= widest},
         **{Way("runs", rows): forecast.runs_s(rows) for rows in RUNS if rows <= widest},
     }
+
+
+def least_chance(way: Way, forecast: Forecast, token_s: float, ranks_per_core: float) -> float:
+    """With which a further row of a run, or token of a draft that is waited for, is worth its time where a token comes
+    every `token_s`. Of N stages that a run passes the others compute for other runs meanwhile, if they have cores of
+    their own, so that a row takes an N-th of its time from these."""
+    if way == PLAIN:
+        return 0.0
+    seconds = forecast.row_s(max(2, way.rows + (way.kind == "synchronous")))
+    if way.kind == "synchronous":
+        seconds += forecast.draft_s
+    elif way.kind == "runs":
+        seconds *= ranks_per_core / forecast.stages
+    return min(LIKELY, WORTH * seconds / max(token_s, 1e-9))
 
 
 class Experience:

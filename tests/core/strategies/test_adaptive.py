@@ -1,11 +1,14 @@
 """It finds the way that suits the pipeline, changes its mind with the text, and says why."""
 
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from random import Random
 
 import msgspec
 import pytest
 
+from pipeinfer.assets import asset
 from pipeinfer.core.effects import Note, Request, Start
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.adaptive import Adaptive
@@ -17,7 +20,7 @@ from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.results.metrics import tokens_per_second
 from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
-from pipeinfer.runtime.oracle import Trace, independent
+from pipeinfer.runtime.oracle import Trace, independent, read_trace
 from pipeinfer.runtime.sim import Hosts, Simulation
 
 REQUEST = Request(tuple(range(16)), 192)
@@ -130,6 +133,41 @@ def test_what_comes_between_on_shared_cores_does_not_lead_it_astray(
     adaptive = Adaptive()
     assert seconds(adaptive) < 1.1 * seconds(other)
     assert adaptive.way.kind == kind
+
+
+class OneRankBesideItsDraft:
+    """The built-in pair on two cores: milliseconds by rows."""
+
+    def stage_s(self, stage: int, rows: int, context: int) -> float:
+        return 1e-3 * (1.8 + 0.25 * min(rows, 8) + 0.16 * max(0, rows - 8))
+
+    def draft_s(self, rows: int, context: int) -> float:
+        return 1e-3 * (0.3 + 0.06 * rows)
+
+    def row_bytes(self, stage: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("trace", ["greedy", "sampled"])
+def test_on_one_rank_beside_its_draft_it_is_near_the_best_of_the_others(trace: str) -> None:
+    """Texts of the built-in pair, whose draft says what it is sure of: rows that are not worth their time stay away."""
+    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
+
+    def speed(open_strategy: Callable[[], Strategy]) -> float:
+        """Geometric mean over texts."""
+        seconds = []
+        for text in range(12):
+            hosts = Hosts(["a"] * 3, (1.0, 1.08, 1.6), message_s=5e-5, head_s=1.2e-4, steps=(8, 2))
+            shape = PipelineShape(1, cells=2048, sequences=64)
+            simulation = Simulation(
+                shape, open_strategy(), OneRankBesideItsDraft(), recorded.text(text, 48), hosts=hosts
+            )
+            emit_s = simulation.generate(Request(tuple(range(48)), 96)).emit_s
+            seconds.append(emit_s[-1] - emit_s[0])
+        return prod(seconds) ** (-1 / len(seconds))
+
+    others = [*(partial(Speculative, k=k) for k in (1, 2, 4)), *(partial(PipeInfer, draft=k) for k in (2, 4, 6))]
+    assert speed(Adaptive) > 0.97 * max(map(speed, others))
 
 
 def test_what_the_prompt_takes_says_nothing_about_a_way() -> None:

@@ -5,7 +5,7 @@ import pytest
 from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
-from pipeinfer.core.strategies.ways import KEPT, PLAIN, UNTRIED, Experience, Way, every_way
+from pipeinfer.core.strategies.ways import KEPT, LIKELY, PLAIN, UNTRIED, WORTH, Experience, Way, every_way, least_chance
 from pipeinfer.core.tree import Node, Run
 
 ROUND = Way("synchronous", 3)
@@ -66,3 +66,20 @@ def test_what_was_learned_of_other_ways_fades() -> None:
     ways = [experience.seconds(forecast(1), ROUND)[Way("runs", 2)] for _ in range(60)]
     assert ways == sorted(ways, reverse=True)
     assert ways[-1] == pytest.approx(every_way(forecast(1))[Way("runs", 2)], rel=0.1)
+
+
+def test_a_row_is_worth_what_it_takes_of_the_time_of_a_token() -> None:
+    """Three stages of a second each, two for eight rows: a seventh of a traversal's three seconds more per row."""
+    found = Measured(3)
+    for rows, seconds in ((1, 1.0), (8, 2.0)):
+        run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * rows, rows, 0.0, rows, rows, rows)
+        run.compute_s, run.finished_at = (seconds,) * 3, 3 * seconds
+        found.run(run, (rows,) * 3)
+    found.draft(0.5)
+    known, row_s = Forecast(found), 3 / 7
+    assert least_chance(PLAIN, known, 2.0, 1.0) == 0
+    assert least_chance(Way("rounds", 4), known, 2.0, 1.0) == pytest.approx(WORTH * row_s / 2)
+    assert least_chance(Way("synchronous", 4), known, 2.0, 1.0) == pytest.approx(WORTH * (row_s + 0.5) / 2)
+    assert least_chance(Way("runs", 4), known, 2.0, 1.0) == pytest.approx(WORTH * row_s / 2 / 3), "two go on"
+    assert least_chance(Way("runs", 4), known, 2.0, 2.0) == pytest.approx(WORTH * row_s / 3), "on the same cores"
+    assert least_chance(Way("rounds", 4), known, 0.01, 1.0) == LIKELY
