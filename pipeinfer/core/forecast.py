@@ -163,7 +163,7 @@ class Forecast:
             before = after
         many, seconds = self._prompt[stage] if self._prompt else (0, 0.0)
         if many >= rows:
-            slope = min(slope if len(points) > 1 else float("inf"), max(0.0, seconds - before[1]) / (many - before[0]))
+            slope = min(slope, max(0.0, seconds - before[1]) / (many - before[0]))
             return max(before[1] + slope * (rows - before[0]), seconds * rows / many)
         known, least = max((before, (many, seconds)))
         return max(before[1], least) + PRIOR_DOUBLE * points[0][1] * (rows - known) / known

@@ -164,21 +164,22 @@ class Measured:
     @property
     def discount(self) -> float:
         """By which the draft's confidences have to be multiplied to say how often it is right; not above 1."""
-        return min(1.0, self.acceptance / max(self._mean_confidence(1.0), 1e-3))
+        return min(1.0, self.acceptance / max(self.mean_confidence(1.0), 1e-3))
 
     @property
     def power(self) -> float:
         """To which they have to be raised where it is right more often than they say: `LEAST_POWER` to 1. A target that
         takes the likeliest token takes it for sure, however many others might follow."""
         low, high = LEAST_POWER, 1.0
-        if self._mean_confidence(high) >= self.acceptance:
+        if self.mean_confidence(high) >= self.acceptance:
             return high
         for _ in range(5):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._mean_confidence(middle) > self.acceptance else (low, middle)
+            low, high = (middle, high) if self.mean_confidence(middle) > self.acceptance else (low, middle)
         return high
 
-    def _mean_confidence(self, power: float) -> float:
+    def mean_confidence(self, power: float = 1.0) -> float:
+        """Of the draft's first choices, each raised to this power."""
         total: float = sum([confidence**power for confidence in self._confidences])
         return (total + PRIOR_SEEN) / (len(self._confidences) + PRIOR_SEEN)
 

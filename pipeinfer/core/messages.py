@@ -123,8 +123,8 @@ class DraftSettings(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     `recovery` - failed attempts * `decay`. At most `width` branches grow at a time, and a draft policy that splits does
     so where another candidate is above `split` plus the same adjustment. `once`: one proposal per order, then wait.
     `nodes`: a draft policy that grows trees keeps at most so many undecided tokens (0: as many as there is room for).
-    `discount` and `power` make chances of confidences (`pipeinfer.core.tree.chance`) for one that tries the likeliest
-    first: it tries nothing whose branch comes true with less than the chance `cutoff`.
+    One that tries the likeliest first makes chances of confidences by `power` (`pipeinfer.core.tree.chance`) and, to
+    compare long branches with short ones, `discount`; it tries nothing that comes true with less than `cutoff`.
     """
 
     micro_batch: int = 3

@@ -13,7 +13,7 @@ from pipeinfer.core.messages import NOT_CANCELLED, RunKind
 LEAST_CONFIDENCE = 1e-9
 
 SURE = 0.999
-"""A draft that gives its first choice more than this leaves the others nothing to share: what it says of them is so."""
+"""The mean confidence of a draft that is always sure, which tells nothing."""
 
 
 class Node(msgspec.Struct, eq=False):
@@ -76,13 +76,13 @@ def log_of(confidence: float) -> float:
     return log(max(confidence, LEAST_CONFIDENCE))
 
 
-def chance(confidence: float, first: float, discount: float, power: float) -> float:
+def chance(confidence: float, first: float, power: float) -> float:
     """That a candidate of this confidence is right, its predecessors being: that of the draft's first choice, which has
-    the confidence `first`, is discount * first ** power, and the others share what it leaves."""
-    best: float = discount * first**power
+    the confidence `first`, is first ** power, and the others share what it leaves."""
+    best: float = first**power
     if confidence >= first:
         return best
-    return min(best, confidence * (1 - best) / (1 - first)) if first < SURE else confidence
+    return confidence * (1 - best) / (1 - first) if first < 1 else confidence
 
 
 class Run(msgspec.Struct, eq=False):

@@ -85,9 +85,8 @@ def test_the_prompt_tells_what_many_rows_take() -> None:
     run.compute_s, run.finished_at = (2.0, 2.0), 4.0
     known.run(run, (32, 32))
     forecast = Forecast(known)
-    assert forecast.traversal_s(4) == pytest.approx(1 + 3 * 3 / 31), "in proportion between one row and 32"
-    assert forecast.row_s(4) == pytest.approx(3 / 31)
-    assert forecast.traversal_s(16) == pytest.approx(1 + 15 * 3 / 31), "and no less than 16 of the 32 took"
+    assert forecast.traversal_s(4) == pytest.approx(1.0), "an eighth of what 32 rows took is less than one row takes"
+    assert forecast.traversal_s(16) == pytest.approx(2.0)
 
 
 def test_between_two_measured_widths_the_forecast_is_in_proportion_and_never_falls() -> None:

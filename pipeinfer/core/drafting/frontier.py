@@ -29,15 +29,15 @@ class Frontier(DraftPolicy):
         heap = [option for node in (draft.tip, *known) for option in _options(draft, node, resting, next(serial))]
         heapify(heap)
         while heap and slots > 0 and heap[0][0] <= -least:
-            cost, _, node, candidate = heappop(heap)
+            _, _, node, candidate = heappop(heap)
             if not node.alive:
                 continue  # it gave its sequence to a likelier one
             if candidate is None:
                 draft.resume(node)
-            elif room > 0 and draft.may_grow(node, -cost):
+            elif room > 0 and draft.may_grow(node, node.score + log_of(_likely(draft, node, candidate))):
                 room -= 1
                 child = draft.branch(node, *candidate)
-                child.score = -cost
+                child.score = node.score + log_of(_likely(draft, node, candidate))
                 if child.position >= draft.until:
                     draft.rest(child)  # it is read when the order reaches beyond it
                 for option in _options(draft, node, resting, next(serial)):
@@ -49,12 +49,17 @@ class Frontier(DraftPolicy):
 
 def _options(draft: Draft, node: Node, resting: set[Node], serial: int) -> list[Option]:
     """The one thing that may be read next at this node, if there is any."""
+    discount = log_of(draft.settings.discount)
+    score = node.score + discount * (node.position - draft.tip.position)
     if node.next is None:
         waits = not node.fed and node.position < draft.until and node in resting
-        return [(-node.score, serial, node, None)] if waits else []
+        return [(-score, serial, node, None)] if waits else []
     untried = next((option for option in node.next if option[0] not in node.children), None)
     if untried is None:
         return []
-    settings = draft.settings
-    likely = chance(untried[1], node.next[0][1], settings.discount, settings.power)
-    return [(-node.score - log_of(likely), serial, node, untried)]
+    return [(-score - discount - log_of(_likely(draft, node, untried)), serial, node, untried)]
+
+
+def _likely(draft: Draft, node: Node, candidate: tuple[int, float]) -> float:
+    assert node.next is not None
+    return chance(candidate[1], node.next[0][1], draft.settings.power)

@@ -14,7 +14,7 @@ from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
 from pipeinfer.core.strategies.ways import Experience, Way, least_chance
 from pipeinfer.core.strategies.window import that_fit
-from pipeinfer.core.tree import Node, Run, chance
+from pipeinfer.core.tree import SURE, Node, Run, chance
 
 SWITCH = 0.97
 """Another way is taken when it would need at most this share of the time."""
@@ -133,7 +133,7 @@ class Adaptive(Strategy):
         likely, (discount, power) = 1.0, self._rating
         while node is not tip and (parent := node.parent) is not None:
             first = next(iter(parent.children.values())).confidence
-            likely *= chance(node.confidence, first, discount, power)
+            likely *= discount * chance(node.confidence, first, power)
             node = parent
         return likely
 
@@ -187,7 +187,8 @@ class Adaptive(Strategy):
         self._width = forecast.width(rows) if kind == "rounds" else forecast.width_of_runs(rows)
         self._window = forecast.window(rows)
         least = least_chance(self.way, forecast, self.forecast_s, generation.pipe.pipeline.ranks_per_core)
-        self._least = max(HOPELESS, round(least / STEP) * STEP)
+        tells = generation.pipe.measured.mean_confidence() < SURE  # else no row is told from another
+        self._least = max(HOPELESS, round(least / STEP) * STEP * tells)
 
     def _rate(self, generation: Generation) -> None:
         """What chances to make of the draft's confidences."""

@@ -167,7 +167,7 @@ def test_on_one_rank_beside_its_draft_it_is_near_the_best_of_the_others(trace: s
         return prod(seconds) ** (-1 / len(seconds))
 
     others = [*(partial(Speculative, k=k) for k in (1, 2, 4)), *(partial(PipeInfer, draft=k) for k in (2, 4, 6))]
-    assert speed(Adaptive) > 0.97 * max(map(speed, others))
+    assert speed(Adaptive) > 0.94 * max(map(speed, others))
 
 
 def test_what_the_prompt_takes_says_nothing_about_a_way() -> None:
