@@ -77,6 +77,10 @@ class Pipe(Protocol):
     def in_flight(self) -> Sequence[Sequence[Run]]:
         """Runs of every request that have not come back, oldest first; together those that travel as one."""
 
+    @property
+    def running(self) -> int:
+        """Requests that have begun and not ended."""
+
     def fits(self, generation: "Generation", nodes: Sequence[Node]) -> bool:
         """Whether there are sequence ids and cells for a speculative run of these nodes."""
 

@@ -69,7 +69,7 @@ class Measured:
         """Of each stage, rows and seconds of the widest part of a prompt."""
         self._others: deque[bool] = deque(maxlen=WINDOW)
         self._confidences: deque[float] = deque(maxlen=WINDOW)
-        self._stages = stages
+        self.stages = stages
         self._new_forwards: deque[float] = deque(maxlen=MOST_NEW)
         self._draft = StageTimes(1)
 
@@ -100,7 +100,7 @@ class Measured:
     def _take_in(self) -> None:
         """Average what has come since somebody last asked: for every result it would be a good part of handling it."""
         for computed, run in self._new:
-            if len(run.compute_s) != len(computed) or len(computed) != self._stages:
+            if len(run.compute_s) != len(computed) or len(computed) != self.stages:
                 continue
             assert run.finished_at is not None
             beside = run.finished_at - run.submitted_at - sum(run.compute_s)
@@ -140,7 +140,7 @@ class Measured:
     def _of(self, rows: int) -> StageTimes:
         times = self._rows.get(rows)
         if times is None:
-            times = self._rows[rows] = StageTimes(self._stages)
+            times = self._rows[rows] = StageTimes(self.stages)
         return times
 
     def verdict(self, depth: int, right: bool, confidence: float = 1.0) -> None:
@@ -191,12 +191,12 @@ class Measured:
     @property
     def traversal(self) -> float:
         """Links and all, in times of the slowest stage. As many as there are stages before anything was measured."""
-        runs = float(self._stages)
+        runs = float(self.stages)
         for times in self.rows.values():
             slowest = max(times.seconds)
             if min(times.counts) and slowest > 0:
                 runs = max(runs, (sum(times.seconds) + self.links_s) / slowest)
-        return min(runs, 4.0 * self._stages)
+        return min(runs, 4.0 * self.stages)
 
     @property
     def verdicts(self) -> int:

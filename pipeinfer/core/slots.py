@@ -51,7 +51,7 @@ class Slots:
         """Bring it up to date."""
         self.again_at = next_run + self._stages
         self.count = ceil(round(self._measured.traversal, 6))
-        self._seconds = _slowest_s(self._measured)
+        self._seconds = slowest_s(self._measured)
         self._most.clear()
 
     def busy(self, widths: Sequence[int]) -> bool:
@@ -87,7 +87,7 @@ def best_width(
     return next((most for most, speed in found.items() if speed >= enough), Most(1, rows))
 
 
-def seconds_of(seconds: Mapping[int, float], rows: int) -> float:
+def seconds_of(seconds: Mapping[int, float], rows: float) -> float:
     """By the line through the two nearest that are known, or the two widest of them; it never falls."""
     known = sorted(seconds)
     if len(known) < 2:
@@ -98,7 +98,8 @@ def seconds_of(seconds: Mapping[int, float], rows: int) -> float:
     return max(0.0, seconds[left] + slope * (rows - left))
 
 
-def _slowest_s(measured: Measured) -> dict[int, float]:
+def slowest_s(measured: Measured) -> dict[int, float]:
+    """What the slowest stage takes, by the numbers of rows that are known."""
     found = {rows: max(times.seconds) for rows, times in measured.rows.items()}
     if measured.prompt:
         found.setdefault(measured.prompt[0][0], max([seconds for _, seconds in measured.prompt]))

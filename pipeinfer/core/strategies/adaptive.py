@@ -6,13 +6,14 @@ its forecasts, since ranks that share cores slow one another down in ways that n
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.strategies.ways import Experience, Way, least_chance
+from pipeinfer.core.strategies.ways import Experience, Way, among_others, expected_s, least_chance
 from pipeinfer.core.strategies.window import that_fit
 from pipeinfer.core.tree import SURE, Node, Run, chance
 
@@ -175,10 +176,14 @@ class Adaptive(Strategy):
             return
         self._rate(generation)
         forecast = self.forecast(generation)
-        self._correct(generation, forecast)
-        ways = self._experience.seconds(forecast, self.way)
+        ways = among_others(generation.pipe.measured, generation.pipe.running)
+        if ways:  # How long a token takes tells more of the others than of the way in use.
+            self._segment = _now(generation)
+        else:
+            self._correct(generation, forecast)
+            ways = self._experience.seconds(forecast, self.way)
         best = min(ways, key=lambda way: ways[way])
-        if best != self.way and (not self.forecast_s or ways[best] < SWITCH * ways[self.way]):
+        if best != self.way and (not self.forecast_s or ways[best] < SWITCH * ways.get(self.way, inf)):
             generation.note(self._why(best, ways[best], forecast))
             self.way = best
             self._segment = _now(generation)
@@ -210,20 +215,9 @@ class Adaptive(Strategy):
         tokens = len(generation.text) - self._segment.tokens
         if tokens < LEAST_TOKENS:
             return
-        expected = self._expected(_returned(generation, self._segment.began), forecast, tokens)
+        expected = expected_s(self.way, forecast, _returned(generation, self._segment.began), tokens)
         self._experience.learn(self.way, generation.pipe.now - self._segment.began, expected, tokens)
         self._segment = _now(generation)
-
-    def _expected(self, runs: Sequence[Run], forecast: Forecast, tokens: int) -> float:
-        """Seconds that a segment in which these runs came back should take in this way."""
-        way = self.way
-        if way.kind == "plain":
-            return tokens * forecast.plain_s()
-        if way.kind == "synchronous":
-            return sum(forecast.round_s(run.rows - 1) for run in runs)
-        if way.kind == "rounds":
-            return sum(forecast.tree_round_s(run.rows) for run in runs)
-        return tokens * forecast.runs_s(way.rows)
 
     def _why(self, way: Way, seconds: float, forecast: Forecast) -> str:
         return (

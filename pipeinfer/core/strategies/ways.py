@@ -1,8 +1,12 @@
 """The ways of decoding among which `adaptive` chooses, with what each should take."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeinfer.core.forecast import Forecast
+from pipeinfer.core.measured import Measured
+from pipeinfer.core.slots import seconds_of, slowest_s
+from pipeinfer.core.tree import Run
 
 RUNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 """Rows per run of a pipelined tree that are considered."""
@@ -58,6 +62,33 @@ def every_way(forecast: Forecast) -> dict[Way, float]:
         **{Way("rounds", rows): forecast.rounds_s(rows) for rows in ROUNDS if rows <= widest},
         **{Way("runs", rows): forecast.runs_s(rows) for rows in RUNS if rows <= widest},
     }
+
+
+def among_others(measured: Measured, requests: int) -> dict[Way, float]:
+    """Where so many requests fill the stages of a pipe with committed tokens alone, the seconds that a token of one of
+    them takes, by ways that have one run at a time under way: what is sent ahead takes the place of others' tokens.
+    Requests / slots of them go as one run, whose time on the slowest stage, or on the draft, passes once per slot."""
+    if requests < max(2, measured.stages):
+        return {}
+    slots, a = measured.slots, min(0.99, measured.acceptance)
+    together = max(1.0, requests / slots)
+    known = {0: 0.0, **slowest_s(measured)}  # Fewer rows than any that were measured are worth a try.
+    ways = {}
+    for way, k in [(PLAIN, 0), *((Way("synchronous", k), k) for k in LENGTHS)]:
+        seconds = max(seconds_of(known, together * (k + 1)), k * measured.draft_s)
+        ways[way] = slots * seconds * (1 - a) / (1 - a ** (k + 1))
+    return ways
+
+
+def expected_s(way: Way, forecast: Forecast, runs: Sequence[Run], tokens: int) -> float:
+    """Seconds that so many tokens, for which these runs came back, should take in this way."""
+    if way.kind == "plain":
+        return tokens * forecast.plain_s()
+    if way.kind == "synchronous":
+        return sum(forecast.round_s(run.rows - 1) for run in runs)
+    if way.kind == "rounds":
+        return sum(forecast.tree_round_s(run.rows) for run in runs)
+    return tokens * forecast.runs_s(way.rows)
 
 
 def least_chance(way: Way, forecast: Forecast, token_s: float, ranks_per_core: float) -> float:

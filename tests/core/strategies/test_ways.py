@@ -5,7 +5,18 @@ import pytest
 from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
-from pipeinfer.core.strategies.ways import KEPT, LIKELY, PLAIN, UNTRIED, WORTH, Experience, Way, every_way, least_chance
+from pipeinfer.core.strategies.ways import (
+    KEPT,
+    LIKELY,
+    PLAIN,
+    UNTRIED,
+    WORTH,
+    Experience,
+    Way,
+    among_others,
+    every_way,
+    least_chance,
+)
 from pipeinfer.core.tree import Node, Run
 
 ROUND = Way("synchronous", 3)
@@ -13,12 +24,17 @@ ROUND = Way("synchronous", 3)
 
 def forecast(*rows: int, seconds: float = 1.0) -> Forecast:
     """Of one stage that takes as long for any number of rows, runs of these having come back."""
+    return Forecast(measured(*rows, seconds=seconds))
+
+
+def measured(*rows: int, seconds: float = 1.0, row: float = 0.0) -> Measured:
+    """Of such a stage, or of one that takes `row` seconds more for each row."""
     found = Measured(1)
     for count in rows:
         run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * count, count, 0.0, count, count, count)
-        run.compute_s, run.finished_at = (seconds,), seconds
+        run.compute_s, run.finished_at = (seconds + row * count,), seconds
         found.run(run, (count,))
-    return Forecast(found)
+    return found
 
 
 def test_no_way_is_several_times_as_wide_as_whatever_was_measured() -> None:
@@ -83,3 +99,23 @@ def test_a_row_is_worth_what_it_takes_of_the_time_of_a_token() -> None:
     assert least_chance(Way("runs", 4), known, 2.0, 1.0) == pytest.approx(WORTH * row_s / 2 / 3), "two go on"
     assert least_chance(Way("runs", 4), known, 2.0, 2.0) == pytest.approx(WORTH * row_s / 3), "on the same cores"
     assert least_chance(Way("rounds", 4), known, 0.01, 1.0) == LIKELY
+
+
+def test_requests_that_leave_stages_idle_choose_for_themselves() -> None:
+    assert among_others(measured(1), 1) == {}
+
+
+def test_where_rows_are_dear_many_requests_had_best_decode_plainly() -> None:
+    ways = among_others(measured(1, 4, seconds=0.0, row=1.0), 4)
+    assert min(ways, key=ways.__getitem__) == PLAIN
+    assert ways[PLAIN] == pytest.approx(4.0), "four of them share the stage, where each row takes a second"
+
+
+def test_where_rows_are_free_many_requests_had_best_draft() -> None:
+    ways = among_others(measured(1, 4), 4)
+    assert min(ways, key=ways.__getitem__).kind == "synchronous"
+
+
+def test_fewer_rows_than_any_that_were_measured_are_worth_a_try() -> None:
+    ways = among_others(measured(8), 4)
+    assert min(ways, key=ways.__getitem__) == PLAIN
