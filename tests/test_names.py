@@ -35,3 +35,12 @@ def test_functions_are_short() -> None:
         if (lines := node.end_lineno - node.lineno + 1) > MOST_LINES
     ]
     assert long == []
+
+
+def test_no_two_test_files_of_one_run_have_the_same_name() -> None:
+    """Pytest would take the second for the first. The gate's cells are a run of their own."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if path.parent.name != "gate":
+            places[path.name].append(str(path.relative_to(ROOT)))
+    assert [paths for paths in places.values() if len(paths) > 1] == []

@@ -1,5 +1,6 @@
 """What handling an event costs, counted in calls: nothing that grows with other requests' runs."""
 
+import gc
 import sys
 from collections import deque
 from statistics import mean
@@ -61,11 +62,13 @@ class CountingPeers:
             nonlocal calls
             calls += what == "call"
 
+        gc.disable()  # Others' hooks into a collection are calls too.
         sys.setprofile(count)
         try:
             effects = self.scheduler.handle(0.0, event)
         finally:
             sys.setprofile(None)
+            gc.enable()
         for effect in effects:
             if isinstance(effect, ToFirstStage):
                 sent = effect.message

@@ -207,7 +207,7 @@ def test_a_program_is_timed_by_the_wall_clock_from_its_first_text_on(tmp_path: P
         assert record.error == ""
         assert record.trial is not None
         assert metrics.itl_s(record.trial)["mean"] == pytest.approx(0.05, rel=0.6)
-        assert record.trial.emit_s[0] >= 0.1
+        assert record.trial.emit_s[0] >= 0.05, "the first of two pauses looks shorter to a reader that comes late"
         assert record.trial.config["loaded_s"] >= 0.2
         assert record.trial.config["own_tokens_per_second"] == own
 

@@ -5,9 +5,11 @@ to hold its private key is a member. It names no host and does not expire, as th
 may be wrong, and a new key file is how members are shut out.
 """
 
+import os
 import ssl
 import tempfile
 from datetime import UTC, datetime
+from typing import IO
 
 from pipeinfer.runtime.transports import TransportError
 from pipeinfer.runtime.transports.keys import Keys
@@ -62,9 +64,16 @@ def _context(protocol: int, keys: Keys) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=keys.certificate)
-    # The library reads these from files alone; this one has no name that anybody could open or leave behind.
-    with tempfile.TemporaryFile("w") as file:
+    with _nameless_file() as file:  # The library reads these from files alone.
         file.write(keys.certificate + keys.private_key)
         file.flush()
         context.load_cert_chain(f"/dev/fd/{file.fileno()}")
     return context
+
+
+def _nameless_file() -> IO[str]:
+    """One that nobody else can open, and that nothing is left of. In memory where the system has such files: to find a
+    folder, Python makes a file there, which stays if the process is ended just then."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("certificate"), "w")
+    return tempfile.TemporaryFile("w")
