@@ -212,13 +212,14 @@ class Cluster(Contact):
 
     def _ranks_per_core(self) -> float:
         """On the fullest host, 1 at least. Ranks that compute in a share of the time, or have less than a core, count
-        as so much of one."""
+        as so much of one, and those whose engine has several `threads` as so many."""
         if self.plan.backend == "emulated":
             return 1.0  # its ranks wait and take no core
         share = min(self.plan.cpu_share, self.plan.node_cores or 1.0)
         full: dict[str, float] = {}
-        for ready in self.ready.values():
-            full[ready.host] = full.get(ready.host, 0.0) + share / ready.cores
+        for setup in self._setups:
+            ready = self.ready[setup.rank]
+            full[ready.host] = full.get(ready.host, 0.0) + share * setup.threads / ready.cores
         return max([1.0, *full.values()])
 
     @property

@@ -65,6 +65,12 @@ class Setup(Message, frozen=True):
         alone = self.role == "draft" and self.stages == 1
         return f"rank {self.rank}: draft" if alone else f"rank {self.rank}: {self.role} layers {first}-{end - 1}"
 
+    @property
+    def threads(self) -> int:
+        """In how many the engine computes, as its option of this name has it; else 1."""
+        asked = msgspec.json.decode(self.options).get("threads") if self.options else None
+        return asked if isinstance(asked, int) and asked > 1 else 1
+
 
 class Ready(Message, frozen=True):
     """A rank has loaded its share and waits. `clock_s` is its monotonic clock, to align timelines across hosts;

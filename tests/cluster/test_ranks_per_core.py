@@ -31,3 +31,11 @@ def test_ranks_on_small_nodes_or_with_a_share_of_the_time_count_as_so_much_of_on
 ) -> None:
     with Cluster(stages=2, transport="inproc", **how) as cluster:
         assert cluster.open_scheduler(lambda _: Iterative()).pipeline.ranks_per_core == ranks_per_core
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_rank_counts_as_many_times_as_it_has_threads() -> None:
+    pytest.importorskip("torch")
+    with Cluster(stages=1, draft=None, backend="torch", target="builtin:draft", backend_options={"threads": 2},
+                 transport="inproc") as cluster:  # fmt: skip
+        assert cluster.open_scheduler(lambda _: Iterative()).pipeline.ranks_per_core == 2.0
