@@ -34,10 +34,10 @@ class Frontier(DraftPolicy):
                 continue  # it gave its sequence to a likelier one
             if candidate is None:
                 draft.resume(node)
-            elif room > 0 and draft.may_grow(node, node.score + log_of(_likely(draft, node, candidate))):
+            elif room > 0 and draft.may_grow(node, score := node.score + log_of(_likely(draft, node, candidate))):
                 room -= 1
                 child = draft.branch(node, *candidate)
-                child.score = node.score + log_of(_likely(draft, node, candidate))
+                child.score = score
                 if child.position >= draft.until:
                     draft.rest(child)  # it is read when the order reaches beyond it
                 for option in _options(draft, node, resting, next(serial)):
