@@ -12,7 +12,8 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.serve.events import Failed, Paused, RequestRecord, Resumed, ServiceEvent, Tokens
 from pipeinfer.serve.refusal import Refusal
 from pipeinfer.serve.request_schema import TextRequest
-from pipeinfer.serve.service import QueueFull, Service, ServiceEnded, Ticket
+from pipeinfer.serve.service import Service, Ticket
+from pipeinfer.serve.world import QueueFull, ServiceEnded
 
 QUIET_S = 15.0
 """After so long without a token a stream says that it lives, which also shows whether its reader does."""
@@ -118,8 +119,6 @@ class Answers:
                 strategy=asked.pipeinfer.strategy, options=asked.pipeinfer.options,
                 deadline_s=asked.pipeinfer.deadline_s, on_event=hand_over,
             )  # fmt: skip
-        except QueueFull as problem:
-            raise Refusal(429, str(problem), code="queue_full", headers={"retry-after": "1"}) from None
         except ServiceEnded as problem:
             raise Refusal(503, str(problem)) from None
         except (ValueError, LaunchError) as problem:
@@ -136,6 +135,24 @@ class Answers:
         for choice in self.choices:
             if choice.ticket is not None and not choice.reason:
                 choice.ticket.cancel("cancelled")
+
+    async def taken(self) -> None:
+        """Wait until all have a place, in the pipe or in the queue. Where one has none, Refusal is raised and the
+        others are cancelled."""
+        try:
+            await self._places()
+        except BaseException:
+            self.close()
+            raise
+
+    async def _places(self) -> None:
+        tickets = [choice.ticket for choice in self.choices if choice.ticket is not None]
+        try:
+            await asyncio.gather(*[asyncio.wrap_future(ticket.taken) for ticket in tickets])
+        except QueueFull as problem:
+            raise Refusal(429, str(problem), code="queue_full", headers={"retry-after": "1"}) from None
+        except ServiceEnded as problem:
+            raise Refusal(503, str(problem)) from None
 
     async def grow(self) -> AsyncIterator[Grown]:
         """Everything that happens until all choices have ended. Raises Refusal."""

@@ -78,6 +78,7 @@ class Handlers:
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         ends = () if asked.ignore_eos else self.model.ends
         answers = Answers(self._service, self.model.tokenizer, asked, prompts, seed=seed, max_tokens=most, ends=ends)
+        await answers.taken()
         responses = Responses(answers, model=self.model.name, chat=chat, token_ids=asked.pipeinfer.token_ids)
         if asked.stream:
             return EventStream(chunks(answers, responses, asked), answers.close)

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Self
 
 from pipeinfer.cluster.launch import Cluster
@@ -23,7 +24,7 @@ from pipeinfer.runtime.control import Begin
 from pipeinfer.runtime.transports import HEAD
 from pipeinfer.serve.counters import Counters, Snapshot
 from pipeinfer.serve.events import OnEvent
-from pipeinfer.serve.world import Asked, Observe, OpenLog, ServiceWorld
+from pipeinfer.serve.world import Asked, Observe, OpenLog, ServiceEnded, ServiceWorld
 
 MOST_LOSSES = 5
 """Whoever loses ranks more often than this without a token in between does not lose them by accident."""
@@ -31,19 +32,13 @@ MOST_LOSSES = 5
 _log = logging.getLogger(__name__)
 
 
-class QueueFull(RuntimeError):  # noqa: N818 - reads as what happened
-    """So many requests wait already that no further one is taken. One line."""
-
-
-class ServiceEnded(RuntimeError):  # noqa: N818 - as above
-    """The service takes no requests any more. One line that says why."""
-
-
 class Ticket:
-    """A request that was taken. Its methods may be called from any thread, also after its end."""
+    """A request that was handed in. `taken` is done once it has a place in the pipe or waits for one; where it never
+    will it raises QueueFull or ServiceEnded. Its methods may be called from any thread, also after its end."""
 
-    def __init__(self, number: int, service: "Service") -> None:
+    def __init__(self, number: int, taken: Future[None], service: "Service") -> None:
         self.number = number
+        self.taken = taken
         self._service = service
 
     def cancel(self, reason: str = "cancelled") -> None:
@@ -81,7 +76,6 @@ class Service:
         recovers: bool = True,
     ) -> None:
         self._cluster = cluster
-        self._most = waiting
         self._strategy, self._options = strategy, options or {}
         self._drafting, self._drafting_options = drafting, drafting_options
         self._open(strategy, self._options)
@@ -98,7 +92,7 @@ class Service:
         self._since = time.monotonic()
         scheduler = self._open_scheduler()
         self._counters = Counters(scheduler.pipeline.stages)
-        self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock,
+        self._world = ServiceWorld(cluster, scheduler, self._counters, self._lock, most_waiting=waiting,
                                    trace=cluster.plan.trace, observe=observe, open_log=open_log)  # fmt: skip
         self._thread = threading.Thread(target=self._run, name="head", daemon=True)
         self._thread.start()
@@ -122,10 +116,10 @@ class Service:
         deadline_s: float | None = None,
     ) -> Ticket:
         """Hand in a request; `on_event` hears of it on the head's thread, which it must not block. After `deadline_s`
-        it ends as it stands, by the reason "deadline".
+        it ends as it stands, by the reason "deadline". Where neither the pipe nor the queue has a place for it, which
+        the head finds out (`Ticket.taken`), it ends by the reason "refused".
 
-        Raises QueueFull, ServiceEnded, ValueError on what can have no answer, LaunchError on a strategy that cannot be
-        had here.
+        Raises ServiceEnded, ValueError on what can have no answer, LaunchError on a strategy that cannot be had here.
         """
         name = self._strategy if strategy is None else strategy
         chosen = dict(options if options is not None else self._options if name == self._strategy else {})
@@ -136,15 +130,12 @@ class Service:
         with self._lock:
             if self._why_ended:
                 raise ServiceEnded(self._why_ended)
-            if len(self._world.waiting) >= self._most:
-                raise QueueFull(f"{self._most} requests wait already: try again later")
             number = next(self._numbers)
+            asked = Asked(Start(request, number, name, chosen), sampling, drafting, deadline_s, on_event)
             self._world.waiting[number] = None
-            self._world.inbox.append(
-                Asked(Start(request, number, name, chosen), sampling, drafting, deadline_s, on_event)
-            )
+            self._world.inbox.append(asked)
         self._cluster.wake()
-        return Ticket(number, self)
+        return Ticket(number, asked.taken, self)
 
     def stop(self, stop: Stop) -> None:
         """For tickets."""

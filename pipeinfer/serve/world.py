@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 import msgspec
@@ -37,11 +38,23 @@ Observe: TypeAlias = Callable[[float, Any, Sequence[Any]], None]
 OpenLog: TypeAlias = Callable[[Scheduler, str, float], EventLog]
 """Begins the part of the log that is a new scheduler's: it, what ended the one before, and when."""
 
+REFUSED = "refused"
+"""How a request ends that found neither a place in the pipe nor one among those that wait."""
+
 _log = logging.getLogger(__name__)
 
 
+class QueueFull(RuntimeError):  # noqa: N818 - reads as what happened
+    """So many requests wait already that no further one is taken. One line."""
+
+
+class ServiceEnded(RuntimeError):  # noqa: N818 - as above
+    """The service takes no requests any more. One line that says why."""
+
+
 class Asked:
-    """One request, from when it was handed in to its end. `drafting` is its draft policy: name and options."""
+    """One request, from when it was handed in to its end. `drafting` is its draft policy: name and options. `taken` is
+    done once it has a place in the pipe or waits for one, or raises QueueFull or ServiceEnded."""
 
     def __init__(
         self,
@@ -58,6 +71,8 @@ class Asked:
         self.takes_draft = bool(drafting[0]) and open_drafting(*drafting).model
         self.drafts_here = bool(drafting[0]) and not self.takes_draft
         self.on_event = on_event
+        self.taken: Future[None] = Future()
+        self.taken.set_running_or_notify_cancel()  # Whoever waits for it may leave, and it is decided all the same.
         self.asked_at = time.monotonic()
         self.due_at = float("inf") if deadline_s is None else self.asked_at + deadline_s
         self.ids: list[int] = []
@@ -69,6 +84,11 @@ class Asked:
         self.began_s: float | None = None
         self.cached = self.draft_cached = 0
         self.runs: list[RunRecord] = []
+
+    def refuse(self, most_waiting: int) -> None:
+        """It is not taken, as so many wait already."""
+        why = f"{most_waiting} requests wait already" if most_waiting else "there is no room, and none may wait"
+        self.taken.set_exception(QueueFull(f"{why}: try again later"))
 
     @property
     def age_s(self) -> float:
@@ -113,7 +133,8 @@ class Asked:
 
 class ServiceWorld(HeadWorld):
     """Runs one scheduler over the cluster until it is closed. `inbox` takes, from any thread and before a `wake` of the
-    cluster, requests and Stops."""
+    cluster, requests and Stops. Of the requests that come at most `most_waiting` wait at a time, and further ones are
+    refused."""
 
     def __init__(
         self,
@@ -122,6 +143,7 @@ class ServiceWorld(HeadWorld):
         counters: Counters,
         lock: threading.Lock,
         *,
+        most_waiting: int,
         trace: bool,
         observe: Observe | None = None,
         open_log: OpenLog | None = None,
@@ -132,6 +154,7 @@ class ServiceWorld(HeadWorld):
         self.waiting: dict[int, None] = {}
         """Those that have not begun, in order, also of what is in the inbox. Under the lock."""
         self.closing = False
+        self._most_waiting = most_waiting
         self._lock = lock
         self._observe = observe
         self._open_log = open_log
@@ -179,11 +202,34 @@ class ServiceWorld(HeadWorld):
         if isinstance(news, Stop):
             self._stop(news)
             return
+        if 0 < self._most_waiting <= self._scheduler.waiting:
+            self._turn_away(news)
+            return
         number = news.start.number
         self.asked[number] = news
         if news.due_at < float("inf"):
             heapq.heappush(self._due, (news.due_at, number))
         self._begin(news)
+
+    def _turn_away(self, asked: Asked) -> None:
+        """A request that comes where as many wait as may: nobody else is told of it."""
+        number = asked.start.number
+        asked.refuse(self._most_waiting)
+        with self._lock:
+            del self.waiting[number]
+        self._counters.done[REFUSED] += 1
+        asked.tell(Ended(REFUSED, asked.record(REFUSED)))
+
+    def _decide(self, number: int) -> None:
+        """Whether a request that was begun is taken: the scheduler alone knows what there is room for."""
+        asked = self.asked[number]
+        if asked.taken.done():
+            return  # It is begun again.
+        if number in self._scheduler.generations or self._scheduler.waiting <= self._most_waiting:
+            asked.taken.set_result(None)
+        else:
+            asked.refuse(self._most_waiting)
+            self._stop(Stop(0, REFUSED, number))
 
     def _begin(self, asked: Asked) -> None:
         """Tell the ranks of it, and the scheduler what there is to do of it."""
@@ -214,6 +260,8 @@ class ServiceWorld(HeadWorld):
             self._counters.came_back(runs)
         if machine is self._scheduler:
             self._hand_over()
+            if isinstance(event, Start):
+                self._decide(event.number)
 
     def _note_down(self, now: float, event: Any, effects: Sequence[Any]) -> None:
         if self._observe is not None:
@@ -305,6 +353,8 @@ class ServiceWorld(HeadWorld):
         self.inbox.clear()
         self._due.clear()
         for asked in left:
+            if not asked.taken.done():
+                asked.taken.set_exception(ServiceEnded(text))
             self._counters.done["failed"] += 1
             asked.tell(Failed(text))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from test_service import head_held_up
 from web_client import PATIENCE_S, TEMPLATE, Served, WebClient, serving, web_server
 
 from pipeinfer.cluster.plan import Plan
@@ -222,3 +223,19 @@ def test_a_full_queue_is_429_and_a_deadline_ends_a_text() -> None:
         ended = web.complete(prompt="a b", max_tokens=500, pipeinfer={"deadline_s": 0.5})
         assert ended["metrics"]["pipeinfer"]["choices"][0]["reason"] == "deadline"
         assert ended["usage"]["completion_tokens"] < 500
+
+
+def test_of_requests_that_come_at_once_those_are_refused_that_neither_run_nor_may_wait() -> None:
+    """Streams too, with the status of a refusal and not in the middle of an answer."""
+    plan = Plan(backend="emulated", backend_options=EMULATED, stages=2, transport="inproc", cells=600)
+    with serving(plan, waiting=1, strategy="iterative") as made, web_server(*made) as web:
+        asked = json.dumps({"prompt": "a b", "max_tokens": 500, "stream": True}).encode()
+        with head_held_up(made[1]):
+            opened = [web.open_request(COMPLETIONS, asked) for _ in range(5)]
+            web.wait_until(lambda snapshot: snapshot.waiting == 5)
+        web.wait_until(lambda snapshot: snapshot.done.get("refused") == 3)
+        statuses = sorted(connection.recv(1000).split()[1] for connection in opened)
+        assert statuses == [b"200"] * 2 + [b"429"] * 3
+        for connection in opened:
+            connection.close()
+        web.wait_until(lambda snapshot: snapshot.running == snapshot.waiting == 0)

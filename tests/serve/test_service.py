@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core.messages import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.serve.events import Ended, Failed, ServiceEvent, Tokens
-from pipeinfer.serve.service import QueueFull, Service, Ticket
+from pipeinfer.serve.service import Service, Ticket
+from pipeinfer.serve.world import QueueFull
 
 PATIENCE_S = 60.0
 
@@ -155,22 +157,62 @@ def test_a_stop_takes_tokens_back_and_a_deadline_ends_what_runs_and_what_waits(c
             answer.ticket.cancel()
 
 
+@contextmanager
+def head_held_up(service: Service) -> Iterator[None]:
+    """What is asked meanwhile comes at the same moment, as the head sees it."""
+    held_up, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: ServiceEvent) -> None:
+        held_up.set()
+        assert go_on.wait(PATIENCE_S)
+
+    service.submit([5], max_tokens=1, sampling=Sampling(), stop_ids=(), on_event=hold_up)
+    assert held_up.wait(PATIENCE_S)
+    yield
+    go_on.set()
+
+
+def are_taken(answers: list[Answer]) -> list[bool]:
+    return [answer.ticket.taken.exception(PATIENCE_S) is None for answer in answers]
+
+
 def test_the_queue_is_bounded_and_serves_in_order(cluster: Cluster) -> None:
     with Service(cluster, waiting=2, strategy="iterative") as service:
-        big = {"max_tokens": 900}
-        first = [ask(service, PROMPTS[0], cluster, **big) for _ in range(2)]
-        for answer in first:
-            answer.first()
-        taken = list(first)
-        with pytest.raises(QueueFull, match="2 requests wait"):
-            taken.extend(ask(service, PROMPTS[0], cluster, **big) for _ in range(8))
-        assert service.snapshot().waiting == 2
-        for answer in taken:
+        with head_held_up(service):
+            answers = [ask(service, PROMPTS[0], cluster, max_tokens=900) for _ in range(10)]
+        taken = are_taken(answers)
+        now = service.snapshot()
+        assert taken == [True] * 6 + [False] * 4
+        assert (now.running, now.waiting) == (4, 2)
+        for answer in answers[6:]:
+            with pytest.raises(QueueFull, match="2 requests wait already: try again later"):
+                answer.ticket.taken.result()
+            assert answer.end().reason == "refused"  # type: ignore[union-attr]
+        assert service.snapshot().done["refused"] == 4
+        answers[0].ticket.cancel()
+        answers[4].first()  # It has the place that became free, and so there is one more to wait.
+        assert are_taken([ask(service, PROMPTS[0], cluster, max_tokens=900) for _ in range(2)]) == [True, False]
+        for answer in answers:
             answer.ticket.cancel()
-        for answer in taken:
+        for answer in answers[:6]:
             assert answer.end().reason == "cancelled"  # type: ignore[union-attr]
         began = [ask(service, PROMPTS[0], cluster, max_tokens=2) for _ in range(2)]
         assert [answer.end().reason for answer in began] == ["length"] * 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("cluster", ["tcp"], indirect=True)
+def test_where_none_may_wait_all_are_taken_that_there_is_room_for(cluster: Cluster) -> None:
+    with Service(cluster, waiting=0, strategy="iterative") as service:
+        with head_held_up(service):
+            answers = [ask(service, PROMPTS[0], cluster, max_tokens=900) for _ in range(6)]
+        assert are_taken(answers) == [True] * 4 + [False] * 2
+        with pytest.raises(QueueFull, match="no room, and none may wait"):
+            answers[5].ticket.taken.result()
+        for answer in answers:
+            answer.ticket.cancel()
+            answer.end()
+        settled(service)
+        assert service._world._scheduler.generations == {}
 
 
 def test_what_can_have_no_answer_is_refused_where_it_is_asked(cluster: Cluster) -> None:
