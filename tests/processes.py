@@ -82,15 +82,19 @@ class Generating:
             time.sleep(0.02)
 
 
+def forking(pid: int) -> list[int]:
+    """The processes from which those of ranks are forked, that process `pid` has started."""
+    return [child for child in _children(pid) if "pipeinfer.cluster.worker" in _words(child)]
+
+
 def ranks_of(pid: int) -> dict[int, int]:
     """Rank to pid, of the ranks that process `pid` has started."""
     found = {}
-    for parent in _children(pid):
-        if "pipeinfer.cluster.worker" in _words(parent):
-            for rank in _children(parent):
-                name = _name(rank)
-                if name.startswith("rank "):
-                    found[int(name.removeprefix("rank "))] = rank
+    for parent in forking(pid):
+        for rank in _children(parent):
+            name = _name(rank)
+            if name.startswith("rank "):
+                found[int(name.removeprefix("rank "))] = rank
     return found
 
 
@@ -100,6 +104,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def emulated_text(count: int) -> str:

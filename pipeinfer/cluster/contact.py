@@ -36,10 +36,11 @@ class Contact:
         self._last_message: dict[int, str] = {}
         self._idle_states = ExitStack()
         self._looked_at_ranks = 0.0
+        self._before: Ranks | None = None
         self._open(transport, count, workers, key)
 
     def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
-        self._ranks: Ranks = open_ranks(transport, count, workers, key)
+        self._ranks: Ranks = open_ranks(transport, count, workers, key, self._before)
         self._idle_states.enter_context(without_deep_idle())
 
     def __enter__(self) -> Self:
@@ -66,6 +67,12 @@ class Contact:
     def shape(self, bandwidth_bps: float, latency_s: float, links: Sequence[LinkLimit] = ()) -> None:
         """From here on every message is stamped, and so has to be the farewell."""
         self._ranks.transport = shaped(self._ranks.transport, bandwidth_bps, latency_s, links)
+
+    def leave(self) -> None:
+        """End the session, to open another one: what makes that quick stays until that is closed."""
+        self._idle_states.close()
+        self._ranks.leave(control.encode(Shutdown()))
+        self._before = self._ranks
 
     def close(self) -> None:
         """End every rank that was started here and let go of the others. Idempotent."""

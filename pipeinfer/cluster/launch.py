@@ -58,16 +58,17 @@ class Cluster(Contact):
         self._recovery.meet_spares()
         super().__init__(plan.transport, self.models.count, plan.workers, plan.key)
         try:
-            self._bring_up()
-        except RankLost as lost:
-            if not self.never_came(lost):
-                raise
-            raise LaunchError(str(lost)) from lost
+            self._set_up()
+        except BaseException as problem:
+            self.close()
+            if isinstance(problem, RankLost) and self.never_came(problem):
+                raise LaunchError(str(problem)) from problem
+            raise
 
     def reopen(self, lost: int = HEAD) -> None:
         """Bring ranks up anew, with others in the places of those that are gone, where `lost` is the rank that was; or
         without a draft, or on fewer stages. Raises LaunchError, or RankLost where another one was lost meanwhile."""
-        self.close()
+        self.leave()
         for known in (self.hosts, self._last_message, self._reports, self._setups):
             known.clear()
         workers = self.plan.workers
@@ -95,7 +96,11 @@ class Cluster(Contact):
     def _open_as(self, plan: Plan) -> None:
         self.plan, self.models = plan, Models(plan)
         self._open(plan.transport, self.models.count, plan.workers, plan.key)
-        self._bring_up()
+        try:
+            self._set_up()
+        except BaseException:
+            self.leave()
+            raise
 
     def _note_refusal(self, problem: Exception) -> None:
         """A worker that cannot do its part has its place taken like one that is gone: raises RankLost."""
@@ -117,13 +122,6 @@ class Cluster(Contact):
     def drafts(self) -> bool:
         """There is a draft model."""
         return self.models.draft is not None
-
-    def _bring_up(self) -> None:
-        try:
-            self._set_up()
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def rank_names(self) -> dict[int, str]:

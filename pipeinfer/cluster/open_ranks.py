@@ -8,14 +8,20 @@ from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.transports import hosting_of
 
 
-def open_ranks(transport: str, count: int, workers: tuple[str, ...], key: str | None) -> Ranks:
-    """Start `count` ranks, or reach the ones at `workers`. Raises LaunchError, UnknownPlugin, TransportError."""
+def open_ranks(
+    transport: str, count: int, workers: tuple[str, ...], key: str | None, before: Ranks | None = None
+) -> Ranks:
+    """Start `count` ranks, or reach the ones at `workers`; `before` are those of a session that was left. Raises
+    LaunchError, UnknownPlugin, TransportError."""
     if workers:
         return Workers(workers, count, key)
     hosting = hosting_of(transport)
     if hosting.start == "threads":
         return Threads(hosting.local, count)
     if hosting.start == "processes":
+        if isinstance(before, Processes) and before.can_open:
+            before.open(count)
+            return before
         return Processes(hosting.local, count)
     if hosting.start == "world":
         from pipeinfer.cluster.mpi_world import MpiProcesses

@@ -21,24 +21,41 @@ NOTICE_S = 0.2
 
 
 class Processes:
-    """Ranks as processes on this machine, that listen at `local`, with keys made for this session. They are forked from
-    one that is started here, and ended by their own id."""
+    """Ranks as processes on this machine, that listen at `local`, with keys made for them. They are forked from one
+    that is started here, and which outlives a session, so that the next one begins soon."""
 
     def __init__(self, local: str, count: int) -> None:
+        self._local = local
         self._folder = tempfile.TemporaryDirectory(prefix="pipeinfer-")
-        key = Path(self._folder.name) / "key.json"
-        write_keys(key, certificate=not local.startswith("tcp:"))  # It takes a tenth of a second to make.
-        self.transport = open_member(local, HEAD, keys=key)
+        self._key = Path(self._folder.name) / "key.json"
+        write_keys(self._key, certificate=not local.startswith("tcp:"))  # It takes a tenth of a second to make.
         self._ranks: RankProcesses | None = None
-        self._stopped = StoppedProcesses()
+        self.open(count)
+
+    def open(self, count: int) -> None:
+        """Begin a session, also another one after `leave`. Raises LaunchError."""
+        self.transport = open_member(self._local, HEAD, keys=self._key)
         try:
-            with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
-                self._ranks = RankProcesses(local, count, key, Path(self._folder.name))
+            if self._ranks is None or not self._ranks.can_start:
+                self._start_parent(count)
+            assert self._ranks is not None
+            self._ranks.start(count)
             self.addresses = self._ranks.addresses()
-            self._stopped.processes = self._ranks.pids
+            self._stopped = StoppedProcesses(self._ranks.pids)
         except BaseException:
             self.close(b"")
             raise
+
+    def _start_parent(self, count: int) -> None:
+        if self._ranks is not None:
+            self._ranks.close(0)
+        with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
+            self._ranks = RankProcesses(self._local, self._key, Path(self._folder.name))
+
+    @property
+    def can_open(self) -> bool:
+        """Whether there may be another session."""
+        return self._ranks is not None
 
     def dead(self) -> tuple[int, str] | None:
         assert self._ranks is not None
@@ -59,17 +76,22 @@ class Processes:
         deadline = time.monotonic() + NOTICE_S
         while True:
             dead = self.dead()
-            if dead is not None and (dead[0] == rank or self._ranks.codes[dead[0]]):
+            if dead is not None and (dead[0] == rank or self._ranks.ended()[dead[0]]):
                 return dead
             if time.monotonic() >= deadline:
                 return None
             time.sleep(NOTICE_S / 10)
 
+    def leave(self, farewell: bytes) -> None:
+        if self._ranks is not None:
+            self._ranks.end()
+        self.transport.close()
+
     def close(self, farewell: bytes) -> None:
-        deadline = time.monotonic() + (LEAVE_S if farewell else 0)
         if farewell and self._ranks is not None:
             say_farewell(self.transport, farewell, self._ranks.count)
         self.transport.close()
         if self._ranks is not None:
-            self._ranks.end(deadline)
+            self._ranks.close(LEAVE_S if farewell else 0)
+            self._ranks = None
         self._folder.cleanup()

@@ -24,6 +24,9 @@ class Ranks(Protocol):
         """The rank that failed first, and how, when `rank` was found to be gone: one that fails makes others end
         too. None when that is not known here."""
 
+    def leave(self, farewell: bytes) -> None:
+        """As `close`, but for what makes it quick to start others in their places."""
+
     def close(self, farewell: bytes) -> None:
         """Send every rank the farewell, and end those that were started here. Idempotent."""
 
@@ -45,6 +48,9 @@ class UnmonitoredRanks:
 
     def culprit(self, rank: int) -> tuple[int, str] | None:
         return None
+
+    def leave(self, farewell: bytes) -> None:
+        self.close(farewell)
 
     def close(self, farewell: bytes) -> None:
         say_farewell(self.transport, farewell, len(self.addresses))

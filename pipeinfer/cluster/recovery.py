@@ -6,6 +6,7 @@ enough, the target's layers are split anew over fewer ranks, or it goes on witho
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -129,22 +130,32 @@ def has_a_way(address: str) -> bool:
 def roll_call(models: Models, addresses: Sequence[str], patience: Callable[[set[str]], float]) -> set[str]:
     """Who of the workers at these addresses answers, within `patience` seconds from the beginning, by who has so far.
     They are let go of, and wait for their next head."""
-    there: set[str] = set()
     if not addresses:
-        return there
+        return set()
+    contact = Contact(scheme_of(addresses[0]), len(addresses), tuple(addresses), models.plan.key)
+    try:
+        return _who_answers(contact, models, addresses, patience)
+    finally:
+        # What was sent to those who do not answer has a moment to leave, for which nobody waits.
+        threading.Thread(target=contact.close, name="roll call").start()
+
+
+def _who_answers(
+    contact: Contact, models: Models, addresses: Sequence[str], patience: Callable[[set[str]], float]
+) -> set[str]:
+    there: set[str] = set()
     start = time.monotonic()
-    with Contact(scheme_of(addresses[0]), len(addresses), tuple(addresses), models.plan.key) as contact:
-        for rank, inspect in inspections(models, len(addresses), contact.transport.address, limited=False).items():
-            contact.transport.connect(rank, addresses[rank])
-            contact.send(rank, inspect)
-        while time.monotonic() - start < patience(there):
-            try:
-                message = contact.receive(CHECK_S)
-            except RankLost:
-                continue  # It does not answer.
-            except RankRefuses as refusal:
-                _log.warning("the worker at %s: %s", addresses[refusal.rank], refusal)
-                continue
-            if isinstance(message, Inspected):
-                there.add(addresses[message.rank])
+    for rank, inspect in inspections(models, len(addresses), contact.transport.address, limited=False).items():
+        contact.transport.connect(rank, addresses[rank])
+        contact.send(rank, inspect)
+    while time.monotonic() - start < patience(there):
+        try:
+            message = contact.receive(CHECK_S)
+        except RankLost:
+            continue  # It does not answer.
+        except RankRefuses as refusal:
+            _log.warning("the worker at %s: %s", addresses[refusal.rank], refusal)
+            continue
+        if isinstance(message, Inspected):
+            there.add(addresses[message.rank])
     return there

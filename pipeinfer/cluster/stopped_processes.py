@@ -12,8 +12,8 @@ STOPPED_S = 2.0
 class StoppedProcesses:
     """Looks after `processes`, the ids by rank."""
 
-    def __init__(self) -> None:
-        self.processes: dict[int, int] = {}
+    def __init__(self, processes: dict[int, int] | None = None) -> None:
+        self.processes = {} if processes is None else processes
         self._since: dict[int, float] = {}
 
     def found(self) -> tuple[int, str] | None:

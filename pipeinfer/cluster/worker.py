@@ -1,15 +1,14 @@
-"""The process of one rank, `pipeinfer worker`, and those of a session's, `python -m pipeinfer.cluster.worker`."""
+"""The process of one rank, `pipeinfer worker`, and those of a head, `python -m pipeinfer.cluster.worker`."""
 
 import argparse
 import gc
 import os
 import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
 
-from pipeinfer.cluster.forked_ranks import Say, fork_ranks
+from pipeinfer.cluster.forked_ranks import ForkedRanks, Say
 from pipeinfer.cluster.garbage_collection import look_at_trials_alone
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import TRANSPORTS, load
@@ -70,13 +69,11 @@ def main() -> None:
     """The launcher's way in; light on imports, as every session pays for them."""
     parser = argparse.ArgumentParser(prog="python -m pipeinfer.cluster.worker", description=__doc__)
     parser.add_argument("--listen", required=True)
-    parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--key", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
     arguments = parser.parse_args()
 
     def run(rank: int, say: Say) -> int:
-        threading.Thread(target=_end_with_launcher, daemon=True).start()
         try:
             return serve(arguments.listen, rank, arguments.key, once=True, pulse=False, say=say)  # The head sees it.
         except TransportError as problem:
@@ -84,14 +81,7 @@ def main() -> None:
             return 2
 
     load(TRANSPORTS, scheme_of(arguments.listen))
-    fork_ranks(arguments.ranks, run, arguments.logs)
-
-
-def _end_with_launcher() -> None:
-    """The launcher holds the other end of standard input: when that closes it is gone, however it went."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+    ForkedRanks(run, arguments.logs).serve()
 
 
 if __name__ == "__main__":

@@ -72,9 +72,12 @@ def assert_said(text: str) -> None:
     assert (emulated_text(3000) + " ").startswith(text.rstrip("\n") + " ")
 
 
-def test_a_head_that_is_killed_leaves_no_rank_behind() -> None:
+@pytest.mark.parametrize("stopped", [None, 1], ids=["all run", "one is stopped"])
+def test_a_head_that_is_killed_leaves_no_rank_behind(stopped: int | None) -> None:
     with generating() as generation:
         generation.read_some()
+        if stopped is not None:
+            os.kill(generation.ranks[stopped], signal.SIGSTOP)
         generation.process.kill()
         generation.assert_nothing_left(within=WITHIN_S)
 

@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import msgspec
 import pytest
+from processes import parent_of
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.mpi_world import (
@@ -226,10 +227,6 @@ def test_ranks_whose_parents_are_killed_end_with_them(mpiexec: str) -> None:
     assert world.returncode not in (0, 2)
     assert lost_ranks(errors) == []
     wait_until_gone(pids(layout))
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_killed_rank_of_a_server_ends_it_and_is_named(mpiexec: str) -> None:

@@ -4,14 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 import pytest
-from processes import alive
+from processes import alive, parent_of
+from running_workers import wait_until
 
+from pipeinfer.cluster.forked_ranks import log_of
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.rank_processes import RankProcesses
 from pipeinfer.errors import LaunchError, RankLost
@@ -24,7 +24,7 @@ OPTIONS = {"layers": 2, "layer_s": 0.005}
 FORK = """
 import os, sys
 from pathlib import Path
-from pipeinfer.cluster.forked_ranks import fork_ranks
+from pipeinfer.cluster.forked_ranks import ForkedRanks
 
 def run(rank, say):
     print("an engine prints")
@@ -33,20 +33,24 @@ def run(rank, say):
     say("listening somewhere")
     return [0, 3, 1 // (2 - rank)][rank]
 
-fork_ranks(3, run, Path(sys.argv[1]))
+ForkedRanks(run, Path(sys.argv[1])).serve()
 """
 
 
-def parent_of(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def test_all_that_ranks_say_and_how_they_end_is_heard_and_nothing_else(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], capture_output=True, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert {(rank, what) for _, rank, what, _ in lines} == set(product("012", ("is", "listening", "ended")))
-    ends = sorted((rank, code) for _, rank, what, code in lines if what == "ended")
-    assert ends == [("0", "0"), ("1", "3"), ("2", "1")]
+    command = [sys.executable, "-c", FORK, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(2):  # Others take their places.
+            process.stdin.write("start 3\n")
+            process.stdin.flush()
+            lines = [process.stdout.readline().split() for _ in range(9)]
+            assert {(rank, what) for _, rank, what, _ in lines} == set(product("012", ("is", "listening", "ended")))
+            ends = sorted((rank, code) for _, rank, what, code in lines if what == "ended")
+            assert ends == [("0", "0"), ("1", "3"), ("2", "1")]
+        process.stdin.close()
+        assert (process.stdout.read(), process.wait(WITHIN_S)) == ("", 0)
     for rank in range(3):
         assert f"rank {rank} complains" in (tmp_path / f"rank-{rank}.err").read_text()
     assert "ZeroDivisionError" in (tmp_path / "rank-2.err").read_text()
@@ -61,16 +65,66 @@ def test_ranks_of_a_session_have_one_parent() -> None:
     assert not any(map(alive, [parent, *pids]))
 
 
-def test_ranks_whose_parent_is_killed_end_with_the_session() -> None:
+@pytest.mark.parametrize("stopped", [None, 1], ids=["all run", "one is stopped"])
+def test_ranks_whose_parent_is_killed_end_with_it(stopped: int | None) -> None:
     with Cluster(backend="emulated", backend_options=OPTIONS, draft=None, stages=2) as cluster:
         pids = [ready.pid for ready in cluster.ready.values()]
+        if stopped is not None:
+            os.kill(pids[stopped], signal.SIGSTOP)
         os.kill(parent_of(pids[0]), signal.SIGKILL)
-        with suppress(RankLost):  # Whether they are lost is a matter of when anybody looks: they compute on.
+        wait_until(lambda: not any(map(alive, pids)))  # The session is not over.
+        with pytest.raises(RankLost, match=r"lost rank \d.* killed by SIGKILL"):
             cluster.generate([1, 2], open_strategy("iterative", {}), max_tokens=20)
-    deadline = time.monotonic() + WITHIN_S
-    while any(map(alive, pids)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        cluster.reopen()
+        cluster.generate([1, 2], open_strategy("iterative", {}), max_tokens=2)
+        pids += [ready.pid for ready in cluster.ready.values()]
+    assert not any(map(alive, pids))
+
+
+def test_where_the_parent_is_stopped_its_ranks_are_ended_all_the_same() -> None:
+    with Cluster(backend="emulated", backend_options=OPTIONS, draft=None, stages=2) as cluster:
+        pids = [ready.pid for ready in cluster.ready.values()]
+        parent = parent_of(pids[0])
+        os.kill(parent, signal.SIGSTOP)
+        os.kill(pids[0], signal.SIGSTOP)
+        cluster.reopen()
+        assert not any(map(alive, [parent, *pids]))
+        cluster.generate([1, 2], open_strategy("iterative", {}), max_tokens=2)
+        parent = parent_of(cluster.ready[0].pid)
+        os.kill(parent, signal.SIGSTOP)
+        pids += [parent, *(ready.pid for ready in cluster.ready.values())]
+    assert not any(map(alive, pids))
+
+
+def test_ranks_that_take_the_places_of_lost_ones_are_forked_from_the_same_process() -> None:
+    with Cluster(backend="emulated", backend_options=OPTIONS, draft=None, stages=2) as cluster:
+        pids = [ready.pid for ready in cluster.ready.values()]
+        parent = parent_of(pids[0])
+        for _ in range(2):
+            os.kill(pids[-1], signal.SIGKILL)
+            cluster.reopen()
+            assert not any(map(alive, pids))
+            pids += [ready.pid for ready in cluster.ready.values()]
+            assert {parent_of(pid) for pid in pids[-2:]} == {parent}
+            cluster.generate([1, 2], open_strategy("iterative", {}), max_tokens=2)
+    assert not any(map(alive, [parent, *pids]))
+
+
+def test_a_rank_that_is_stopped_before_it_listens_is_not_waited_for(tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    write_keys(key)
+    os.mkfifo(log_of(tmp_path, 0))  # which it opens first, and waits for who reads it
+    ranks = RankProcesses("tls://127.0.0.1:0", key, tmp_path)
+    try:
+        ranks.start(2)
+        wait_until(lambda: not ranks.ended() and len(ranks.pids) == 2)
+        os.kill(ranks.pids[0], signal.SIGSTOP)
+        with pytest.raises(LaunchError, match=rf"^rank 0 did not start: process {ranks.pids[0]} is stopped$"):
+            ranks.addresses()
+    finally:
+        pids = list(ranks.pids.values())
+        ranks.close(0)
+    assert not any(map(alive, pids))
 
 
 @pytest.mark.parametrize(
@@ -81,10 +135,11 @@ def test_ranks_whose_parent_is_killed_end_with_the_session() -> None:
 def test_who_cannot_start_says_why(local: str, said: str, tmp_path: Path) -> None:
     key = tmp_path / "key.json"
     write_keys(key)
-    ranks = RankProcesses(local, 2, key, tmp_path)
+    ranks = RankProcesses(local, key, tmp_path)
     try:
+        ranks.start(2)
         with pytest.raises(LaunchError, match=f"^rank [01] did not start: ended with {said}"):
             ranks.addresses()
     finally:
-        ranks.end(time.monotonic())
+        ranks.close(0)
     assert not any(map(alive, ranks.pids.values()))

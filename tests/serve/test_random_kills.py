@@ -9,12 +9,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import alive, ranks_of
+from processes import alive, forking, ranks_of
 from running_workers import running, wait_until
 from test_recovery import ASKED
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
@@ -45,7 +45,8 @@ def expected() -> Asked:
 
 
 class Client(threading.Thread):
-    """Asks one request after the other until it is told to stop; notes what went wrong, and the pauses in seconds."""
+    """Asks one request after the other until it is told to stop; notes what went wrong, and the pauses in seconds: from
+    the news of a loss to the next token."""
 
     def __init__(self, service: Service, cluster: Cluster, asked: Asked, number: int) -> None:
         super().__init__(daemon=True)
@@ -68,15 +69,17 @@ class Client(threading.Thread):
                 self.wrong.append(f"{name}: {answer.ids} instead of {ids}")
 
     def _hear(self, answer: Answer) -> Ended | Failed:
-        paused_at = 0.0
+        paused_at, resumed = 0.0, False
         while not isinstance(event := answer.events.get(timeout=PATIENCE_S), Ended | Failed):
             if isinstance(event, Tokens):
                 answer.ids += event.ids
+                if resumed:
+                    self.pauses.append(time.monotonic() - paused_at)
+                    paused_at, resumed = 0.0, False
             elif isinstance(event, Paused):
-                paused_at = paused_at or time.monotonic()
-            elif isinstance(event, Resumed) and paused_at:
-                self.pauses.append(time.monotonic() - paused_at)
-                paused_at = 0.0
+                paused_at, resumed = paused_at or time.monotonic(), False
+            elif isinstance(event, Resumed):
+                resumed = True
         return event
 
 
@@ -133,10 +136,11 @@ def test_processes_of_this_machine(expected: Asked) -> None:
     seen: set[int] = set()
 
     def kill(rng: random.Random) -> None:
-        there = ranks_of(os.getpid())
-        seen.update(there.values())
-        if there:
-            os.kill(rng.choice(sorted(there.values())), signal.SIGKILL)
+        """A rank, or the process from which they are forked."""
+        there = [*sorted(ranks_of(os.getpid()).values()), *forking(os.getpid())]
+        seen.update(there)
+        with suppress(ProcessLookupError):  # It was being ended just then.
+            os.kill(rng.choice(there), signal.SIGKILL)
 
     before = held()
     with Cluster(Plan(stages=3, cells=4096)) as cluster, Service(cluster) as service:

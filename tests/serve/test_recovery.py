@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import parent_of
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
 
 from pipeinfer.assets import asset
@@ -153,3 +154,25 @@ def test_without_recovery_everybody_hears_which_rank_was_lost(cluster: Cluster) 
     with pytest.raises(RankLost):
         cluster.generate([5], open_strategy("iterative", {}), max_tokens=2)
     cluster.reopen()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["all run", "one is stopped"])
+def test_where_the_process_that_ranks_are_forked_from_is_killed_every_stream_goes_on(
+    cluster: Cluster, expected: list[list[int]], stopped: bool
+) -> None:
+    with Service(cluster) as service:
+        answers = [
+            ask(service, prompt, cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
+            for prompt, (name, sampling) in zip(PROMPTS, ASKED, strict=False)
+        ]
+        for answer in answers:
+            answer.first()
+        gone = [pid_of(cluster, rank) for rank in (0, 1, 2)]
+        if stopped:
+            os.kill(gone[1], signal.SIGSTOP)
+        kill(parent_of(gone[0]))
+        for answer, ids in zip(answers, expected, strict=True):
+            assert heard(answer) == [Paused, Resumed, Ended]
+            assert answer.ids == ids
+        settled(service)
+    assert not any(map(is_there, gone))
