@@ -21,6 +21,10 @@ class NumpyBackend:
     wheels on PyPI): one thread per rank is right wherever ranks share cores.
     """
 
+    @staticmethod
+    def prepare() -> None:
+        """All that it takes is imported with this module."""
+
     def info(self, model: str) -> ModelInfo:
         folder = find_folder(model)
         config = read_config(folder)

@@ -6,6 +6,7 @@ torch and transformers take seconds to import, so nothing here does before a bac
 import re
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -55,6 +56,15 @@ class TorchBackend:
         self._device = find_device(device)
         self._dtype = dtype
         self._threads = threads
+
+    @staticmethod
+    def prepare() -> None:
+        """A process that has looked for GPUs cannot be forked, and transformers may do so."""
+        import torch
+
+        if not (torch.version.cuda or torch.version.hip):
+            for module in ("transformers.activations", "pipeinfer_torch.skeleton", "pipeinfer_torch.stage"):
+                import_module(module)
 
     def info(self, model: str) -> ModelInfo:
         from pipeinfer_torch.skeleton import Skeleton

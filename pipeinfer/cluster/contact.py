@@ -25,22 +25,26 @@ _log = logging.getLogger(__name__)
 
 
 class Contact:
-    """Opens `count` ranks. A context manager: leaving it ends every rank that it started and lets go of the others.
+    """Opens `count` ranks, for models of `backend` if that is known. A context manager: leaving it ends every rank that
+    it started and lets go of the others.
 
     Raises LaunchError, UnknownPlugin or TransportError while they come up, and RankLost when one is lost.
     """
 
-    def __init__(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
+    def __init__(
+        self, transport: str, count: int, workers: tuple[str, ...], key: str | None, backend: str = ""
+    ) -> None:
         self.hosts: dict[int, str] = {}
         """What a rank said of where it is: `HOST (pid N)`."""
         self._last_message: dict[int, str] = {}
         self._idle_states = ExitStack()
         self._looked_at_ranks = 0.0
         self._before: Ranks | None = None
+        self._backend = backend
         self._open(transport, count, workers, key)
 
     def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
-        self._ranks: Ranks = open_ranks(transport, count, workers, key, self._before)
+        self._ranks: Ranks = open_ranks(transport, count, workers, key, self._backend, self._before)
         self._idle_states.enter_context(without_deep_idle())
 
     def __enter__(self) -> Self:

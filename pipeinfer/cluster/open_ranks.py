@@ -9,10 +9,10 @@ from pipeinfer.runtime.transports import hosting_of
 
 
 def open_ranks(
-    transport: str, count: int, workers: tuple[str, ...], key: str | None, before: Ranks | None = None
+    transport: str, count: int, workers: tuple[str, ...], key: str | None, backend: str, before: Ranks | None
 ) -> Ranks:
-    """Start `count` ranks, or reach the ones at `workers`; `before` are those of a session that was left. Raises
-    LaunchError, UnknownPlugin, TransportError."""
+    """Start `count` ranks, for models of `backend`, or reach the ones at `workers`; `before` are those of a session
+    that was left. Raises LaunchError, UnknownPlugin, TransportError."""
     if workers:
         return Workers(workers, count, key)
     hosting = hosting_of(transport)
@@ -22,7 +22,7 @@ def open_ranks(
         if isinstance(before, Processes) and before.can_open:
             before.open(count)
             return before
-        return Processes(hosting.local, count)
+        return Processes(hosting.local, count, backend)
     if hosting.start == "world":
         from pipeinfer.cluster.mpi_world import MpiProcesses
 

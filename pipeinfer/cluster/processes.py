@@ -9,6 +9,7 @@ from pipeinfer.cluster.memory_layout import same_memory_layout
 from pipeinfer.cluster.rank_processes import RankProcesses
 from pipeinfer.cluster.ranks import say_farewell
 from pipeinfer.cluster.stopped_processes import StoppedProcesses
+from pipeinfer.plugins import BACKENDS, load
 from pipeinfer.runtime.processor_quota import bound_cores
 from pipeinfer.runtime.transports import HEAD, open_member
 from pipeinfer.runtime.transports.keys import write_keys
@@ -24,8 +25,9 @@ class Processes:
     """Ranks as processes on this machine, that listen at `local`, with keys made for them. They are forked from one
     that is started here, and which outlives a session, so that the next one begins soon."""
 
-    def __init__(self, local: str, count: int) -> None:
+    def __init__(self, local: str, count: int, backend: str = "") -> None:
         self._local = local
+        self._backend = backend
         self._folder = tempfile.TemporaryDirectory(prefix="pipeinfer-")
         self._key = Path(self._folder.name) / "key.json"
         write_keys(self._key, certificate=not local.startswith("tcp:"))  # It takes a tenth of a second to make.
@@ -49,8 +51,9 @@ class Processes:
     def _start_parent(self, count: int) -> None:
         if self._ranks is not None:
             self._ranks.close(0)
+        prepared = self._backend if self._backend and hasattr(load(BACKENDS, self._backend), "prepare") else ""
         with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
-            self._ranks = RankProcesses(self._local, self._key, Path(self._folder.name))
+            self._ranks = RankProcesses(self._local, self._key, Path(self._folder.name), prepared)
 
     @property
     def can_open(self) -> bool:

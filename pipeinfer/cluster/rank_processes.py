@@ -24,9 +24,9 @@ CHECK_S, LOOK_S = 0.1, 0.01
 
 class RankProcesses:
     """Ranks that listen at `local`, with their standard errors in files of `folder`: none before a `start`, which may
-    come again after an `end`."""
+    come again after an `end`. A `backend` prepares the process from which they are forked."""
 
-    def __init__(self, local: str, key: Path, folder: Path) -> None:
+    def __init__(self, local: str, key: Path, folder: Path, backend: str = "") -> None:
         self.count = 0
         self.pids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
@@ -35,7 +35,7 @@ class RankProcesses:
         self._folder = folder
         self._unfinished = b""
         command = python_command("pipeinfer.cluster.worker", "--listen", local, "--key", str(key),
-                                 "--logs", str(folder))  # fmt: skip
+                                 "--logs", str(folder), "--backend", backend)  # fmt: skip
         with self._parent_log.open("w") as errors:
             self._parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                                             env=python_environment())  # fmt: skip

@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from pipeinfer.cluster.forked_ranks import ForkedRanks, Say
 from pipeinfer.cluster.garbage_collection import look_at_trials_alone
 from pipeinfer.errors import LaunchError
-from pipeinfer.plugins import TRANSPORTS, load
+from pipeinfer.plugins import BACKENDS, TRANSPORTS, load
 from pipeinfer.runtime.live import Stray, run_rank
 from pipeinfer.runtime.transports import ANY_RANK, HEAD, PeerLost, TransportError, open_member, scheme_of
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--key", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
+    parser.add_argument("--backend", default="")
     arguments = parser.parse_args()
 
     def run(rank: int, say: Say) -> int:
@@ -81,6 +83,9 @@ def main() -> None:
             return 2
 
     load(TRANSPORTS, scheme_of(arguments.listen))
+    if arguments.backend:
+        with suppress(ImportError):  # Each rank says what is missing, and how to have it.
+            load(BACKENDS, arguments.backend).prepare()
     ForkedRanks(run, arguments.logs).serve()
 
 

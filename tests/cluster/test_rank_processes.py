@@ -13,6 +13,7 @@ from running_workers import wait_until
 
 from pipeinfer.cluster.forked_ranks import log_of
 from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.python_process import ONE_THREAD
 from pipeinfer.cluster.rank_processes import RankProcesses
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
@@ -143,3 +144,33 @@ def test_who_cannot_start_says_why(local: str, said: str, tmp_path: Path) -> Non
     finally:
         ranks.close(0)
     assert not any(map(alive, ranks.pids.values()))
+
+
+LOOKS_FOR_GPUS = """
+import os, threading
+import torch
+before = len(os.listdir("/proc/self/task"))
+
+def refuse(*_):
+    raise AssertionError("it looks for GPUs")
+
+for name in ("is_available", "device_count", "init", "_lazy_init"):
+    setattr(torch.cuda, name, refuse)
+from pipeinfer_torch import TorchBackend
+TorchBackend.prepare()
+assert len(os.listdir("/proc/self/task")) == before == 1
+import sys
+known = set(sys.modules)
+if os.fork() == 0:
+    from pipeinfer_torch.stage import load_stage
+    load_stage("builtin:draft", (0, 1), torch.device("cpu"), "float32", cells=64, sequences=2)
+    os._exit(len(set(sys.modules) - known) > 100)  # of thousands
+assert os.wait()[1] == 0
+"""
+
+
+def test_what_torch_prepares_starts_no_thread_looks_for_no_gpu_and_spares_loading_its_imports() -> None:
+    pytest.importorskip("torch")
+    command, environment = [sys.executable, "-c", LOOKS_FOR_GPUS], {**os.environ, **ONE_THREAD}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
