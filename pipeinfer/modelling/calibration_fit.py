@@ -6,9 +6,11 @@ that another core could have taken waits for a while on the one where it woke. H
 and is measured here, on two stages and the draft, with links as they are and with slow ones:
 
 1. `cold`, how much longer a computation takes after a longer pause, and how much longer after any;
-2. what a message costs a rank, from links so slow that their own latency does not show;
-3. the latency of the links in a generation;
-4. how much more ranks of a host are in one another's way.
+2. what further rows take: their share of a computation is not what it is on a busy core, for their activations have
+   left the caches as the weights have, and each has its own token to choose;
+3. what a message costs a rank, from links so slow that their own latency does not show;
+4. the latency of the links in a generation;
+5. how much more ranks of a host are in one another's way.
 
 Each is seen best where the later ones do not matter, so they are fitted in this order.
 """
@@ -40,7 +42,7 @@ ROUNDS = 4
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
 MOST_COLD, MOST_MESSAGE_S, MOST_HOP_S, MOST_CROWDING = 20.0, 3e-4, 1e-3, 2.0
-ROUNDS_OF_FITTING = 3
+ROUNDS_OF_FITTING = 6
 """How long a pause is depends on what is fitted after it."""
 
 HALVINGS = 10
@@ -77,8 +79,8 @@ def run_fit_trials(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Fit
     with Cluster(plan) as cluster, Cluster(replace(plan, latency_s=SLOW_S)) as slow:
         for turn, (name, strategy) in product(range(ROUNDS + 1), what.items()):
             trial = (slow if name == SLOW else cluster).generate(
-                prompt, open_strategy(strategy, {}), max_tokens=TOKENS, sampling=sampling, stop_ids=()
-            )
+                prompt, open_strategy(strategy, {}), max_tokens=TOKENS, sampling=sampling, stop_ids=(), margins=True
+            )  # with margins, as what is predicted has them
             if turn > 0:  # The first meets memory and code that nobody has touched.
                 trials[name].append(trial)
     settings = {
@@ -113,7 +115,7 @@ def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: 
 def fitted(profile: Profile, trials: FitTrials) -> Profile:
     """The profile, fitted to these trials."""
     for _ in range(ROUNDS_OF_FITTING):
-        for step in (_with_cold, _with_computing, _with_messages, _with_hops):
+        for step in (_with_cold, _with_computing, _with_width, _with_messages, _with_hops):
             profile = step(profile, trials)
     return _with_crowding(profile, trials)
 
@@ -139,12 +141,39 @@ def _with_computing(profile: Profile, trials: FitTrials) -> Profile:
     _simulated(profile, trials, "speculative", spans)
     forwards = [span.end - span.start - profile.message_s for span in spans if span.rank == STAGES]
     draft = _over_trials(trials, "speculative", lambda trial: trial.ranks[-1].busy_s) / sum(forwards)
+    assert isinstance(profile.draft, Curve), "fit trials have one draft rank"
+    scaled = _with_curves(profile, lambda curve: _scaled(curve, stages))
+    return replace(scaled, draft=_scaled(profile.draft, draft))
+
+
+def _with_width(profile: Profile, trials: FitTrials) -> Profile:
+    """Where nothing overlaps and runs have several rows: so much more than one row do they take."""
+    real = _over_trials(trials, "speculative", _stages_s)
+
+    def simulated(factor: float) -> float:
+        changed = _with_curves(profile, lambda curve: _widened(curve, factor))
+        return _stages_s(_simulated(changed, trials, "speculative"))
+
+    one_row, all_rows = simulated(0.0), simulated(1.0)
+    if all_rows - one_row < NOISE * real:
+        return profile
+    factor = max(0.0, (real - one_row) / (all_rows - one_row))
+    return _with_curves(profile, lambda curve: _widened(curve, factor))
+
+
+def _with_curves(profile: Profile, changed: Callable[[Curve], Curve]) -> Profile:
+    """The profile with other times of the target's layers."""
     ranks = [
-        replace(rank, run=_scaled(rank.run, stages), layer=_scaled(rank.layer, stages), head=_scaled(rank.head, stages))
+        replace(rank, run=changed(rank.run), layer=changed(rank.layer), head=changed(rank.head))
         for rank in profile.ranks
     ]
-    assert isinstance(profile.draft, Curve), "fit trials have one draft rank"
-    return replace(profile, ranks=tuple(ranks), draft=_scaled(profile.draft, draft))
+    return replace(profile, ranks=tuple(ranks))
+
+
+def _widened(curve: Curve, factor: float) -> Curve:
+    """What more rows take beyond one, multiplied."""
+    lines = [tuple([line[0] + factor * (value - line[0]) for value in line]) for line in curve.seconds]
+    return replace(curve, seconds=tuple(lines))
 
 
 def _stages_s(trial: Trial) -> float:

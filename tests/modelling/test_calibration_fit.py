@@ -1,6 +1,7 @@
 """Fit trials put back what was taken out of a profile; the recipe that checks the simulator runs and resumes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,19 @@ def test_other_depths_and_links_are_then_predicted(
 
     assert speed(found) == pytest.approx(speed(TRUE), rel=0.05)
     assert speed(MEASURED) > 1.1 * speed(TRUE), "without fit trials it would be too fast"
+
+
+def test_what_further_rows_take_is_found_apart_from_the_first() -> None:
+    """Three times the price per row in a generation, and one row as it was measured."""
+    dear = [replace(one, layer=Curve((1, 16), (1,), ((3e-4, 12e-4),))) for one in MEASURED.ranks]
+    found = fitted(MEASURED, fit_trials(replace(MEASURED, ranks=tuple(dear))))
+
+    def stage_s(ranks: Sequence[RankProfile], rows: int) -> float:
+        one = ranks[0]
+        return one.run.at(rows, 1) + 4 * one.layer.at(rows, 1) + one.head.at(rows, 1)
+
+    for rows in (1, 2, 5):
+        assert stage_s(found.ranks, rows) == pytest.approx(stage_s(dear, rows), rel=0.03)
 
 
 def test_nothing_is_found_where_nothing_is_missing() -> None:
