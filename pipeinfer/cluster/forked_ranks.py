@@ -5,7 +5,6 @@ take their places. Nothing computes before the ranks are apart, and no engine is
 context live through a fork.
 """
 
-import ctypes
 import gc
 import os
 import select
@@ -18,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from pipeinfer.cluster.parent_death import end_with_parent
+
 Say: TypeAlias = Callable[[str], None]
 """Tells the launcher a line."""
 
@@ -26,9 +27,6 @@ NAME = Path("/proc/self/comm")
 
 START, END = "start", "end"
 """What the launcher says: `start N` to have ranks 0 to N - 1, and `end` to have none."""
-
-_PR_SET_PDEATHSIG = 1
-"""See prctl(2)."""
 
 
 def log_of(folder: Path, rank: int) -> Path:
@@ -128,15 +126,6 @@ class ForkedRanks:
         """Several processes do, and each line goes in one piece."""
         with suppress(BrokenPipeError):  # The launcher is gone, and so will they be.
             os.write(self._output, f"rank {rank} {line}\n".encode())
-
-
-def end_with_parent(parent: int) -> None:
-    """Have the system end this process with its parent, also where it is stopped, if the system knows how."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)  # It was gone before.
 
 
 def _end_with_input(life: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from pipeinfer.cluster.parent_death import end_with_parent
 from pipeinfer.cluster.process_end import how_it_ended
 from pipeinfer.runtime.control import Setup
 
@@ -45,11 +46,13 @@ def watched_rank(unnamed: str) -> Iterator[WatchedRank]:
     """What follows is done by a child of this process, which stays, to say how the child ended. `unnamed` is what it is
     called until it is told what rank it is. Before there are threads, and before MPI is initialized."""
     here, there = socket.socketpair()
+    parent = os.getpid()
     child = os.fork()
     if child:
         there.close()
         _watch(child, here, unnamed)
     here.close()
+    end_with_parent(parent)
     rank = WatchedRank(there)
     try:
         yield rank
