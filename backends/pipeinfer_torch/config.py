@@ -1,13 +1,16 @@
 """config.json as transformers reads it, and which models a stage computes rightly."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
 
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.errors import one_line
+from pipeinfer_torch.plain_config import read_plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FUSED = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
          "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
@@ -20,19 +23,23 @@ GENERIC = ("cohere", "cohere2", "ernie4_5", "exaone4", "falcon", "gemma", "gemma
 """Model types whose layers `generic.py` runs as transformers has them. The tests compare each with the whole model."""
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
+def read_config(folder: Path) -> "PreTrainedConfig":
     """Raises BadModel for a model that transformers has not, or that would be computed wrongly."""
+    if (plain := read_plain(folder)) is not None:
+        return cast("PreTrainedConfig", plain)
+    from transformers import AutoConfig  # which takes as long to import as torch
+
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each configuration class checks its fields in its own way
         raise BadModel(f"expected the configuration of a model that transformers has in {folder / 'config.json'}, came"
                        f" {briefly(error)}") from None
-    config = cast(PreTrainedConfig, config.get_text_config())
+    config = cast("PreTrainedConfig", config.get_text_config())
     check(config, folder)
     return config
 
 
-def check(config: PreTrainedConfig, folder: Path) -> None:
+def check(config: "PreTrainedConfig", folder: Path) -> None:
     known = (*FUSED, *GENERIC)
     if config.model_type not in known:
         raise BadModel(f"expected a model type of {', '.join(known)} in {folder}, came {config.model_type!r},"
@@ -48,14 +55,14 @@ def check(config: PreTrainedConfig, folder: Path) -> None:
                        " change with the text's length while earlier cells keep theirs: choose another model")
 
 
-def rope_kinds(config: PreTrainedConfig) -> set[Any]:
+def rope_kinds(config: "PreTrainedConfig") -> set[Any]:
     """Every rope type of the model: one, or one per kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     tables = [parameters, *(table for table in parameters.values() if isinstance(table, dict))]
     return {table["rope_type"] for table in tables if "rope_type" in table}
 
 
-def choose_dtype(config: PreTrainedConfig, device: torch.device, name: str) -> torch.dtype:
+def choose_dtype(config: "PreTrainedConfig", device: torch.device, name: str) -> torch.dtype:
     """The torch dtype called `name`; "auto" is float32 on a CPU, else what the checkpoint was saved as."""
     if name == "auto" and device.type == "cpu":
         return torch.float32

@@ -6,12 +6,11 @@ v are one product, gate and up another, the residual is added in place, and keys
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig
 
 from pipeinfer.engine.backend import AbortCheck
 from pipeinfer_torch.attention import attend
@@ -19,6 +18,9 @@ from pipeinfer_torch.cells import CellsView, KvCells
 from pipeinfer_torch.fused_modules import rotary_frequencies
 from pipeinfer_torch.linear import take
 from pipeinfer_torch.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Norm: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -119,7 +121,7 @@ class FusedLayer:
 class Rotary:
     """Rotary positions by the frequencies of the model, whatever their scaling."""
 
-    def __init__(self, config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: "PreTrainedConfig", device: torch.device, dtype: torch.dtype) -> None:
         frequencies, self._scale = rotary_frequencies(config)
         # Each frequency stands for both dimensions of its plane. The minus sign lands on the first one's sine.
         self._frequencies = torch.cat((-frequencies, frequencies)).to(device)

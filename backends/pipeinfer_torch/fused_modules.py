@@ -4,12 +4,13 @@ has them and under the names that checkpoints give them.
 Importing transformers' own takes a second of processor time, and every rank would pay for it as it starts.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 QKV_BIAS = {"mistral": False, "qwen2": True}
 """Model types that have them always or never; the others say so in `attention_bias`, which is of the output too."""
@@ -32,7 +33,7 @@ class UnfilledEmbedding(nn.Embedding):
 class FusedModel(nn.Module):
     """Modules without a forward: `fused_layers.py` has it."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: "PreTrainedConfig") -> None:
         super().__init__()
         self.model = Base(config)
         self.lm_head = UnfilledLinear(config.hidden_size, config.vocab_size, bias=False)
@@ -51,7 +52,7 @@ class FusedModel(nn.Module):
 class Base(nn.Module):
     """All but the output matrix, in the order in which they run."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: "PreTrainedConfig") -> None:
         super().__init__()
         self.embed_tokens = UnfilledEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
@@ -61,7 +62,7 @@ class Base(nn.Module):
 class Layer(nn.Module):
     """One decoder layer."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: "PreTrainedConfig") -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = Mlp(config)
@@ -72,7 +73,7 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Its four matrices, and Qwen3's norms of each head."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: "PreTrainedConfig") -> None:
         super().__init__()
         self.head_dim = head_size(config)
         self.scaling = self.head_dim**-0.5
@@ -90,7 +91,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """SwiGLU, or another activation in its place."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: "PreTrainedConfig") -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
         self.gate_proj = UnfilledLinear(hidden, inner, bias=bias)
@@ -102,13 +103,13 @@ class Mlp(nn.Module):
 class RmsNorm(nn.Module):
     """Its weight and its epsilon."""
 
-    def __init__(self, size: int, config: PreTrainedConfig) -> None:
+    def __init__(self, size: int, config: "PreTrainedConfig") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.variance_epsilon = config.rms_norm_eps
 
 
-def head_size(config: PreTrainedConfig) -> int:
+def head_size(config: "PreTrainedConfig") -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -120,10 +121,12 @@ def activation(name: str) -> Any:
     return ACT2FN[name]
 
 
-def rotary_frequencies(config: PreTrainedConfig) -> tuple[Tensor, float]:
+def rotary_frequencies(config: "PreTrainedConfig") -> tuple[Tensor, float]:
     """One for each plane of a head, and by what sines and cosines are scaled."""
     kind = config.rope_parameters["rope_type"]
     if kind != "default":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # of which few models need any
+
         frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
         return frequencies, scale
     size = head_size(config)

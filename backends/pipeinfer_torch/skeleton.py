@@ -8,16 +8,18 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
 from pipeinfer.engine.backend import BadModel
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer_torch.config import FUSED, briefly, choose_dtype, read_config
 from pipeinfer_torch.fused_modules import FusedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class Skeleton:
@@ -139,7 +141,7 @@ class Skeleton:
         self.model._init_weights(module)
 
 
-def build(config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> Any:
+def build(config: "PreTrainedConfig", dtype: torch.dtype, folder: Path) -> Any:
     """The model on the meta device, for inference. Raises BadModel."""
     try:
         with torch.device("meta"):
@@ -148,7 +150,7 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, folder: Path) -> Any:
         raise BadModel(f"expected a model that transformers can build in {folder}, came {briefly(error)}") from None
 
 
-def build_whole(config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+def build_whole(config: "PreTrainedConfig", dtype: torch.dtype) -> Any:
     if config.model_type in FUSED:
         return FusedModel(config).to(dtype)
     from pipeinfer_torch import generic_model  # which takes long to import

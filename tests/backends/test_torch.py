@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeinfer.engine.backend import BadModel, Batch
+from pipeinfer.engine.huggingface.folder import builtin_folder
 from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer.testing.models import byte_tokenizer
 from pipeinfer_numpy import NumpyBackend
 from pipeinfer_torch import TorchBackend
 from pipeinfer_torch.config import FUSED, GENERIC
+from pipeinfer_torch.plain_config import read_plain
 
 LAYERS = 4
 TOKENS = tuple((7 * step * step + 3) % 300 for step in range(24))
@@ -334,15 +336,55 @@ def test_importing_the_plugin_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("name", "needed"), [("llama", False), ("falcon new", True)])
-def test_only_layers_of_transformers_own_import_its_modelling_code(variant, name, needed):
-    """It takes a second to import, with torch's compiler: each rank would pay for it as it starts."""
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("llama", []), ("qwen2", ["transformers"]), ("falcon new", ["modeling_utils", "torch._dynamo", "transformers"])],
+)
+def test_only_models_that_need_them_import_transformers_and_its_modelling_code(variant, name, needed):
+    """They take two seconds to import, and one more with torch's compiler: each rank would pay for it as it starts."""
     load_it = "TorchBackend(device='cpu').load(sys.argv[1], (0, 1), cells=8, sequences=1)"
-    heavy = "{'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules)"
-    code = f"import sys; from pipeinfer_torch import TorchBackend; {load_it}; print(len({heavy}))"
+    heavy = "{'transformers', 'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules)"
+    code = f"import sys; from pipeinfer_torch import TorchBackend; {load_it}; print(*sorted({heavy}))"
     command = [sys.executable, "-c", code, str(variant(name))]
-    imported = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert (imported > 0) == needed
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(module.removeprefix("transformers.") for module in imported) == needed
+
+
+USED = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings", "eos_token_id",
+    "attention_bias", "mlp_bias", "rope_parameters", "dtype",
+)  # fmt: skip
+"""Fields of a configuration that stages are made by, but for the size of a head, which others may give."""
+
+
+def test_a_plain_configuration_is_read_as_transformers_reads_it(variant, tmp_path):
+    folders = [variant(name) for name in ("llama", "llama with biases", "llama tied", "llama with wide heads")]
+    folders += [write_llama(tmp_path / "old"), *map(builtin_folder, ("builtin:target", "builtin:draft"))]
+    for folder in folders:
+        plain, whole = read_plain(folder), AutoConfig.from_pretrained(folder, local_files_only=True)
+        for field in USED:
+            assert getattr(plain, field) == getattr(whole, field), field
+        assert plain.head_dim in (whole.head_dim, None)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "qwen2"},
+        {"sliding_window": 4},
+        {"quantization_config": {}},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"hidden_act": "gelu"},
+        {"num_attention_heads": 7},
+        {"num_key_value_heads": None},
+    ],
+)
+def test_what_is_not_plain_is_left_to_transformers(folder, fields):
+    assert read_plain(folder) is not None
+    rewrite_config(folder, **fields)
+    assert read_plain(folder) is None
 
 
 @pytest.mark.parametrize(
