@@ -9,11 +9,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -23,13 +24,13 @@ from pipeinfer.cluster.python_process import ONE_THREAD
 os.environ.update({**ONE_THREAD, **os.environ})
 
 from pipeinfer.cluster import engines
+from pipeinfer.cluster.doctor import Diagnosis
 from pipeinfer.cluster.process_end import how_it_ended
 
 LEAVE_S = 60.0
 """A loaded machine takes its time to end a process."""
 
 NATIVE_ENGINES = ("torch", "llamacpp")
-ALIVE = "alive"
 
 SHARED = "PIPEINFER_TESTS_SHARED"
 """The environment variable with the folder that workers of a run share."""
@@ -146,26 +147,38 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"{engine} {death}; {engines.cure(engine)}", pytrace=False)
 
 
-@cache
+class Tried(NamedTuple):
+    """What `pipeinfer doctor` found of an engine, and of which signal it died; empty where it did not."""
+
+    finding: Diagnosis
+    death: str
+
+
 def death_of(engine: str) -> str:
-    """Of which signal the engine dies when `pipeinfer doctor` tries it; empty where it does not. Torch takes five
-    seconds to try, so workers ask one another."""
+    """Of which signal the engine dies when it is tried; empty where it does not."""
+    return tried(engine).death
+
+
+@cache
+def tried(engine: str) -> Tried:
+    """The engine, tried once by whichever worker of a run needs it first: torch takes seconds to load."""
     with (Path(os.environ[SHARED]) / engine).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        known = file.read()
-        if not known:
-            known = tried_out(engine) or ALIVE
-            file.write(known)
-        return "" if known == ALIVE else known
+        if known := file.read():
+            return msgspec.json.decode(known, type=Tried)
+        trial = engines.start(engine)
+        finding = engines.finding_of(engine, trial)
+        died = trial is not None and trial.returncode < 0
+        found = Tried(finding, how_it_ended(trial.returncode) if died else "")
+        file.write(msgspec.json.encode(found).decode())
+        return found
 
 
-def tried_out(engine: str) -> str:
-    trial = engines.start(engine)
-    if trial is None:
-        return ""
-    trial.communicate()
-    return how_it_ended(trial.returncode) if trial.returncode < 0 else ""
+@pytest.fixture(scope="session")
+def engine_finding() -> Callable[[str], Diagnosis]:
+    """What `pipeinfer doctor` says of an engine on this machine, in whose own process it was tried."""
+    return lambda engine: tried(engine).finding
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,11 +1,13 @@
 """The doctor tries each engine in a process of its own: one that dies is a line with its name, its death and a cure."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeinfer.cluster import doctor, engines
+from pipeinfer.cluster.doctor import Diagnosis
 from pipeinfer.plugins import BACKENDS, BrokenPlugin, load
 
 ENGINE = '''
@@ -41,12 +43,12 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "llamacpp"])
-def test_an_engine_that_is_installed_computes_here(name: str) -> None:
+def test_an_engine_that_is_installed_computes_here(name: str, engine_finding: Callable[[str], Diagnosis]) -> None:
     try:
         load(BACKENDS, name)
     except BrokenPlugin:
         pytest.skip(f"{name} is not installed")
-    finding = engines.finding_of(name, engines.start(name))
+    finding = engine_finding(name)
     assert finding.state == "ok", finding
     if name == "llamacpp":
         assert {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_K", "q6_K"} <= set(finding.found.replace(",", "").split())
