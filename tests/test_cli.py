@@ -371,10 +371,10 @@ def test_models_with_other_vocabularies(run: Run, tmp_path: Path) -> None:
 # Workers started by hand ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def workers(tmp_path: Path) -> Iterator[tuple[list[str], Path]]:
-    """Addresses of three running workers, and their key file."""
-    key = tmp_path / "key.json"
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], Path]]:
+    """Addresses of three running workers, and their key file. They serve one head after another."""
+    key = tmp_path_factory.mktemp("workers") / "key.json"
     write_keys(key)
     listen = ["--listen", "tcp://127.0.0.1:0", "--key", str(key)]
     processes = [start("worker", "--rank", str(rank), *listen) for rank in range(3)]
