@@ -1,5 +1,6 @@
 """Processes of `pipeinfer worker` that tests point heads at, kill and start again."""
 
+import copy
 import os
 import subprocess
 import time
@@ -78,6 +79,16 @@ def running(folder: Path, listen: str = "tcp://127.0.0.1:0", **options: Any) -> 
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def lent(workers: Workers, count: int) -> Workers:
+    """The first `count` of workers that one test after another has: those that the last one ended are started again."""
+    for rank in range(count):
+        if workers.processes[rank].poll() is not None:
+            workers.start_again(rank)
+    some = copy.copy(workers)
+    some.addresses = workers.addresses[:count]
+    return some
 
 
 def wait_until(done: Callable[[], bool], within: float = 60.0) -> None:

@@ -8,13 +8,13 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from running_workers import Workers, running, wait_until
+from running_workers import Workers, lent, running, wait_until
 from test_command import asking, server
 from test_recovery import ASKED, TOKENS, heard
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
@@ -33,6 +33,13 @@ def expected() -> list[list[int]]:
     """The tokens of each request alone, on one stage in this process."""
     with Cluster(transport="inproc", stages=1, draft=None, cells=4096) as cluster:
         return [alone(cluster, prompt, how, TOKENS) for prompt, (_, how) in zip(PROMPTS, ASKED, strict=False)]
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Four of no rank in particular, over TCP, to be `lent` to one test after another."""
+    with running(tmp_path_factory.mktemp("workers"), count=4, fixed=False) as found:
+        yield found
 
 
 @contextmanager
@@ -66,10 +73,13 @@ def assert_all_end_as_alone(answers: list[Answer], expected: list[list[int]]) ->
 
 @pytest.mark.parametrize(("victim", "scheme"), [(0, "tcp"), (1, "tcp"), (2, "tcp"), (1, "tls")])
 def test_a_spare_takes_the_place_of_a_killed_worker(
-    tmp_path: Path, expected: list[list[int]], victim: int, scheme: str
+    tmp_path: Path, workers: Workers, expected: list[list[int]], victim: int, scheme: str
 ) -> None:
-    listen = f"{scheme}://127.0.0.1:0"
-    with running(tmp_path, listen, count=4, fixed=False) as workers, serving(workers, 3) as (cluster, service):
+    with ExitStack() as stack:
+        if scheme == "tls":
+            workers = stack.enter_context(running(tmp_path, "tls://127.0.0.1:0", count=4, fixed=False))
+        workers = lent(workers, 4)
+        cluster, service = stack.enter_context(serving(workers, 3))
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         workers.kill(victim)
@@ -83,9 +93,10 @@ def test_a_spare_takes_the_place_of_a_killed_worker(
 
 
 def test_without_a_draft_the_target_goes_on_alone_until_there_is_one_again(
-    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    workers: Workers, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with running(tmp_path, count=3, fixed=False) as workers, serving(workers, 3) as (cluster, service):
+    workers = lent(workers, 3)
+    with serving(workers, 3) as (cluster, service):
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         workers.kill(2)
@@ -107,8 +118,9 @@ def test_without_a_draft_the_target_goes_on_alone_until_there_is_one_again(
         assert (now.losses, now.lacks, now.has_draft) == (2, "", True)
 
 
-def test_the_rest_go_on_with_a_new_split(tmp_path: Path, expected: list[list[int]]) -> None:
-    with running(tmp_path, count=4, fixed=False) as workers, serving(workers, 4) as (cluster, service):
+def test_the_rest_go_on_with_a_new_split(workers: Workers, expected: list[list[int]]) -> None:
+    workers = lent(workers, 4)
+    with serving(workers, 4) as (cluster, service):
         assert cluster.models.split == [(0, 3), (3, 6), (6, 8)]
         answers = ask_all(service, cluster)
         after_some_tokens(service)
@@ -141,32 +153,33 @@ def test_a_worker_that_was_silent_for_a_while_is_used_again(
 
 
 def test_a_worker_whose_name_is_not_known_any_more_is_passed_over(
-    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workers: Workers, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(tmp_path, count=4, fixed=False) as workers:
-        workers.addresses[1] = workers.addresses[1].replace("127.0.0.1", "localhost")
-        with serving(workers, 3) as (cluster, service):
-            answers = ask_all(service, cluster)
-            after_some_tokens(service)
-            asked = socket.getaddrinfo
+    workers = lent(workers, 4)
+    workers.addresses[1] = workers.addresses[1].replace("127.0.0.1", "localhost")
+    with serving(workers, 3) as (cluster, service):
+        answers = ask_all(service, cluster)
+        after_some_tokens(service)
+        asked = socket.getaddrinfo
 
-            def without_names(host: str, *args: Any, **options: Any) -> Any:
-                if host == "localhost":
-                    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-                return asked(host, *args, **options)
+        def without_names(host: str, *args: Any, **options: Any) -> Any:
+            if host == "localhost":
+                raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+            return asked(host, *args, **options)
 
-            monkeypatch.setattr(socket, "getaddrinfo", without_names)
-            workers.kill(1)
-            assert_all_end_as_alone(answers, expected)
-            assert cluster.plan.workers == (workers.addresses[0], workers.addresses[3], workers.addresses[2])
-            assert service.snapshot().lacks == ""
+        monkeypatch.setattr(socket, "getaddrinfo", without_names)
+        workers.kill(1)
+        assert_all_end_as_alone(answers, expected)
+        assert cluster.plan.workers == (workers.addresses[0], workers.addresses[3], workers.addresses[2])
+        assert service.snapshot().lacks == ""
     assert f'the worker at {workers.addresses[1]}: no host "localhost" is known here' in caplog.text
 
 
-def test_where_nobody_is_left_everybody_hears_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nobody_is_left_everybody_hears_so(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = lent(workers, 2)
     monkeypatch.setattr(recovery, "ROLL_S", 0.5)
     monkeypatch.setattr(recovery, "LATE_S", 0.5)
-    with running(tmp_path, count=2, fixed=False) as workers, serving(workers, 2) as (cluster, service):
+    with serving(workers, 2) as (cluster, service):
         answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
         answer.first()
         workers.kill(1)
@@ -177,8 +190,9 @@ def test_where_nobody_is_left_everybody_hears_so(tmp_path: Path, monkeypatch: py
         assert service.snapshot().state == ended.text
 
 
-def test_without_recovery_a_lost_worker_ends_it(tmp_path: Path) -> None:
-    with running(tmp_path, count=3, fixed=False) as workers, serving(workers, 2, recovers=False) as (cluster, service):
+def test_without_recovery_a_lost_worker_ends_it(workers: Workers) -> None:
+    workers = lent(workers, 3)
+    with serving(workers, 2, recovers=False) as (cluster, service):
         answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
         answer.first()
         workers.kill(0)
@@ -214,9 +228,10 @@ def told(url: str, path: str) -> str:
     return str(urlopen(f"{url}/{path}", timeout=PATIENCE_S).read().decode())
 
 
-def test_a_server_says_that_it_goes_on_without_a_draft(tmp_path: Path) -> None:
+def test_a_server_says_that_it_goes_on_without_a_draft(workers: Workers) -> None:
     fields = {"prompt": "a b", "max_tokens": 200, "temperature": 0}
-    with running(tmp_path, count=3, fixed=False) as workers, server(*STEADY, *there(workers)) as (_, url):
+    workers = lent(workers, 3)
+    with server(*STEADY, *there(workers)) as (_, url):
         whole = json.loads(urlopen(asking(url, fields), timeout=PATIENCE_S).read())["choices"][0]["text"]
         assert json.loads(told(url, "health")) == {"status": "ok"}
         with urlopen(asking(url, {**fields, "stream": True}), timeout=PATIENCE_S) as stream:
