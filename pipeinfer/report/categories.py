@@ -17,8 +17,13 @@ from pipeinfer.study.recipes import Figure
 LONGEST = 4
 """Accepted drafts of a run that are counted apart; more are counted together."""
 
-HEAD = ["category", "strategy", "tokens/s", "of iterative", "of speculative", "acceptance length", "accepted",
-        *(f"{count} accepted" for count in range(LONGEST)), f"{LONGEST} or more", "prompts"]  # fmt: skip
+COLUMNS = {
+    SPEED: ("tokens/s", "{:.1f}"), "over_iterative": ("of iterative", "{:.2f}x"),
+    "over_speculative": ("of speculative", "{:.2f}x"), "acceptance_length": ("acceptance length", "{:.2f}"),
+    "acceptance_rate": ("accepted", "{:.0%}"),
+}  # fmt: skip
+COUNTS = [*(f"{count} accepted" for count in range(LONGEST)), f"{LONGEST} or more"]
+
 
 def gains(experiment: Experiment) -> pd.DataFrame:
     """The trials at their best, with a category."""
@@ -27,19 +32,14 @@ def gains(experiment: Experiment) -> pd.DataFrame:
 
 def by_category(experiment: Experiment) -> Table:
     """A row per category and contender: medians, and of all its runs the share with 0, 1, 2, ... accepted drafts."""
-    groups = gains(experiment).groupby(["category", "contender"], sort=False)
-    rows = [_row(str(category), str(contender), some) for (category, contender), some in groups]
-    return Table(HEAD, rows, range(2, len(HEAD)), "By category of prompt")
-
-
-def _row(category: str, contender: str, some: pd.DataFrame) -> list[str]:
-    middle = some[[SPEED, "over_iterative", "over_speculative", "acceptance_length", "acceptance_rate"]].median()
-    texts = [("{:.1f}", SPEED), ("{:.2f}x", "over_iterative"), ("{:.2f}x", "over_speculative"),
-             ("{:.2f}", "acceptance_length"), ("{:.0%}", "acceptance_rate")]  # fmt: skip
-    said = [number(middle[name], form) for form, name in texts]
-    counts = histogram(some)
-    shares = [f"{share:.0%}" for share in counts / counts.sum()] if counts.sum() else ["-"] * (LONGEST + 1)
-    return [category, contender, *said, *shares, str(some.text.nunique())]
+    rows = []
+    for (category, contender), some in gains(experiment).groupby(["category", "contender"], sort=False):
+        counts = histogram(some)
+        said = [number(some[name].median(), form) for name, (_, form) in COLUMNS.items()]
+        shares = [number(count / (counts.sum() or float("nan")), "{:.0%}") for count in counts]
+        rows.append([str(category), str(contender), *said, *shares, str(some.text.nunique())])
+    head = ["category", "strategy", *(name for name, _ in COLUMNS.values()), *COUNTS, "prompts"]
+    return Table(head, rows, range(2, len(head)), "By category of prompt")
 
 
 def histogram(some: pd.DataFrame) -> Any:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pipeinfer.modelling.sweeps import Options, at_largest
-from pipeinfer.plugins import open_strategy
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.study.growth import growing
 
 
 class Swept(NamedTuple):
@@ -24,16 +24,12 @@ class Swept(NamedTuple):
 
 def swept_options(experiment: Experiment) -> Iterator[Swept]:
     """Of every contender the options whose sweeps grow."""
-    for name, contender in experiment.recipe.strategies.items():
-        several = {option: values for option, values in contender.options.items() if len(values) > 1}
+    for name, known in growing(experiment.recipe).items():
         rows = experiment.valid[experiment.valid.contender == name]
-        if not several or contender.program or rows.empty:
-            continue
-        known = open_strategy(rows.strategy.iloc[0], {}).sweeps
-        for option, listed in several.items():
-            if option in known:
-                tried = max(_value(variant, option) for variant in rows.variant.unique())
-                yield Swept(name, option, max(listed), tried, max(known[option]), dict(_edges(rows, option)))
+        for option, values in known.items() if len(rows) else ():
+            listed = max(experiment.recipe.strategies[name].options[option])
+            tried = max(_value(variant, option) for variant in rows.variant.unique())
+            yield Swept(name, option, listed, tried, max(values), dict(_edges(rows, option)))
 
 
 def _edges(rows: pd.DataFrame, option: str) -> Iterator[tuple[int, float]]:

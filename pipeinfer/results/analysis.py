@@ -77,13 +77,11 @@ def _verdict(own: Text, reference: Text | None) -> tuple[str, str]:
 
 def _best(trials: pd.DataFrame) -> pd.Series:
     """Whether a trial is valid and of the variant with the highest median speed; the first of equals."""
-    valid = trials.status.isin(VALID)
-    medians = trials[valid].fillna({SPEED: 0.0}).groupby(["place", "contender", "variant"], sort=False)[SPEED].median()
-    if medians.empty:
-        return valid
-    fastest = set(medians.groupby(["place", "contender"], sort=False).idxmax())
-    of = zip(trials.place, trials.contender, trials.variant, strict=True)
-    return valid & pd.Series([one in fastest for one in of], index=trials.index)
+    valid = trials[trials.status.isin(VALID)].fillna({SPEED: 0.0})
+    medians = valid.groupby(["place", "contender", "variant"])[SPEED].transform("median")
+    fastest = medians.groupby([valid.place, valid.contender]).transform("idxmax")
+    chosen = valid.variant == valid.variant.reindex(fastest).to_numpy()
+    return chosen.reindex(trials.index, fill_value=False)
 
 
 def quotients(trials: pd.DataFrame, metric: str, over: pd.DataFrame) -> pd.Series:

@@ -56,13 +56,6 @@ def encode(record: Record) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file of records, each with its number in the file. Blank lines and a byte order mark at the
-    beginning, as editors leave them, are no records."""
-    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-
-
 _COLUMNS: list[Any] = [(one.name, types.GenericAlias(list, one.type)) for one in msgspec.structs.fields(RunRecord)]
 _Columns = msgspec.defstruct("_Columns", _COLUMNS)
 

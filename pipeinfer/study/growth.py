@@ -29,7 +29,7 @@ class Growth:
     def __init__(self, recipe: Recipe) -> None:
         self.points: list[Point] = []
         self._sweeps: dict[bytes, _Sweep] = {}
-        swept = _growing(recipe)
+        swept = growing(recipe)
         for point in points(recipe):
             if point.contender in swept and isinstance(point.cell, SimCell | LiveCell):
                 key = msgspec.json.encode((point.contender, _place(point.cell)))
@@ -71,7 +71,7 @@ class _Sweep:
                 yield Point(self.contender, changed)
 
 
-def _growing(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
+def growing(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
     """By contender: values of the options that its strategy sweeps, and of which the recipe tries several."""
     found = {}
     for name, contender in recipe.strategies.items():

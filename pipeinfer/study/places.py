@@ -8,6 +8,12 @@ from pipeinfer.modelling.platform import cluster_name
 USUAL = ("prompt of 64", "1 at once")
 """Left out of sentences."""
 
+UNUSUAL = {
+    "accounting": ("same-ranks", "{}"), "width_cost": (1.0, "width cost {:g}"), "draft_cost": (1.0, "draft cost {:g}"),
+    "bandwidth_gbps": (None, "{:g} Gbit/s"), "latency_us": (None, "{:g} us"),
+}  # fmt: skip
+"""What is said only where it is not as usual, and how."""
+
 
 class Place(NamedTuple):
     """The columns that make a place (`pipeinfer.results.frame.PLACE`); None where they do not apply."""
@@ -40,25 +46,16 @@ class Place(NamedTuple):
 
     def parts(self) -> dict[str, str]:
         """Field by field; all but the first four, the prompt and the requests are left out at their default."""
+        unusual = {name: form.format(value) for name, (usual, form) in UNUSUAL.items()
+                   if (value := getattr(self, name)) != usual}  # fmt: skip
         if self.temperature is not None and self.cluster:
-            link = {"bandwidth_gbps": f"{self.bandwidth_gbps:g} Gbit/s", "latency_us": f"{self.latency_us:g} us"}
-            return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **link}
+            return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **unusual}
         if self.temperature is not None:
             greedy = "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
             return {"temperature": greedy, "requests": f"{self.requests} at once"}
         parts = {"pair": self.pair, "cluster": cluster_name(self.cluster), "nodes": f"{self.nodes} nodes"}
         parts["acceptance"] = f"{self.drafts} acceptance {self.acceptance:.2g}".strip()
-        if self.accounting != "same-ranks":
-            parts["accounting"] = self.accounting
-        if self.width_cost != 1.0:
-            parts["width_cost"] = f"width cost {self.width_cost:g}"
-        if self.draft_cost != 1.0:
-            parts["draft_cost"] = f"draft cost {self.draft_cost:g}"
-        if self.bandwidth_gbps is not None:
-            parts["bandwidth_gbps"] = f"{self.bandwidth_gbps:g} Gbit/s"
-        if self.latency_us is not None:
-            parts["latency_us"] = f"{self.latency_us:g} us"
-        return parts | {"prompt": f"prompt of {self.prompt}", "requests": f"{self.requests} at once"}
+        return parts | unusual | {"prompt": f"prompt of {self.prompt}", "requests": f"{self.requests} at once"}
 
     def differing(self, others: Iterable["Place"], without: Iterable[str] = ()) -> str:
         """What tells it from others, but for some fields (that a panel's title says)."""

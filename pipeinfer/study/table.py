@@ -49,10 +49,9 @@ def _limits(trials: pd.DataFrame, records: Mapping[str, Record]) -> pd.Series:
     """Closed forms in tokens/s, for the best variants of strategies that have one, where acceptance is i.i.d."""
     found = trials[trials.best & trials.temperature.isna() & (trials.drafts == "")]
     first = found.drop_duplicates(["place", "contender"])
-    keys = zip(first.place, first.contender, strict=True)
-    known = {key: _limit(row, records) for key, row in zip(keys, first.itertuples(), strict=True)}
-    values = [known[key] for key in zip(found.place, found.contender, strict=True)]
-    return pd.Series(values, index=found.index, dtype="float64").reindex(trials.index)
+    known = pd.Series([_limit(row, records) for row in first.itertuples()], first.index, dtype="float64")
+    alike = known.reindex(found.index).groupby([found.place, found.contender])
+    return alike.transform("first").reindex(trials.index)
 
 
 def _limit(row: Any, records: Mapping[str, Record]) -> float | None:
