@@ -67,7 +67,7 @@ def appendix(
         ),
         shlex.join(["pipeinfer", *sys.argv[1:]]),
         HOW_TO,
-        Table(["", ""], [[name, str(value)] for name, value in found.items()]),
+        Table(["what", "here"], [[name, str(value)] for name, value in found.items()]),
         f"{len(once)} trials in {FILE} took {sum(once.values()):.0f} s of computing. Each line is one trial: its "
         "configuration and the hash of it, environment, seed, token ids, the time of each token, its runs and its "
         "ranks. Everything above is derived from that file: the tables trials.parquet, gaps.parquet, ranks.parquet and "

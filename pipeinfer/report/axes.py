@@ -9,23 +9,30 @@ from pipeinfer.study.places import Place
 
 
 class Quantity(NamedTuple):
-    """What is drawn along y: a column. `logarithmic`: its values span decades."""
+    """What is drawn along y: a column, and whether `more` or `less` of it is better. `logarithmic`: its values span
+    decades."""
 
     label: str
     column: str
+    better: str = "more"
     logarithmic: bool = False
+
+    @property
+    def title(self) -> str:
+        """In two lines, for an axis with room for them."""
+        return f"{self.label}\n{self.better} is better"
 
 
 Y = {
     "speed": Quantity("generation speed (tokens/s)", "tokens_per_s"),
     "gain": Quantity("speed over best speculative", "over_speculative"),
-    "gap": Quantity("mean inter-token latency (s)", "itl_mean_s"),
-    "tail": Quantity("inter-token latency, p95 (s)", "itl_p95_s"),
-    "gaps": Quantity("inter-token latency (s)", "itl_mean_s"),
-    "first": Quantity("time to first token (s)", "ttft_s", logarithmic=True),
-    "utilisation": Quantity("utilisation of the ranks", "utilisation"),
-    "processor": Quantity("processor time per token (s)", "processor_s_per_token"),
-    "memory": Quantity("memory of the largest rank (GB)", "largest_rank_gb"),
+    "gap": Quantity("mean inter-token latency (s)", "itl_mean_s", "less"),
+    "tail": Quantity("inter-token latency, p95 (s)", "itl_p95_s", "less"),
+    "gaps": Quantity("inter-token latency (s)", "itl_mean_s", "less"),
+    "first": Quantity("time to first token (s)", "ttft_s", "less", logarithmic=True),
+    "utilisation": Quantity("utilisation of the ranks (share of the time)", "utilisation"),
+    "processor": Quantity("processor time per token (s)", "processor_s_per_token", "less"),
+    "memory": Quantity("memory of the largest rank (GB)", "largest_rank_gb", "less"),
     "per_memory": Quantity("tokens/s per GB of all ranks", "tokens_per_s_per_gb"),
 }
 

@@ -1,7 +1,7 @@
 """The figures of a recipe, drawn by seaborn from its rows of the table of trials, with a caption that says what was run
 on what."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,14 @@ from pipeinfer.report.at_once import at_once
 from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
 from pipeinfer.report.categories import categories
 from pipeinfer.report.drafts import calibration, stretches
-from pipeinfer.report.drawn import Drawings, fingerprint
+from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import league
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import (
-    BLUE,
+    CARD_IN,
     GREY,
-    ORANGE,
-    VERMILLION,
     WIDTH_IN,
     height_of,
     legend_above,
@@ -68,9 +66,6 @@ def draw(drawings: Drawings, experiment: Experiment, figure: Figure, folder: Pat
     return path
 
 
-CARD_IN = 3.7
-"""Width of a claim's figure (inches)."""
-
 MOST_PANELS = 2
 """Of a claim's figure; of more the last is shown."""
 
@@ -79,27 +74,6 @@ def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: 
     """The same, small and without a caption: for a claim's card."""
     small = partial(_SOME[figure.kind], small=True)
     drawings.draw(path, experiment.mark((figure, "small")), small, experiment, figure)
-
-
-def draw_texts(drawings: Drawings, experiments: Sequence[Experiment], path: Path) -> None:
-    """How many really generated texts are those of plain decoding."""
-    rows = pd.concat([one.trials[["recipe", "status"]] for one in experiments]).replace({"status": VERDICTS})
-    drawings.draw(path, fingerprint("texts", rows), _texts, rows)
-
-
-def _texts(rows: pd.DataFrame, path: Path) -> None:
-    sns = load_seaborn()
-    with new_figure(path, "", 0.9 + 0.4 * rows.recipe.nunique(), CARD_IN) as figure:
-        axis = figure.subplots()
-        sns.countplot(rows, y="recipe", hue="status", palette=STATUS, ax=axis)
-        axis.set(xlabel="generations", ylabel="")
-        axis.grid(visible=False, axis="y")
-        legend_above(figure, axis)
-
-
-VERDICTS = {"passed": "same tokens", "tie": "parted at a tie", "differs": "other tokens"}
-STATUS = {"same tokens": BLUE, "parted at a tie": ORANGE, "other tokens": VERMILLION, "failed": GREY,
-          "no reference": GREY, "not judged": GREY}  # fmt: skip
 
 
 def _panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -158,7 +132,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
                     estimator="median", errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
                 )  # fmt: skip
             ticked(axis, rows.x, x.base)
-            axis.set(title=title, xlabel="" if small else x.label, ylabel="" if small else y.label)
+            axis.set(title=title, xlabel="" if small else x.label, ylabel="" if small else y.title)
             axis.tick_params(labelbottom=True)
         if small:
             drawing.supxlabel(x.label, fontsize=8.5)
@@ -247,7 +221,7 @@ def _percentiles(experiment: Experiment, figure: Figure, path: Path) -> None:
                 linestyle="none", dodge=0.4, palette="colorblind", markersize=5, err_kws={"linewidth": 1}, ax=axis,
                 legend=axis is axes[0],
             )  # fmt: skip
-            axis.set(title=title, xlabel=Y["gaps"].label, ylabel="")
+            axis.set(title=title, xlabel=Y["gaps"].title, ylabel="")
             axis.grid(visible=False, axis="y")
         legend_above(drawing, axes[0])
 
@@ -294,7 +268,7 @@ def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = F
             sns.pointplot(shown, **shared, estimator="median", errorbar=band, linestyle="none", marker="|",
                           markersize=11, err_kws={"linewidth": 5, "alpha": 0.3})  # fmt: skip
             _notes(axis, experiment, shown, y.column, order)
-            axis.set(title=title, xlabel=y.label, ylabel="")
+            axis.set(title=title, xlabel=y.label if small else y.title, ylabel="")
             axis.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
             axis.xaxis.set_major_formatter("{x:g}")
             axis.grid(visible=False, axis="y")

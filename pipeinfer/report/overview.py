@@ -9,12 +9,13 @@ import pandas as pd
 
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.claims import Claim
-from pipeinfer.report.claims.finding import as_modelled, low_to_high, ratios
+from pipeinfer.report.claims.finding import as_modelled, ratios
+from pipeinfer.report.claims.speed import LOSES
 from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import behind
 from pipeinfer.report.published import published_claims
-from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, load_seaborn, new_figure
+from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, legend, load_seaborn, new_figure
 from pipeinfer.results.analysis import BASELINE
 
 NAME = "gain-by-cluster-and-row-cost"
@@ -45,8 +46,9 @@ def first_screen(
         drawings.draw(folder / NAME, fingerprint(NAME, gains), _draw, gains)
     asked = ASKED.format(published=f"{published_claims()['C1'].value:g}x")
     leagues = [one for one in experiments.values() if one.recipe.draws("league") and not one.best.empty]
-    losses = [*_losses(gains), *filter(None, map(behind, leagues))]
-    return FirstScreen(asked, _answer(claims, gains), losses, "" if gains.empty else NAME)
+    known = {claim.id: claim for claim in claims}
+    losses = [*_losses(known["C1"]), *filter(None, map(behind, leagues))]
+    return FirstScreen(asked, _answer(known["C1"], known["C10"]), losses, "" if gains.empty else NAME)
 
 
 def _gains(experiments: Iterable[Experiment]) -> pd.DataFrame:
@@ -67,57 +69,19 @@ def _where(row: Any) -> str:
     return f"{cluster}, emulated" if row.fidelity == "emulated" else cluster
 
 
-def _answer(claims: Sequence[Claim], gains: pd.DataFrame) -> str:
+def _answer(speed: Claim, lossless: Claim) -> str:
     """Two sentences."""
-    verdicts = {claim.id: claim for claim in claims}
-    if gains.empty:
-        return f"Nothing was run here that compares speeds: {verdicts['C1'].verdict}."
-    found = [as_modelled(gains[gains.kind == kind]) for kind in ("simulated", "emulated", "real")]
-    said = (
-        "up to {} in simulation",
-        "up to {} emulated in real time",
-        "{} really run by ranks with compute of their own",
-    )
-    parts = [
-        words.format(low_to_high(some) if kind == 2 else f"{some.value.max():.2f}x")
-        for kind, (words, some) in enumerate(zip(said, found, strict=True)) if len(some)
-    ]  # fmt: skip
-    shared = "; only ranks that share cores were really run" * (not len(found[2]) and "real" in set(gains.fidelity))
-    speed = " and ".join(parts) or "no run of ranks with compute of their own"
-    same = verdicts["C10"]
-    tokens = "That the tokens are the same was not tested." if same.verdict == "not testable here" else (
-        f"Of the texts really generated, {same.reproduced} with plain decoding's."
+    if speed.reproduced == "-":
+        return f"Nothing was run here that compares speeds: {speed.verdict}."
+    tokens = "That the tokens are the same was not tested." if lossless.verdict == "not testable here" else (
+        f"Of the texts really generated, {lossless.reproduced} with plain decoding's."
     )  # fmt: skip
-    return f"{verdicts['C1'].verdict.capitalize()}: {speed}{shared}. {tokens}"
+    return f"{speed.verdict.capitalize()}: {speed.reproduced}. {tokens}"
 
 
-def _losses(gains: pd.DataFrame) -> list[str]:
-    if gains.empty:
-        return []
-    modelled, found = as_modelled(gains), []
-    simulated = modelled[modelled.kind == "simulated"]
-    lost = simulated[simulated.value < 1]
-    if len(simulated):
-        at = f", down to {lost.value.min():.2f}x, on {_listed(lost.nodes)} nodes" if len(lost) else ""
-        found.append(f"Simulated as modelled: at {len(lost) or 'none'} of {len(simulated)} points{at}.")
-    cheap = gains[(gains.width_cost < 1) & (gains.value < 1)]
-    if len(cheap):
-        found.append(
-            f"Where further rows cost less than the roofline says: at {len(cheap)} points, down to "
-            f"{cheap.value.min():.2f}x; a wide synchronous run then has for the price of one row what PipeInfer sends "
-            "in several."
-        )
-    shared = gains[gains.kind == "real, shared cores"]
-    if len(shared) and shared.value.min() < 1:
-        found.append(
-            f"Really run by ranks that share this machine's cores: {low_to_high(shared)}; no core is idle that a draft "
-            "could use."
-        )
-    return found
-
-
-def _listed(numbers: pd.Series) -> str:
-    return ", ".join(map(str, sorted(set(numbers))))
+def _losses(speed: Claim) -> list[str]:
+    lines = [line for line in speed.evidence if line.what.endswith(LOSES)]
+    return [f"{line.what[0].upper()}{line.what[1:].removesuffix(LOSES).strip()}: {line.found}." for line in lines]
 
 
 def _draw(gains: pd.DataFrame, path: Path) -> None:
@@ -137,17 +101,17 @@ def _draw(gains: pd.DataFrame, path: Path) -> None:
         axes[0].set(xlabel="speed over best speculative, by cluster", ylabel="")
         axes[0].set_xlim(0, 1.05 * max(published, clusters.value.max()))
         axes[0].grid(visible=False, axis="y")
-        handles, labels = axes[0].get_legend_handles_labels()
+        handles, _ = axes[0].get_legend_handles_labels()
         axes[0].get_legend().remove()
         axes[0].axvline(1, color=GREY, linewidth=1)
-        line = axes[0].axvline(published, color=GREY, linewidth=1, linestyle=(0, (6, 3)))
+        broken: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3))}
+        line = axes[0].axvline(published, label=f"published: up to {published:g}x", **broken)
         if count > 1:
             sns.lineplot(costs.assign(nodes=costs.nodes.map("{} nodes".format)), x="width_cost", y="value", hue="nodes",
                          style="acceptance", markers=True, palette="colorblind", ax=axes[1])  # fmt: skip
             axes[1].set(xlabel="cost of a further row (0: free, 1: roofline)", ylabel="speed over speculative")
             axes[1].set_ylim(0, 1.05 * max(published, costs.value.max()))
             axes[1].axhline(1, color=GREY, linewidth=1)
-            axes[1].axhline(published, color=GREY, linewidth=1, linestyle=(0, (6, 3)))
+            axes[1].axhline(published, **broken)
             axes[1].legend(fontsize=7, loc="lower right", ncols=2)
-        figure.legend([*handles, line], [*labels, f"published: up to {published:g}x"], loc="outside upper center",
-                      ncols=min(3, len(labels) + 1), columnspacing=1)  # fmt: skip
+        legend(figure, [*handles, line])

@@ -1,6 +1,6 @@
 """What a report is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -28,5 +28,11 @@ def number(value: float, form: str = "{:.2f}") -> str:
     return "-" if pd.isna(value) else form.format(value)
 
 
-Block: TypeAlias = str | Table | Picture
-"""A paragraph, a table, a figure."""
+def ends(values: Iterable[float], form: str) -> str:
+    """The lowest and the highest: `1.64x to 2.06x`; one of them where they read the same."""
+    known = list(values)
+    return " to ".join(dict.fromkeys(form.format(value) for value in (min(known), max(known))))
+
+
+Block: TypeAlias = str | Table
+"""A paragraph or a table."""

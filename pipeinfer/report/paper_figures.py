@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeinfer.report import captions
+from pipeinfer.report.axes import Y
 from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import load_seaborn, new_figure, panels, style
@@ -17,11 +18,11 @@ TARGETS = {"dolphin-tinyllama": "Dolphin", "goliath-xwin7b": "Goliath", "falcon-
 NAMES = {"iterative": "Sequential", "speculative": "Speculative", "pipeinfer": "PipeInfer"}
 
 FIGURES = {
-    "generation-speed": ("tokens_per_s", "generation speed (tokens/s)", ""),
-    "inter-token-latency": ("itl_mean_s", "mean inter-token latency (s)", ""),
+    "generation-speed": ("tokens_per_s", Y["speed"].title, ""),
+    "inter-token-latency": ("itl_mean_s", Y["gap"].title, ""),
     "time-to-first-token": (
         "ttft_decode_s",
-        "time to first token (s)",
+        Y["first"].title,
         "Counted as the artifact does: from the end of the prompt, one decode traversal.",
     ),
 }

@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import Table
-from pipeinfer.report.style import BLACK, GREY, load_seaborn, new_figure, style
+from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
 
 BAND = 0.15
 """The band that is drawn: errors up to this are what real runs should have in the median."""
@@ -53,7 +53,7 @@ def scatter(experiment: Experiment, path: Path) -> None:
             one.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             one.set_major_formatter(ScalarFormatter())
             one.set_minor_formatter(NullFormatter())
-        axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+        legend_above(figure, axis)
 
 
 def error_summary(found: pd.DataFrame) -> Table:

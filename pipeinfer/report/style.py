@@ -5,7 +5,7 @@ the same SVG, byte for byte, whatever display the user has and whatever their ma
 
 import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ STYLES: dict[str, tuple[str, str]] = {
 """Colour and marker of the project's own strategies, and of kinds of drafts; others take what is left."""
 COLOURS, MARKERS = (GREEN, PURPLE, ORANGE, SKY, GREY), ("D", "v", "P", "X", "*", "<", "h", ">", "p", "d", "8")
 
-WIDTH_IN = 7.2
+WIDTH_IN, CARD_IN = 7.2, 3.7
+"""Widths of a figure, and of the one on a claim's card (inches)."""
 CAPTION_CHARACTERS = 122
 
 
@@ -221,14 +222,23 @@ def height_of(count: int, row: float) -> float:
 GAP_PX, SHORTEST = 8, 12
 """Between titles of panels that are beside one another; and the fewest characters of a line of them."""
 
-LEGEND_CHARACTERS = 62
-"""About what fits in one row of a legend, beside the samples."""
+LEGEND_IN = 4.7
+"""How wide a legend may be: as much of a figure as a phone shows at a time."""
 
 
 def legend_above(figure: Any, axis: Any) -> None:
     """The legend of one of its panels for all of them, in as many rows as it takes."""
-    handles, labels = axis.get_legend_handles_labels()
+    handles, _ = axis.get_legend_handles_labels()
     axis.get_legend().remove()
-    rows = max(1, -(-sum(map(len, labels)) // int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH_IN)))
-    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows), columnspacing=1.4,
-                  handlelength=3)  # fmt: skip
+    legend(figure, handles)
+
+
+def legend(figure: Any, handles: Sequence[Any]) -> None:
+    """Above all panels, from the left, where a page that is narrower than the figure begins to show it."""
+    room = min(LEGEND_IN, figure.get_figwidth()) * figure.dpi
+    for rows in range(1, len(handles) + 1):
+        shown = figure.legend(handles=handles, loc="outside upper left", ncols=-(-len(handles) // rows),
+                              columnspacing=1.4, handlelength=3)  # fmt: skip
+        if rows == len(handles) or shown.get_window_extent().width <= room:
+            return
+        shown.remove()

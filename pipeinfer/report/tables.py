@@ -10,7 +10,7 @@ from pipeinfer.report.at_once import ABOUT, at_once_table
 from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, PEER_NOTES, head_to_head
-from pipeinfer.report.page import Block, Table, number
+from pipeinfer.report.page import Block, Table, ends, number
 from pipeinfer.report.prediction import error_summary, every_cell, predictions
 from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
@@ -72,8 +72,7 @@ def place_by_place(experiment: Experiment) -> Table:
 def row_cost(experiment: Experiment) -> str:
     """What a further row cost where it was not simulated, over all places: `0.12 to 0.15`; empty: not measured."""
     known = experiment.valid.row_cost.dropna()
-    ends = dict.fromkeys(f"{value:.2f}" for value in (known.min(), known.max())) if len(known) else ()
-    return " to ".join(ends)
+    return ends(known, "{:.2f}") if len(known) else ""
 
 
 def notes(experiment: Experiment) -> Iterator[Block]:

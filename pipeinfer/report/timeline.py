@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, new_figure
+from pipeinfer.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, legend, new_figure
 
 FILLS: dict[str, dict[str, Any]] = {
     "prompt": {"facecolor": GREY, "edgecolor": "white"},
@@ -40,7 +40,7 @@ def timeline(experiment: Experiment, path: Path) -> None:
                            loc="left")  # fmt: skip
             _draw(axis, ranks[row.config_hash], _of(experiment.spans, row.config_hash), commits, until)
         axes[-1].set_xlabel("time since the request (s)")
-        figure.legend(handles=_legend(), loc="outside upper center", ncols=4, columnspacing=1.4)
+        legend(figure, _handles())
 
 
 def _of(table: pd.DataFrame, config_hash: str) -> pd.DataFrame:
@@ -67,7 +67,7 @@ def _draw(axis: Any, ranks: pd.DataFrame, spans: pd.DataFrame, commits: pd.Serie
     axis.tick_params(axis="y", length=0)
 
 
-def _legend() -> list[Any]:
+def _handles() -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

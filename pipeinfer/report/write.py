@@ -16,17 +16,17 @@ from markupsafe import Markup
 
 from pipeinfer.assets import PACKAGE
 from pipeinfer.report.appendix import Appendix, appendix
+from pipeinfer.report.cards import with_card
 from pipeinfer.report.claims import Claim, judge
 from pipeinfer.report.crate import write_crate
 from pipeinfer.report.drawn import Drawings, Others
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.figures import draw, draw_card, draw_texts
+from pipeinfer.report.figures import draw
 from pipeinfer.report.overview import FirstScreen, first_screen
 from pipeinfer.report.page import Block, Picture, Table
 from pipeinfer.report.paper_figures import paper_figures
 from pipeinfer.report.prediction import predictions
 from pipeinfer.report.tables import notes, results
-from pipeinfer.results.analysis import BASELINE
 from pipeinfer.results.frame import Tables
 from pipeinfer.results.records import Store
 from pipeinfer.study.growth import grown
@@ -95,7 +95,7 @@ def report(
     try:
         with Drawings(others) as drawings:
             sections = [section(drawings, one, folder / FIGURES) for one in experiments.values()]
-            claims = [_with_card(drawings, claim, experiments, folder) for claim in judge(experiments)]
+            claims = [with_card(drawings, claim, experiments, folder / FIGURES) for claim in judge(experiments)]
             paper = _paper_figures(drawings, experiments, folder)
             first = first_screen(drawings, claims, experiments, folder / FIGURES)
         _keep_in_checkout(paper, folder)
@@ -114,10 +114,12 @@ def section(drawings: Drawings, experiment: Experiment, figures: Path) -> Sectio
     start = time.perf_counter()
     recipe = experiment.recipe
     title = recipe.title + ", emulated" * (recipe.emulation is not None)
-    if experiment.best.empty:
-        return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: no trial passed."])
-    if recipe.checked is not None and predictions(experiment).empty:
-        return Section(recipe, title, [], None, [*notes(experiment), "Nothing to show: what would predict it failed."])
+    nothing = (
+        "no trial passed" if experiment.best.empty
+        else "what would predict it failed" if recipe.checked and predictions(experiment).empty else ""
+    )  # fmt: skip
+    if nothing:
+        return Section(recipe, title, [], None, [*notes(experiment), f"Nothing to show: {nothing}."])
     drawn = [draw(drawings, experiment, figure, figures) for figure in recipe.figures]
     pictures = [Picture(path.name, recipe.title) for path in drawn]
     table, blocks = results(experiment), list(notes(experiment))
@@ -136,42 +138,7 @@ def _problem(experiment: Experiment) -> list[str]:
     return [f"{experiment.recipe.name}: {len(wrong)} trials have no figure, the first because {wrong.why.iloc[0]}"]
 
 
-# Figures of claims, and the paper's
-
-
-CARDS: dict[str, tuple[str, ...]] = {
-    "C1": ("speed", "gain"), "C2": ("speed", "gap"), "C3": ("speed", "utilisation"), "C4": ("acceptance", "speed"),
-    "C5": ("bandwidth", "gain"), "C6": ("ablation", "speed", "not continuous"),
-    "C7": ("ablation", "speed", "no cancellation"), "C8": ("speed", "gain"), "C9": ("microbatch", "speed"),
-}  # fmt: skip
-"""By claim: the recipe whose figure of that quantity shows it best, and a contender that it is about. Where the recipe
-was not run, another's stands in."""
-
-
-def _with_card(drawings: Drawings, claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
-    """The claim with the figure of its card, which is drawn."""
-    if claim.verdict == "not testable here":
-        return claim
-    figure = f"claim-{claim.id}"
-    bearing = [one for one in experiments.values() if claim.id in one.recipe.claims and not one.best.empty]
-    if claim.id == "C10":
-        draw_texts(drawings, [one for one in bearing if one.recipe.live is not None], folder / FIGURES / figure)
-        return msgspec.structs.replace(claim, figure=figure)
-    name, quantity, *without = CARDS[claim.id]
-    bearing.sort(key=lambda one: one.recipe.name != name)
-    known = [
-        (one, shown)
-        for one in bearing
-        for shown in sorted(one.recipe.figures, key=lambda shown: shown.y != quantity)
-        if shown.kind in ("lines", "dots")
-    ]
-    if not known:
-        return claim
-    experiment, shown = known[0]
-    if without:
-        experiment = experiment.among([BASELINE, "pipeinfer", *without])
-    draw_card(drawings, experiment, shown, folder / FIGURES / figure)
-    return msgspec.structs.replace(claim, figure=figure)
+# The paper's figures
 
 
 def _paper_figures(drawings: Drawings, experiments: Mapping[str, Experiment], folder: Path) -> list[str]:

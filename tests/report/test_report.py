@@ -58,11 +58,14 @@ def test_the_first_screen_says_what_was_asked_what_came_out_and_where_it_loses(d
     mine = trials[trials.best & (trials.contender == "pipeinfer")]
     gains = mine.groupby(["nodes", "width_cost"]).over_speculative.median()
     best = gains[:, 1.0].max()
-    assert f"Partly: up to {best:.2f}x in simulation." in first
+    assert f"Partly: up to {best:.2f}x simulated." in first
     assert f"up to {best:.2f}x simulated" in claims[0].reproduced
     lost = gains[:, 1.0][gains[:, 1.0] < 1]
     assert f"at {len(lost) or 'none'} of 2 points" in first
     assert "Where PipeInfer loses" in first
+    losses = [line for line in claims[0].evidence if line.what.endswith("it loses")]
+    assert losses
+    assert all(f"{line.found}.</li>" in first for line in losses), "the same as the evidence of C1"
     assert first.count("<svg") == 1
 
 
@@ -95,6 +98,20 @@ def test_a_claim_has_a_card_with_its_figure_and_folded_evidence(done: tuple[Path
         assert "<details><summary>evidence</summary>" in card
     assert {claim.id for claim in claims if claim.figure} == {"C1", "C2"}
     assert (folder / "figures" / "claim-C1.svg").exists()
+
+
+def test_how_well_models_are_aligned_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    assert RECIPE.simulated is not None
+    sweep = msgspec.structs.replace(RECIPE.simulated, nodes=[4, 8], acceptance=["poor", "good"], width_cost=[1.0])
+    recipe = msgspec.structs.replace(RECIPE, claims=["C1", "C8"], simulated=sweep)
+    store = Store(tmp_path)
+    run(recipe, store, 1, lambda *_: None)
+    claims = {claim.id: claim for claim in conclude([recipe], store, tmp_path).claims}
+    assert (claims["C1"].figure, claims["C8"].figure) == ("claim-C1", "claim-C8")
+    drawn = (tmp_path / "figures" / "claim-C8.svg").read_text()
+    for words_in_it in ("well aligned (acceptance 0.79)", "poorly aligned (0.52)", "no gain", "nodes"):
+        assert f"<!-- {words_in_it} -->" in drawn
+    assert "aligned" not in (tmp_path / "figures" / "claim-C1.svg").read_text()
 
 
 def test_what_a_recipe_says_is_text_and_no_markup(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeinfer.plugins import STRATEGIES, names
-from pipeinfer.report.style import new_figure, style
+from pipeinfer.report.style import LEGEND_IN, legend_above, new_figure, style
 
 DRAW = """
 import sys
@@ -88,3 +88,17 @@ def test_lines_that_lie_on_one_another_show_around_one_another(tmp_path: Path) -
 def test_no_two_strategies_look_alike() -> None:
     looks = [style(name) for name in names(STRATEGIES)]
     assert len(set(looks)) == len(looks)
+
+
+def test_a_legend_is_no_wider_than_what_a_phone_shows_of_a_figure(tmp_path: Path) -> None:
+    with new_figure(tmp_path / "figure", "", height=3.0) as figure:
+        axis = figure.subplots()
+        for at in range(7):
+            axis.plot([0, 1], [at, at], label=f"strategy {at} with an option")
+        axis.legend()
+        legend_above(figure, axis)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x1 <= LEGEND_IN * figure.dpi < 0.7 * figure.bbox.width
+    assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == 2, "columns"
+    assert axis.get_window_extent().y1 < box.y0

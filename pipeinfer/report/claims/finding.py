@@ -7,6 +7,7 @@ import msgspec
 import pandas as pd
 
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.page import ends
 from pipeinfer.report.published import Published
 from pipeinfer.results import analysis
 from pipeinfer.results.frame import PLACE
@@ -25,6 +26,14 @@ class Evidence(msgspec.Struct, frozen=True):
     found: str
 
 
+NAMES = {
+    "C1": "generation speed", "C2": "inter-token latency", "C3": "utilisation", "C4": "low acceptance",
+    "C5": "slow links", "C6": "continuous speculation", "C7": "early cancellation", "C8": "alignment of models",
+    "C9": "size of micro-batches", "C10": "the same tokens",
+}  # fmt: skip
+"""What claims are about, for a line of each."""
+
+
 class Claim(msgspec.Struct, frozen=True):
     """One entry of claims.json. `reproduced` is the figure found here, as text; `condition` says under which it holds;
     `figure` is the file that shows it, without suffix, or ""."""
@@ -37,6 +46,11 @@ class Claim(msgspec.Struct, frozen=True):
     condition: str
     evidence: list[Evidence]
     figure: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of what it is about."""
+        return NAMES[self.id]
 
     @property
     def text(self) -> str:
@@ -106,4 +120,4 @@ def span(found: pd.DataFrame) -> str:
 
 def low_to_high(found: pd.DataFrame, unit: str = "x") -> str:
     """Like `1.64x to 2.06x`."""
-    return " to ".join(dict.fromkeys(f"{value:.2f}{unit}" for value in (found.value.min(), found.value.max())))
+    return ends(found.value, "{:.2f}" + unit)

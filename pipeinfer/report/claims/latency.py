@@ -17,7 +17,9 @@ from pipeinfer.report.claims.finding import (
 from pipeinfer.results.analysis import BASELINE, REFERENCE
 from pipeinfer.study.places import Place
 
-NO_REAL_RUN = Evidence("real, ranks with compute of their own", "no such run, which reproduced would take")
+OWN, SHARED = "ranks with compute of their own", "ranks sharing one machine's cores"
+
+NO_REAL_RUN = Evidence(f"real, {OWN}", "no such run, which reproduced would take")
 
 SHALLOWEST = 4
 """The fewest nodes that the authors' scripts are for; with less there is hardly a pipeline."""
@@ -33,8 +35,8 @@ def latency(bearing: Bearing) -> Finding | None:
     if judged.empty and live.empty:
         return None
     figures = [f"mean gap {low_to_high(deep, '')} of the baselines', simulated"] if len(deep) else []
-    for some, which in ((own, "with compute of their own"), (shared, "sharing one machine's cores")):
-        figures += [f"{low_to_high(some, '')} of speculative's, real, ranks {which}"] if len(some) else []
+    for some, which in ((own, OWN), (shared, SHARED)):
+        figures += [f"{low_to_high(some, '')} of speculative's, real, {which}"] if len(some) else []
     evidence = [Evidence(f"mean gap, of that of {over}", span(there)) for over, there in found.items() if len(there)]
     tails = as_modelled(ratios(bearing.simulated, BASELINE, "itl_p95_s"))
     evidence += [Evidence("95th percentile, of that of speculative", span(tails))] if len(tails) else []
@@ -50,7 +52,7 @@ def latency(bearing: Bearing) -> Finding | None:
     if verdict == "reproduced" and not own.value.min() < 1 / NOISE:
         verdict = "partly"
     condition = f"from {SHALLOWEST} nodes on; below there is hardly a pipeline to overlap anything in"
-    return Finding(", ".join(figures), verdict, evidence, condition)
+    return Finding("; ".join(figures), verdict, evidence, condition)
 
 
 def utilisation(bearing: Bearing) -> Finding | None:

@@ -53,5 +53,5 @@ def micro_batch(bearing: Bearing) -> Finding | None:
             evidence.append(Evidence(f"tokens/s by size, {place.text}", text))
     if not holds:
         return None
-    figure = f"best: {', '.join(map(str, sorted(best)))}, simulated"
+    figure = f"best: {', '.join(map(str, sorted(best)))} token{'s' * (max(best) > 1)}, simulated"
     return Finding(figure, all_or_some(holds), evidence, "every size at its best otherwise")

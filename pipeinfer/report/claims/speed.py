@@ -18,10 +18,13 @@ from pipeinfer.report.claims.finding import (
     most,
     ratios,
 )
-from pipeinfer.report.claims.latency import NO_REAL_RUN
+from pipeinfer.report.claims.latency import NO_REAL_RUN, OWN, SHARED
 from pipeinfer.results.analysis import BASELINE
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
+
+LOSES = "it loses"
+"""How the evidence ends that says where."""
 
 
 def speed(bearing: Bearing) -> Finding | None:
@@ -30,21 +33,24 @@ def speed(bearing: Bearing) -> Finding | None:
     target = bearing.published.value
     if target is None or (modelled.empty and live.empty):
         return None
+    emulated = ratios(bearing.emulated, BASELINE)
     figures = [f"up to {modelled.value.max():.2f}x simulated"] if len(modelled) else []
-    figures += [f"{low_to_high(own)} real, ranks with compute of their own"] if len(own) else []
-    figures += [f"{low_to_high(shared)} real, ranks sharing one machine's cores"] if len(shared) else []
+    for some, how in ((emulated, "emulated in real time"), (own, f"real, {OWN}"), (shared, f"real, {SHARED}")):
+        figures += [f"{low_to_high(some)} {how}"] if len(some) else []
     evidence = [
         *_simulated(bearing, modelled, target),
         *_sensitivity(everywhere),
-        *_emulated(bearing),
-        *_real(own, shared),
-        *_losses(everywhere),
+        *_each("emulated in real time", emulated),
+        *_each(f"real, {OWN}", own),
+        *[NO_REAL_RUN] * own.empty,
+        *_each(f"real, {SHARED}", shared),
+        *_losses(everywhere, shared),
     ]
     condition = (
         "from 4 nodes on, where a further row costs compute, as on CPUs; acceptance and the efficiency of arithmetic "
-        "are assumed"
+        "are assumed; ranks that share cores decide nothing"
     )
-    return Finding(", ".join(figures), _verdict(modelled, own, target), evidence, condition)
+    return Finding("; ".join(figures), _verdict(modelled, own, target), evidence, condition)
 
 
 def _verdict(modelled: pd.DataFrame, own: pd.DataFrame, target: float) -> Verdict:
@@ -87,41 +93,25 @@ def _along(found: pd.DataFrame, cost: str) -> str:
     return ", ".join(f"{value:g}: {low_to_high(some)}" for value, some in found.merge(swept, on=place).groupby(cost))
 
 
-def _emulated(bearing: Bearing) -> Iterator[Evidence]:
-    found = ratios(bearing.emulated, BASELINE)
-    if len(found):
-        yield Evidence("emulated, in real time", f"{low_to_high(found)} at {len(found)} points")
-
-
-def _real(own: pd.DataFrame, shared: pd.DataFrame) -> Iterator[Evidence]:
-    yield from _each("real, ranks with compute of their own", own)
-    if own.empty:
-        yield NO_REAL_RUN
-    yield from _each("real, ranks sharing this machine's cores", shared)
-    if len(shared):
-        yield Evidence(
-            "where ranks share cores",
-            "no stage is idle, and speculation takes time from the other ranks: a limit of the machine, which decides "
-            "nothing",
-        )
-
-
 def _each(what: str, found: pd.DataFrame) -> Iterator[Evidence]:
     return (Evidence(f"{what}, {Place.of(row).text}", f"{row.value:.2f}x") for row in found.itertuples())
 
 
-def _losses(everywhere: pd.DataFrame) -> Iterator[Evidence]:
+def _losses(everywhere: pd.DataFrame, shared: pd.DataFrame) -> Iterator[Evidence]:
+    """What the report begins with, too."""
     modelled = as_modelled(everywhere)
     lost = modelled[modelled.value < 1]
-    if len(lost):
-        reason = "one stage of the target has nothing to overlap" if (lost.nodes == 2).all() else _CHEAP
-        where = f"at {len(lost)} of {len(modelled)} points as modelled, most at {at(least(lost))}"
-        yield Evidence("it loses", f"{where}: {reason}")
-    elif len(modelled):
-        yield Evidence("it loses", f"at none of {len(modelled)} points as modelled; least at {at(least(modelled))}")
+    if len(modelled):
+        why = _CHEAP if (lost.nodes > 2).any() else "one stage of the target has nothing to overlap"
+        where = f"down to {at(least(lost))}: {why}" if len(lost) else f"the least is {at(least(modelled))}"
+        yield Evidence(f"simulated as modelled {LOSES}", f"at {len(lost) or 'none'} of {len(modelled)} points, {where}")
     cheap = everywhere[(everywhere.width_cost < 1) & (everywhere.value < 1)]
     if len(cheap):
-        yield Evidence("with cheaper width it loses", f"at {len(cheap)} points, most at {at(least(cheap))}: {_CHEAP}")
+        where = f"at {len(cheap)} points, down to {at(least(cheap))}: {_CHEAP}"
+        yield Evidence(f"where further rows cost less than the roofline says {LOSES}", where)
+    if (shared.value < 1).any():
+        why = "no core is idle that a draft could use, a limit of the machine, which decides nothing"
+        yield Evidence(f"really run by {SHARED} {LOSES}", f"{low_to_high(shared)}; {why}")
 
 
 _CHEAP = (

@@ -4,6 +4,7 @@ import pandas as pd
 
 from pipeinfer.report.axes import drafts_title
 from pipeinfer.report.claims.finding import NOISE, Bearing, Evidence, Finding, all_or_some, ratios
+from pipeinfer.report.page import ends
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED
 from pipeinfer.study.places import Place
 
@@ -42,7 +43,7 @@ def _by(column: str, found: pd.DataFrame) -> str:
 
 def slow_links(bearing: Bearing) -> Finding | None:
     by_bandwidth = [one for one in bearing.simulated if one.best.bandwidth_gbps.gt(0).any()]
-    holds, evidence, kept = [], [], []
+    holds, evidence, kept, wider = [], [], [], []
     gains = ratios(by_bandwidth, BASELINE)
     for acceptance, some in gains[gains.bandwidth_gbps > 0].groupby("acceptance"):
         speeds = [one.medians[one.medians.acceptance == acceptance] for one in by_bandwidth]
@@ -57,6 +58,7 @@ def slow_links(bearing: Bearing) -> Finding | None:
         some = some.drop_duplicates("bandwidth_gbps", keep="last").sort_values("bandwidth_gbps")
         gain = some.set_index("bandwidth_gbps").value
         gigabit = gain.get(1.0, gain[slowest])
+        wider.append(gigabit / gain[fastest])
         holds += [bool(shares["pipeinfer"] >= shares[BASELINE] - 0.005), gigabit >= NOISE * gain[fastest]]
         text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         evidence.append(
@@ -67,6 +69,5 @@ def slow_links(bearing: Bearing) -> Finding | None:
     if not holds:
         return None
     condition = "at the latency of Gigabit Ethernet; the advantage has to be larger at 1 Gbit/s than at the fastest"
-    low, high = f"{min(kept):.0%}", f"{max(kept):.0%}"
-    figure = f"keeps {low if low == high else f'{low} to {high}'} of its speed"
-    return Finding(figure, all_or_some(holds), evidence, condition)
+    advantage = f"its advantage at 1 Gbit/s is {ends(wider, '{:.2f}x')} that at the fastest"
+    return Finding(f"keeps {ends(kept, '{:.0%}')} of its speed; {advantage}", all_or_some(holds), evidence, condition)

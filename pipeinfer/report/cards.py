@@ -1,0 +1,117 @@
+"""The figure on a claim's card: small, without a caption, of what shows the claim best."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import pandas as pd
+
+from pipeinfer.report.axes import X, Y
+from pipeinfer.report.claims import Claim
+from pipeinfer.report.claims.finding import as_modelled, ratios
+from pipeinfer.report.claims.speed import GOOD, POOR
+from pipeinfer.report.drawn import Drawings, fingerprint
+from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.figures import draw_card
+from pipeinfer.report.style import (
+    BLUE,
+    CARD_IN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    legend_above,
+    load_seaborn,
+    new_figure,
+    ticked,
+)
+from pipeinfer.results.analysis import BASELINE
+
+Card: TypeAlias = Callable[[Drawings, list[Experiment], Path], bool]
+"""Has the experiments that bear on a claim drawn; whether they have something to show."""
+
+
+def with_card(drawings: Drawings, claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
+    """The claim with the figure of its card, which is drawn."""
+    figure = f"claim-{claim.id}"
+    bearing = [one for one in experiments.values() if claim.id in one.recipe.claims and not one.best.empty]
+    known = claim.verdict != "not testable here" and CARDS[claim.id](drawings, bearing, folder / figure)
+    return msgspec.structs.replace(claim, figure=figure) if known else claim
+
+
+def _figure_of(
+    recipe: str, quantity: str, beside: str, drawings: Drawings, bearing: list[Experiment], path: Path
+) -> bool:
+    """The recipe's figure of that quantity, or where it was not run another's; with `beside`, of PipeInfer beside that
+    contender and the baseline."""
+    known = [
+        (one, shown)
+        for one in sorted(bearing, key=lambda one: one.recipe.name != recipe)
+        for shown in sorted(one.recipe.figures, key=lambda shown: shown.y != quantity)
+        if shown.kind in ("lines", "dots")
+    ]
+    for experiment, shown in known[:1]:
+        some = experiment.among([BASELINE, "pipeinfer", beside]) if beside else experiment
+        draw_card(drawings, some, shown, path)
+    return bool(known)
+
+
+def _alignments(drawings: Drawings, bearing: list[Experiment], path: Path) -> bool:
+    """The gains of poorly and of well aligned models in one panel."""
+    first = sorted(bearing, key=lambda one: one.recipe.name != "speed")[:1]
+    gains = as_modelled(ratios(first, BASELINE))
+    names = {GOOD: f"well aligned (acceptance {GOOD:g})", POOR: f"poorly aligned ({POOR:g})"}
+    gains = gains.assign(models=gains.acceptance.map(names))[gains.acceptance.isin(names) & (gains.drafts == "")]
+    drawings.draw(path, fingerprint("alignments", gains), _draw_alignments, gains, [*names.values()])
+    return True
+
+
+def _draw_alignments(gains: pd.DataFrame, order: list[str], path: Path) -> None:
+    sns = load_seaborn()
+    with new_figure(path, "", 2.5, CARD_IN) as figure:
+        axis = figure.subplots()
+        sns.lineplot(
+            gains, x="nodes", y="value", style="models", style_order=order, markers=["o", "s"], dashes=["", (4, 2)],
+            color=BLUE, estimator="median", errorbar=None, ax=axis,
+        )  # fmt: skip
+        axis.axhline(1, color=GREY, linewidth=1, label="no gain")
+        ticked(axis, gains.nodes, X["nodes"].base)
+        axis.set(xlabel=X["nodes"].label, ylabel=Y["gain"].label, ylim=(0, 1.06 * gains.value.max()))
+        legend_above(figure, axis)
+
+
+def _texts(drawings: Drawings, bearing: list[Experiment], path: Path) -> bool:
+    """How many really generated texts are those of plain decoding."""
+    live = [one.trials[["recipe", "status"]] for one in bearing if one.recipe.live is not None]
+    rows = pd.concat(live).replace({"status": VERDICTS})
+    drawings.draw(path, fingerprint("texts", rows), _draw_texts, rows)
+    return True
+
+
+def _draw_texts(rows: pd.DataFrame, path: Path) -> None:
+    sns = load_seaborn()
+    with new_figure(path, "", 0.9 + 0.4 * rows.recipe.nunique(), CARD_IN) as figure:
+        axis = figure.subplots()
+        sns.countplot(rows, y="recipe", hue="status", palette=STATUS, ax=axis)
+        axis.set(xlabel="generations", ylabel="")
+        axis.grid(visible=False, axis="y")
+        legend_above(figure, axis)
+
+
+VERDICTS = {"passed": "same tokens", "tie": "parted at a tie", "differs": "other tokens"}
+STATUS = {"same tokens": BLUE, "parted at a tie": ORANGE, "other tokens": VERMILLION, "failed": GREY,
+          "no reference": GREY, "not judged": GREY}  # fmt: skip
+
+CARDS: dict[str, Card] = {
+    "C1": partial(_figure_of, "speed", "gain", ""),
+    "C2": partial(_figure_of, "speed", "gap", ""),
+    "C3": partial(_figure_of, "speed", "utilisation", ""),
+    "C4": partial(_figure_of, "acceptance", "speed", ""),
+    "C5": partial(_figure_of, "bandwidth", "gain", ""),
+    "C6": partial(_figure_of, "ablation", "speed", "not continuous"),
+    "C7": partial(_figure_of, "ablation", "speed", "no cancellation"),
+    "C8": _alignments,
+    "C9": partial(_figure_of, "microbatch", "speed", ""),
+    "C10": _texts,
+}
