@@ -104,12 +104,13 @@ def start_world(nodes: int) -> NoReturn:
     load(TRANSPORTS, "mpi")
     mpiexec = find_mpiexec()
     command = [mpiexec, "-n", str(nodes - HEAD), *python_command("pipeinfer", *sys.argv[1:])]
-    os.execve(mpiexec, command, world_environment())
+    os.execve(mpiexec, command, world_environment(nodes))
 
 
-def world_environment() -> dict[str, str]:
-    """For an `mpiexec` on this machine. A Slurm step's PMIx is not handed on: MPICH refuses to see two."""
-    inherited = {name: value for name, value in python_environment().items() if not name.startswith("PMIX_")}
+def world_environment(ranks: int = 0) -> dict[str, str]:
+    """For an `mpiexec` of so many ranks on this machine. A Slurm step's PMIx is not handed on: MPICH refuses to see
+    two."""
+    inherited = {name: value for name, value in python_environment(ranks).items() if not name.startswith("PMIX_")}
     return {**OVERSUBSCRIBE, **HERE, **inherited, STARTED: "1"}
 
 

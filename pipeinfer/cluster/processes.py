@@ -53,7 +53,7 @@ class Processes:
             self._ranks.close(0)
         prepared = self._backend if self._backend and hasattr(load(BACKENDS, self._backend), "prepare") else ""
         with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
-            self._ranks = RankProcesses(self._local, self._key, Path(self._folder.name), prepared)
+            self._ranks = RankProcesses(self._local, self._key, Path(self._folder.name), prepared, count)
 
     @property
     def can_open(self) -> bool:

@@ -24,9 +24,10 @@ CHECK_S, LOOK_S = 0.1, 0.01
 
 class RankProcesses:
     """Ranks that listen at `local`, with their standard errors in files of `folder`: none before a `start`, which may
-    come again after an `end`. A `backend` prepares the process from which they are forked."""
+    come again after an `end`. A `backend` prepares the process from which they are forked; `expected` is how many they
+    will be."""
 
-    def __init__(self, local: str, key: Path, folder: Path, backend: str = "") -> None:
+    def __init__(self, local: str, key: Path, folder: Path, backend: str = "", expected: int = 0) -> None:
         self.count = 0
         self.pids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
@@ -38,7 +39,7 @@ class RankProcesses:
                                  "--logs", str(folder), "--backend", backend)  # fmt: skip
         with self._parent_log.open("w") as errors:
             self._parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                                            env=python_environment())  # fmt: skip
+                                            env=python_environment(expected))  # fmt: skip
 
     @property
     def can_start(self) -> bool:

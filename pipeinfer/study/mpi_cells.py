@@ -43,7 +43,7 @@ def run_in_world(cells: list[LiveCell]) -> Iterator[Record]:
         command = [find_mpiexec(), "-n", str(processes), *python_command(MODULE, str(path))]
         count = 0
         with errors.open("wb") as log, subprocess.Popen(
-            command, env=world_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+            command, env=world_environment(processes - 1), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
         ) as world:  # fmt: skip
             try:
                 assert world.stdout is not None
