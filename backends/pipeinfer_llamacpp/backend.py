@@ -11,7 +11,7 @@ from pipeinfer.engine.backend import BadModel, ModelInfo, Tokenizer, check_layer
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
 from pipeinfer.engine.huggingface.generation_config import end_tokens
-from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
+from pipeinfer.engine.huggingface.tokenizer import open_tokenizer
 from pipeinfer.engine.model_cache import cache_folder, expanded
 from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, count_layers
 from pipeinfer_llamacpp.export import ALL_ENDS, ENDS, QUANTISATIONS, exported
@@ -142,7 +142,7 @@ class LlamaCppBackend:
 
     def tokenizer(self, model: str) -> Tokenizer:
         path = find_model(model)
-        return HfTokenizer(path) if path.is_dir() else tokenizer_of(GgufFile(path))
+        return open_tokenizer(path) if path.is_dir() else tokenizer_of(GgufFile(path))
 
     def _precision(self, source: GgufFile) -> str:
         stored = precision_of_weights(source)
@@ -209,7 +209,7 @@ class Conventions(NamedTuple):
 def of_folder(folder: Path) -> Conventions:
     """What every backend takes from the folder. Raises BadModel."""
     ends = end_tokens(folder, read_config(folder).eos_token_id)
-    return Conventions(HfTokenizer(folder).digest(), ends, ())
+    return Conventions(open_tokenizer(folder).digest(), ends, ())
 
 
 def of_file(source: GgufFile) -> Conventions:

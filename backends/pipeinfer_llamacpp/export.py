@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from pipeinfer.engine.backend import BadModel, Hidden
 from pipeinfer.engine.huggingface.checkpoint import HEAD, Checkpoint
 from pipeinfer.engine.huggingface.generation_config import end_tokens
-from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
+from pipeinfer.engine.huggingface.tokenizer import open_tokenizer
 from pipeinfer.engine.model_cache import made_once
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.rope import inverse_frequencies
@@ -145,7 +145,7 @@ def read_vocabulary(folder: Path, config: LlamaConfig) -> Vocabulary:
     except msgspec.DecodeError as error:
         raise BadModel(f"expected a BPE tokenizer in {path}, came {error}: fetch the file again") from None
     check_byte_level(path, tokenizer)
-    ours = HfTokenizer(folder)
+    ours = open_tokenizer(folder)
     before, _, after = ours.around()
     check_around(path, before, after, end_tokens(folder, config.eos_token_id))
     tokens, types = tokens_by_id(path, tokenizer, ours.added(), config.vocab_size)

@@ -6,7 +6,7 @@ from pipeinfer.engine.backend import ModelInfo, check_layers
 from pipeinfer.engine.huggingface.checkpoint import Checkpoint
 from pipeinfer.engine.huggingface.folder import find_folder
 from pipeinfer.engine.huggingface.generation_config import end_tokens
-from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer, open_tokenizer
 from pipeinfer_numpy.config import LlamaConfig, read_config
 from pipeinfer_numpy.model import LlamaStage
 from pipeinfer_numpy.weights import read_weights
@@ -33,7 +33,7 @@ class NumpyBackend:
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             vocabulary=config.vocab_size,
-            vocabulary_digest=HfTokenizer(folder).digest(),
+            vocabulary_digest=open_tokenizer(folder).digest(),
             context=config.max_position_embeddings,
             layer_bytes=FLOAT_BYTES * layer_parameters(config),
             head_bytes=FLOAT_BYTES * config.hidden_size * (config.vocab_size + 1),
@@ -54,7 +54,7 @@ class NumpyBackend:
         return Checkpoint(find_folder(model)).present()
 
     def tokenizer(self, model: str) -> HfTokenizer:
-        return HfTokenizer(find_folder(model))
+        return open_tokenizer(find_folder(model))
 
 
 def layer_parameters(config: LlamaConfig) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.huggingface.checkpoint import INDEX, Checkpoint
 from pipeinfer.engine.huggingface.generation_config import end_tokens
-from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer, open_tokenizer
 from pipeinfer_torch.source import find_model
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class TorchBackend:
             layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             vocabulary=config.vocab_size,
-            vocabulary_digest=HfTokenizer(folder).digest(),
+            vocabulary_digest=open_tokenizer(folder).digest(),
             context=config.max_position_embeddings,
             layer_bytes=skeleton.layer_bytes(),
             head_bytes=skeleton.head_bytes(),
@@ -121,7 +121,7 @@ class TorchBackend:
         return {dtype: partial(in_format, dtype) for dtype in TRIED}
 
     def tokenizer(self, model: str) -> HfTokenizer:
-        return HfTokenizer(find_model(model))
+        return open_tokenizer(find_model(model))
 
 
 def find_device(name: str) -> "torch.device":

@@ -12,7 +12,7 @@ from tokenizers import models
 
 from pipeinfer.core.effects import Stop
 from pipeinfer.engine.backend import BadModel, Tokenizer
-from pipeinfer.engine.huggingface.tokenizer import HfTokenizer
+from pipeinfer.engine.huggingface.tokenizer import HfTokenizer, open_tokenizer
 from pipeinfer.engine.text_stream import TextStream, continuation
 from pipeinfer.testing import write_llama
 
@@ -129,6 +129,19 @@ def test_the_same_text_is_cut_in_the_same_way_each_time(tmp_path: Path) -> None:
     plain = HfTokenizer(folder).encode(TEXTS[0])
     changed(folder, "tokenizer.json", model=model | {"dropout": 0.5})
     assert {tuple(HfTokenizer(folder).encode(TEXTS[0])) for _ in range(8)} == {tuple(plain)}
+
+
+def test_a_tokenizer_is_read_again_where_a_file_has_changed(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, "byte-level BPE")
+    first = open_tokenizer(folder)
+    assert open_tokenizer(folder) is first
+    changed(folder, "tokenizer_config.json", additional_special_tokens=["<|new|>"])
+    again = open_tokenizer(folder)
+    assert len(again.encode("<|new|>", add_special=False)) == 1 < len(first.encode("<|new|>", add_special=False))
+    assert again.digest() != first.digest()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BadModel, match="no such file"):
+        open_tokenizer(folder)
 
 
 ADDED = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}

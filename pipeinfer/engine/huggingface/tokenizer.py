@@ -8,6 +8,7 @@ names further tokens (`added_tokens_decoder`, `bos_token` and the like) that are
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,38 @@ from pipeinfer.engine.huggingface.chat_template import chat_template_of
 from pipeinfer.engine.special_tokens import Framed, framed
 from pipeinfer.errors import one_line
 
-CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER, CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+KEPT = 4
+"""Tokenizers that stay in memory: those of a session's models, and of the next one's."""
+
+
+def open_tokenizer(folder: Path) -> "HfTokenizer":
+    """The tokenizer in `folder`, read once while its files stay as they are: a vocabulary of a quarter of a million
+    tokens takes two seconds to read, and a session asks for it several times. Raises BadModel."""
+    return _opened(folder, tuple([_stamp(folder / name) for name in (TOKENIZER, CONFIG, MAP)]))
+
+
+@lru_cache(maxsize=KEPT)
+def _opened(folder: Path, _stamps: tuple[tuple[int, ...], ...]) -> "HfTokenizer":
+    return HfTokenizer(folder)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or put in the place of another; nothing where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 class HfTokenizer:
     """Raises BadModel when a file is missing or malformed, or for a kind of tokenizer that loses spaces."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
+        path = folder / TOKENIZER
         if not path.is_file():
             raise BadModel(f"expected {path}, came no such file: give a folder with the model's tokenizer.json")
         try:
@@ -78,6 +102,10 @@ class HfTokenizer:
 
     def digest(self) -> str:
         """Short SHA-256 over the sorted (token, id) pairs: equal exactly when ids mean the same tokens."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         entries = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items())
         return hashlib.sha256(json.dumps(entries, ensure_ascii=True).encode()).hexdigest()[:16]
 
