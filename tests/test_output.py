@@ -1,11 +1,13 @@
 """What commands print and read: user text is literal, encodings cost no result, the same bytes are the same prompt."""
 
 import ast
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,17 @@ def pipeinfer(*arguments: str | bytes, **options: Any) -> subprocess.CompletedPr
     )
 
 
+def piped(*arguments: str | bytes, encoding: str = "utf-8", input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """The same in this process, between streams of that encoding, its arguments as Python has them of bytes."""
+    streams = [io.TextIOWrapper(io.BytesIO(content), encoding) for content in (input, b"", b"")]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[1]), redirect_stderr(streams[2]):
+        patch.setattr(sys, "stdin", streams[0])
+        code = run_line([os.fsdecode(argument) for argument in arguments])
+    for stream in streams[1:]:
+        stream.flush()
+    return subprocess.CompletedProcess(arguments, code, *[stream.buffer.getvalue() for stream in streams[1:]])
+
+
 def assert_one_line(done: subprocess.CompletedProcess[bytes], *said: str) -> None:
     errors = done.stderr.decode()
     assert done.returncode == 2, errors
@@ -57,7 +70,7 @@ def assert_one_line(done: subprocess.CompletedProcess[bytes], *said: str) -> Non
 def timeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results in a folder whose name a markup language would take for the end of something."""
     folder = tmp_path_factory.mktemp("results") / "out [/b] x"
-    assert pipeinfer("reproduce", "timeline", "--out", str(folder)).returncode == 0
+    assert piped("reproduce", "timeline", "--out", str(folder)).returncode == 0
     return folder
 
 
@@ -134,11 +147,11 @@ def babbler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_text_loses_only_what_the_output_lacks(babbler: list[str], encoding: str) -> None:
-    whole = json.loads(pipeinfer(*babbler, "--json", env={"PYTHONIOENCODING": "utf-8"}).stdout)
+    whole = json.loads(piped(*babbler, "--json").stdout)
     assert not whole["text"].isascii()
-    poor = {"PYTHONIOENCODING": encoding}
-    assert pipeinfer(*babbler, env=poor).stdout == (whole["text"] + "\n").encode(encoding, "backslashreplace")
-    done = pipeinfer(*babbler, "--json", env=poor)
+    done = pipeinfer(*babbler, env={"PYTHONIOENCODING": encoding})
+    assert done.stdout == (whole["text"] + "\n").encode(encoding, "backslashreplace")
+    done = piped(*babbler, "--json", encoding=encoding)
     assert done.returncode == 0
     assert json.loads(done.stdout.decode(encoding))["text"] == whole["text"]
 
@@ -147,10 +160,12 @@ def test_json_of_names_beyond_ascii(timeline: Path, tmp_path: Path) -> None:
     named = tmp_path / os.fsdecode("é\U0001f600".encode() + b"\xe9")
     named.mkdir()
     (named / "trials.jsonl").write_bytes((timeline / "trials.jsonl").read_bytes())
+    compared = ["compare", str(timeline), os.fsencode(named)]
+    done = pipeinfer(*compared, "--json", env={"PYTHONIOENCODING": "ascii"})
+    assert json.loads(done.stdout)["head"] == str(named)
     for encoding in ("ascii", "utf-8"):
-        done = pipeinfer("compare", str(timeline), os.fsencode(named), "--json", env={"PYTHONIOENCODING": encoding})
-        assert json.loads(done.stdout)["head"] == str(named)
-        table = pipeinfer("compare", str(timeline), os.fsencode(named), env={"PYTHONIOENCODING": encoding})
+        assert json.loads(piped(*compared, "--json", encoding=encoding).stdout)["head"] == str(named)
+        table = piped(*compared, encoding=encoding)
         assert (table.returncode, table.stderr) == (0, b"")
 
 
@@ -167,9 +182,9 @@ def test_json_is_json_in_any_encoding() -> None:
 PROMPT = "ein  Wort\r\nnoch\reins\n\x85\u2028é".encode()
 
 
-def prompt_tokens(*arguments: str, **options: Any) -> int:
+def prompt_tokens(*arguments: str, by: Callable[..., Any] = piped, **options: Any) -> int:
     model = ["--backend", "numpy", "--strategy", "iterative", "--nodes", "1", "--transport", "inproc", "--tokens", "1"]
-    done = pipeinfer("generate", *arguments, *model, "--json", **options)
+    done = by("generate", *arguments, *model, "--json", **options)
     assert done.returncode == 0, done.stderr
     count: int = json.loads(done.stdout)["prompt_tokens"]
     return count
@@ -181,7 +196,8 @@ def test_the_same_bytes_are_the_same_prompt(tmp_path: Path) -> None:
     count = prompt_tokens(PROMPT.decode())
     assert prompt_tokens("--file", str(file)) == count
     assert prompt_tokens("--file", "-", input=PROMPT) == count
-    assert prompt_tokens("--file", "-", input=PROMPT, env={"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}) == count
+    strange = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}
+    assert prompt_tokens("--file", "-", by=pipeinfer, input=PROMPT, env=strange) == count
     file.write_bytes(b"\xef\xbb\xbf" + PROMPT)
     assert prompt_tokens("--file", str(file)) == count
     assert prompt_tokens("--file", "-", input=file.read_bytes()) == count
@@ -192,8 +208,9 @@ def test_a_prompt_that_is_no_text_names_the_byte(tmp_path: Path) -> None:
     for content, at in ((b"caf\xe9 (", 3), (b"\xef\xbb\xbfcaf\xe9 (", 6)):
         file.write_bytes(content)
         said = f"expected UTF-8 text, came byte 0xe9 at offset {at}"
-        assert_one_line(pipeinfer("generate", "--file", str(file), *QUICK), str(file), said)
-        for variables in ({}, {"LC_ALL": "C"}, {"LC_ALL": "POSIX"}):
+        assert_one_line(piped("generate", "--file", str(file), *QUICK), str(file), said)
+        assert_one_line(piped("generate", "--file", "-", *QUICK, input=content), "standard input", said)
+        for variables in ({"LC_ALL": "C"}, {"LC_ALL": "POSIX"}):
             done = pipeinfer("generate", "--file", "-", *QUICK, input=content, env=variables)
             assert_one_line(done, "standard input", said)
 
@@ -202,7 +219,7 @@ def test_an_argument_that_is_no_text() -> None:
     said = "expected UTF-8 text, came byte 0xe9 at offset 4"
     assert_one_line(pipeinfer("generate", "éff".encode() + b"\xe9 (", *QUICK), said)
     for option in ("--target", "--draft", "--strategy", "--backend", "--workers", "--layers"):
-        assert_one_line(pipeinfer("generate", "x", "--tokens", "2", option, b"caf\xe9"))
+        assert_one_line(piped("generate", "x", "--tokens", "2", option, b"caf\xe9"))
 
 
 @pytest.mark.parametrize(("closed", "said"), [("<&-", "standard input: it is closed"), (">&-", "output is closed")])
