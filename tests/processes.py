@@ -1,14 +1,18 @@
 """The command line and the ranks it starts, as processes that tests look at and end."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
+
+from pipeinfer.cli import run as run_line
 from pipeinfer_emulated import EmulatedBackend
 
 EMULATED = ["--backend", "emulated", "--backend-option", "layers=4", "--backend-option", "layer_s=0.005"]
@@ -24,6 +28,17 @@ def start(*arguments: str, **kwargs: object) -> "subprocess.Popen[str]":
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
         **{"stderr": subprocess.PIPE, **kwargs},
     )  # fmt: skip
+
+
+def piped(*arguments: str | bytes, encoding: str = "utf-8", input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """`pipeinfer ARGUMENTS` in this process, between streams of that encoding; arguments are made of bytes as usual."""
+    streams = [io.TextIOWrapper(io.BytesIO(content), encoding) for content in (input, b"", b"")]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[1]), redirect_stderr(streams[2]):
+        patch.setattr(sys, "stdin", streams[0])
+        code = run_line([os.fsdecode(argument) for argument in arguments])
+    for stream in streams[1:]:
+        stream.flush()
+    return subprocess.CompletedProcess(arguments, code, *[stream.buffer.getvalue() for stream in streams[1:]])
 
 
 @contextmanager

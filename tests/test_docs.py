@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import piped
 
 ROOT = Path(__file__).parents[1]
 HOME = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "backends" / "README.md"]
@@ -21,8 +22,11 @@ ELSEWHERE = (
 WIDEST = 122
 """Characters of a line of prose."""
 
-LOOKS_AT_THE_MACHINE = "pipeinfer doctor"
+LOOKS_AT_THE_MACHINE = "doctor"
 """It starts every engine, and finds and leaves the same on whatever page it stands: the first that has it runs it."""
+
+ITS_OWN = {"reproduce", "--launcher"}
+"""Of these every line has a process: it leaves a pool behind, or becomes the launcher of others."""
 
 
 def commands(page: Path) -> list[str]:
@@ -40,22 +44,30 @@ def test_the_pages_have_commands() -> None:
 
 
 @pytest.fixture(scope="module")
-def examined() -> set[str]:
-    """What has been run and need not be again."""
+def started() -> set[str]:
+    """Commands that have been run in a process of their own, as people run them."""
     return set()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if HERE[page]], ids=lambda page: page.name)
-def test_the_commands_of_a_page_work_one_after_another(page: Path, tmp_path: Path, examined: set[str]) -> None:
+def test_the_commands_of_a_page_work_one_after_another(
+    page: Path, tmp_path: Path, started: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first line with a command starts a process, which imports what it needs; others with it run in this one."""
+    monkeypatch.chdir(tmp_path)
     for command in HERE[page]:
-        if command in examined:
-            continue
         assert command.startswith("pipeinfer "), f"{page.name} shows a command that no test can run: {command}"
-        arguments = [sys.executable, "-m", "pipeinfer", *shlex.split(command, comments=True)[1:]]
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        assert "Traceback" not in done.stderr
-        examined |= {command} & {LOOKS_AT_THE_MACHINE}
+        name, *arguments = shlex.split(command, comments=True)[1:]
+        if name == LOOKS_AT_THE_MACHINE and name in started:
+            continue
+        if name in started and ITS_OWN.isdisjoint([name, *arguments]):
+            done = piped(name, *arguments)
+        else:
+            line = [sys.executable, "-m", "pipeinfer", name, *arguments]
+            done = subprocess.run(line, capture_output=True, timeout=240, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr.decode()}"
+        assert b"Traceback" not in done.stderr
+        started.add(name)
 
 
 def test_continuous_integration_runs_the_readme_s_test_command() -> None:

@@ -1,17 +1,16 @@
 """What commands print and read: user text is literal, encodings cost no result, the same bytes are the same prompt."""
 
 import ast
-import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import piped
 
 from pipeinfer.cli import run as run_line
 from pipeinfer.commands.output import console, json_line
@@ -43,17 +42,6 @@ def pipeinfer(*arguments: str | bytes, **options: Any) -> subprocess.CompletedPr
     )
 
 
-def piped(*arguments: str | bytes, encoding: str = "utf-8", input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """The same in this process, between streams of that encoding, its arguments as Python has them of bytes."""
-    streams = [io.TextIOWrapper(io.BytesIO(content), encoding) for content in (input, b"", b"")]
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[1]), redirect_stderr(streams[2]):
-        patch.setattr(sys, "stdin", streams[0])
-        code = run_line([os.fsdecode(argument) for argument in arguments])
-    for stream in streams[1:]:
-        stream.flush()
-    return subprocess.CompletedProcess(arguments, code, *[stream.buffer.getvalue() for stream in streams[1:]])
-
-
 def assert_one_line(done: subprocess.CompletedProcess[bytes], *said: str) -> None:
     errors = done.stderr.decode()
     assert done.returncode == 2, errors
@@ -70,7 +58,7 @@ def assert_one_line(done: subprocess.CompletedProcess[bytes], *said: str) -> Non
 def timeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results in a folder whose name a markup language would take for the end of something."""
     folder = tmp_path_factory.mktemp("results") / "out [/b] x"
-    assert piped("reproduce", "timeline", "--out", str(folder)).returncode == 0
+    assert piped("reproduce", "timeline", "--jobs", "1", "--out", str(folder)).returncode == 0
     return folder
 
 
