@@ -96,7 +96,7 @@ def installed() -> list[Plugin]:
 def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
     factory = load(group, name)
     who = f'{_kind(group)} "{name}"'
-    signature = inspect.signature(factory, eval_str=True)
+    signature = _signature(factory)
     known = signature.parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for option, value in options.items():
@@ -109,6 +109,12 @@ def _construct(group: str, name: str, options: dict[str, Any]) -> Any:
     except TypeError as problem:
         raise ValueError(f"{who}: {problem}") from None
     return factory(**options)  # where a TypeError is a fault of its own, and shows where it is
+
+
+@cache
+def _signature(factory: Any) -> inspect.Signature:
+    """Its annotations are text that has to be evaluated, which takes longer than all else here."""
+    return inspect.signature(factory, eval_str=True)
 
 
 def _check_type(who: str, option: str, value: Any, expected: Any) -> None:

@@ -329,9 +329,9 @@ class Generation:
 
     def validate(self) -> None:
         """What holds after every event."""
-        tip = self.tip
-        assert tip.position == len(self.tree_text()) - 1
-        assert self.reason is not None or self.tree_text() == self.text
+        tip, trunk = self.tip, self.tree_text()
+        assert tip.position == len(trunk) - 1
+        assert self.reason is not None or trunk == self.text
         for node in tip.subtree():
             assert node is tip or (node.alive and not node.committed), "a branch of the tip is alive and undecided"
 

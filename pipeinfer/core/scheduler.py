@@ -72,8 +72,11 @@ class Scheduler(Sender):
         validate_in_flight(self.in_flight)
         assert self._given_up == {together[0].id for together in self.in_flight
                                   if all(run.cancel_sent_at is not None for run in together)}  # fmt: skip
-        for generation in self.generations.values():
-            assert list(generation.in_flight) == [run for run in runs if run.request == generation.number]
+        own: dict[int, list[Run]] = {number: [] for number in self.generations}
+        for run in runs:
+            own[run.request].append(run)
+        for number, generation in self.generations.items():
+            assert list(generation.in_flight) == own[number]
         for generation in self._live:
             generation.validate()
 

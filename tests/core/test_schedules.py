@@ -109,7 +109,8 @@ class Scenario(msgspec.Struct, frozen=True):
 
     def run(self, **watch: Any) -> ToyCluster:
         """Generate, and compare with the plain loop."""
-        cluster, language, starts = self.cluster(**watch), self.language, self.starts()
+        cluster, starts = self.cluster(**watch), self.starts()
+        language = cluster.language
         for start, tokens in zip(starts, cluster.generate(*starts), strict=True):
             request, reason = start.request, cluster.finishes[start.number]
             expected, why = language.plain(request.prompt, request.max_tokens, request.stop_ids, self.pipeline.limit)
@@ -288,7 +289,5 @@ def test_whatever_was_under_way_when_a_rank_was_lost_goes_on_from_its_text(scena
             texts[start.number] = texts[start.number] + tokens
     for start in starts:
         request = start.request
-        plain = scenario.language.plain(
-            request.prompt, request.max_tokens, request.stop_ids, scenario.pipeline.limit
-        )
+        plain = before.language.plain(request.prompt, request.max_tokens, request.stop_ids, scenario.pipeline.limit)
         assert texts[start.number] == plain[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from toy_model import Cell, ToyCells, ToyLanguage, Values
+from toy_model import CellWords, ToyCells, ToyLanguage, Values
 
 from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import (
@@ -34,7 +34,7 @@ from pipeinfer.core.effects import (
 )
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Proposal, RunKind
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, KvOp, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter
@@ -113,10 +113,16 @@ class ToyCluster(World):
         self.emitted: dict[int, list[int]] = {}
         self.finishes: dict[int, str] = {}
         self.cancelled: set[int] = set()
-        self.proposals: list[Proposal] = []
         self.steps = 0
         self._mirror = ToyCells(pipeline.cells)
-        self._mirrored: list[list[tuple[int, int, tuple[int, ...], int]]] = []
+        self._mirrored: list[list[CellWords]] = []
+        self._ahead: ToyCells | None = None
+        """The mirror after the operations that wait, of which these are applied."""
+        self._applied: list[KvOp] = []
+        self._runs: dict[int, tuple[Run, ...]] = {}
+        """All that were sent, by id."""
+        self._proposed: dict[int, Proposal] = {}
+        """The last of each request."""
         self._returned = -1
         self._draft_rows = 0
         self._draft_aborting = False
@@ -230,6 +236,8 @@ class ToyCluster(World):
 
     def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
         self._mirror_run(effect.message)
+        run = effect.message.run
+        self._runs[run] = next(runs for runs in reversed(self.scheduler.in_flight) if runs[0].id == run)
         self._streams[0].put(effect.message, None)
 
     def to_draft(self, machine: Machine, effect: ToDraft) -> None:
@@ -262,10 +270,9 @@ class ToyCluster(World):
     def _given_up(self, message: CancelRun) -> Iterator[tuple[Run, list[int]]]:
         """The runs that a message is about, each with those of its rows that it prunes."""
         pruned = dict(message.pruned)
-        for run in [run for one in self._known() for run in one.runs]:
-            rows = pruned.get(run.id, ())
-            own = [row for row in rows if run.first_row <= row < run.first_row + run.rows]
-            assert rows or run.id not in pruned
+        assert all(pruned.values())
+        for run in [run for number in {*message.runs, *pruned} for run in self._runs[number]]:
+            own = [row for row in pruned.get(run.id, ()) if run.first_row <= row < run.first_row + run.rows]
             if run.id in message.runs or own:
                 yield run, own
 
@@ -274,21 +281,22 @@ class ToyCluster(World):
         self._mirror.apply(decode.kv)
         self._mirror.store(decode.run, decode.tokens, decode.positions, decode.sequences)
         self._mirrored.append(self._mirror.held())
+        self._ahead = None
 
     def _check_ledger(self) -> None:
         ledger = self.scheduler.ledger
-        sent = self._mirror
-        if ledger.pending:
-            sent = ToyCells(sent.capacity)
-            sent.cells = [Cell(cell.run, cell.position, set(cell.tags), cell.value) for cell in self._mirror.cells]
-            sent.apply(ledger.pending)
+        sent = self._mirror_after(ledger.pending) if ledger.pending else self._mirror
         assert len(sent.cells) == ledger.used
-        held: dict[int, int] = {}
-        for cell in sent.cells:
-            for tag in cell.tags:
-                held[tag] = held.get(tag, 0) + 1
-        assert held == {sequence: ledger.length(sequence) for sequence in range(ledger.sequences)
-                        if ledger.holds(sequence) and ledger.length(sequence)}  # fmt: skip
+        assert sent.lengths() == {sequence: ledger.length(sequence) for sequence in range(ledger.sequences)
+                                  if ledger.holds(sequence) and ledger.length(sequence)}  # fmt: skip
+
+    def _mirror_after(self, pending: list[KvOp]) -> ToyCells:
+        """What it will be. More wait after each event: only these are applied to what it was to be before."""
+        if self._ahead is None or pending[: len(self._applied)] != self._applied:
+            self._ahead, self._applied = self._mirror.copy(), []
+        self._ahead.apply(pending[len(self._applied) :])
+        self._applied = list(pending)
+        return self._ahead
 
     # The stages
 
@@ -364,21 +372,16 @@ class ToyCluster(World):
         """After each run a stage holds exactly what it would if it skipped nothing, less what it skipped."""
         assert stage.caught_up == run - 1, "runs pass a stage in the order in which they were sent"
         stage.caught_up = run
-        expected = [cell for cell in self._mirrored[run] if cell[0] not in stage.skipped]
+        expected = self._mirrored[run]
+        if stage.skipped:
+            expected = [cell for cell in expected if cell[0] not in stage.skipped]
         held = stage.cells.held()
         if held == expected:
             return
-        lacking = [cell for cell in expected if cell not in held]
-        assert [cell for cell in held if cell not in expected] == [], "a stage holds a cell that the ledger does not"
-        pruned = self._pruned_rows()
-        assert all((cell[0], cell[3]) in pruned for cell in lacking), "a stage lacks a cell that nobody pruned"
-
-    def _known(self) -> list[Generation]:
-        return list((self.generations | self.scheduler.generations).values())
-
-    def _pruned_rows(self) -> set[tuple[int, int]]:
-        runs = [run for one in self._known() for run in one.runs]
-        return {(run.id, row) for run in runs for row in run.pruned}
+        assert not set(held).difference(expected), "a stage holds a cell that the ledger does not"
+        for sent_with, _, _, row in set(expected).difference(held):
+            pruned = any(row in one.pruned for one in self._runs[sent_with])
+            assert pruned, "a stage lacks a cell that nobody pruned"
 
     # The draft rank
 
@@ -405,11 +408,11 @@ class ToyCluster(World):
         self._drafting.put(Drafted(tuple(found), seconds=1e-3 * (1 + self._draft_row * (len(work.tokens) - 1))))
 
     def _check_proposal(self, proposal: Proposal) -> None:
-        before = next((one for one in reversed(self.proposals) if one.request == proposal.request), None)
+        before = self._proposed.get(proposal.request)
         if before is not None:
             assert proposal.order >= before.order
             assert proposal.order > before.order or not before.stalled, "stalled, but something more came"
-        self.proposals.append(proposal)
+        self._proposed[proposal.request] = proposal
 
     # The end
 
@@ -430,12 +433,14 @@ class ToyCluster(World):
         for sequence in room.held.sequences:
             room.give_up(sequence)
         assert scheduler.ledger.used == 0, "cells are left over"
-        sent = len({run.id for one in self.generations.values() for run in one.runs})
+        runs = [run for one in self.generations.values() for run in one.runs]
+        assert len(runs) == sum(map(len, self._runs.values()))
+        assert all(run in self._runs[run.id] for run in runs)
         for stage in self.stages:
             assert stage.machine.idle
             assert not stage.machine._cancelled
             assert not stage.machine._pruned
-            assert stage.caught_up == sent - 1
+            assert stage.caught_up == len(self._runs) - 1
 
 
 def _chosen(values: Sequence[int], keep: tuple[int, ...]) -> tuple[int, ...]:

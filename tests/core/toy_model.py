@@ -4,24 +4,35 @@ Each layer's output for a row is a hash of exactly the values that the row can s
 position. One cell too many, too few, too old or in the wrong sequence, on any stage, and the text takes another turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp
 
 Values = tuple[int, ...]
+CellWords = tuple[int, int, Values, int]
+"""Run, position, tags and row of a cell."""
 
 
 class Cell:
     """One KV cell, filled by row `row` of run `run`: free as soon as `tags` is empty."""
 
-    __slots__ = ("position", "row", "run", "tags", "value")
+    __slots__ = ("position", "row", "run", "tags", "value", "words")
 
-    def __init__(self, run: int, position: int, tags: set[int], value: int, row: int = 0) -> None:
+    def __init__(self, run: int, position: int, tags: Iterable[int], value: int, row: int = 0) -> None:
         self.row = row
         self.run = run
         self.position = position
-        self.tags = tags
+        self.tags = frozenset(tags)
         self.value = value
+        self.words: CellWords | None = None
+
+    def tag(self, tags: frozenset[int]) -> None:
+        self.tags, self.words = tags, None
+
+    def described(self) -> CellWords:
+        """Made once for the tags that it has."""
+        self.words = (self.run, self.position, tuple(sorted(self.tags)), self.row)
+        return self.words
 
 
 class ToyCells:
@@ -29,23 +40,43 @@ class ToyCells:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.cells: list[Cell] = []
+        self.cells: dict[Cell, None] = {}
+        """In the order in which they were filled."""
+        self._of: dict[int, list[Cell]] = {}
+        """Those with a tag."""
+
+    def copy(self) -> "ToyCells":
+        """The same, for whoever changes them."""
+        copied = ToyCells(self.capacity)
+        for cell in self.cells:
+            copied._fill(Cell(cell.run, cell.position, cell.tags, cell.value, cell.row))
+        return copied
 
     def apply(self, ops: Sequence[KvOp]) -> None:
         for op in ops:
             if isinstance(op, KvSeqCp):
                 for cell in self._tagged(op.src, op.start, op.stop):
-                    cell.tags.add(op.dst)
+                    if op.dst not in cell.tags:
+                        cell.tag(cell.tags | {op.dst})
+                        self._of.setdefault(op.dst, []).append(cell)
             else:
-                for cell in self._tagged(op.sequence, op.start, op.stop):
-                    cell.tags.discard(op.sequence)
-        self.cells = [cell for cell in self.cells if cell.tags]
+                for cell in (gone := self._tagged(op.sequence, op.start, op.stop)):
+                    cell.tag(cell.tags - {op.sequence})
+                    if not cell.tags:
+                        del self.cells[cell]
+                if gone:
+                    self._of[op.sequence] = [cell for cell in self._of[op.sequence] if op.sequence in cell.tags]
 
     def _tagged(self, sequence: int, start: int, stop: int) -> list[Cell]:
         return [
-            cell for cell in self.cells
-            if sequence in cell.tags and start <= cell.position and (stop == TO_THE_END or cell.position < stop)
+            cell for cell in self._of.get(sequence, ())
+            if start <= cell.position and (stop == TO_THE_END or cell.position < stop)
         ]  # fmt: skip
+
+    def _fill(self, cell: Cell) -> None:
+        self.cells[cell] = None
+        for tag in cell.tags:
+            self._of.setdefault(tag, []).append(cell)
 
     def store(
         self,
@@ -60,7 +91,7 @@ class ToyCells:
         assert len(self.cells) + len(values) <= self.capacity, "more rows than free cells"
         seen: list[Values | None] = []
         for row, (value, position, tags) in enumerate(zip(values, positions, sequences, strict=True)):
-            self.cells.append(Cell(run, position, set(tags), value, names[row] if names else row))
+            self._fill(Cell(run, position, tags, value, names[row] if names else row))
             seen.append(self._visible(tags[0], position))
         return seen
 
@@ -70,13 +101,20 @@ class ToyCells:
         assert len(values) == len(cells), f"sequence {sequence} holds a position twice"
         return tuple([values[at] for at in range(position + 1)]) if len(values) == position + 1 else None
 
-    def held(self) -> list[tuple[int, int, tuple[int, ...], int]]:
-        """Run, position, tags and row of every cell in use."""
-        return sorted((cell.run, cell.position, tuple(sorted(cell.tags)), cell.row) for cell in self.cells)
+    def held(self) -> list[CellWords]:
+        """Every cell in use."""
+        return sorted([cell.words or cell.described() for cell in self.cells])
+
+    def lengths(self) -> dict[int, int]:
+        """How many cells have each tag."""
+        return {tag: len(cells) for tag, cells in self._of.items() if cells}
 
     def take_back(self, rows: int) -> None:
         """Forget the last `rows` rows: their computation was aborted."""
-        del self.cells[len(self.cells) - rows :]
+        for _ in range(rows):
+            cell, _ = self.cells.popitem()
+            for tag in cell.tags:
+                self._of[tag].remove(cell)
 
 
 class ToyLanguage:
