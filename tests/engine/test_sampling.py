@@ -1,16 +1,23 @@
 """Sampling is exact, filtered as asked, and the same for everybody who asks for the same position."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.sampling import Floats, NotFinite, candidates, gumbel, margin, sample, scores
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5, 0.0, -4.0, 1.5], np.float32)
 DRAWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def stats() -> Any:
+    """SciPy's, which take longer to load than these tests to run: not in the workers that have other files."""
+    return pytest.importorskip("scipy.stats")
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
@@ -31,7 +38,7 @@ def kept(logits: Floats, how: Sampling) -> list[int]:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_gumbel_sampling_is_an_exact_sample_of_softmax(temperature: float) -> None:
+def test_gumbel_sampling_is_an_exact_sample_of_softmax(stats: Any, temperature: float) -> None:
     observed = counts(Sampling(temperature, seed=1))
     expected = softmax(LOGITS, temperature) * (DRAWS / softmax(LOGITS, temperature).sum())
     assert stats.chisquare(observed, expected, sum_check=False).pvalue > 0.01
@@ -40,13 +47,13 @@ def test_gumbel_sampling_is_an_exact_sample_of_softmax(temperature: float) -> No
     assert stats.chisquare(observed, other, sum_check=False).pvalue < 0.001
 
 
-def test_the_noise_is_standard_gumbel_and_independent_between_positions() -> None:
+def test_the_noise_is_standard_gumbel_and_independent_between_positions(stats: Any) -> None:
     noise = [gumbel(7, position, 5000) for position in (0, 1)]
     assert stats.kstest(noise[0], "gumbel_r").pvalue > 0.01
     assert abs(np.corrcoef(noise[0], noise[1])[0, 1]) < 0.05
 
 
-def test_top_k_keeps_k_and_their_proportions() -> None:
+def test_top_k_keeps_k_and_their_proportions(stats: Any) -> None:
     observed = counts(Sampling(1.0, top_k=3, seed=2))
     assert set(np.flatnonzero(observed)) == {1, 4, 2}
     kept = softmax(LOGITS)[[1, 4, 2]]

@@ -1,8 +1,6 @@
 """Comparing results: what changed, what is noise, and what cannot be compared."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from pipeinfer.cli import run as command_line
 from pipeinfer.results.compare import compare
 from pipeinfer.results.compare.judge import EVERY_CELL, FEWEST_PAIRS
 from pipeinfer.results.records import Record, Store, encode
@@ -223,25 +222,26 @@ def test_results_of_pytest_benchmark(tmp_path: Path) -> None:
 # The command
 
 
-def pipeinfer(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeinfer", "compare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def pipeinfer(*arguments: object) -> int:
+    """Its exit code."""
+    return command_line(["compare", *map(str, arguments)])
 
 
-def test_the_command_fails_on_a_regression_when_told_to(tmp_path: Path) -> None:
+def test_the_command_fails_on_a_regression_when_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, head = write(tmp_path / "base.jsonl", noisy()), write(tmp_path / "head.jsonl", noisy(0.8))
-    done = pipeinfer(base, head, "--fail-on-regression", "--plot", tmp_path / "ratios")
-    assert done.returncode == 1
-    assert "regression" in done.stdout
+    assert pipeinfer(base, head, "--fail-on-regression", "--plot", tmp_path / "ratios") == 1
+    assert "regression" in capsys.readouterr().out
     assert (tmp_path / "ratios.png").exists()
     assert (tmp_path / "ratios.svg").exists()
-    assert pipeinfer(base, base, "--fail-on-regression").returncode == 0
-    told = json.loads(pipeinfer(base, head, "--json").stdout)
+    assert pipeinfer(base, base, "--fail-on-regression") == 0
+    capsys.readouterr()
+    assert pipeinfer(base, head, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
     assert {row["verdict"] for row in told["rows"]} >= {"regression"}
 
 
-def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path: Path) -> None:
-    done = pipeinfer(tmp_path / "nothing", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.splitlines()) == 1
+def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeinfer(tmp_path / "nothing", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from test_reproduce import comparable
 
@@ -22,14 +23,19 @@ from pipeinfer.study.points import cells
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 
-(RECIPE,) = select(["itl"], Wish("sim")).recipes
+(ITL,) = select(["itl"], Wish("sim")).recipes
+assert ITL.simulated is not None
+RECIPE = msgspec.structs.replace(ITL, simulated=msgspec.structs.replace(ITL.simulated, tokens=24, prompt=8))
+"""Dozens of cells, each of them short."""
+
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
+import msgspec
 from pipeinfer.results.records import Store
 from pipeinfer.study.executors import executor
+from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.run import run
-from pipeinfer.study.selection import Wish, select
 
 append = Store.append
 
@@ -40,7 +46,7 @@ def append_until_three(store, record):
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    (recipe,) = select(["itl"], Wish("sim")).recipes
+    recipe = msgspec.json.decode((out / "recipe.json").read_bytes(), type=Recipe)
     (out / "pid").write_text(str(os.getpid()))
     if "in-part" in sys.argv:
         Store.append = append_until_three
@@ -76,6 +82,7 @@ def command(folder: Path, *words: str, world: bool) -> list[str]:
     """The sweep into that folder; with the word `in-part` it stops itself once three records lie there."""
     script = folder / "sweep.py"
     script.write_text(SCRIPT)
+    (folder / "recipe.json").write_bytes(msgspec.json.encode(RECIPE))
     module = [find_mpiexec(), "-n", "3", sys.executable, "-m", "mpi4py.futures"] if world else [sys.executable]
     return [*module, str(script), str(folder), *words]
 
@@ -112,7 +119,8 @@ def test_jobs_have_the_records_of_one_process(whole: Path, tmp_path: Path, monke
     """By submitit's executor that starts its jobs on this machine; test_slurm_jobs.py has Slurm's."""
     submitit = pytest.importorskip("submitit")
     slurm = importlib.import_module("pipeinfer.study.slurm")
-    monkeypatch.setattr(slurm, "BATCH", 10)
+    monkeypatch.setattr(slurm, "BATCH", 30)
+    assert len(cells(RECIPE)) > 2 * 30
     with slurm.Jobs(submitit.LocalExecutor(tmp_path / "slurm")) as pool:
         run(RECIPE, Store(tmp_path), pool, lambda *_: None)
     assert comparable(tmp_path) == comparable(whole)
