@@ -35,11 +35,11 @@ class Sheet:
 
 @contextmanager
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sheet]:
-    """Every figure that is saved as SVG meanwhile is looked at."""
+    """Every figure that is saved meanwhile is looked at as pixels: as it is saved, or else before it is as outlines."""
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    sheet, draw, save = Sheet(), Text.draw, Figure.savefig
+    sheet, draw, save, looked = Sheet(), Text.draw, Figure.savefig, None
 
     def noted(self: Any, renderer: Any, *arguments: Any, **options: Any) -> None:
         draw(self, renderer, *arguments, **options)
@@ -47,11 +47,16 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sheet]:
             sheet.texts.append((self.get_text(), self.get_window_extent(renderer)))
 
     def saved(self: Any, path: Any, **options: Any) -> None:
-        if str(path).endswith(".svg"):
+        nonlocal looked
+        if self is not looked:
+            looked = self
             sheet.texts.clear()
-            save(self, io.BytesIO(), format="png")
-            sheet.look(self)
+            if not str(path).endswith(".png"):
+                save(self, io.BytesIO(), format="png")
+                sheet.look(self)
         save(self, path, **options)
+        if str(path).endswith(".png"):
+            sheet.look(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Text, "draw", noted)
