@@ -11,48 +11,59 @@ from pipeinfer.plugins import STRATEGIES, names
 from pipeinfer.report.style import LEGEND_IN, legend_above, new_figure, style
 
 DRAW = """
-import sys
+import os, sys
 from pathlib import Path
-from pipeinfer.report.style import load_seaborn, new_figure
+import numpy, pandas, scipy.stats  # once for all: they know nothing of displays and styles
 
-sns = load_seaborn()
-with new_figure(Path(sys.argv[1]), "in a$b$ c_$", 2.0) as figure:
-    spots = {"x": [1, 2, 3, 4], "y": [2, 2.5, 1, 3], "kind": ["a$b", "c", "a$b", "c"]}
-    sns.stripplot(spots, x="x", y="kind", hue="kind", jitter=0.3, ax=figure.subplots())
+def draw():
+    from pipeinfer.report.style import load_seaborn, new_figure
+    sns = load_seaborn()
+    with new_figure(Path("figure"), "in a$b$ c_$", 2.0) as figure:
+        spots = {"x": [1, 2, 3, 4], "y": [2, 2.5, 1, 3], "kind": ["a$b", "c", "a$b", "c"]}
+        sns.stripplot(spots, x="x", y="kind", hue="kind", jitter=0.3, ax=figure.subplots())
+
+for folder, *variables in [line.split() for line in sys.stdin]:
+    assert "matplotlib" not in sys.modules
+    process = os.fork()
+    if not process:
+        os.chdir(folder)
+        os.environ.update(variable.split("=", 1) for variable in variables)
+        draw()
+        sys.exit()
+    assert os.waitpid(process, 0)[1] == 0, folder
 """
 NOTEBOOK = "module://matplotlib_inline.backend_inline"
-
-
-def draw(folder: Path, **variables: str) -> bytes:
-    """The SVG that a fresh process draws in `folder`."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "DISPLAY")}
-    command = [sys.executable, "-c", DRAW, "figure"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return (folder / "figure.svg").read_bytes()
+BACKENDS = {"notebook": NOTEBOOK, "windows": "TkAgg", "none": "nonsense"}
+SETTINGS = ["text.usetex: True", "lines.linewidth: 9", "backend: TkAgg", "axes.grid: False"]
+"""Whichever of them did matter would show."""
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """As it is where nobody has set anything."""
-    return draw(tmp_path_factory.mktemp("plain"))
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The SVG that processes draw that have not loaded matplotlib yet: as it is where nobody has set anything, with
+    display backends, and with a matplotlibrc where they work or where $MPLCONFIGDIR says."""
+    folder = tmp_path_factory.mktemp("drawn")
+    variables = {"plain": "", **{name: f"MPLBACKEND={backend}" for name, backend in BACKENDS.items()}, "here": "",
+                 "elsewhere": f"MPLCONFIGDIR={folder / 'here'}"}  # fmt: skip
+    for name in variables:
+        (folder / name).mkdir()
+    (folder / "here" / "matplotlibrc").write_text("\n".join(SETTINGS) + "\n")
+    asked = "".join(f"{folder / name} {variable}\n" for name, variable in variables.items())
+    environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "DISPLAY")}
+    done = subprocess.run([sys.executable, "-c", DRAW], input=asked, env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return {name: (folder / name / "figure.svg").read_bytes() for name in variables}
 
 
-@pytest.mark.parametrize("backend", [NOTEBOOK, "TkAgg", "nonsense"])
-def test_a_display_backend_does_not_matter(drawn: bytes, tmp_path: Path, backend: str) -> None:
-    assert draw(tmp_path, MPLBACKEND=backend) == drawn
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_display_backend_does_not_matter(drawn: dict[str, bytes], backend: str) -> None:
+    assert drawn[backend] == drawn["plain"]
 
 
-def test_a_matplotlibrc_does_not_matter(drawn: bytes, tmp_path: Path) -> None:
-    """Whichever of its settings did would show."""
-    settings = ["text.usetex: True", "lines.linewidth: 9", "backend: TkAgg", "axes.grid: False"]
-    (tmp_path / "matplotlibrc").write_text("\n".join(settings) + "\n")
-    assert draw(tmp_path) == drawn
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    assert draw(elsewhere, MPLCONFIGDIR=str(tmp_path)) == drawn
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_matplotlibrc_does_not_matter(drawn: dict[str, bytes], where: str) -> None:
+    assert drawn[where] == drawn["plain"]
 
 
 def test_what_shares_the_process_keeps_its_backend() -> None:
