@@ -116,8 +116,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_written(tmp_path: Path) -> N
 
 
 def test_a_disk_that_is_full_when_the_report_is_written(drawn: Path, tmp_path: Path) -> None:
-    records = (drawn / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(records)
+    shutil.copytree(drawn, tmp_path, dirs_exist_ok=True)
+    records = (tmp_path / FILE).read_bytes()
     line = one_line(command(tmp_path, full_at(2_000)))
     assert f"{tmp_path}: the report cannot be written: File too large" in line
     assert (tmp_path / FILE).read_bytes() == records
