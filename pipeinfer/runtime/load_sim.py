@@ -11,7 +11,7 @@ from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Oracle
-from pipeinfer.runtime.sim import Costs, SimulatedLink, Simulation, drafter_of, free_link
+from pipeinfer.runtime.sim import Costs, SimulatedLink, Simulation, _told, drafter_of, free_link
 
 
 class Arriving(NamedTuple):
@@ -46,7 +46,7 @@ class LoadSimulation(Simulation):
     def serve(self) -> None:
         """Run until every request has ended. Raises RuntimeError if nothing is left to happen before that."""
         for one in self._requests.values():
-            self._schedule(one.at_s, lambda start: (self.scheduler, start), one.start)
+            self._schedule(one.at_s, _told, self.scheduler, one.start)
         self.run()
         if any(self.scheduler.generations[number].reason is None for number in self._requests):
             raise RuntimeError("the simulation has come to a stop: nobody has anything to do")
@@ -62,7 +62,7 @@ class LoadSimulation(Simulation):
         """What happens next, until nothing is left in the pipeline and nobody comes."""
         while self._heap and not (self._all_came and self.scheduler.idle):
             self.time, _, action, arguments = heappop(self._heap)
-            told = action(*arguments)
+            told: Any = arguments if action is _told else action(*arguments)
             if told is not None:
                 yield told
 

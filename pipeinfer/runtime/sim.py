@@ -34,7 +34,7 @@ from pipeinfer.core.effects import (
 )
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NOT_CANCELLED, Candidates, Decode, Logits, Proposal
+from pipeinfer.core.messages import NOT_CANCELLED, Candidates, Decode, Proposal
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter, TextPolicy
@@ -80,10 +80,13 @@ class SimulatedLink:
 
     def arrival(self, now: float, size: int) -> float:
         """When a message of `size` bytes sent now arrives: after those before it on this link."""
-        self._free_at = max(now, self._free_at) + size * self.s_per_byte
+        # Without `max`: this is called for every message of a sweep.
+        free_at = self._free_at
+        self._free_at = free_at = (now if now > free_at else free_at) + size * self.s_per_byte
         self.bytes += size
         self.messages += 1
-        return max(now + self.floor_s, self._free_at + self.latency_s)
+        least, arrives = now + self.floor_s, free_at + self.latency_s
+        return arrives if arrives > least else least
 
     def alone(self, size: int) -> float:
         """Seconds that a message of `size` bytes is under way where no other is."""
@@ -161,7 +164,7 @@ class Simulation(World):
             policy = open_drafting(strategy.drafting, strategy.drafting_options)
         self._policy = policy
         self._drafter = drafter_of(lambda _: policy, pipeline)
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._serial = 0
         self._emit_s: list[float] = []
         self._hosts = hosts
@@ -198,7 +201,8 @@ class Simulation(World):
         while heap and generation.reason is None:
             self.time, _, action, arguments = heappop(heap)
             self.handled += 1
-            told = action(*arguments)
+            # Most of what happens is that a message arrives.
+            told: Any = arguments if action is _told else action(*arguments)
             if told is not None:
                 yield told
 
@@ -209,7 +213,8 @@ class Simulation(World):
     def _deliver(self, when: float, rank: int, machine: Machine, event: Any) -> None:
         """A message arrives at a rank (-1: the head), which sees it when it has handled it."""
         if self._hosts is None:
-            self._schedule(when, _told, machine, event)
+            self._serial += 1
+            heappush(self._heap, (when, self._serial, _told, (machine, event)))
         else:
             self._schedule(when, self._receive, rank, machine, event)
 
@@ -325,15 +330,16 @@ class Simulation(World):
 
     def forward(self, machine: Machine, effect: Forward) -> None:
         message = effect.message
-        if isinstance(message, Proposal):
+        if not isinstance(machine, Stage):
             self._propose(message)
             return
-        stage, size = self._rank(machine), HEADER_BYTES
+        stage, size = machine.index, HEADER_BYTES
         if message.cancelled_at == NOT_CANCELLED:
-            rows = len(message.ids) if isinstance(message, Logits) else len(message.tokens)
+            rows = len(message.ids) if machine.is_last else len(message.tokens)
             size += rows * (ROW_BYTES + self._costs.row_bytes(stage))
-        arrival = self._down[stage + 1].arrival(max(self.time, self._leaves_at[stage]), size)
-        if isinstance(message, Logits):
+        leaves_at = self._leaves_at[stage]
+        arrival = self._down[stage + 1].arrival(self.time if self.time > leaves_at else leaves_at, size)
+        if machine.is_last:
             self._deliver(arrival, HEAD, self.scheduler, message)
         else:
             self._deliver(arrival, stage + 1, self._stages[stage + 1], Arrival(message))
