@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import Table
-from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
+from pipeinfer.report.style import BLACK, GREY, legend, load_seaborn, new_figure, style
 
 BAND = 0.15
 """The band that is drawn: errors up to this are what real runs should have in the median."""
@@ -53,7 +53,9 @@ def scatter(experiment: Experiment, path: Path) -> None:
             one.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             one.set_major_formatter(ScalarFormatter())
             one.set_minor_formatter(NullFormatter())
-        legend_above(figure, axis)
+        handles, _ = axis.get_legend_handles_labels()
+        axis.get_legend().remove()
+        legend(figure, [one for one in handles if one.get_label() not in found])  # without the columns' names
 
 
 def error_summary(found: pd.DataFrame) -> Table:

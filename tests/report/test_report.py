@@ -67,6 +67,7 @@ def test_the_first_screen_says_what_was_asked_what_came_out_and_where_it_loses(d
     assert losses
     assert all(f"{line.found}.</li>" in first for line in losses), "the same as the evidence of C1"
     assert first.count("<svg") == 1
+    assert first.count("<!-- published: up to 2.15x -->") == 1, "both panels are explained by one legend"
 
 
 def test_both_pages_have_the_same_numbers(done: tuple[Path, list[Claim]]) -> None:
