@@ -15,11 +15,16 @@ and what drafting m tokens takes. Where another choice is right that was drafted
 levels are under way and what follows is not: 1 + a + ... + a^j tokens come while the pipe is filled anew. The w - 1
 rows beside the first choices are c other choices on each level, and j more levels after each. After a miss the first
 drafts come later than the pipeline could take them, by r: order and answer on the way, and what a forward takes.
+
+Where ranks share C cores p is no less than the work of a run over C: what all stages, the draft and the handling of
+messages take for it, for N stages of s seconds (N s + d m / width) / C instead of s; and as many runs are in flight as
+that leaves room for. The draft, one of n + 1 ranks that compute, has C / (n + 1) of a core, at most one. Ways that take
+turns have a core in any case.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf
 
 from pipeinfer.core import theory
 from pipeinfer.core.measured import Measured
@@ -47,10 +52,16 @@ LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Rows on a level of a tree for which a forecast is worked out; the best counts."""
 
 
-class Forecast:
-    """Times of a pipeline as `measured` knows them now. Needs a measured run: see `ready`."""
+BESIDE = 2
+"""Ranks that compute at once where one stage verifies and the draft goes on."""
 
-    def __init__(self, measured: Measured) -> None:
+
+class Forecast:
+    """Times of a pipeline as `measured` knows them now, whose ranks have so many `cores` together. Needs a measured
+    run: see `ready`."""
+
+    def __init__(self, measured: Measured, cores: float = inf) -> None:
+        self._cores = cores
         self.acceptance = min(0.99, measured.acceptance)
         self.other = measured.other
         self.draft_s = measured.draft_s
@@ -95,11 +106,12 @@ class Forecast:
         """One round of verifying so many nodes, however many of them are right. Most are drafted after the verdict,
         which leaves little of the tree. An order and its answer are waited for where it leaves nothing."""
         drafting_s = (rows - 1) / self.width(rows) * self.draft_s
-        return self.traversal_s(rows) + (1 - self.acceptance) * self.hops_s + drafting_s
+        seconds = self.traversal_s(rows) + (1 - self.acceptance) * self.hops_s + drafting_s
+        return seconds * max(1.0, BESIDE / self._cores)
 
     def runs_s(self, rows: int) -> float:
         """Of a tree in runs of so many rows."""
-        a, d, pace_s = self.acceptance, self.draft_s, self.pace_s(rows)
+        a, d, pace_s = self.acceptance, self._crowded_draft_s, self.pace_s(rows)
         traversal_s, best = self.traversal_s(rows), float("inf")
         for level, tokens in tokens_per_miss(a, self.other):
             per_run = rows / level
@@ -114,9 +126,18 @@ class Forecast:
         """What each of so many rows beyond the first adds to a traversal."""
         return (self.traversal_s(rows) - self.traversal_s(1)) / (rows - 1)
 
+    def node_s(self, rows: int) -> float:
+        """What drafting another node for runs of so many rows takes from stages that share its cores."""
+        return self.draft_s / self.width_of_runs(rows) if self._cores < inf else 0.0
+
     def first_s(self, rows: int) -> float:
         """The first stage's computation of so many rows."""
         return self._stage_s(0, rows)
+
+    @property
+    def at_once(self) -> float:
+        """How many stages compute at the same time in a full pipeline."""
+        return min(self.stages, self._cores)
 
     @property
     def hops_s(self) -> float:
@@ -135,12 +156,21 @@ class Forecast:
     def pace_s(self, rows: int) -> float:
         """Between two runs of so many rows in a full pipeline."""
         link_s = rows * self._links_row_s / (self.stages + 1)
-        return max(self.slowest_s(rows), rows / self.width_of_runs(rows) * self.draft_s, link_s)
+        slowest_s, stages_s = self._stages_s(rows)
+        forwards = rows / self.width_of_runs(rows)
+        handling_s = min(self.links_s + max(1.0, forwards) * self.hops_s, stages_s)
+        work_s = stages_s + handling_s + forwards * self.draft_s
+        return max(slowest_s, forwards * self._crowded_draft_s, link_s, work_s / self._cores)
 
     def window(self, rows: int) -> int:
         """Runs that keep every stage busy: the bandwidth-delay product. What is sent later is chosen with more
         knowledge, so that one in reserve costs more than a stage that now and then waits for a moment."""
         return max(2, ceil(self.traversal_s(rows) / max(self.pace_s(rows), 1e-9) - WAITS))
+
+    @property
+    def _crowded_draft_s(self) -> float:
+        """A forward of the draft beside a full pipeline: where more compute than there are cores, as much longer."""
+        return self.draft_s * max(1.0, (self.at_once + 1) / self._cores)
 
     def _stages_s(self, rows: int) -> tuple[float, float]:
         """Of so many rows, the slowest stage's computation, and all stages' together."""

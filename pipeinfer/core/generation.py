@@ -7,6 +7,7 @@ event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.cor
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -42,6 +43,11 @@ class PipelineShape(msgspec.Struct, frozen=True):
     def at_once(self) -> float:
         """How many stages can compute at the same time: where they share cores, as many as there are cores for."""
         return self.stages / self.ranks_per_core
+
+    @property
+    def cores(self) -> float:
+        """How many ranks, the draft among them, can compute at the same time; where none shares a core, any number."""
+        return (self.stages + 1) / self.ranks_per_core if self.ranks_per_core > 1 else inf
 
     @property
     def limit(self) -> int:

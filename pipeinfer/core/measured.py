@@ -55,14 +55,26 @@ class StageTimes:
         self.counts = [count] * len(counts)
         self.seconds = [mean + (value - mean) * weight for mean, value in zip(self.seconds, seconds, strict=True)]
 
+    def scaled(self, factor: float) -> "StageTimes":
+        """The same with this share of the seconds."""
+        found = StageTimes(len(self.counts))
+        found.counts, found.seconds = self.counts, [factor * seconds for seconds in self.seconds]
+        return found
+
 
 class Measured:
-    """Seconds per stage of a pipeline of `stages`, keyed by rows; of its links; of the draft; and acceptance."""
+    """Seconds per stage of a pipeline of `stages`, keyed by rows; of its links; of the draft; and acceptance. Where its
+    ranks share cores (`shared`), seconds are those of a rank that computes while no other does, as far as there were
+    any: how much longer it takes among others hangs on how many they are."""
 
-    def __init__(self, stages: int) -> None:
+    def __init__(self, stages: int, *, shared: bool = False) -> None:
+        self._shared = shared
         self._rows: dict[int, StageTimes] = {}
+        self._crowded: dict[int, StageTimes] = {}
+        """On shared cores, of runs that were not alone in the pipe."""
+        self._known = self._rows
         self._links: dict[int, float] = {}
-        self._new: deque[tuple[Sequence[int], Run]] = deque(maxlen=MOST_NEW)
+        self._new: deque[tuple[Sequence[int], Run, bool]] = deque(maxlen=MOST_NEW)
         self.right: dict[int, deque[bool]] = {}
         """Newest verdicts on drafted tokens whose predecessors were right, by how many of their run came before."""
         self.prompt: list[tuple[int, float]] = []
@@ -73,15 +85,16 @@ class Measured:
         self._new_forwards: deque[float] = deque(maxlen=MOST_NEW)
         self._draft = StageTimes(1)
 
-    def run(self, run: Run, computed: Sequence[int]) -> None:
-        """A run came back whole, of which each stage has computed so many rows."""
-        self._new.append((computed, run))
+    def run(self, run: Run, computed: Sequence[int], *, alone: bool = True) -> None:
+        """A run came back whole, of which each stage has computed so many rows. `alone`: no other was under way with
+        it."""
+        self._new.append((computed, run, alone))
 
     @property
     def rows(self) -> dict[int, StageTimes]:
         """Per number of rows, each stage's computation."""
         self._take_in()
-        return self._rows
+        return self._known
 
     @property
     def links_s(self) -> float:
@@ -99,28 +112,31 @@ class Measured:
 
     def _take_in(self) -> None:
         """Average what has come since somebody last asked: for every result it would be a good part of handling it."""
-        for computed, run in self._new:
+        for computed, run, alone in self._new:
             if len(run.compute_s) != len(computed) or len(computed) != self.stages:
                 continue
             assert run.finished_at is not None
             beside = run.finished_at - run.submitted_at - sum(run.compute_s)
             self._links[computed[0]] = min(self._links.get(computed[0], beside), beside)
             if run.kind is not RunKind.PROMPT:
-                self._average(computed, run)
+                self._average(computed, run, self._crowded if self._shared and not alone else self._rows)
             elif not self.prompt or computed[0] >= self.prompt[0][0]:
                 self.prompt = list(zip(computed, run.compute_s, strict=True))
+        if self._new and self._crowded:
+            self._known = as_if_alone(self._rows, self._crowded)
         self._new.clear()
 
-    def _average(self, computed: Sequence[int], run: Run) -> None:
+    def _average(self, computed: Sequence[int], run: Run, known: dict[int, StageTimes]) -> None:
         if computed.count(computed[0]) == len(computed):
-            self._of(computed[0]).add_all(run.compute_s)
+            self._of(computed[0], known).add_all(run.compute_s)
         else:
             for stage, rows in enumerate(computed):
-                self._of(rows).add(stage, run.compute_s[stage])
+                self._of(rows, known).add(stage, run.compute_s[stage])
 
-    def draft(self, seconds: float) -> None:
-        """A forward of the draft took so long."""
-        self._new_forwards.append(seconds)
+    def draft(self, seconds: float, *, alone: bool = True) -> None:
+        """A forward of the draft took so long. `alone`: no run was under way."""
+        if alone or not self._shared or not (self._draft.counts[0] or self._new_forwards):
+            self._new_forwards.append(seconds)
 
     @property
     def draft_s(self) -> float:
@@ -137,10 +153,10 @@ class Measured:
         nearest = min(self.rows, key=lambda known: (abs(known - rows), known))
         return sum(self.rows[nearest].seconds) + self.links_s
 
-    def _of(self, rows: int) -> StageTimes:
-        times = self._rows.get(rows)
+    def _of(self, rows: int, known: dict[int, StageTimes]) -> StageTimes:
+        times = known.get(rows)
         if times is None:
-            times = self._rows[rows] = StageTimes(self.stages)
+            times = known[rows] = StageTimes(self.stages)
         return times
 
     def verdict(self, depth: int, right: bool, confidence: float = 1.0) -> None:
@@ -208,3 +224,15 @@ class Measured:
         """The chance that a drafted token is right where its predecessors were."""
         right = sum(map(sum, self.right.values()))
         return (right + PRIOR_RIGHT) / (self.verdicts + PRIOR_SEEN)
+
+
+def as_if_alone(alone: dict[int, StageTimes], crowded: dict[int, StageTimes]) -> dict[int, StageTimes]:
+    """Of numbers of rows that were only computed among others, what they would take alone: as much less as others took
+    that were computed in both ways. Where there are none, nothing is known of these."""
+    if not alone:
+        return crowded
+    both = [rows for rows in crowded if rows in alone]
+    if not both:
+        return alone
+    less = min(1.0, sum(sum(alone[rows].seconds) for rows in both) / sum(sum(crowded[rows].seconds) for rows in both))
+    return {**{rows: times.scaled(less) for rows, times in crowded.items()}, **alone}

@@ -45,6 +45,8 @@ class Scheduler(Sender):
         self._newest = -1
         self._forgotten: set[int] = set()
         self._queue: deque[Start] = deque()
+        self._returned_at = 0.0
+        """When the last run came back."""
 
     @property
     def order(self) -> int:
@@ -102,7 +104,7 @@ class Scheduler(Sender):
 
     def _propose(self, message: Proposal) -> None:
         if message.forward_s:
-            self.measured.draft(message.forward_s)
+            self.measured.draft(message.forward_s, alone=not self.in_flight)
         if message.order <= self._first_order:
             return
         generation = self.generations.get(message.request)
@@ -173,7 +175,9 @@ class Scheduler(Sender):
         self._given_up.discard(message.run)
         returned(runs, message, self.now)
         if message.cancelled_at == NOT_CANCELLED:
-            self.measured.run(runs[0], message.computed)
+            alone = not self.in_flight and runs[0].submitted_at >= self._returned_at
+            self.measured.run(runs[0], message.computed, alone=alone)
+        self._returned_at = self.now
         self._go_on(list(map(self._came_back, runs)))
 
     def _came_back(self, run: Run) -> Generation:

@@ -30,7 +30,7 @@ class Sender(Machine):
         self.ledger = self.room.ledger
         self.in_flight: deque[tuple[Run, ...]] = deque()
         """What is under way, oldest first: the runs that travel as one."""
-        self.measured = Measured(pipeline.stages)
+        self.measured = Measured(pipeline.stages, shared=pipeline.ranks_per_core > 1)
         self.next_run = first_run
         self._live: list[Generation] = []
         """Those that have begun and not ended, who was served last at the end."""

@@ -118,3 +118,36 @@ def test_beyond_the_widest_it_goes_on_as_it_rose_and_the_prompt_bears_that_out()
 def test_fewer_rows_than_were_measured_are_cheaper() -> None:
     forecast = Forecast(measured(2, 0.8, 0.0, rows=(4,)))
     assert forecast.traversal_s(1) == pytest.approx(1 - PRIOR_NARROWER * 3 / 4)
+
+
+def test_on_shared_cores_runs_follow_one_another_as_their_work_allows() -> None:
+    """Three stages of a third of a second and the draft on two cores: what a run takes of all of them, in two."""
+    known = measured(3, 0.8, 0.0)
+    apart, shared = Forecast(known), Forecast(known, cores=2.0)
+    drafting_s = DRAFT / apart.width_of_runs(1)
+    assert apart.pace_s(1) == pytest.approx(1 / 3)
+    assert shared.pace_s(1) == pytest.approx((1 + drafting_s) / 2)
+    assert (apart.window(1), shared.window(1)) == (3, 2), "more would only slow one another down"
+    assert shared.synchronous_s(3) == apart.synchronous_s(3), "one computes at a time"
+
+
+def test_messages_are_handled_on_the_same_cores() -> None:
+    known = measured(3, 0.8, 0.0, links=0.4)
+    drafting_s = DRAFT / Forecast(known).width_of_runs(1)
+    assert Forecast(known, cores=2.0).pace_s(1) == pytest.approx((1 + 0.4 + 2 * 0.1 + drafting_s) / 2)
+
+
+def test_a_draft_that_goes_on_halves_the_speed_of_a_target_on_the_same_core() -> None:
+    known = measured(1, 0.8, 0.0)
+    assert Forecast(known, cores=1.0).rounds_s(8) == pytest.approx(2 * Forecast(known).rounds_s(8))
+    assert Forecast(known, cores=2.0).rounds_s(8) == Forecast(known).rounds_s(8)
+
+
+def test_a_draft_beside_more_ranks_than_there_are_cores_has_a_part_of_one() -> None:
+    """A chain of single tokens whose draft takes as long as all else: of three that compute on two cores it gets two
+    thirds of one."""
+    known = measured(3, 0.8, 0.0)
+    known._others.extend([False] * 40)
+    known.draft(100.0)
+    apart, shared = Forecast(known), Forecast(known, cores=2.0)
+    assert shared.pace_s(1) == pytest.approx(1.5 * apart.pace_s(1))

@@ -1,9 +1,10 @@
-"""What confidences are worth, by how often the draft proved right."""
+"""What confidences are worth, by how often the draft proved right; what ranks take that share cores."""
 
 import pytest
 
 from pipeinfer.core.measured import LEAST_POWER, Measured
-from pipeinfer.core.tree import chance
+from pipeinfer.core.messages import RunKind
+from pipeinfer.core.tree import Node, Run, chance
 
 
 def told(confidence: float, right: int, wrong: int) -> Measured:
@@ -30,3 +31,38 @@ def test_what_the_first_choice_leaves_the_others_share() -> None:
     assert chance(0.36, 0.36, 0.5) == pytest.approx(0.6)
     assert chance(0.32, 0.36, 0.5) == pytest.approx(0.4 * 0.5)
     assert [chance(0.2, first, 1.0) for first in (0.6, 1.0)] == pytest.approx([0.2, 0.2])
+
+
+def came_back(found: Measured, rows: int, seconds: float, *, alone: bool) -> None:
+    run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * rows, rows, 0.0, rows, rows, rows)
+    run.compute_s, run.finished_at = (seconds,), seconds
+    found.run(run, (rows,), alone=alone)
+
+
+def test_on_shared_cores_what_a_rank_takes_alone_is_what_counts() -> None:
+    found = Measured(1, shared=True)
+    came_back(found, 1, 1.0, alone=True)
+    for _ in range(20):
+        came_back(found, 1, 2.0, alone=False)
+        came_back(found, 4, 3.0, alone=False)
+        found.draft(0.3)
+        found.draft(0.8, alone=False)
+    assert found.rows[1].seconds == [1.0]
+    assert found.rows[4].seconds == [pytest.approx(1.5)], "as much less as one row takes alone"
+    assert found.draft_s == pytest.approx(0.3)
+
+
+def test_as_long_as_nothing_was_alone_on_shared_cores_the_others_tell() -> None:
+    found = Measured(1, shared=True)
+    came_back(found, 1, 2.0, alone=False)
+    found.draft(0.8, alone=False)
+    assert (found.rows[1].seconds, found.draft_s) == ([2.0], 0.8)
+    came_back(found, 4, 3.0, alone=True)
+    assert list(found.rows) == [4], "nothing tells what one row takes alone"
+
+
+def test_ranks_that_have_cores_compute_at_once_as_they_do_alone() -> None:
+    found = Measured(1)
+    came_back(found, 1, 1.0, alone=True)
+    came_back(found, 1, 2.0, alone=False)
+    assert found.rows[1].seconds == [1.5]

@@ -63,8 +63,8 @@ class Adaptive(Strategy):
         self._rating = (1.0, 1.0)
         self._waiting: list[Node] = []
         self._stalled = self._rests = False
-        self._seen = 0
-        self._experience = Experience(1.0)
+        self._seen, self._first = 0, 1
+        self._experience = Experience(shared=False)
         self._segment = Segment(0.0, 0)
 
     def conclusion(self) -> str:
@@ -79,9 +79,9 @@ class Adaptive(Strategy):
         self._window = generation.pipe.measured.slots + 2
         self._rate(generation)
         pipeline = generation.pipe.pipeline
-        self._experience = Experience(pipeline.ranks_per_core)
+        self._experience = Experience(shared=pipeline.ranks_per_core > 1)
         if pipeline.ranks_per_core > 1:
-            self.way = Way("synchronous", 3)
+            self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
         elif pipeline.stages == 1:
             self.way = Way("rounds", 5)
         if Forecast.ready(generation.pipe.measured):
@@ -100,6 +100,8 @@ class Adaptive(Strategy):
         if not self._stalled and self._is_busy(generation):
             return None  # There may be a better choice by then.
         nodes = self._likeliest(generation, rows)
+        if len(nodes) < rows and not self._stalled and generation.pipe.pipeline.ranks_per_core > 1:
+            return None  # What is under way has the cores meanwhile, and a run of few rows takes nearly as long.
         return that_fit(generation, nodes) if nodes else None
 
     def _is_busy(self, generation: Generation) -> bool:
@@ -115,7 +117,7 @@ class Adaptive(Strategy):
     def _round(self, generation: Generation, rows: int) -> Sequence[Node] | None:
         if generation.covered() or generation.in_flight:
             return None
-        if self._times is None and self.way.kind == "rounds":
+        if not generation.pipe.measured.rows:
             return [generation.tip]  # It tells what one row takes, while the draft reads the prompt.
         drafted = self._likeliest(generation, rows - 1)
         if len(drafted) < rows - 1 and not self._stalled:
@@ -165,7 +167,7 @@ class Adaptive(Strategy):
     def advanced(self, generation: Generation) -> None:
         self._stalled = False
         self._seen += 1
-        if self._seen >= self.every or not self.forecast_s:
+        if self._seen >= (self.every if self.forecast_s else self._first):
             self._seen = 0
             self._choose(generation)
 
@@ -191,7 +193,7 @@ class Adaptive(Strategy):
         self.forecast_s, self._times = ways[self.way], forecast
         self._width = forecast.width(rows) if kind == "rounds" else forecast.width_of_runs(rows)
         self._window = forecast.window(rows)
-        least = least_chance(self.way, forecast, self.forecast_s, generation.pipe.pipeline.ranks_per_core)
+        least = least_chance(self.way, forecast, self.forecast_s)
         tells = generation.pipe.measured.mean_confidence() < SURE  # else no row is told from another
         self._least = max(HOPELESS, round(least / STEP) * STEP * tells)
 
@@ -203,7 +205,7 @@ class Adaptive(Strategy):
 
     def forecast(self, generation: Generation) -> Forecast:
         """Of this pipeline with this draft, as measured."""
-        return Forecast(generation.pipe.measured)
+        return Forecast(generation.pipe.measured, generation.pipe.pipeline.cores)
 
     def _correct(self, generation: Generation, forecast: Forecast) -> None:
         """Hold the last segment against what its rounds, or its hits and misses, should have taken.

@@ -41,11 +41,15 @@ AT_ONCE = ("rounds", "runs")
 
 UNTRIED = 0.85
 """So much of its forecast plain decoding is held to take until it has been tried: one row is mostly cheaper than it
-looks from several, and trying costs less than never to know."""
+looks from several, and trying costs less than never to know. Where cores are shared one row is computed first."""
 
 WORTH, LIKELY = 0.5, 0.6
 """A row is worth its time from this share of the tokens that would else have come in it, since what rows take is known
 from those that are tried; and with such a chance always."""
+
+CROWDED = 1.15
+"""So many times as long as by their work alone runs are held to take on shared cores, until some were tried: stages
+that compute at once want the same memory and caches."""
 
 NEWEST, KEPT = 0.5, 0.95
 """Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
@@ -91,7 +95,7 @@ def expected_s(way: Way, forecast: Forecast, runs: Sequence[Run], tokens: int) -
     return tokens * forecast.runs_s(way.rows)
 
 
-def least_chance(way: Way, forecast: Forecast, token_s: float, ranks_per_core: float) -> float:
+def least_chance(way: Way, forecast: Forecast, token_s: float) -> float:
     """With which a further row of a run, or token of a draft that is waited for, is worth its time where a token comes
     every `token_s`. Of N stages that a run passes the others compute for other runs meanwhile, if they have cores of
     their own, so that a row takes an N-th of its time from these."""
@@ -101,7 +105,7 @@ def least_chance(way: Way, forecast: Forecast, token_s: float, ranks_per_core: f
     if way.kind == "synchronous":
         seconds += forecast.draft_s
     elif way.kind == "runs":
-        seconds *= ranks_per_core / forecast.stages
+        seconds = (seconds + forecast.node_s(way.rows)) / forecast.at_once
     return min(LIKELY, WORTH * seconds / max(token_s, 1e-9))
 
 
@@ -110,12 +114,12 @@ class Experience:
     target; of all others, by how much they exceed their forecast. While the target decodes plainly its times get
     shorter, which promises nothing to ways in which many compute at once.
 
-    Before it is known that is as much as where draft and target take turns; and where ranks share cores, as much more
-    as there are `ranks_per_core`, if many compute at once.
+    Before it is known that is as much as where draft and target take turns, or CROWDED times that where stages compute
+    at once on cores that are `shared`.
     """
 
-    def __init__(self, ranks_per_core: float) -> None:
-        self._ranks_per_core = ranks_per_core
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
         self._ratios: dict[str, float] = {}
         self._plain_s = 0.0
         self._at_once: dict[Way, float] = {}
@@ -135,7 +139,7 @@ class Experience:
                 self._at_once[way] = ways[way] = max(ways[way], before + (1 - KEPT) * (ways[way] - before))
         else:
             self._at_once = {way: seconds for way, seconds in ways.items() if way.kind in AT_ONCE}
-        ways[PLAIN] = self._plain_s or UNTRIED * plain_s
+        ways[PLAIN] = self._plain_s or (1.0 if self._shared else UNTRIED) * plain_s
         return ways
 
     def learn(self, way: Way, seconds: float, expected: float, tokens: int) -> None:
@@ -151,4 +155,4 @@ class Experience:
         return self._ratios.get(kind) or self._unknown(kind)
 
     def _unknown(self, kind: str) -> float:
-        return self._ratios.get("synchronous", 1.0) * (self._ranks_per_core if kind in AT_ONCE else 1.0)
+        return self._ratios.get("synchronous", 1.0) * (CROWDED if self._shared and kind == "runs" else 1.0)

@@ -80,12 +80,9 @@ def test_it_changes_its_mind_with_the_text() -> None:
     assert len({note.split(":")[0] for note in notes}) >= 2, notes
 
 
-@pytest.mark.parametrize(("acceptance", "kind", "other"), [
-    (0.9, "synchronous", Speculative(k=6)),
-    (0.1, "plain", Iterative()),
-])  # fmt: skip
-def test_where_ranks_share_cores_they_take_turns(acceptance: float, kind: str, other: Strategy) -> None:
-    """Four ranks on two cores: whatever one of them computes at the same time as the others is not gained."""
+@pytest.mark.parametrize("acceptance", [0.1, 0.5, 0.75, 0.9])
+def test_where_ranks_share_cores_it_pipelines_what_the_cores_have_room_for(acceptance: float) -> None:
+    """Four ranks on two cores: what several compute at once takes longer, by the work that there is."""
 
     def seconds(strategy: Strategy) -> float:
         hosts = Hosts(["a"] * 5, (1.0, 1.0, 1.5, 2.0), message_s=0.0, head_s=0.0, steps=(2, 2, 2, 2))
@@ -93,9 +90,41 @@ def test_where_ranks_share_cores_they_take_turns(acceptance: float, kind: str, o
         simulation = Simulation(shape, strategy, Costs(3, 0.3), independent(acceptance), hosts=hosts)
         return simulation.generate(REQUEST).emit_s[-1]
 
-    adaptive = Adaptive()
-    assert seconds(adaptive) < 1.15 * seconds(other)
-    assert adaptive.way.kind == kind
+    others = [Iterative(), *(Speculative(k=k) for k in (1, 2, 3)), *(PipeInfer(draft=k, decay=0) for k in (1, 2))]
+    assert seconds(Adaptive()) < min(map(seconds, others))
+
+
+class SecondRowDear:
+    """Three stages of `builtin:target-100m` in f16 and the built-in draft, each on a core of its own: a product of two
+    rows takes another kernel than one."""
+
+    def stage_s(self, stage: int, rows: int, context: int) -> float:
+        return 1e-3 * (14.0 if rows == 1 else 25.4 + 3.6 * min(rows, 6) + 4.6 * max(0, rows - 6)) / 3
+
+    def draft_s(self, rows: int, context: int) -> float:
+        return 1e-3 * (0.2 + 0.4 * rows)
+
+    def row_bytes(self, stage: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("trace", ["greedy", "sampled"])
+def test_where_a_second_row_is_dear_single_tokens_follow_one_another_on_shared_cores_too(trace: str) -> None:
+    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
+
+    def speed(open_strategy: Callable[[], Strategy]) -> float:
+        """Geometric mean over texts."""
+        seconds = []
+        for text in range(8):
+            hosts = Hosts(["a"] * 5, (1.0, 1.08, 1.6, 2.1), message_s=7e-5, head_s=1.5e-4, steps=(8, 8, 8, 2))
+            shape = PipelineShape(3, cells=2048, sequences=64, ranks_per_core=2.0)
+            simulation = Simulation(shape, open_strategy(), SecondRowDear(), recorded.text(text, 76), hosts=hosts)
+            emit_s = simulation.generate(Request(tuple(range(76)), 64)).emit_s
+            seconds.append(emit_s[-1] - emit_s[0])
+        return prod(seconds) ** (-1 / len(seconds))
+
+    others = [Iterative, partial(Speculative, k=2), *(partial(PipeInfer, draft=k, decay=0) for k in (1, 2, 4))]
+    assert speed(Adaptive) > 0.95 * max(map(speed, others))
 
 
 class Unsteady(Costs):
@@ -116,23 +145,19 @@ class Unsteady(Costs):
         return 0.13 * self._noise()
 
 
-@pytest.mark.parametrize(("acceptance", "kind", "other"), [
-    (0.9, "synchronous", Speculative(k=6)),
-    (0.75, "synchronous", Speculative(k=3)),
-    (0.5, "plain", Iterative()),
+@pytest.mark.parametrize(("acceptance", "other"), [
+    (0.9, Speculative(k=6)),
+    (0.75, Speculative(k=3)),
+    (0.5, Iterative()),
 ])  # fmt: skip
-def test_what_comes_between_on_shared_cores_does_not_lead_it_astray(
-    acceptance: float, kind: str, other: Strategy
-) -> None:
+def test_what_comes_between_on_shared_cores_does_not_lead_it_astray(acceptance: float, other: Strategy) -> None:
     def seconds(strategy: Strategy) -> float:
         hosts = Hosts(["a"] * 5, (1.0, 1.1, 1.65, 2.2), message_s=0.02, head_s=0.03, steps=(2, 2, 2, 2))
         shape = PipelineShape(3, cells=2048, sequences=256, ranks_per_core=2.0)
         simulation = Simulation(shape, strategy, Unsteady(3), independent(acceptance), hosts=hosts)
         return simulation.generate(REQUEST).emit_s[-1]
 
-    adaptive = Adaptive()
-    assert seconds(adaptive) < 1.1 * seconds(other)
-    assert adaptive.way.kind == kind
+    assert seconds(Adaptive()) < 1.1 * seconds(other)
 
 
 class OneRankBesideItsDraft:

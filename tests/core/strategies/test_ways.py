@@ -6,6 +6,7 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.strategies.ways import (
+    CROWDED,
     KEPT,
     LIKELY,
     PLAIN,
@@ -44,20 +45,21 @@ def test_no_way_is_several_times_as_wide_as_whatever_was_measured() -> None:
 
 
 def test_plain_decoding_is_worth_a_try_until_it_was_tried() -> None:
-    experience = Experience(1.0)
+    experience = Experience(shared=False)
     assert experience.seconds(forecast(1), ROUND)[PLAIN] == UNTRIED
+    assert Experience(shared=True).seconds(forecast(1), ROUND)[PLAIN] == 1.0, "there it begins with one row"
     experience.learn(PLAIN, 11.0, expected=10.0, tokens=10)
     assert experience.seconds(forecast(1), PLAIN)[PLAIN] == pytest.approx(1.1)
 
 
 def test_what_one_row_takes_beside_a_draft_says_little_about_plain_decoding() -> None:
-    experience = Experience(1.0)
+    experience = Experience(shared=False)
     experience.learn(PLAIN, 10.0, expected=10.0, tokens=10)
     assert experience.seconds(forecast(1, seconds=2.0), ROUND)[PLAIN] == pytest.approx(1 + (1 - KEPT))
 
 
 def test_what_the_target_takes_alone_promises_nothing_to_ways_with_a_draft_beside_it() -> None:
-    experience, runs = Experience(1.0), Way("runs", 1)
+    experience, runs = Experience(shared=False), Way("runs", 1)
     beside = experience.seconds(forecast(1, seconds=2.0), runs)[runs]
     alone = every_way(forecast(1))[runs]
     ways = experience.seconds(forecast(1), PLAIN)
@@ -67,17 +69,17 @@ def test_what_the_target_takes_alone_promises_nothing_to_ways_with_a_draft_besid
 
 
 def test_on_shared_cores_what_computes_at_once_takes_longer_until_it_is_known() -> None:
-    experience, alone = Experience(2.0), every_way(forecast(1))
+    experience, alone = Experience(shared=True), every_way(forecast(1))
     experience.learn(ROUND, 3.0, expected=2.0, tokens=10)
     ways = experience.seconds(forecast(1), ROUND)
     assert ways[ROUND] == pytest.approx(1.25 * alone[ROUND]), "half of what it was too short by"
-    assert ways[Way("runs", 2)] == pytest.approx(2 * 1.25 * alone[Way("runs", 2)])
-    experience.learn(Way("runs", 2), 3.0, expected=2.0, tokens=10)
+    assert ways[Way("runs", 2)] == pytest.approx(CROWDED * 1.25 * alone[Way("runs", 2)])
+    experience.learn(Way("runs", 2), 1.0, expected=1.0, tokens=10)
     assert ways[Way("runs", 2)] > experience.seconds(forecast(1), Way("runs", 2))[Way("runs", 2)]
 
 
 def test_what_was_learned_of_other_ways_fades() -> None:
-    experience = Experience(1.0)
+    experience = Experience(shared=False)
     experience.learn(Way("runs", 2), 6.0, expected=2.0, tokens=10)
     ways = [experience.seconds(forecast(1), ROUND)[Way("runs", 2)] for _ in range(60)]
     assert ways == sorted(ways, reverse=True)
@@ -93,12 +95,13 @@ def test_a_row_is_worth_what_it_takes_of_the_time_of_a_token() -> None:
         found.run(run, (rows,) * 3)
     found.draft(0.5)
     known, row_s = Forecast(found), 3 / 7
-    assert least_chance(PLAIN, known, 2.0, 1.0) == 0
-    assert least_chance(Way("rounds", 4), known, 2.0, 1.0) == pytest.approx(WORTH * row_s / 2)
-    assert least_chance(Way("synchronous", 4), known, 2.0, 1.0) == pytest.approx(WORTH * (row_s + 0.5) / 2)
-    assert least_chance(Way("runs", 4), known, 2.0, 1.0) == pytest.approx(WORTH * row_s / 2 / 3), "two go on"
-    assert least_chance(Way("runs", 4), known, 2.0, 2.0) == pytest.approx(WORTH * row_s / 3), "on the same cores"
-    assert least_chance(Way("rounds", 4), known, 0.01, 1.0) == LIKELY
+    assert least_chance(PLAIN, known, 2.0) == 0
+    assert least_chance(Way("rounds", 4), known, 2.0) == pytest.approx(WORTH * row_s / 2)
+    assert least_chance(Way("synchronous", 4), known, 2.0) == pytest.approx(WORTH * (row_s + 0.5) / 2)
+    assert least_chance(Way("runs", 4), known, 2.0) == pytest.approx(WORTH * row_s / 2 / 3), "two go on"
+    shared, node_s = Forecast(found, cores=2.0), 0.5 / known.width_of_runs(4)
+    assert least_chance(Way("runs", 4), shared, 2.0) == pytest.approx(WORTH * (row_s + node_s) / 2 / 2), "one goes on"
+    assert least_chance(Way("rounds", 4), known, 0.01) == LIKELY
 
 
 def test_requests_that_leave_stages_idle_choose_for_themselves() -> None:
