@@ -204,7 +204,8 @@ class Cluster(Contact):
         first_run, first_order = (before.next_run, before.order) if before is not None else (0, 0)
         pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
                                  self.models.target.context, prompt_chunk or self.plan.prompt_chunk,
-                                 keeps_texts, self._ranks_per_core())  # fmt: skip
+                                 keeps_texts, self._ranks_per_core(),
+                                 rationed=(self.plan.node_cores or 1.0) < 1)  # fmt: skip
         self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order)
         return self.scheduler
 

@@ -28,7 +28,8 @@ class PipelineShape(msgspec.Struct, frozen=True):
     """What is known of the target pipeline: its depth, each stage's KV cells and sequence ids, the model's context
     (tokens), and in how many tokens at a time the prompt is sent. `keeps_texts`: cells stay after a generation as long
     as nobody needs them, and a prompt begins after what is there of it. `ranks_per_core`: on the fullest host, at least
-    1; where it is more, what one rank computes it takes from the others.
+    1; where it is more, what one rank computes it takes from the others. `rationed`: each rank has less than a core,
+    and waits after a burst until it may compute again.
     """
 
     stages: int
@@ -38,6 +39,7 @@ class PipelineShape(msgspec.Struct, frozen=True):
     prompt_chunk: PromptChunk = "auto"
     keeps_texts: bool = False
     ranks_per_core: float = 1.0
+    rationed: bool = False
 
     @property
     def at_once(self) -> float:

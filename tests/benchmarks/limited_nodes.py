@@ -121,7 +121,7 @@ def speed(strategy: str, options: dict[str, Any], costs: ModelCosts, burst: floa
     """Tokens/s of one generation on nodes that have a core for the share `burst` of each period, or always (1)."""
     stages = costs.stages
     simulation = Simulation(
-        PipelineShape(stages, cells=4096, sequences=1024),
+        PipelineShape(stages, cells=4096, sequences=1024, rationed=burst < 1),
         open_strategy(strategy, options),
         costs,
         acceptance("builtin-greedy").oracle(seed=text, start=PROMPT, length=PROMPT + TOKENS + 512),

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from limited_nodes import F16, LimitedNode, ModelCosts, speed
+from limited_nodes import COSTS, F16, LimitedNode, ModelCosts, speed
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,12 @@ def test_what_was_used_counts_for_the_next_piece_and_what_was_stopped_is_left() 
 def test_a_steady_node_decodes_as_fast_as_its_stages_add_up_to() -> None:
     found = speed("iterative", {}, ModelCosts(F16, 3, speed=0.45), 1.0, 0)
     assert found == pytest.approx(0.45e3 / F16[1])
+
+
+@pytest.mark.parametrize("model", COSTS)
+def test_on_nodes_of_a_fifth_of_a_core_adaptive_is_near_plain_decoding(model: str) -> None:
+    costs = ModelCosts(COSTS[model], 7)
+    adaptive, plain = (
+        median([speed(name, {}, costs, 0.2, text) for text in range(3)]) for name in ("adaptive", "iterative")
+    )
+    assert adaptive > 0.93 * plain

@@ -30,7 +30,9 @@ def test_ranks_on_small_nodes_or_with_a_share_of_the_time_count_as_so_much_of_on
     how: dict[str, Any], ranks_per_core: float
 ) -> None:
     with Cluster(stages=2, transport="inproc", **how) as cluster:
-        assert cluster.open_scheduler(lambda _: Iterative()).pipeline.ranks_per_core == ranks_per_core
+        pipeline = cluster.open_scheduler(lambda _: Iterative()).pipeline
+    assert pipeline.ranks_per_core == ranks_per_core
+    assert pipeline.rationed == (how.get("node_cores", 1.0) < 1), "with `cpu_share` a rank is slower, and has no bursts"
 
 
 @pytest.mark.usefixtures("one_core")

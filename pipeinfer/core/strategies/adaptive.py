@@ -13,7 +13,7 @@ from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.strategies.ways import Experience, Way, among_others, expected_s, least_chance
+from pipeinfer.core.strategies.ways import PLAIN, Experience, Way, among_others, expected_s, least_chance
 from pipeinfer.core.strategies.window import that_fit
 from pipeinfer.core.tree import SURE, Node, Run, chance
 
@@ -82,6 +82,8 @@ class Adaptive(Strategy):
         self._experience = Experience(shared=pipeline.ranks_per_core > 1)
         if pipeline.ranks_per_core > 1:
             self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
+        elif pipeline.rationed:
+            self.way = PLAIN  # A wide run would use up the rations of those behind it.
         elif pipeline.stages == 1:
             self.way = Way("rounds", 5)
         if Forecast.ready(generation.pipe.measured):
