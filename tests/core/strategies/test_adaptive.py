@@ -124,7 +124,7 @@ def test_where_a_second_row_is_dear_single_tokens_follow_one_another_on_shared_c
         return prod(seconds) ** (-1 / len(seconds))
 
     others = [Iterative, partial(Speculative, k=2), *(partial(PipeInfer, draft=k, decay=0) for k in (1, 2, 4))]
-    assert speed(Adaptive) > 0.95 * max(map(speed, others))
+    assert speed(Adaptive) > 0.97 * max(map(speed, others))
 
 
 class Unsteady(Costs):
