@@ -60,6 +60,8 @@ class Scenario(msgspec.Struct, frozen=True):
     forgets: bool = False
     row_s: float = 0.01
     draft_row: float = 0.0
+    ranks_per_core: float = 1.0
+    rationed: bool = False
 
     @property
     def pipeline(self) -> PipelineShape:
@@ -74,6 +76,8 @@ class Scenario(msgspec.Struct, frozen=True):
             context=max(self.context, prompt + 1),
             prompt_chunk=self.prompt_chunk,
             keeps_texts=self.keeps_texts,
+            ranks_per_core=self.ranks_per_core,
+            rationed=self.rationed,
         )
 
     def open_policy(self, _: int) -> DraftPolicy | TextPolicy:
@@ -238,6 +242,8 @@ def scenarios(draw: Any, *, crowded: bool = False) -> Scenario:
         forgets=draw(st.booleans()),
         row_s=10.0 if crowded else draw(st.sampled_from([0.01, 10.0])),
         draft_row=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        ranks_per_core=draw(st.sampled_from([1.0, 1.5, 3.0])),
+        rationed=draw(st.booleans()),
     )
 
 
