@@ -1,5 +1,6 @@
 """The plug-in itself: from a model's name to its description, a stage or a tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeinfer.engine.backend import ModelInfo, check_layers
@@ -22,7 +23,7 @@ class NumpyBackend:
     """
 
     @staticmethod
-    def prepare() -> None:
+    def prepare(models: Sequence[str]) -> None:
         """All that it takes is imported with this module."""
 
     def info(self, model: str) -> ModelInfo:

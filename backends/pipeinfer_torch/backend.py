@@ -4,7 +4,8 @@ torch and transformers take seconds to import, so nothing here does before a bac
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -58,13 +59,19 @@ class TorchBackend:
         self._threads = threads
 
     @staticmethod
-    def prepare() -> None:
+    def prepare(models: Sequence[str]) -> None:
         """A process that has looked for GPUs cannot be forked, and transformers may do so."""
         import torch
 
-        if not (torch.version.cuda or torch.version.hip):
-            for module in ("transformers.activations", "pipeinfer_torch.skeleton", "pipeinfer_torch.stage"):
-                import_module(module)
+        if torch.version.cuda or torch.version.hip:
+            return
+        from pipeinfer_torch.plain_config import read_plain
+
+        with suppress(BadModel):  # Whoever loads it says so.
+            if any(read_plain(find_model(model)) is None for model in models):
+                import_module("transformers.activations")
+        for module in ("pipeinfer_torch.skeleton", "pipeinfer_torch.stage"):
+            import_module(module)
 
     def info(self, model: str) -> ModelInfo:
         from pipeinfer_torch.skeleton import Skeleton

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from pipeinfer.cluster.open_ranks import open_ranks
-from pipeinfer.cluster.ranks import Ranks
+from pipeinfer.cluster.ranks import UNKNOWN, Loads, Ranks
 from pipeinfer.errors import RankLost, RankRefuses
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import Failure, LinkLimit, Shutdown
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 
 class Contact:
-    """Opens `count` ranks, for models of `backend` if that is known. A context manager: leaving it ends every rank that
+    """Opens `count` ranks that are to load `loads`. A context manager: leaving it ends every rank that
     it started and lets go of the others.
 
     Raises LaunchError, UnknownPlugin or TransportError while they come up, and RankLost when one is lost.
     """
 
     def __init__(
-        self, transport: str, count: int, workers: tuple[str, ...], key: str | None, backend: str = ""
+        self, transport: str, count: int, workers: tuple[str, ...], key: str | None, loads: Loads = UNKNOWN
     ) -> None:
         self.hosts: dict[int, str] = {}
         """What a rank said of where it is: `HOST (pid N)`."""
@@ -40,11 +40,11 @@ class Contact:
         self._idle_states = ExitStack()
         self._looked_at_ranks = 0.0
         self._before: Ranks | None = None
-        self._backend = backend
+        self._loads = loads
         self._open(transport, count, workers, key)
 
     def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
-        self._ranks: Ranks = open_ranks(transport, count, workers, key, self._backend, self._before)
+        self._ranks: Ranks = open_ranks(transport, count, workers, key, self._loads, self._before)
         self._idle_states.enter_context(without_deep_idle())
 
     def __enter__(self) -> Self:

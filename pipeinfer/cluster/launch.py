@@ -56,7 +56,7 @@ class Cluster(Contact):
         self._recovery = Recovery(self.models)
         self._planned_alone = plan.draft is None
         self._recovery.meet_spares()
-        super().__init__(plan.transport, self.models.count, plan.workers, plan.key, plan.backend)
+        super().__init__(plan.transport, self.models.count, plan.workers, plan.key, self.models.loads)
         try:
             self._set_up()
         except BaseException as problem:

@@ -6,6 +6,7 @@ import msgspec
 
 from pipeinfer.cluster.placement import BadSplit, LayerRange, even_split, parse_split
 from pipeinfer.cluster.plan import AUTO, FITTING, Plan
+from pipeinfer.cluster.ranks import Loads
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.fingerprint import fingerprints
 from pipeinfer.engine.vocabulary import differences
@@ -49,6 +50,11 @@ class Models:
             found.append(f"{self._different[0]}: the draft guesses worse where a text has one of"
                          f" {len(self._different)} such tokens")  # fmt: skip
         return list(dict.fromkeys(found))
+
+    @property
+    def loads(self) -> Loads:
+        """What ranks have to load."""
+        return Loads(self.plan.backend, (self.plan.target, *([self.plan.draft] if self.plan.draft else [])))
 
     @property
     def count(self) -> int:

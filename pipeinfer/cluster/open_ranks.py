@@ -1,7 +1,7 @@
 """Opens the ranks of a plan: as threads or processes on this machine, in an MPI world, or by connecting to workers."""
 
 from pipeinfer.cluster.processes import Processes
-from pipeinfer.cluster.ranks import Ranks
+from pipeinfer.cluster.ranks import Loads, Ranks
 from pipeinfer.cluster.remote_workers import Workers
 from pipeinfer.cluster.threads import Threads
 from pipeinfer.errors import LaunchError
@@ -9,9 +9,9 @@ from pipeinfer.runtime.transports import hosting_of
 
 
 def open_ranks(
-    transport: str, count: int, workers: tuple[str, ...], key: str | None, backend: str, before: Ranks | None
+    transport: str, count: int, workers: tuple[str, ...], key: str | None, loads: Loads, before: Ranks | None
 ) -> Ranks:
-    """Start `count` ranks, for models of `backend`, or reach the ones at `workers`; `before` are those of a session
+    """Start `count` ranks that are to load `loads`, or reach the ones at `workers`; `before` are those of a session
     that was left. Raises LaunchError, UnknownPlugin, TransportError."""
     if workers:
         return Workers(workers, count, key)
@@ -22,7 +22,7 @@ def open_ranks(
         if isinstance(before, Processes) and before.can_open:
             before.open(count)
             return before
-        return Processes(hosting.local, count, backend)
+        return Processes(hosting.local, count, loads)
     if hosting.start == "world":
         from pipeinfer.cluster.mpi_world import MpiProcesses
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeinfer.cluster.memory_layout import same_memory_layout
 from pipeinfer.cluster.rank_processes import RankProcesses
-from pipeinfer.cluster.ranks import say_farewell
+from pipeinfer.cluster.ranks import UNKNOWN, Loads, say_farewell
 from pipeinfer.cluster.stopped_processes import StoppedProcesses
 from pipeinfer.plugins import BACKENDS, load
 from pipeinfer.runtime.processor_quota import bound_cores
@@ -25,9 +25,9 @@ class Processes:
     """Ranks as processes on this machine, that listen at `local`, with keys made for them. They are forked from one
     that is started here, and which outlives a session, so that the next one begins soon."""
 
-    def __init__(self, local: str, count: int, backend: str = "") -> None:
+    def __init__(self, local: str, count: int, loads: Loads = UNKNOWN) -> None:
         self._local = local
-        self._backend = backend
+        self._loads = loads
         self._folder = tempfile.TemporaryDirectory(prefix="pipeinfer-")
         self._key = Path(self._folder.name) / "key.json"
         write_keys(self._key, certificate=not local.startswith("tcp:"))  # It takes a tenth of a second to make.
@@ -51,7 +51,8 @@ class Processes:
     def _start_parent(self, count: int) -> None:
         if self._ranks is not None:
             self._ranks.close(0)
-        prepared = self._backend if self._backend and hasattr(load(BACKENDS, self._backend), "prepare") else ""
+        backend = self._loads.backend
+        prepared = self._loads if backend and hasattr(load(BACKENDS, backend), "prepare") else UNKNOWN
         with same_memory_layout() if count >= bound_cores() else nullcontext():  # This process takes a core too.
             self._ranks = RankProcesses(self._local, self._key, Path(self._folder.name), prepared, count)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeinfer.cluster.forked_ranks import END, START, log_of
 from pipeinfer.cluster.process_end import how_it_ended
 from pipeinfer.cluster.python_process import python_command, python_environment
+from pipeinfer.cluster.ranks import UNKNOWN, Loads
 from pipeinfer.cluster.stopped_processes import StoppedProcesses, runs_ranks
 from pipeinfer.errors import LaunchError
 
@@ -24,10 +25,10 @@ CHECK_S, LOOK_S = 0.1, 0.01
 
 class RankProcesses:
     """Ranks that listen at `local`, with their standard errors in files of `folder`: none before a `start`, which may
-    come again after an `end`. A `backend` prepares the process from which they are forked; `expected` is how many they
-    will be."""
+    come again after an `end`. The process from which they are forked is prepared to load `loads`; `expected` is how
+    many they will be."""
 
-    def __init__(self, local: str, key: Path, folder: Path, backend: str = "", expected: int = 0) -> None:
+    def __init__(self, local: str, key: Path, folder: Path, loads: Loads = UNKNOWN, expected: int = 0) -> None:
         self.count = 0
         self.pids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
@@ -36,7 +37,7 @@ class RankProcesses:
         self._folder = folder
         self._unfinished = b""
         command = python_command("pipeinfer.cluster.worker", "--listen", local, "--key", str(key),
-                                 "--logs", str(folder), "--backend", backend)  # fmt: skip
+                                 "--logs", str(folder), "--backend", loads.backend, "--", *loads.models)  # fmt: skip
         with self._parent_log.open("w") as errors:
             self._parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                                             env=python_environment(expected))  # fmt: skip

@@ -1,8 +1,18 @@
 """The interface through which the head starts, checks and ends a session's ranks, wherever they run."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeinfer.runtime.transports import PeerLost, Transport
+
+
+class Loads(NamedTuple):
+    """What ranks will load, by names: of a backend, and of its models."""
+
+    backend: str = ""
+    models: tuple[str, ...] = ()
+
+
+UNKNOWN = Loads()
 
 
 class Ranks(Protocol):

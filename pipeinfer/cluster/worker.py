@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--key", type=Path, required=True)
     parser.add_argument("--logs", type=Path, required=True)
     parser.add_argument("--backend", default="")
+    parser.add_argument("models", nargs="*")
     arguments = parser.parse_args()
 
     def run(rank: int, say: Say) -> int:
@@ -85,7 +86,7 @@ def main() -> None:
     load(TRANSPORTS, scheme_of(arguments.listen))
     if arguments.backend:
         with suppress(ImportError):  # Each rank says what is missing, and how to have it.
-            load(BACKENDS, arguments.backend).prepare()
+            load(BACKENDS, arguments.backend).prepare(arguments.models)
     ForkedRanks(run, arguments.logs).serve()
 
 

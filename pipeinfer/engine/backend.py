@@ -174,8 +174,8 @@ class Backend(Protocol):
     `weight_files(model) -> list[Path]`: those that hold its weights and are here; ranks that have others are refused.
     One with native code may have `trials(folder)`, by name how to get a backend and the Llama model in that folder for
     it, say in another quantisation, and `REINSTALL`, a command: `pipeinfer doctor` computes each and names the cure.
-    One that takes long to import may have a static `prepare()`, which imports what loading takes, in a process from
-    which the ranks of a machine are forked: it starts no thread and looks for no device.
+    One that takes long to import may have a static `prepare(models)`, which imports what loading these takes, in a
+    process from which the ranks of a machine are forked: it starts no thread and looks for no device.
     """
 
     def info(self, model: str) -> ModelInfo:

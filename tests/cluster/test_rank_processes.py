@@ -147,7 +147,7 @@ def test_who_cannot_start_says_why(local: str, said: str, tmp_path: Path) -> Non
 
 
 LOOKS_FOR_GPUS = """
-import os, threading
+import os, sys, threading
 import torch
 before = len(os.listdir("/proc/self/task"))
 
@@ -157,9 +157,9 @@ def refuse(*_):
 for name in ("is_available", "device_count", "init", "_lazy_init"):
     setattr(torch.cuda, name, refuse)
 from pipeinfer_torch import TorchBackend
-TorchBackend.prepare()
+TorchBackend.prepare(["builtin:draft"])
+assert "transformers" not in sys.modules, "a plain Llama needs nothing of it"
 assert len(os.listdir("/proc/self/task")) == before == 1
-import sys
 known = set(sys.modules)
 if os.fork() == 0:
     from pipeinfer_torch.stage import load_stage
