@@ -11,7 +11,7 @@ import msgspec
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.settings import Settings, SettingsFields
 from pipeinfer.core.effects import Stop
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.engine.text_stream import TextStream
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results import metrics

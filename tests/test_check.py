@@ -12,7 +12,7 @@ import typer
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.commands.check import Check, check, single_stage
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.divergence import Divergence, divergence

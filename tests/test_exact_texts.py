@@ -11,7 +11,7 @@ import pytest
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.prompt_sets import suite
 from pipeinfer.results.divergence import divergence

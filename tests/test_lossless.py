@@ -16,9 +16,8 @@ from pipeinfer.assets import asset
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.effects import Stop
-from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import Batch
-from pipeinfer.engine.sampling import sample
+from pipeinfer.engine.sampling import Sampling, sample
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results.trial import Trial
 

@@ -19,8 +19,8 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.mpi_world import OVERSUBSCRIBE, find_mpiexec, join_world
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_strategy
 from pipeinfer.prompt_sets import suite

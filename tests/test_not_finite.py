@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import KvSeqCp, KvSeqRm, Sampling
+from pipeinfer.core.messages import KvSeqCp, KvSeqRm
 from pipeinfer.engine.backend import Batch, chain
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results.trial import Trial

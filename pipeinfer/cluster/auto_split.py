@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeinfer.cluster.inspection import target_load
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import BadSplit, LayerRange, fastest_split
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.profile import check_profile, read_profile
 from pipeinfer.modelling.rank_survey import Grid, Survey

@@ -5,7 +5,7 @@ import msgspec
 
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import LayerRange
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.runtime.control import Inspect, Load
 
 

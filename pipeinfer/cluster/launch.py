@@ -21,12 +21,12 @@ from pipeinfer.cluster.weights import check_weights
 from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.errors import NothingToChoose
 from pipeinfer.core.generation import PipelineShape, Strategy
-from pipeinfer.core.messages import DraftFrom, Sampling
+from pipeinfer.core.messages import DraftFrom
 from pipeinfer.core.prompt import PromptChunk
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.engine.backend import BadModel, Tokenizer
-from pipeinfer.engine.sampling import NotFinite
+from pipeinfer.engine.sampling import NotFinite, Sampling
 from pipeinfer.errors import LaunchError, RankLost, RankRefuses
 from pipeinfer.modelling.rank_survey import Survey
 from pipeinfer.plugins import open_drafting

@@ -9,8 +9,8 @@ import typer
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.results.divergence import Divergence, divergence
 from pipeinfer.results.trial import Trial
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pipeinfer.cluster.plan import Plan
     from pipeinfer.commands.check import Check
     from pipeinfer.core.generation import Strategy
-    from pipeinfer.core.messages import Sampling
     from pipeinfer.core.scheduler import Scheduler
     from pipeinfer.engine.chat import Message
+    from pipeinfer.engine.sampling import Sampling
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.results.trial import Trial
     from pipeinfer.runtime.event_log import EventLog

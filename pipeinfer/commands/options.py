@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeinfer.cluster.settings import Settings
-    from pipeinfer.core.messages import Sampling
+    from pipeinfer.engine.sampling import Sampling
 
 TEXT, MODELS, PIPELINE, SAMPLING, OUTPUT = "Text", "Models", "Pipeline", "Sampling", "Output"
 SIMULATION, ARTIFACT = "Simulation", "Others' programs"
@@ -161,7 +161,7 @@ class SamplingOptions:
 
     def sampling(self) -> "Sampling":
         """Raises ValueError on what is out of range."""
-        from pipeinfer.core.messages import Sampling
+        from pipeinfer.engine.sampling import Sampling
 
         return Sampling(self.temperature, self.top_k, self.top_p)
 
@@ -173,7 +173,7 @@ class SeededSampling(SamplingOptions):
     seed: Annotated[int, option(SAMPLING, "Same seed, same tokens, whatever the strategy; default: 0.")] = 0
 
     def sampling(self) -> "Sampling":
-        from pipeinfer.core.messages import Sampling
+        from pipeinfer.engine.sampling import Sampling
 
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 

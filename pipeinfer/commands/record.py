@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeinfer.cluster.models import Models
-    from pipeinfer.core.messages import Sampling
     from pipeinfer.engine.backend import Backend
+    from pipeinfer.engine.sampling import Sampling
     from pipeinfer.runtime.oracle import Trace
 
 

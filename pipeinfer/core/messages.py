@@ -177,29 +177,3 @@ class Proposal(Message, frozen=True):
     request: int = 0
     forward_s: float = 0.0
     cached: int = 0
-
-
-SEEDS = 2**64
-"""A seed is half of the key of a Philox generator."""
-
-
-class Sampling(Message, frozen=True):
-    """How tokens are chosen from logits (`pipeinfer.engine.sampling`). `top_k` 0 and `top_p` 1 switch a filter off.
-
-    Raises ValueError on what is out of range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature = {self.temperature}: expected 0, which is greedy, or more")
-        if not 0 <= self.top_k < 2**63:
-            raise ValueError(f"top_k = {self.top_k}: expected a number of tokens, or 0 for all of them")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p}: expected a probability from 0 to 1")
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"seed = {self.seed}: expected 0 to {SEEDS - 1}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core.messages import Candidates, Sampling
+from pipeinfer.core.messages import Candidates, Message
 
 Floats: TypeAlias = NDArray[np.float32]
 Tokens: TypeAlias = NDArray[np.intp]
@@ -21,6 +21,32 @@ Tokens: TypeAlias = NDArray[np.intp]
 
 GREEDY_BELOW = 1e-20
 """A temperature below this is taken for 0: no noise would change a choice, and logits / T would leave float32."""
+
+
+SEEDS = 2**64
+"""A seed is half of the key of a Philox generator."""
+
+
+class Sampling(Message, frozen=True):
+    """How tokens are chosen from logits. `top_k` 0 and `top_p` 1 switch a filter off.
+
+    Raises ValueError on what is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature = {self.temperature}: expected 0, which is greedy, or more")
+        if not 0 <= self.top_k < 2**63:
+            raise ValueError(f"top_k = {self.top_k}: expected a number of tokens, or 0 for all of them")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p}: expected a probability from 0 to 1")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed = {self.seed}: expected 0 to {SEEDS - 1}")
 
 
 class NotFinite(ValueError):  # noqa: N818 - reads as what came

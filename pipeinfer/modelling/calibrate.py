@@ -12,8 +12,8 @@ from pipeinfer.cluster.contact import Contact
 from pipeinfer.cluster.garbage_collection import uncollected
 from pipeinfer.cluster.inspection import draft_load, inspections, target_load
 from pipeinfer.cluster.models import Models
-from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import ModelInfo
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.head_time import head_event_s
 from pipeinfer.modelling.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile

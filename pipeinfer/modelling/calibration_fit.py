@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.modelling.profile import Curve, Profile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting

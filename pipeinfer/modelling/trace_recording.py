@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from pipeinfer.core.ledger import CANONICAL
-from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import Backend, Batch, ModelStage
-from pipeinfer.engine.sampling import Floats, candidates, sample
+from pipeinfer.engine.sampling import Floats, Sampling, candidates, sample
 from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.runtime.oracle import RANKS, Trace
 

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Message, Proposal, Sampling
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Message, Proposal
+from pipeinfer.engine.sampling import Sampling
 
 
 class LinkLimit(msgspec.Struct, frozen=True):

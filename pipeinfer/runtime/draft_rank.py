@@ -9,9 +9,9 @@ from pipeinfer.core.draft import DraftPolicy
 from pipeinfer.core.drafter import Drafter
 from pipeinfer.core.effects import Abort, Apply, ComputeDraft, Drafted, Forward, Wake, Woken
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind, Sampling
+from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Logits, RunKind
 from pipeinfer.engine.backend import Batch, ModelStage
-from pipeinfer.engine.sampling import Floats, best_candidates
+from pipeinfer.engine.sampling import Floats, Sampling, best_candidates
 from pipeinfer.plugins import open_drafting
 from pipeinfer.runtime.control import AddRequest, Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NO_TOKEN, CancelRun, Candidates, Decode, KvOp, RunKind, Sampling
+from pipeinfer.core.messages import NO_TOKEN, CancelRun, Candidates, Decode, KvOp, RunKind
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.exact import ExactStage
-from pipeinfer.engine.sampling import NotFinite, best_candidates, margin, sample
+from pipeinfer.engine.sampling import NotFinite, Sampling, best_candidates, margin, sample
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.control import AddRequest, Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import Tokenizer
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.engine.text_stream import TextStream
 from pipeinfer.errors import LaunchError
 from pipeinfer.serve.events import Failed, Paused, RequestRecord, Resumed, ServiceEvent, Tokens

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from pipeinfer.core.messages import SEEDS, Sampling
+from pipeinfer.engine.sampling import SEEDS, Sampling
 from pipeinfer.serve.refusal import Refusal
 
 MOST_CHOICES = 32

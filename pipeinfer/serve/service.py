@@ -16,8 +16,8 @@ from typing import Any, Self
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.core.effects import Request, Start, Stop
 from pipeinfer.core.generation import Strategy
-from pipeinfer.core.messages import Sampling
 from pipeinfer.core.scheduler import Scheduler
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import RankLost, one_line
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.control import Begin

@@ -15,9 +15,10 @@ from pipeinfer.cluster.head import HeadWorld, Links
 from pipeinfer.core.effects import Emit, Finish, Forget, Start, Stop
 from pipeinfer.core.generation import Generation, PipelineShape
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import Logits, Sampling
+from pipeinfer.core.messages import Logits
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_drafting
 from pipeinfer.results.trial import RunRecord, run_record
 from pipeinfer.runtime.control import AddRequest

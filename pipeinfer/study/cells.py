@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.engine.special_tokens import framed
 from pipeinfer.engine.text_stream import continuation
 from pipeinfer.modelling.platform import platform_of

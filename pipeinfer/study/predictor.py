@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.modelling.profile import Profile
 from pipeinfer.prompt_sets import prompt_named

@@ -6,9 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeinfer.core.messages import Sampling
 from pipeinfer.engine.backend import Backend, BadModel, Batch
-from pipeinfer.engine.sampling import candidates, sample
+from pipeinfer.engine.sampling import Sampling, candidates, sample
 from pipeinfer.runtime.oracle import RANKS, Trace, independent
 from pipeinfer.testing import BackendConformance
 from pipeinfer_emulated import EmulatedBackend

@@ -8,8 +8,7 @@ from llamacpp_stages import backend, chain, never, open_stages
 from pipeinfer.assets import asset
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
-from pipeinfer.engine.sampling import sample
+from pipeinfer.engine.sampling import Sampling, sample
 from pipeinfer.plugins import open_strategy
 
 STRATEGIES = {

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeinfer.core.messages import Sampling
-from pipeinfer.engine.sampling import candidates, sample
+from pipeinfer.engine.sampling import Sampling, candidates, sample
 
 WAYS = {
     "greedy": Sampling(),

@@ -29,7 +29,7 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.cluster.python_process import ONE_THREAD
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.metrics import tokens_per_second

@@ -9,7 +9,7 @@ import pytest
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.core.effects import Stop
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.trial import Trial
 

@@ -27,8 +27,8 @@ from pipeinfer.cluster.mpi_world import (
     place,
     world_environment,
 )
-from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.iterative import Iterative
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.profile import read_profile
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeinfer.core.messages import Sampling
-from pipeinfer.engine.sampling import Floats, NotFinite, candidates, gumbel, margin, sample, scores
+from pipeinfer.engine.sampling import Floats, NotFinite, Sampling, candidates, gumbel, margin, sample, scores
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5, 0.0, -4.0, 1.5], np.float32)
 DRAWS = 20_000

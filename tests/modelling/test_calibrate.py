@@ -15,7 +15,7 @@ from pipeinfer.cli import main
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.placement import LayerRange
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError
 from pipeinfer.modelling.calibrate import calibrate
 from pipeinfer.modelling.profile import BadProfile, Curve, Profile, read_profile, write_profile

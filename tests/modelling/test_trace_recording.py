@@ -7,8 +7,8 @@ import pytest
 
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape
-from pipeinfer.core.messages import Sampling
 from pipeinfer.core.strategies.speculative import Speculative
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.modelling.trace_recording import record
 from pipeinfer.runtime.oracle import RANKS, Trace, independent, read_trace
 from pipeinfer.runtime.sim import Simulation

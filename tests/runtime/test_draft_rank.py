@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeinfer.core.messages import DraftFrom, DraftSettings, KvOp, Proposal, Sampling
+from pipeinfer.core.messages import DraftFrom, DraftSettings, KvOp, Proposal
 from pipeinfer.core.tree import Node
 from pipeinfer.engine.backend import AbortCheck, Batch, Hidden
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.runtime import control
 from pipeinfer.runtime.control import AddRequest, AskReport, Begin, Report, Setup, Shutdown
 from pipeinfer.runtime.draft_rank import COLLECT_AFTER, DraftWorker

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from web_client import Served, WebClient, web_server
 
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.engine.text_stream import TextStream
 from pipeinfer.serve.answers import AnswerChoice
 from pipeinfer.serve.event_stream import comment

@@ -12,7 +12,7 @@ from pipeinfer.cluster.plan import Plan
 from pipeinfer.core import drafter
 from pipeinfer.core.draft_forward import Share, assemble
 from pipeinfer.core.effects import ComputeDraft
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.serve.events import Ended
 from pipeinfer.serve.service import Service
 

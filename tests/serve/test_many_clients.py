@@ -13,7 +13,7 @@ import pytest
 from test_service import PATIENCE_S, PROMPTS, STRATEGIES, alone, ask, settled
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.serve.events import Ended
 from pipeinfer.serve.service import Service
 

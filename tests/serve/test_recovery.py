@@ -13,7 +13,7 @@ from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
 
 from pipeinfer.assets import asset
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
 from pipeinfer.serve.events import Ended, Failed, Paused, Resumed, Tokens

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.serve.events import Ended, Failed, ServiceEvent, Tokens
 from pipeinfer.serve.service import Service, Ticket

@@ -18,7 +18,7 @@ import pytest
 from test_service import PATIENCE_S, STRATEGIES, Answer, ask
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.core.messages import Sampling
+from pipeinfer.engine.sampling import Sampling
 from pipeinfer.serve.events import Ended
 from pipeinfer.serve.pipe_events import PipeEvents
 from pipeinfer.serve.service import Service
