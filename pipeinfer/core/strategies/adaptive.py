@@ -1,17 +1,17 @@
 """Speculation that measures its pipeline as it goes, and decodes in whichever way would now be the fastest.
 
-Every few verified runs the closed forms of `pipeinfer.core.forecast` are worked out with what was measured: seconds of
-each stage by rows, of links and draft, and how often the draft was right. What really came of the way in use corrects
-its forecasts, since ranks that share cores slow one another down in ways that no part shows by itself.
+Every few verified runs the closed forms of `forecast` are worked out with what was measured: seconds of each stage by
+rows, of links and draft, and how often the draft was right. What really came of the way in use corrects its forecasts,
+since ranks that share cores slow one another down in ways that no part shows by itself.
 """
 
 from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
-from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
+from pipeinfer.core.strategies.forecast import Forecast
 from pipeinfer.core.strategies.options import require
 from pipeinfer.core.strategies.ways import PLAIN, Experience, Way, among_others, expected_s, least_chance
 from pipeinfer.core.strategies.window import that_fit

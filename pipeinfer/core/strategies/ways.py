@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.slots import seconds_of, slowest_s
+from pipeinfer.core.strategies.forecast import Forecast
 from pipeinfer.core.tree import Run
 
 RUNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)

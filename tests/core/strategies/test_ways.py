@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
+from pipeinfer.core.strategies.forecast import Forecast
 from pipeinfer.core.strategies.ways import (
     CROWDED,
     KEPT,

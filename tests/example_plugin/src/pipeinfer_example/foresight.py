@@ -1,8 +1,8 @@
 """A strategy: adaptive speculation that is told how good its drafts are, for simulations to hold others against."""
 
-from pipeinfer.core.forecast import Forecast
 from pipeinfer.core.generation import Generation
 from pipeinfer.core.strategies.adaptive import Adaptive
+from pipeinfer.core.strategies.forecast import Forecast
 
 
 class Foresight(Adaptive):

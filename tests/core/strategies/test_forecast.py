@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeinfer.core.forecast import PRIOR_DOUBLE, PRIOR_NARROWER, Forecast, tree_lengths
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
+from pipeinfer.core.strategies.forecast import PRIOR_DOUBLE, PRIOR_NARROWER, Forecast, tree_lengths
 from pipeinfer.core.tree import Node, Run
 
 DRAFT = 0.02
