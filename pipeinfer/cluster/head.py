@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from pipeinfer.core.effects import Emit, Finish, Forward, Note, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
+from pipeinfer.core.effects import Emit, Finish, Forward, Note, Request, Start, Stop
 from pipeinfer.core.generation import Strategy
 from pipeinfer.core.machine import Machine
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.text_drafter import TextDrafter
 from pipeinfer.results.trial import RankRecord, Trial, run_record
@@ -70,23 +71,23 @@ class HeadWorld(World):
     def now(self) -> float:
         return time.monotonic() - self._start
 
-    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
-        self._cluster.send_first(effect.message)
+    def to_first_stage(self, machine: Machine, effect: Decode) -> None:
+        self._cluster.send_first(effect)
 
-    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
-        if self._drafter is not None and self._drafts_here(effect.message.request):
-            World.tell(self, self._drafter, effect.message)
+    def to_draft(self, machine: Machine, effect: DraftFrom) -> None:
+        if self._drafter is not None and self._drafts_here(effect.request):
+            World.tell(self, self._drafter, effect)
         else:
-            self._cluster.send_draft(effect.message)
+            self._cluster.send_draft(effect)
 
     def forward(self, machine: Machine, effect: Forward) -> None:
         """The drafter on the head proposes."""
         self._next.append((self._scheduler, effect.message))
 
-    def to_stages(self, machine: Machine, effect: ToStages) -> None:
-        self._cluster.send_stages(effect.message)
-        if effect.message.runs:
-            self._mark("cancel " + " ".join(map(str, effect.message.runs)), self.now())
+    def to_stages(self, machine: Machine, effect: CancelRun) -> None:
+        self._cluster.send_stages(effect)
+        if effect.runs:
+            self._mark("cancel " + " ".join(map(str, effect.runs)), self.now())
 
     def note(self, machine: Machine, effect: Note) -> None:
         self._mark(effect.text, self.now())

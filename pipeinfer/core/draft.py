@@ -1,7 +1,7 @@
 """What is drafted for one request: the branches of its tree, grown by its draft policy from where the text stands."""
 
-from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.messages import DraftFrom, DraftSettings
+from pipeinfer.core.room import Room
 from pipeinfer.core.tree import Node, log_of, root
 
 FEED_ROWS = 256
@@ -34,13 +34,15 @@ class Draft:
     `next` once they are known.
     """
 
-    def __init__(self, number: int, ledger: Ledger, free: list[int], limit: int, policy: DraftPolicy) -> None:
+    def __init__(self, number: int, room: Room, limit: int, policy: DraftPolicy) -> None:
         self.number = number
         self.policy = policy
         self.settings = DraftSettings()
         self.tip = root()
         """The last committed token."""
         self.leaves: list[Node] = []
+        self.resting: list[Node] = []
+        """Ends of branches that rest."""
         self.until = -1
         self.limit = limit
         """The longest text, in tokens, that the draft can hold."""
@@ -60,23 +62,22 @@ class Draft:
         """It has said that nothing more comes before the next order."""
         self.waiting = False
         """A retry has been asked for."""
+        self.ended = False
         self.started = self.rejects = 0
-        self.sequence = free.pop()
-        self._ledger = ledger
-        self._free = free
-        self._resting: list[Node] = []
+        self.sequence = room.free.popleft()
+        self._room = room
+        self._ledger = room.ledger
         self._forgotten = 0
         self._next_id = 0
-        self._wants_retry = False
         self.tip.sequence = self.sequence
-        ledger.begin(self.sequence)
+        room.ledger.begin(self.sequence)
 
     # For policies
 
     @property
     def spare(self) -> int:
         """How many branches may be added beside those that go on."""
-        return len(self._free)
+        return len(self._room.free)
 
     @property
     def room(self) -> int:
@@ -88,16 +89,11 @@ class Draft:
         """What recovery and decay add to the thresholds now."""
         return self.started * self.settings.recovery - self.rejects * self.settings.decay
 
-    @property
-    def resting(self) -> list[Node]:
-        """Ends of branches that rest."""
-        return list(self._resting)
-
     def may_grow(self, node: Node, score: float = 0.0) -> bool:
         """A token after `node` is wanted, has a sequence, and the draft could read on from it. One of that `score` may
         take the sequence of a branch that rests and is less likely."""
         wanted = node.position + 1 <= self.until and node.position + 2 <= self.limit
-        return wanted and (bool(self._free) or self._hands_on(node) or self._least_likely(score, node) is not None)
+        return wanted and (bool(self._room.free) or self._hands_on(node) or self._least_likely(score, node) is not None)
 
     def branch(self, parent: Node, token: int, confidence: float, *, last: bool = True, propose: bool = True) -> Node:
         """Try `token` after `parent`. `last`: nothing else is tried after it, so that its sequence goes on."""
@@ -105,9 +101,9 @@ class Draft:
         node = parent.children[token] = Node(token, parent.position + 1, parent, confidence)
         node.score = parent.score + log_of(confidence)
         if not (last and self._hands_on(parent)):
-            if not self._free:
+            if not self._room.free:
                 self._forget(node.score, parent)
-            sequence = self._free.pop()
+            sequence = self._room.free.popleft()
             self._ledger.fork(parent.sequence, sequence, parent.position + 1)
         node.id, self._next_id = self._next_id, self._next_id + 1
         node.sequence = sequence
@@ -126,31 +122,34 @@ class Draft:
         """Let this branch grow no further; it stays where it is until it is resumed, the text comes to its end, or a
         likelier one takes its sequence."""
         self.leaves.remove(leaf)
-        self._resting.append(leaf)
+        self.resting.append(leaf)
 
     def resume(self, leaf: Node) -> None:
         """Let a branch that rests go on."""
-        self._resting.remove(leaf)
+        self.resting.remove(leaf)
         self.leaves.append(leaf)
 
     def retry_later(self) -> None:
         """Ask again in a millisecond, when decay has lowered the thresholds."""
-        if self.settings.decay > 0 and not self.settings.once:
-            self._wants_retry = True
+        self.waiting = self.waiting or (self.settings.decay > 0 and not self.settings.once)
 
     # For the drafter
 
     def redirect(self, order: DraftFrom) -> None:
-        """Take a new order."""
+        """Take a new order; with one that stops it, it has ended."""
+        if order.until < 0:
+            self.abandon()
+            self.ended = True
+            return
         self.order, self.until = order.order, order.until
         self.settings = order.settings or self.settings
         self.started = self.rejects = self._forgotten = 0
         self.answered = self.stalled = False
         for token in order.tokens:
             self._commit(token)
-        self._resting = [leaf for leaf in self._resting if self._still_open(leaf)]
+        self.resting = [leaf for leaf in self.resting if self._still_open(leaf)]
         self.leaves = [leaf for leaf in self.leaves if self._still_open(leaf)]
-        if not self.leaves and not self._resting:
+        if not self.leaves and not self.resting:
             self.leaves = [self.tip]
         # A token that was committed before it was proposed is no proposal any more.
         self.outbox = [node for node in self.outbox if node.alive and node.position > self.tip.position]
@@ -171,13 +170,6 @@ class Draft:
         del self.unfed[: length - before]
         self.cached += length - before
 
-    def take_wish(self) -> bool:
-        """Whether a retry is asked for anew."""
-        wanted = self._wants_retry and not self.waiting
-        self._wants_retry = False
-        self.waiting = self.waiting or wanted
-        return wanted
-
     def rows(self, free_cells: int, *, done: bool) -> list[Node]:
         """What to feed next: committed text first, then the last token of every open branch."""
         if self.unfed:
@@ -189,22 +181,15 @@ class Draft:
 
     def abandon(self) -> None:
         """Nothing more is wanted."""
-        self._resting += self.leaves
+        self.resting += self.leaves
         self.unfed, self.leaves, self.outbox = [], [], []
         self.answered = self.stalled = True
 
     def release(self) -> None:
-        """Give the sequences of all branches back, and that of the text where nothing of it was read; else it holds
-        what was."""
-        sequences = {leaf.sequence for leaf in self._resting} - {self.sequence}
-        length = self.read
-        if length:
-            self._ledger.cut(self.sequence, length)
-        else:
-            sequences.add(self.sequence)
-        for sequence in sequences:
-            self._ledger.release(sequence)
-            self._free.append(sequence)
+        """Give back the sequences of all branches; that of the text holds what was read of it, if texts are kept."""
+        text = self.text[: self.read]
+        self._room.give_back({leaf.sequence for leaf in self.resting} - {self.sequence})
+        self._room.keep(self.sequence, text)
 
     def _hands_on(self, node: Node) -> bool:
         """A branch ends here, on a sequence of its own, which its last child may take."""
@@ -215,7 +200,7 @@ class Draft:
         own, which may be all that holds it."""
         if self._forgotten >= MOST_FORGOTTEN:
             return None
-        below = [leaf for leaf in self._resting if leaf.score < score and not _is_below(leaf, parent)]
+        below = [leaf for leaf in self.resting if leaf.score < score and not _is_below(leaf, parent)]
         return min(below, key=lambda leaf: leaf.score, default=None)
 
     def _forget(self, score: float, parent: Node) -> None:
@@ -224,10 +209,9 @@ class Draft:
         leaf = self._least_likely(score, parent)
         assert leaf is not None
         self._forgotten += 1
-        self._resting.remove(leaf)
-        self._ledger.release(leaf.sequence)
-        self._free.append(leaf.sequence)
-        ends = {*self.leaves, *self._resting}
+        self.resting.remove(leaf)
+        self._room.give_back((leaf.sequence,))
+        ends = {*self.leaves, *self.resting}
         node: Node | None = leaf
         while node is not None and not node.committed:
             if node.sequence == leaf.sequence:  # Also above one that has another's.
@@ -250,7 +234,7 @@ class Draft:
         if child.fed:
             self._ledger.promote(child.sequence, child.position, self.sequence)
         else:
-            if child not in self.leaves and child not in self._resting:
+            if child not in self.leaves and child not in self.resting:
                 child.sequence = self.sequence
             self.unfed.append(child)
 
@@ -259,8 +243,7 @@ class Draft:
         if leaf.alive and leaf.position > self.tip.position:
             return True
         if leaf.sequence != self.sequence:
-            self._ledger.release(leaf.sequence)
-            self._free.append(leaf.sequence)
+            self._room.give_back((leaf.sequence,))
             leaf.sequence = self.sequence
         return False
 

@@ -1,7 +1,7 @@
 """One forward of the draft: rows of one request, or of several that go as one, and of how many had best."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median_low
 from typing import NamedTuple
 
@@ -63,15 +63,12 @@ class DraftTimes:
 
     def best(self, rows: Sequence[int]) -> int:
         """Of requests that have so many rows to feed, each in its turn, how many had best go as one: the fewest that
-        come within 5 % of as many requests per second as any number of them.
-
-        What is not known is taken for what makes it worth a try: more rows than any for free while one number of them
-        is known, and fewer than any for as much less. Between those that are known is a line."""
+        come within 5 % of as many requests per second as any number of them."""
         known = self._known()
         rates, together = [], 0
         for count, more in enumerate(rows, 1):
             together += more
-            rates.append(count / max(_seconds_of(known, together), 1e-9))
+            rates.append(count / max(seconds_of(known, together), 1e-9))
         enough = ENOUGH * max(rates)
         return next(count for count, rate in enumerate(rates, 1) if rate >= enough)
 
@@ -80,8 +77,3 @@ class DraftTimes:
         for rows, seconds in self._newest:
             taken.setdefault(rows, []).append(seconds)
         return no_slower_than_wider({rows: median_low(several) for rows, several in taken.items()})
-
-
-def _seconds_of(known: Mapping[int, float], rows: int) -> float:
-    least = min(known, default=0)
-    return known[least] * rows / least if rows < least else seconds_of(known, rows)

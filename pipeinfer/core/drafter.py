@@ -7,7 +7,6 @@ forward, as many as pays (`draft_forward`), the others in their turn; none reads
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 
@@ -15,10 +14,10 @@ from pipeinfer.core.draft import Draft, DraftPolicy
 from pipeinfer.core.draft_forward import DraftTimes, Share, assemble
 from pipeinfer.core.effects import Abort, Apply, Drafted, Forward, Wake, Woken
 from pipeinfer.core.errors import OurError, PeerError
-from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import DraftFrom, DraftNode, Proposal
-from pipeinfer.core.prefixes import HeldTexts, common_length
+from pipeinfer.core.prefixes import common_length
+from pipeinfer.core.room import Room
 from pipeinfer.core.tree import Node
 
 RETRY_S = 1e-3
@@ -53,15 +52,13 @@ class Drafter(Machine):
         keeps_texts: bool = False,
     ) -> None:
         super().__init__()
-        self.ledger = Ledger(cells, sequences)
-        self.held = HeldTexts()
-        self._keeps_texts = keeps_texts
+        self.handlers = {DraftFrom: self._redirect, Drafted: self._computed, Woken: self._woken}
+        self.room = Room(cells, sequences, keeps_texts=keeps_texts)
+        self.ledger = self.room.ledger
         self.drafts: dict[int, Draft] = {}
+        """By request; whose turn it was last is at the end."""
         self._open_policy = open_policy
         self._limit = min(cells, context)
-        self._free = list(range(sequences - 1, -1, -1))
-        self._turns: list[Draft] = []
-        self._ended: list[Draft] = []
         self._waiting: dict[int, DraftFrom] = {}
         self._computing: list[Share] = []
         self._times = DraftTimes()
@@ -73,9 +70,8 @@ class Drafter(Machine):
 
     def validate(self) -> None:
         self.ledger.validate()
-        taken = {draft.sequence for draft in self.drafts.values()} | set(self.held.sequences)
-        assert len(taken) == len(self.drafts) + len(self.held), "each text has a sequence of its own"
-        assert not taken & set(self._free)
+        texts = [*(draft.sequence for draft in self.drafts.values()), *self.room.held.sequences]
+        assert len({*texts, *self.room.free}) == len(texts) + len(self.room.free), "each text has a sequence of its own"
         for draft in self.drafts.values():
             assert len(draft.text) == draft.tip.position + 1
             assert all(leaf.alive for leaf in draft.leaves)
@@ -87,59 +83,36 @@ class Drafter(Machine):
         assert all(self.drafts[share.draft.number] is share.draft for share in self._computing)
         assert all(node.fed for share in self._computing for node in share.rows)
 
-    def _take(self, event: Any) -> None:
-        if isinstance(event, DraftFrom):
-            self._redirect(event)
-        elif isinstance(event, Drafted):
-            self._computed(event)
-        elif isinstance(event, Woken):
-            for draft in self._turns:
-                draft.rejects += draft.waiting
-                draft.waiting = False
-        else:
-            raise PeerError(f"the drafter does not take a {type(event).__name__}")
-        self._step()
-
     def _redirect(self, order: DraftFrom) -> None:
         draft = self.drafts.get(order.request)
         if draft is None:
-            if not self._free and self.held:
-                self._give_up()
-            if not self._free:
-                self._put_off(order)
-                return
             order = self._with_what_was_put_off(order)
-            draft = Draft(order.request, self.ledger, self._free, self._limit,
-                          self._open_policy(order.request))  # fmt: skip
-            self.drafts[order.request] = draft
-            self._turns.append(draft)
+            if self.room.make(1, 0):
+                draft = Draft(order.request, self.room, self._limit, self._open_policy(order.request))
+                self.drafts[order.request] = draft
+            elif order.until >= 0:  # Others' branches have all sequences: nothing is drafted before its next order.
+                self._waiting[order.request] = order
+                self._effects.append(Forward(Proposal(order.order, (), stalled=True, request=order.request)))
         elif order.order <= draft.order:
             raise PeerError(f"order {order.order} came after order {draft.order}: expected numbers that grow")
-        ended = order.until < 0
-        if ended:
-            draft.abandon()
-            self._ended.append(draft)
-            self._turns.remove(draft)
-        else:
+        if draft is not None:
             draft.redirect(order)
-        if any(share.draft is draft for share in self._computing) and not self._aborting and not self._wanted:
+            self._abort_unless_wanted(draft)
+        self._step()
+
+    def _abort_unless_wanted(self, draft: Draft) -> None:
+        """What is computed for a draft that goes elsewhere may be of use to none of those that it is computed for."""
+        shares = self._computing
+        wanted = any(not share.draft.ended and any(node.alive for node in share.rows) for share in shares)
+        if any(share.draft is draft for share in shares) and not self._aborting and not wanted:
             self._aborting = True
             self._effects.append(Abort())
 
-    @property
-    def _wanted(self) -> bool:
-        """What is being computed is, for one request at least."""
-        return any(
-            share.draft not in self._ended and any(node.alive for node in share.rows) for share in self._computing
-        )
-
-    def _put_off(self, order: DraftFrom) -> None:
-        """Others' branches have all sequences: nothing is drafted before the request's next order."""
-        if order.until < 0:
-            self._waiting.pop(order.request, None)
-            return
-        self._waiting[order.request] = self._with_what_was_put_off(order)
-        self._effects.append(Forward(Proposal(order.order, (), stalled=True, request=order.request)))
+    def _woken(self, _: Woken) -> None:
+        for draft in self.drafts.values():
+            draft.rejects += draft.waiting
+            draft.waiting = False
+        self._step()
 
     def _with_what_was_put_off(self, order: DraftFrom) -> DraftFrom:
         """The order, with the tokens and settings of those before it."""
@@ -158,6 +131,7 @@ class Drafter(Machine):
         else:
             self._found(shares, event)
         self._aborting = False
+        self._step()
 
     def _lost(self, shares: Sequence[Share]) -> None:
         for draft, rows, *_ in shares:
@@ -182,17 +156,18 @@ class Drafter(Machine):
         for others with it."""
         if self._computing:
             return
-        while self._ended:
-            self._let_go(self._ended.pop())
-        if self._keeps_texts:
+        for draft in [draft for draft in self.drafts.values() if draft.ended]:
+            self.drafts.pop(draft.number).release()
+        if self.room.keeps_texts:
             self._look_up()
             self._make_room()
-        for draft in self._turns:
+        for draft in self.drafts.values():
+            waited = draft.waiting
             if not draft.stalled:
                 draft.policy.grow(draft)
-            if draft.take_wish():
+            if draft.waiting and not waited:
                 self._effects.append(Wake(RETRY_S))
-        due = [(draft, rows) for draft in self._turns if (rows := self._say(draft))]
+        due = [(draft, rows) for draft in self.drafts.values() if (rows := self._say(draft))]
         if due:
             self._compute(due if len(due) == 1 else self._together(due))
 
@@ -207,29 +182,18 @@ class Drafter(Machine):
                 room -= len(rows)
         return going[: self._times.best([len(rows) for _, rows in going])]
 
-    def _let_go(self, ended: Draft) -> None:
-        del self.drafts[ended.number]
-        length = ended.read
-        ended.release()
-        if not length:
-            return
-        over = self.held.add(ended.sequence, ended.text[:length]) if self._keeps_texts else [ended.sequence]
-        for sequence in over:
-            self.ledger.release(sequence)
-            self._free.append(sequence)
-
     def _look_up(self) -> None:
         """Of what drafts have still to read, take over what others have read."""
-        for draft in self._turns:
+        for draft in self.drafts.values():
             if len(draft.unfed) > LOOK_UP_ROWS and not draft.stalled:
                 self._catch_up(draft)
 
     def _catch_up(self, draft: Draft) -> None:
         """With a text that is over, or that goes on."""
         text = draft.text
-        source, length = self.held.longest(tuple(text))
+        source, length = self.room.held.longest(tuple(text))
         if length:
-            self.held.use(source)
+            self.room.held.use(source)
         for other in self.drafts.values():
             shared = min(common_length(other.text, text), other.read) if other is not draft else 0
             if shared > length:
@@ -240,16 +204,10 @@ class Drafter(Machine):
 
     def _make_room(self) -> None:
         """Texts of requests that are over have what drafts do not want; the least recently used goes first."""
-        cells = min(SPARED_CELLS, self.ledger.capacity // 4) + sum(len(draft.unfed) for draft in self._turns)
-        while self.held and (self.ledger.free < cells or 2 * len(self._free) < self.ledger.sequences):
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """Hold one text less."""
-        sequence = self.held.sequences[0]
-        self.held.drop(sequence)
-        self.ledger.release(sequence)
-        self._free.append(sequence)
+        cells = min(SPARED_CELLS, self.ledger.capacity // 4) + sum(len(draft.unfed) for draft in self.drafts.values())
+        room, held = self.room, self.room.held
+        while held and (self.ledger.free < cells or 2 * len(room.free) < self.ledger.sequences):
+            room.give_up(held.sequences[0])
 
     def _say(self, draft: Draft) -> list[Node]:
         """Propose what is ready. Gives the rows that can be fed next."""
@@ -267,8 +225,7 @@ class Drafter(Machine):
         if self.ledger.pending:
             self._effects.append(Apply(self.ledger.take_pending()))
         for draft, rows in going:
-            self._turns.remove(draft)
-            self._turns.append(draft)
+            self.drafts[draft.number] = self.drafts.pop(draft.number)
             self._computing.append(self._feed(draft, rows))
         self._effects.append(assemble(self._computing))
 

@@ -1,11 +1,13 @@
 """What the state machines are told (events) and what they want done (effects). A driver performs the effects.
 
-Besides these, every message of `pipeinfer.core.messages` is an event for the machine that it is addressed to.
+Besides these, every message of `pipeinfer.core.messages` is an event for the machine that it is addressed to, and those
+of the scheduler are its effects: a Decode goes down the ordered stream, a CancelRun to every stage at once beside it, a
+DraftFrom to the draft rank.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
-from pipeinfer.core.messages import CancelRun, Candidates, Decode, DraftFrom, KvOp, Message
+from pipeinfer.core.messages import Candidates, Decode, KvOp, Message
 
 
 class Request(Message, frozen=True):
@@ -92,24 +94,6 @@ class Note(Message, frozen=True):
     number: int = 0
 
 
-class ToStages(Message, frozen=True):
-    """Send to every stage at once, beside the ordered stream."""
-
-    message: CancelRun
-
-
-class ToFirstStage(Message, frozen=True):
-    """Send down the target pipeline's ordered stream."""
-
-    message: Decode
-
-
-class ToDraft(Message, frozen=True):
-    """Send to the draft rank."""
-
-    message: DraftFrom
-
-
 class Apply(Message, frozen=True):
     """Apply KV operations to this rank's cells."""
 
@@ -153,6 +137,3 @@ class Wake(Message, frozen=True):
     """Send a Woken event after `delay` seconds."""
 
     delay: float
-
-
-HeadEffect: TypeAlias = Emit | Finish | Note | ToStages | ToFirstStage | ToDraft

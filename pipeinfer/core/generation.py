@@ -8,11 +8,12 @@ event. The draft policy that it names in `drafting` tries tokens (`pipeinfer.cor
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from pipeinfer.core.effects import Emit, Finish, Note, Request, ToDraft
+from pipeinfer.core.effects import Emit, Finish, Note, Request
 from pipeinfer.core.errors import NothingToChoose, PeerError
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.measured import Measured
@@ -56,19 +57,14 @@ class PipelineShape(msgspec.Struct, frozen=True):
         """The longest text, in tokens, that this pipeline can hold."""
         return min(self.context, self.cells)
 
-    @property
-    def short_of(self) -> str:
-        """What limits the text, and what helps: more cells, unless it is the model that holds no more."""
-        if self.cells < self.context:
-            return f"{self.cells} KV cells: shorten it or raise --cells"
-        return f"the model's context of {self.context} tokens: shorten it"
-
     def check(self, request: Request) -> None:
         """Refuse, with ValueError, what can have no answer."""
         if not request.prompt:
             raise ValueError("the prompt is empty: expected at least one token")
         if len(request.prompt) >= self.limit:
-            raise ValueError(f"the prompt has {len(request.prompt)} tokens and leaves no room in {self.short_of}")
+            cells, context = f"{self.cells} KV cells", f"the model's context of {self.context} tokens"
+            room = f"{cells}: shorten it or raise --cells" if self.cells < self.context else f"{context}: shorten it"
+            raise ValueError(f"the prompt has {len(request.prompt)} tokens and leaves no room in {room}")
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens = {request.max_tokens}: expected at least 1")
 
@@ -151,8 +147,8 @@ class Strategy:
         """How far to draft now. It is sent if tokens were committed, or `until` or settings have moved on."""
         return None
 
-    def proposed(self, generation: "Generation", nodes: list[Node], stalled: bool) -> None:
-        """The draft proposes these nodes (alive, new, parents first); `stalled`: and nothing more for now."""
+    def proposed(self, generation: "Generation", nodes: list[Node]) -> None:
+        """The draft proposes these nodes (alive, new, parents first)."""
 
     def advanced(self, generation: "Generation") -> None:
         """Tokens were committed; `generation.tip` is the last."""
@@ -216,6 +212,8 @@ class Generation:
         self._orders: deque[tuple[int, Node]] = deque()
         """Orders that a proposal may still answer, the oldest first, and the tip at each."""
         self._drafted: dict[int, Node] = {}
+        self.stalled = False
+        """The draft proposes nothing more before it hears of the tokens that come next."""
         self._told = 0
         self._ordered = Order(NOWHERE, DraftSettings())
 
@@ -260,21 +258,21 @@ class Generation:
         while (token := tip.verdict) is not None:
             if token == NO_TOKEN:
                 raise NothingToChoose(tip.position + 1)
-            if tip.children:
-                self._judge(tip, token)
-            child, siblings = tip.commit(token)
-            if siblings:
-                lost += siblings
-            if child.run is not None:
-                child.run.accepted += 1
-                self.strategy.accepted(self, child)
             if tip.margin is not None:
                 self.margins.append(tip.margin)
+            if tip.children:
+                self._judge(tip, token)
+            tip, siblings = tip.commit(token)
+            lost += siblings
+            if tip.run is not None:
+                tip.run.accepted += 1
+                self.strategy.accepted(self, tip)
             text.append(token)
-            self.tip = tip = child
+            self.tip = tip
             if len(text) >= self.limit or token in self.request.stop_ids:
                 self.reason = self._end(token)
                 break
+        self.stalled = False
         self.pipe.perform(Emit(tuple(text[before:]), self.number))
         return lost
 
@@ -304,7 +302,8 @@ class Generation:
                 new.append(node)
             known[drafted.id] = node
         # An answer to an older order says nothing about the newest.
-        self.strategy.proposed(self, new, message.stalled and message.order == self.order)
+        self.stalled = message.stalled and message.order == self.order
+        self.strategy.proposed(self, new)
 
     def order_draft(self) -> None:
         """Tell the draft what was committed since the last order, and how far to draft, as the strategy wants it."""
@@ -312,14 +311,14 @@ class Generation:
         before, told, length = self._ordered, self._told, len(self.text)
         if wanted is None or (wanted is before and length == told):
             return
-        settings = wanted.settings if wanted.settings != before.settings else None
+        settings = None if wanted.settings == before.settings else wanted.settings
         if length == told and settings is None and wanted.until <= before.until:
             return
         tokens = tuple(self.text[told:])
         self._told, self._ordered = length, wanted
         self.order += 1
         self._orders.append((self.order, self.tip))
-        self.pipe.perform(ToDraft(DraftFrom(self.order, tokens, wanted.until, settings, self.number)))
+        self.pipe.perform(DraftFrom(self.order, tokens, wanted.until, settings, self.number))
 
     def stop(self, length: int, reason: str) -> None:
         """End after `length` generated tokens."""
@@ -332,7 +331,7 @@ class Generation:
         assert self.reason is not None
         if self.strategy.drafts:
             self.order += 1
-            self.pipe.perform(ToDraft(DraftFrom(self.order, (), NOWHERE, None, self.number)))
+            self.pipe.perform(DraftFrom(self.order, (), NOWHERE, None, self.number))
         self.pipe.perform(Finish(self.reason, self.number))
 
     def validate(self) -> None:
@@ -354,21 +353,16 @@ class Generation:
 
     def _judge(self, tip: Node, token: int) -> None:
         """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
-        best: Node | None = None
-        second: Node | None = None
-        for child in tip.children.values():
-            run = child.run
-            if run is None or not run.drafted:
-                continue
-            if best is None or child.confidence > best.confidence:
-                best, second, first = child, best, run.nodes[-run.drafted]
-            elif second is None or child.confidence > second.confidence:
-                second = child
-        if best is not None:
-            depth = best.position - first.position
+        sent = list(tip.children.values())
+        if len(sent) > 1:
+            sent = [one for one in sent if one.run is not None and one.run.drafted]
+            sent.sort(key=attrgetter("confidence"), reverse=True)
+        if sent and (run := sent[0].run) is not None and run.drafted:
+            best = sent[0]
+            depth = best.position - run.nodes[-run.drafted].position
             self.pipe.measured.verdict(depth if depth > 0 else 0, best.token == token, best.confidence)
-            if second is not None and best.token != token:
-                self.pipe.measured.second(second.token == token)
+            if len(sent) > 1 and best.token != token:
+                self.pipe.measured.second(sent[1].token == token)
 
     def _end(self, token: int) -> str:
         """Why the text ends with this token."""

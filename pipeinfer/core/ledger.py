@@ -8,6 +8,9 @@ will hold when it gets there.
 """
 
 from collections.abc import Sequence
+from typing import cast
+
+import msgspec
 
 from pipeinfer.core.errors import OurError
 from pipeinfer.core.messages import TO_THE_END, KvOp, KvSeqCp, KvSeqRm
@@ -20,15 +23,12 @@ class LedgerError(OurError):
     """An operation would break an invariant: a bug in whoever asked for it, caught before any stage saw it."""
 
 
-class KvCell:
+class KvCell(msgspec.Struct, eq=False):
     """One KV cell: `refs` counts the sequences that end here plus the cells that continue it."""
 
-    __slots__ = ("parent", "position", "refs")
-
-    def __init__(self, position: int, parent: "KvCell | None", refs: int) -> None:
-        self.position = position
-        self.parent = parent or self  # nobody asks what is before the root
-        self.refs = refs
+    position: int
+    parent: "KvCell"
+    refs: int
 
 
 class LastCells(dict[int, KvCell]):
@@ -46,7 +46,7 @@ class Ledger:
         self.sequences = sequences
         self.free = capacity
         self.pending: list[KvOp] = []
-        self._root = KvCell(-1, None, 1)
+        self._root = KvCell(-1, cast(KvCell, None), 1)  # nobody asks what is before it
         self._last = LastCells()
 
     @property
@@ -83,7 +83,7 @@ class Ledger:
     def extend(self, sequences: Sequence[int], position: int) -> None:
         """One row at `position`, tagged with `sequences`, which must share their last cell, at `position` - 1."""
         last, count = self._last[sequences[0]], len(sequences)
-        if last.position != position - 1 or (count > 1 and not self._end_at(last, sequences)):
+        if last.position != position - 1 or (count > 1 and any(self._last[one] is not last for one in sequences)):
             raise LedgerError(f"row at {position} does not continue every sequence of {sequences}")
         if self.free < 1:
             raise LedgerError(f"all {self.capacity} cells are in use")
@@ -119,15 +119,17 @@ class Ledger:
                 self._drop(last)
             self.pending.append(KvSeqRm(sequence, stop, TO_THE_END))
 
-    def release(self, sequence: int) -> None:
-        """Take the id off all its cells and give it back."""
-        cell = self._last[sequence]
-        del self._last[sequence]
-        cell.refs -= 1
-        if not cell.refs:
-            self._drop(cell)
-        if cell is not self._root:
-            self.pending.append(KvSeqRm(sequence, 0, TO_THE_END))
+    def release(self, *sequences: int) -> None:
+        """Take these ids off all their cells and give them back."""
+        last, root = self._last, self._root
+        for sequence in sequences:
+            cell = last[sequence]
+            del last[sequence]
+            cell.refs -= 1
+            if not cell.refs:
+                self._drop(cell)
+            if cell is not root:
+                self.pending.append(KvSeqRm(sequence, 0, TO_THE_END))
 
     def take_pending(self) -> tuple[KvOp, ...]:
         """The operations that must travel with (before) the next run."""
@@ -150,9 +152,6 @@ class Ledger:
     def _unused(self, sequence: int) -> None:
         if sequence in self._last or not 0 <= sequence < self.sequences:
             raise LedgerError(f"sequence {sequence} is in use or outside 0..{self.sequences - 1}")
-
-    def _end_at(self, cell: KvCell, sequences: Sequence[int]) -> bool:
-        return all(self._last.get(sequence) is cell for sequence in sequences)
 
     def _drop(self, cell: KvCell) -> None:
         """Nothing ends at this cell or continues it: it is free, and with it what was there for it alone."""

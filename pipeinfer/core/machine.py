@@ -1,18 +1,21 @@
 """What every state machine of the core is: events in, effects out, no clock and no I/O of its own."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipeinfer.core.errors import OurError, ProtocolError
+from pipeinfer.core.errors import OurError, PeerError, ProtocolError
 
 
 class Machine:
-    """`handle(now, event)` is deterministic: the same events at the same times give the same effects.
+    """`handle(now, event)` is deterministic: the same events at the same times give the same effects. `handlers` has
+    who handles each kind of event; no other is taken.
 
     After a ProtocolError it refuses everything: its state is not to be trusted.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.handlers: Mapping[type, Callable[[Any], None]] = {}
         self._effects: list[Any] = []
         self._refusal: ProtocolError | None = None
 
@@ -24,7 +27,10 @@ class Machine:
         effects: list[Any] = []
         self._effects = effects
         try:
-            self._take(event)
+            handler = self.handlers.get(type(event))
+            if handler is None:
+                raise PeerError(f"a {type(self).__name__} does not take a {type(event).__name__}")
+            handler(event)
         except ProtocolError as refused:
             self._refusal = refused
             raise
@@ -32,6 +38,3 @@ class Machine:
 
     def validate(self) -> None:
         """Check what always holds. For tests: it looks at everything. Raises ProtocolError or AssertionError."""
-
-    def _take(self, event: Any) -> None:
-        raise NotImplementedError

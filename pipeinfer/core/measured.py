@@ -3,8 +3,8 @@
 Averages forget: what matters is how things are now (another rank may share the core, the text may change its kind).
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from pipeinfer.core.messages import RunKind
@@ -38,22 +38,12 @@ class StageTimes:
         self.seconds = [0.0] * stages
         self.counts = [0] * stages
 
-    def add(self, stage: int, seconds: float) -> None:
-        """One computation of one stage."""
-        self.counts[stage] += 1
-        self.seconds[stage] += (seconds - self.seconds[stage]) * max(FORGET, 1 / self.counts[stage])
-
-    def add_all(self, seconds: Sequence[float]) -> None:
-        """One computation of every stage. In one go, where they have had as many: it is done for every result."""
-        counts = self.counts
-        if counts[0] != counts[-1] or counts[0] != min(counts):
-            for stage, value in enumerate(seconds):
-                self.add(stage, value)
-            return
-        count = counts[0] + 1
-        weight = max(FORGET, 1 / count)
-        self.counts = [count] * len(counts)
-        self.seconds = [mean + (value - mean) * weight for mean, value in zip(self.seconds, seconds, strict=True)]
+    def add(self, seconds: Iterable[float | None]) -> None:
+        """One computation of every stage; None: of so many rows this one had none."""
+        for stage, value in enumerate(seconds):
+            if value is not None:
+                self.counts[stage] = count = self.counts[stage] + 1
+                self.seconds[stage] += (value - self.seconds[stage]) * max(FORGET, 1 / count)
 
     def scaled(self, factor: float) -> "StageTimes":
         """The same with this share of the seconds."""
@@ -75,15 +65,16 @@ class Measured:
         self._known = self._rows
         self._links: dict[int, float] = {}
         self._new: deque[tuple[Sequence[int], Run, bool]] = deque(maxlen=MOST_NEW)
-        self.right: dict[int, deque[bool]] = {}
+        self.right: dict[int, deque[bool]] = defaultdict(lambda: deque(maxlen=WINDOW))
         """Newest verdicts on drafted tokens whose predecessors were right, by how many of their run came before."""
         self.prompt: list[tuple[int, float]] = []
         """Of each stage, rows and seconds of the widest part of a prompt."""
         self._others: deque[bool] = deque(maxlen=WINDOW)
         self._confidences: deque[float] = deque(maxlen=WINDOW)
         self.stages = stages
-        self._new_forwards: deque[float] = deque(maxlen=MOST_NEW)
-        self._draft = StageTimes(1)
+        self.draft_s = 0.0
+        """One forward of the draft over few rows; 0 until it is known."""
+        self._forwards = 0
 
     def run(self, run: Run, computed: Sequence[int], *, alone: bool = True) -> None:
         """A run came back whole, of which each stage has computed so many rows. `alone`: no other was under way with
@@ -118,33 +109,23 @@ class Measured:
             assert run.finished_at is not None
             beside = run.finished_at - run.submitted_at - sum(run.compute_s)
             self._links[computed[0]] = min(self._links.get(computed[0], beside), beside)
+            taken = list(zip(computed, run.compute_s, strict=True))
             if run.kind is not RunKind.PROMPT:
-                self._average(computed, run, self._crowded if self._shared and not alone else self._rows)
+                known = self._crowded if self._shared and not alone else self._rows
+                for rows in set(computed):
+                    times = known.setdefault(rows, StageTimes(self.stages))
+                    times.add([seconds if one == rows else None for one, seconds in taken])
             elif not self.prompt or computed[0] >= self.prompt[0][0]:
-                self.prompt = list(zip(computed, run.compute_s, strict=True))
+                self.prompt = taken
         if self._new and self._crowded:
             self._known = as_if_alone(self._rows, self._crowded)
         self._new.clear()
 
-    def _average(self, computed: Sequence[int], run: Run, known: dict[int, StageTimes]) -> None:
-        if computed.count(computed[0]) == len(computed):
-            self._of(computed[0], known).add_all(run.compute_s)
-        else:
-            for stage, rows in enumerate(computed):
-                self._of(rows, known).add(stage, run.compute_s[stage])
-
     def draft(self, seconds: float, *, alone: bool = True) -> None:
         """A forward of the draft took so long. `alone`: no run was under way."""
-        if alone or not self._shared or not (self._draft.counts[0] or self._new_forwards):
-            self._new_forwards.append(seconds)
-
-    @property
-    def draft_s(self) -> float:
-        """One forward of the draft over few rows; 0 until it is known."""
-        for seconds in self._new_forwards:
-            self._draft.add(0, seconds)
-        self._new_forwards.clear()
-        return self._draft.seconds[0]
+        if alone or not self._shared or not self._forwards:
+            self._forwards += 1
+            self.draft_s += (seconds - self.draft_s) * max(FORGET, 1 / self._forwards)
 
     def traversal_s(self, rows: int) -> float:
         """Seconds from submission to result of a run of about so many rows, in an empty pipe; 0 until it is known."""
@@ -153,19 +134,10 @@ class Measured:
         nearest = min(self.rows, key=lambda known: (abs(known - rows), known))
         return sum(self.rows[nearest].seconds) + self.links_s
 
-    def _of(self, rows: int, known: dict[int, StageTimes]) -> StageTimes:
-        times = known.get(rows)
-        if times is None:
-            times = known[rows] = StageTimes(self.stages)
-        return times
-
     def verdict(self, depth: int, right: bool, confidence: float = 1.0) -> None:
         """The target spoke about a drafted token with `depth` drafted ones before it in its run."""
         self._confidences.append(confidence)
-        verdicts = self.right.get(depth)
-        if verdicts is None:
-            verdicts = self.right[depth] = deque(maxlen=WINDOW)
-        verdicts.append(right)
+        self.right[depth].append(right)
 
     def second(self, right: bool) -> None:
         """The target spoke about the draft's second choice, its first being wrong."""
@@ -215,15 +187,10 @@ class Measured:
         return min(runs, 4.0 * self.stages)
 
     @property
-    def verdicts(self) -> int:
-        """How many are remembered."""
-        return sum(map(len, self.right.values()))
-
-    @property
     def acceptance(self) -> float:
         """The chance that a drafted token is right where its predecessors were."""
-        right = sum(map(sum, self.right.values()))
-        return (right + PRIOR_RIGHT) / (self.verdicts + PRIOR_SEEN)
+        right, seen = sum(map(sum, self.right.values())), sum(map(len, self.right.values()))
+        return (right + PRIOR_RIGHT) / (seen + PRIOR_SEEN)
 
 
 def as_if_alone(alone: dict[int, StageTimes], crowded: dict[int, StageTimes]) -> dict[int, StageTimes]:

@@ -35,9 +35,7 @@ def returned(runs: Sequence[Run], message: Logits, now: float) -> None:
     """Note what became of them, and what the target said after each output row that was computed."""
     kept, run = message.kept, runs[0]
     for one in runs:
-        one.finished_at, one.compute_s = now, message.compute_s
-        if message.cancelled_at != NOT_CANCELLED:
-            one.cancelled_at = message.cancelled_at
+        one.finished_at, one.compute_s, one.cancelled_at = now, message.compute_s, message.cancelled_at
     nodes = run.nodes
     if len(runs) > 1:
         nodes = [node for one in runs for node in one.nodes]

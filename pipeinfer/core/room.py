@@ -1,23 +1,24 @@
-"""The room that requests share: sequence ids and cells, and the texts that are kept for prompts that begin alike."""
+"""The room that requests share in the caches of one model, the target's or the draft's: sequence ids and cells, and the
+texts that are kept for those that begin alike."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from pipeinfer.core.generation import Generation, PipelineShape
+from pipeinfer.core.generation import Generation
 from pipeinfer.core.ledger import Ledger
 from pipeinfer.core.prefixes import Alike, HeldTexts
 from pipeinfer.core.tree import Node
 
 
 class Room:
-    """Of one pipeline. A kept text is given up, the least recently used first, where room is needed."""
+    """So many cells and sequence ids. A kept text is given up, the least recently used first, where room is needed."""
 
-    def __init__(self, pipeline: PipelineShape) -> None:
-        self.ledger = Ledger(pipeline.cells, pipeline.sequences)
+    def __init__(self, cells: int, sequences: int, *, keeps_texts: bool) -> None:
+        self.ledger = Ledger(cells, sequences)
         self.held = HeldTexts()
-        self.free: deque[int] = deque(range(pipeline.sequences))
+        self.free: deque[int] = deque(range(sequences))
         """Sequence ids that nobody has."""
-        self._keeps_texts = pipeline.keeps_texts
+        self.keeps_texts = keeps_texts
         self._alike = Alike()
 
     def validate(self, taken: Iterable[int]) -> None:
@@ -28,14 +29,12 @@ class Room:
 
     def make(self, sequences: int, cells: int, spared: int = -1) -> bool:
         """Whether so many of them are free, once texts that were kept are given up as far as needed; not `spared`."""
-        if len(self.free) >= sequences and self.ledger.free >= cells:
-            return True
-        if not self.might_have(cells):
-            return False
-        kept = [held for held in self.held.sequences if held != spared]
-        while (len(self.free) < sequences or self.ledger.free < cells) and kept:
-            self.give_up(kept.pop(0))
-        return len(self.free) >= sequences and self.ledger.free >= cells
+        while len(self.free) < sequences or self.ledger.free < cells:
+            kept = [held for held in self.held.sequences if held != spared]
+            if not kept or not self.might_have(cells):
+                return False
+            self.give_up(kept[0])
+        return True
 
     def might_have(self, cells: int) -> bool:
         """Whether giving up every text that was kept may make room for so many; where texts share cells it may not."""
@@ -46,26 +45,24 @@ class Room:
         self.held.drop(sequence)
         self.give_back((sequence,))
 
-    def give_back(self, sequences: Sequence[int]) -> None:
+    def give_back(self, sequences: Collection[int]) -> None:
         """These ids hold nothing any more."""
-        for sequence in sequences:
-            self.ledger.release(sequence)
-            self.free.append(sequence)
+        self.ledger.release(*sequences)
+        self.free.extend(sequences)
 
-    def keep(self, generation: Generation, length: int) -> None:
-        """Hold so many tokens of the text of a generation that has ended, if texts are kept."""
-        sequence = generation.sequence
-        if not (self._keeps_texts and length):
+    def keep(self, sequence: int, text: Sequence[int]) -> None:
+        """Hold of a sequence that is needed no more this text, with which it begins, if texts are kept."""
+        if self.keeps_texts and text:
+            self.ledger.cut(sequence, len(text))
+            self.give_back(self.held.add(sequence, text))
+        else:
             self.give_back((sequence,))
-            return
-        self.ledger.cut(sequence, length)
-        self.give_back(self.held.add(sequence, generation.tree_text()[:length]))
 
     def beginning(self, prompt: Sequence[int], live: Iterable[Generation]) -> tuple[int, int]:
         """The sequence that holds most of the beginning of a prompt, of a text that was kept or goes on, and how many
         tokens of it; of the last one the next has yet to be chosen. So of several requests with the same prompt the
         first computes it for all."""
-        if not self._keeps_texts:
+        if not self.keeps_texts:
             return -1, 0
         source, shared = self.held.longest(prompt)
         for one in live:
@@ -88,32 +85,27 @@ class Room:
     def branch_rows(
         self, generation: Generation, nodes: Sequence[Node]
     ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-        """Cells for nodes that may become text, parents first; the tip, if it is one of them, does. Gives the ids that
-        were taken for them, and those of each row."""
-        partition, tags = self._partition(nodes)
-        tip, text, ledger = generation.tip, generation.sequence, self.ledger
-        for node in nodes:
-            parent, sequences, position = node.parent, tags[node], node.position
-            if parent is not None and parent not in tags:
-                for sequence in sequences:
-                    ledger.fork(text if parent.committed else parent.sequence, sequence, position)
-                if node is tip:
-                    sequences = tags[node] = (text, *sequences)
-            ledger.extend(sequences, position)
-            node.sequence = sequences[-1]
-        return tuple(partition), tuple(tags.values())
-
-    def _partition(self, nodes: Sequence[Node]) -> tuple[list[int], dict[Node, tuple[int, ...]]]:
-        """Take a sequence id for each leaf of a run. Gives these, and the ids of each row: of the leaves that it leads
-        to."""
-        partition: list[int] = []
+        """Cells for nodes that may become text, parents first; the tip, if it is one of them, does. Each leaf takes a
+        sequence id. Gives these ids, and those of each row: of the leaves that it leads to."""
+        taken: tuple[int, ...] = ()
         tags: dict[Node, tuple[int, ...]] = dict.fromkeys(nodes, ())
         for node in reversed(nodes):
             own = tags[node]
             if not own:  # Whatever continues it comes after it, and so has been here: it is a leaf.
-                partition.append(self.free.popleft())
-                tags[node] = own = (partition[-1],)
+                own = tags[node] = (self.free.popleft(),)
+                taken += own
             parent = node.parent
             if parent in tags:
                 tags[parent] = own + tags[parent]
-        return partition, tags
+        tip, text, ledger = generation.tip, generation.sequence, self.ledger
+        for node, sequences in tags.items():
+            parent, position = node.parent, node.position
+            if parent is not None and parent not in tags:
+                source = text if parent.committed else parent.sequence
+                for sequence in sequences:
+                    ledger.fork(source, sequence, position)
+                if node is tip:
+                    sequences = tags[node] = (text, *sequences)
+            ledger.extend(sequences, position)
+            node.sequence = sequences[-1]
+        return taken, tuple(tags.values())

@@ -10,12 +10,11 @@ which sequence ids and cells there are, for the `Room`; whose runs go first, for
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from pipeinfer.core.effects import Finish, Forget, Start, Stop, ToStages
+from pipeinfer.core.effects import Finish, Forget, Start, Stop
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
-from pipeinfer.core.losses import abandonment, cancellation, killed
+from pipeinfer.core.losses import cancellation, killed
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Logits, Proposal, RunKind
 from pipeinfer.core.micro_batch import returned, validate_in_flight
 from pipeinfer.core.prompt import chunk_size
@@ -39,6 +38,8 @@ class Scheduler(Sender):
         first_order: int = 0,
     ) -> None:
         super().__init__(pipeline, first_run)
+        self.handlers = {Logits: self._result, Proposal: self._propose, Start: self._enqueue, Stop: self._stop,
+                         Forget: self._forget}  # fmt: skip
         self.generations: dict[int, Generation] = {}
         self._open_strategy = open_strategy
         self._order = self._first_order = first_order
@@ -84,23 +85,18 @@ class Scheduler(Sender):
 
     # Events
 
-    def _take(self, event: Any) -> None:
-        if isinstance(event, Logits):
-            self._result(event)
-        elif isinstance(event, Proposal):
-            self._propose(event)
-        elif isinstance(event, Start):
-            self._check(event)
-            self._newest = max(self._newest, event.number)
-            self._queue.append(event)
-            self._admit()
-        elif isinstance(event, Stop):
-            self._stop(event)
-        elif isinstance(event, Forget):
-            self._forgotten.add(event.number)
-            self._clear_away(self._generation(event.number))
-        else:
-            raise PeerError(f"the scheduler does not take a {type(event).__name__}")
+    def _enqueue(self, event: Start) -> None:
+        """It begins when there is room. Raises ValueError for what can have no answer, before anything has happened."""
+        if event.number in self.generations or any(event.number == other.number for other in self._queue):
+            raise ValueError(f"request {event.number} was begun already: expected a new number")
+        self.pipeline.check(event.request)
+        self._newest = max(self._newest, event.number)
+        self._queue.append(event)
+        self._admit()
+
+    def _forget(self, event: Forget) -> None:
+        self._forgotten.add(event.number)
+        self._clear_away(self._generation(event.number))
 
     def _propose(self, message: Proposal) -> None:
         if message.forward_s:
@@ -151,7 +147,9 @@ class Scheduler(Sender):
         generation.cached = shared
         if shared:
             self.ledger.fork(source, sequence, shared)
-            self._lend(source, shared)
+            for one in self._live:
+                if one.sequence == source:
+                    one.lent = max(one.lent, shared)
         else:
             self.ledger.begin(sequence)
         nodes = generation.take_prompt()[shared:]
@@ -160,12 +158,6 @@ class Scheduler(Sender):
         generation.unsent.extend([nodes[start : start + size] for start in range(0, len(nodes), size)])
         self._reading.append(generation)
         self._go_on([generation])
-
-    def _check(self, event: Start) -> None:
-        """Refuse, with ValueError, what can have no answer. Nothing has happened then."""
-        if event.number in self.generations or any(event.number == other.number for other in self._queue):
-            raise ValueError(f"request {event.number} was begun already: expected a new number")
-        self.pipeline.check(event.request)
 
     def _result(self, message: Logits) -> None:
         if not self.in_flight or self.in_flight[0][0].id != message.run:
@@ -222,17 +214,11 @@ class Scheduler(Sender):
             self._abandon(generation)
             self._go_on([generation])
 
-    def _lend(self, source: int, shared: int) -> None:
-        """A text begins with so many tokens of another: what is under way of these is not to be given up."""
-        for one in self._live:
-            if one.sequence == source:
-                one.lent = max(one.lent, shared)
-
     def _abandon(self, generation: Generation) -> None:
         """Nothing follows the text any more: give up its own runs too, but for those that other texts begin with."""
         lent = generation.lent
         runs = [run for run in generation.in_flight if run.cancel_sent_at is None and run.nodes[0].position >= lent]
-        self._tell_stages(abandonment(runs, self.now))
+        self._tell_stages(cancellation(runs, self.now, whole=True))
 
     def _end(self, generation: Generation, lost: Sequence[Node]) -> None:
         self._kill(generation, [*lost, *generation.tip.children.values()])
@@ -242,7 +228,7 @@ class Scheduler(Sender):
         if generation.unsent:
             self._reading.remove(generation)
         self._longest_texts -= generation.limit
-        self.room.keep(generation, self._computed(generation))
+        self.room.keep(generation.sequence, generation.tree_text()[: self._computed(generation)])
 
     def _computed(self, generation: Generation) -> int:
         """So many tokens of a text have cells on every stage by the time that a run sent now comes there. The tip's may
@@ -260,7 +246,7 @@ class Scheduler(Sender):
     def _tell_stages(self, message: CancelRun | None) -> None:
         if message is not None:
             self._given_up.update(message.runs)
-            self.perform(ToStages(message))
+            self.perform(message)
 
     def _go_on(self, asked: Sequence[Generation]) -> None:
         """Something of these requests came back: there may be room for any, and their drafts may go on."""

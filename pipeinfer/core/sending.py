@@ -4,9 +4,8 @@ where the pipe is full, then whatever is likeliest to become text.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from pipeinfer.core.effects import HeadEffect, ToFirstStage
 from pipeinfer.core.generation import Generation, PipelineShape
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.measured import Measured
@@ -26,7 +25,7 @@ class Sender(Machine):
     def __init__(self, pipeline: PipelineShape, first_run: int) -> None:
         super().__init__()
         self.pipeline = pipeline
-        self.room = Room(pipeline)
+        self.room = Room(pipeline.cells, pipeline.sequences, keeps_texts=pipeline.keeps_texts)
         self.ledger = self.room.ledger
         self.in_flight: deque[tuple[Run, ...]] = deque()
         """What is under way, oldest first: the runs that travel as one."""
@@ -41,7 +40,7 @@ class Sender(Machine):
         self._given_up: set[int] = set()
         """Those in flight that are nothing but markers, by their ids."""
 
-    def perform(self, effect: HeadEffect) -> None:
+    def perform(self, effect: Any) -> None:
         """For its generations: have this done."""
         self._effects.append(effect)
 
@@ -54,7 +53,8 @@ class Sender(Machine):
             reserve += self._promised() - (generation.limit - self.ledger.length(generation.sequence))
         if free - rows >= reserve and rows <= len(self.room.free):
             return True
-        return self.room.make(_leaves(nodes), rows + reserve)
+        inner = {node.parent for node in nodes}
+        return self.room.make(sum(node not in inner for node in nodes), rows + reserve)
 
     def _promised(self) -> int:
         """Cells that the texts of live requests may still need."""
@@ -107,24 +107,21 @@ class Sender(Machine):
             and (nodes := one.strategy.next_run(one))
             and (nodes[0].committed or not full)
         ]
-        if full and ready and self._free_slots() < 1 and self._slots.busy(self._widths()):
-            return [offer for offer in ready if self._most_together(offer[1]).requests == 1]
+        if full and ready and self._free_slots() < 1:
+            widths = [runs[0].width for runs in self.in_flight if runs[0].id not in self._given_up]
+            if self._slots.busy(widths):
+                return [offer for offer in ready if self._most_together(offer[1]).requests == 1]
         return ready
 
     def _free_slots(self) -> int:
         """For runs of committed tokens, which do not wait for markers."""
         return self._slots.count - len(self.in_flight) + len(self._given_up)
 
-    def _widths(self) -> list[int]:
-        return [runs[0].width for runs in self.in_flight if runs[0].id not in self._given_up]
-
     def _most_together(self, nodes: Sequence[Node]) -> Most:
-        return self._slots.most(len(self._live) - len(self._reading), len(nodes), self._rows_ahead())
-
-    def _rows_ahead(self) -> int:
-        """Of the runs that requests send ahead, if most of them do."""
+        """Of which each is like these. Rows that are sent ahead count if most requests send some."""
         ahead = [one.strategy.ahead for one in self._live if one.strategy.ahead]
-        return max(ahead) if 2 * len(ahead) > len(self._live) else 0
+        rows_ahead = max(ahead) if 2 * len(ahead) > len(self._live) else 0
+        return self._slots.most(len(self._live) - len(self._reading), len(nodes), rows_ahead)
 
     def _chosen(self, ready: Sequence[Offer]) -> Run:
         """What goes next: the best, and of those that wait for a slot as many with it as is worth it."""
@@ -196,10 +193,4 @@ class Sender(Machine):
         runs = run.together or (run,)
         self.next_run += 1
         self.in_flight.append(runs)
-        self._effects.append(ToFirstStage(assemble(runs, self.ledger.take_pending())))
-
-
-def _leaves(nodes: Sequence[Node]) -> int:
-    """How many of them no other of them continues."""
-    inner = {node.parent for node in nodes}
-    return sum(node not in inner for node in nodes)
+        self._effects.append(assemble(runs, self.ledger.take_pending()))

@@ -88,14 +88,17 @@ def best_width(
 
 
 def seconds_of(seconds: Mapping[int, float], rows: float) -> float:
-    """By the line through the two nearest that are known, or the two widest of them; it never falls."""
+    """By the line through the two nearest numbers of rows that are known, or the two widest of them; it never falls.
+    What makes a number worth a try is taken for granted: fewer than any take as much less, more than the only one are
+    for free."""
     known = sorted(seconds)
-    if len(known) < 2:
-        return seconds[known[0]] if known else 0.0
+    least = known[0] if known else 0
+    if rows < least or len(known) < 2:
+        return seconds[least] * min(1.0, rows / least) if known else 0.0
     after = min(max(1, sum([some < rows for some in known])), len(known) - 1)
     left, right = known[after - 1], known[after]
     slope = max(0.0, (seconds[right] - seconds[left]) / (right - left))
-    return max(0.0, seconds[left] + slope * (rows - left))
+    return seconds[left] + slope * (rows - left)
 
 
 def slowest_s(measured: Measured) -> dict[int, float]:

@@ -24,6 +24,7 @@ class Stage(Machine):
 
     def __init__(self, index: int, count: int) -> None:
         super().__init__()
+        self.handlers = {Arrival: self._arrive, Computed: self._finished, CancelRun: self._cancel}
         self.index = index
         self.is_last = index == count - 1
         self._waiting: deque[Arrival] = deque()
@@ -39,17 +40,6 @@ class Stage(Machine):
     def validate(self) -> None:
         assert not self._waiting or self._computing is not None, "a run waits, but none is computed"
         assert all(run > self._left for run in (*self._cancelled, *self._pruned)), "ids must not pile up"
-
-    def _take(self, event: Any) -> None:
-        if isinstance(event, Arrival):
-            self._arrive(event)
-        elif isinstance(event, Computed):
-            self._finished(event)
-            self._next()
-        elif isinstance(event, CancelRun):
-            self._cancel(event)
-        else:
-            raise PeerError(f"a stage does not take a {type(event).__name__}")
 
     def _arrive(self, arrival: Arrival) -> None:
         run = arrival.decode.run
@@ -82,7 +72,7 @@ class Stage(Machine):
                 self._computing = decode
                 self._effects.append(Compute(decode, payload, keep, came))
                 return
-            self._leave(decode, 0.0, cancelled=True)
+            self._leave(decode, None)
 
     def _without_pruned(self, decode: Decode) -> tuple[Decode, tuple[int, ...]]:
         """The run without its pruned rows, and which of those that came these are (empty: all)."""
@@ -107,32 +97,26 @@ class Stage(Machine):
         ), keep
 
     def _finished(self, event: Computed) -> None:
-        decode = self._computing
+        decode, self._computing = self._computing, None
         if decode is None or decode.run != event.run:
-            under_way = "none" if decode is None else decode.run
-            raise OurError(f"run {event.run} was computed, expected {under_way}")
-        self._computing = None
-        # A run whose cancellation came too late to abort it is a marker from here on all the same.
-        cancelled = event.aborted or decode.run in self._cancelled
-        self._leave(decode, event.seconds, cancelled=cancelled, computed=event)
+            raise OurError(f"run {event.run} was computed, expected {'none' if decode is None else decode.run}")
+        self._leave(decode, event)
+        self._next()
 
-    def _leave(self, decode: Decode, seconds: float, *, cancelled: bool, computed: Computed | None = None) -> None:
+    def _leave(self, decode: Decode, computed: Computed | None) -> None:
+        """Send it on: as a marker, which carries nothing, where it was not computed or is cancelled by now."""
+        cancelled = computed is None or computed.aborted or decode.run in self._cancelled
         self._left = decode.run
         self._cancelled.discard(decode.run)
         self._pruned.pop(decode.run, None)
-        spent = (*decode.compute_s, seconds)
+        at = self.index if cancelled and decode.cancelled_at == NOT_CANCELLED else decode.cancelled_at
+        spent = (*decode.compute_s, computed.seconds if computed is not None else 0.0)
         rows = (*decode.computed, len(decode.tokens) if computed is not None else 0)
-        at = decode.cancelled_at
-        if cancelled and at == NOT_CANCELLED:
-            at = self.index
-        if not self.is_last:
-            payload = computed.payload if computed is not None and not cancelled else None
-            passed = msgspec.structs.replace(decode, cancelled_at=at, compute_s=spent, computed=rows)
-            self._effects.append(Forward(passed, payload))
-        elif cancelled or computed is None:
-            marker = Logits(decode.run, (), (), at, spent, requests=decode.requests, computed=rows)
-            self._effects.append(Forward(marker))
+        result = Computed(decode.run, 0.0) if computed is None or cancelled else computed
+        message: Decode | Logits
+        if self.is_last:
+            message = Logits(decode.run, result.ids, result.margins, at, spent, result.candidates, decode.requests,
+                             () if cancelled else decode.kept, rows)  # fmt: skip
         else:
-            logits = Logits(decode.run, computed.ids, computed.margins, at, spent, computed.candidates,
-                            decode.requests, decode.kept, rows)  # fmt: skip
-            self._effects.append(Forward(logits, computed.payload))
+            message = msgspec.structs.replace(decode, cancelled_at=at, compute_s=spent, computed=rows)
+        self._effects.append(Forward(message, result.payload))

@@ -1,10 +1,8 @@
 """Drafting without a model: what comes next is guessed from the text itself, on the head, in no time worth counting."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pipeinfer.core.effects import Forward
-from pipeinfer.core.errors import PeerError
 from pipeinfer.core.machine import Machine
 from pipeinfer.core.messages import DraftFrom, DraftNode, DraftSettings, Proposal
 
@@ -62,12 +60,11 @@ class TextDrafter(Machine):
 
     def __init__(self, open_policy: Callable[[int], TextPolicy]) -> None:
         super().__init__()
+        self.handlers = {DraftFrom: self._redirect}
         self._open_policy = open_policy
         self._drafts: dict[int, _Draft] = {}
 
-    def _take(self, event: Any) -> None:
-        if not isinstance(event, DraftFrom):
-            raise PeerError(f"a drafter without a model does not take a {type(event).__name__}")
+    def _redirect(self, event: DraftFrom) -> None:
         if event.until < 0:
             self._drafts.pop(event.request, None)
             return

@@ -54,13 +54,11 @@ class Node(msgspec.Struct, eq=False):
 
     def commit(self, token: int) -> tuple["Node", Sequence["Node"]]:
         """The text goes on with `token` after this node, its tip. Gives the new tip, and those that have lost."""
-        children = self.children
         lost: Sequence[Node] = ()
-        child = children.get(token)
-        if child is None:
-            child = Node(token, self.position + 1, self)
-        if len(children) > 1 or token not in children:
-            lost = [other for other in children.values() if other is not child]
+        child = self.children.get(token)
+        if child is None or len(self.children) > 1:
+            lost = [other for other in self.children.values() if other is not child]
+            child = child or Node(token, self.position + 1, self)
             self.children = {token: child}
         child.committed = True
         return child, lost

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape
-from pipeinfer.core.messages import Logits, Proposal
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, Logits, Proposal
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime import control
 from pipeinfer.runtime.oracle import independent
@@ -42,8 +42,8 @@ def head_event_s() -> float:
         start = time.perf_counter()
         effects = handle(now, event if header is None else control.decode(header))
         for effect in effects:
-            if hasattr(effect, "message"):
-                control.encode(effect.message)
+            if isinstance(effect, Decode | CancelRun | DraftFrom):
+                control.encode(effect)
         times.append(time.perf_counter() - start)
         return effects
 

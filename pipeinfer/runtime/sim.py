@@ -26,15 +26,12 @@ from pipeinfer.core.effects import (
     Note,
     Request,
     Start,
-    ToDraft,
-    ToFirstStage,
-    ToStages,
     Wake,
     Woken,
 )
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NOT_CANCELLED, Candidates, Decode, Proposal
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Candidates, Decode, DraftFrom, Proposal
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter, TextPolicy
@@ -310,23 +307,21 @@ class Simulation(World):
 
     # Sending
 
-    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
-        decode = effect.message
-        size = HEADER_BYTES + ROW_BYTES * len(decode.tokens)
-        self._deliver(self._down[0].arrival(self.time, size), 0, self._stages[0], Arrival(decode))
+    def to_first_stage(self, machine: Machine, effect: Decode) -> None:
+        size = HEADER_BYTES + ROW_BYTES * len(effect.tokens)
+        self._deliver(self._down[0].arrival(self.time, size), 0, self._stages[0], Arrival(effect))
 
-    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
-        size = HEADER_BYTES + ROW_BYTES * len(effect.message.tokens)
+    def to_draft(self, machine: Machine, effect: DraftFrom) -> None:
+        size = HEADER_BYTES + ROW_BYTES * len(effect.tokens)
         if not self._drafts_apart:
-            self._schedule(self.time, _told, self._drafter, effect.message)
+            self._schedule(self.time, _told, self._drafter, effect)
         else:
-            self._deliver(self._orders.arrival(self.time, size), self._draft, self._drafter, effect.message)
+            self._deliver(self._orders.arrival(self.time, size), self._draft, self._drafter, effect)
 
-    def to_stages(self, machine: Machine, effect: ToStages) -> None:
-        message = effect.message
-        size = HEADER_BYTES + 4 * (len(message.runs) + sum(1 + len(rows) for _, rows in message.pruned))
+    def to_stages(self, machine: Machine, effect: CancelRun) -> None:
+        size = HEADER_BYTES + 4 * (len(effect.runs) + sum(1 + len(rows) for _, rows in effect.pruned))
         for stage, link in enumerate(self._control):
-            self._deliver(link.urgent_arrival(self.time, size), stage, self._stages[stage], message)
+            self._deliver(link.urgent_arrival(self.time, size), stage, self._stages[stage], effect)
 
     def forward(self, machine: Machine, effect: Forward) -> None:
         message = effect.message

@@ -7,16 +7,16 @@ effect; none decides anything.
 from collections.abc import Iterable
 from typing import Any
 
-from pipeinfer.core import effects
+from pipeinfer.core import effects, messages
 from pipeinfer.core.machine import Machine
 
 METHODS: dict[type, str] = {
     effects.Emit: "emit",
     effects.Finish: "finish",
     effects.Note: "note",
-    effects.ToStages: "to_stages",
-    effects.ToFirstStage: "to_first_stage",
-    effects.ToDraft: "to_draft",
+    messages.CancelRun: "to_stages",
+    messages.Decode: "to_first_stage",
+    messages.DraftFrom: "to_draft",
     effects.Apply: "apply",
     effects.Compute: "compute",
     effects.ComputeDraft: "compute_draft",

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeinfer.core.effects import Emit, Finish, Note, Start, ToFirstStage, ToStages
-from pipeinfer.core.messages import Logits, Proposal
+from pipeinfer.core.effects import Emit, Finish, Note, Start
+from pipeinfer.core.messages import CancelRun, Decode, Logits, Proposal
 
 MOST_KEPT = 4096
 """Events that wait for a listener; of a slower one the oldest are lost, and it is told how many."""
@@ -85,12 +85,11 @@ def _told(event: Any) -> dict[str, Any] | None:
 
 
 def _done(effect: Any) -> dict[str, Any] | None:
-    if isinstance(effect, ToFirstStage):
-        run = effect.message
-        requests = tuple(dict.fromkeys(run.requests))
-        return {"sent": run.run, "kind": run.kind.name.lower(), "rows": len(run.tokens), "requests": requests}
-    if isinstance(effect, ToStages):
-        return {"cancelled": effect.message.runs, "pruned": effect.message.pruned}
+    if isinstance(effect, Decode):
+        requests = tuple(dict.fromkeys(effect.requests))
+        return {"sent": effect.run, "kind": effect.kind.name.lower(), "rows": len(effect.tokens), "requests": requests}
+    if isinstance(effect, CancelRun):
+        return {"cancelled": effect.runs, "pruned": effect.pruned}
     if isinstance(effect, Emit):
         return {"committed": len(effect.tokens), "request": effect.number}
     if isinstance(effect, Finish):

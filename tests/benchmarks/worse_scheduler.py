@@ -6,9 +6,8 @@ from typing import Any
 
 from gate_cells import VARIANTS, Costs
 
-from pipeinfer.core.effects import ToStages
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import Logits
+from pipeinfer.core.messages import CancelRun, Logits
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.runtime.sim import HEADER_BYTES, Simulation
 
@@ -19,7 +18,7 @@ def skipped_cancellation() -> None:
 
     def worse(self: Scheduler, now: float, event: Any) -> list[Any]:
         effects = handle(self, now, event)
-        cancellation = next((effect for effect in effects if isinstance(effect, ToStages)), None)
+        cancellation = next((effect for effect in effects if isinstance(effect, CancelRun)), None)
         if cancellation is not None and self not in forgot:
             forgot.add(self)
             effects.remove(cancellation)

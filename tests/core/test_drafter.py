@@ -157,8 +157,8 @@ def test_the_branch_that_came_true_goes_on_and_the_other_is_dropped() -> None:
         d.handle(event)
     assert d.handle(DraftFrom(2, (7,), FAR)) == [], "the row of 70 is still wanted"
     assert d.handle(drafted(((61, 0.9),), ((71, 0.9), (72, 0.8)))) == [
-        Apply((KvSeqCp(2, 0, 1, 2), KvSeqRm(1, 0, -1), KvSeqCp(2, 1, 0, 3))),
-        forward((71, 3, 1), (72, 3, 2), outputs=2, count=8),
+        Apply((KvSeqCp(2, 0, 1, 2), KvSeqRm(1, 0, -1), KvSeqCp(2, 3, 0, 3))),
+        forward((71, 3, 3), (72, 3, 2), outputs=2, count=8),
     ]
 
 
@@ -718,9 +718,9 @@ def test_texts_that_nobody_needs_make_room_the_least_recently_used_first() -> No
     d = Reader(cells=256)
     for request, start in enumerate((100, 200, 100, 300)):
         d.answer(request, *range(start, start + 80))
-    held = [text[0] for text in d.machine.held._texts.values()]
+    held = [text[0] for text in d.machine.room.held._texts.values()]
     assert held == [100, 300], "three do not fit beside a quarter for drafts"
     few = Reader(sequences=4)
     for request in range(9):
         few.answer(request, *range(10 * request, 10 * request + 10))
-        assert len(few.machine.held) <= 2
+        assert len(few.machine.room.held) <= 2

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeinfer.core.effects import Request, Start, ToDraft, ToFirstStage
+from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.generation import PipelineShape
-from pipeinfer.core.messages import DraftFrom, DraftNode, Logits, Proposal
+from pipeinfer.core.messages import Decode, DraftFrom, DraftNode, Logits, Proposal
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 
@@ -70,13 +70,12 @@ class CountingPeers:
             sys.setprofile(None)
             gc.enable()
         for effect in effects:
-            if isinstance(effect, ToFirstStage):
-                sent = effect.message
-                ids = tuple([token + 1 for token in sent.tokens[len(sent.tokens) - sent.outputs :]])
-                rows = (len(sent.tokens),) * self.scheduler.pipeline.stages
-                self._runs.append(Logits(sent.run, ids, compute_s=rows, computed=rows, requests=sent.requests))
-            elif isinstance(effect, ToDraft):
-                self._orders.append(effect.message)
+            if isinstance(effect, Decode):
+                ids = tuple([token + 1 for token in effect.tokens[len(effect.tokens) - effect.outputs :]])
+                rows = (len(effect.tokens),) * self.scheduler.pipeline.stages
+                self._runs.append(Logits(effect.run, ids, compute_s=rows, computed=rows, requests=effect.requests))
+            elif isinstance(effect, DraftFrom):
+                self._orders.append(effect)
         return calls
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeinfer.core.effects import Finish, Request, Start, Stop, ToFirstStage, ToStages
+from pipeinfer.core.effects import Finish, Request, Start, Stop
 from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.messages import CancelRun, Decode, KvSeqCp, KvSeqRm, Logits
 from pipeinfer.core.prefixes import HeldTexts
@@ -21,7 +21,7 @@ class Kept:
     def __call__(self, event: Any) -> list[Any]:
         effects = self.scheduler.handle(0.0, event)
         self.scheduler.validate()
-        self.sent += [effect.message for effect in effects if isinstance(effect, ToFirstStage)]
+        self.sent += [effect for effect in effects if isinstance(effect, Decode)]
         return effects
 
     def answer(self, *prompt: int) -> Decode:
@@ -89,7 +89,7 @@ def test_what_others_begin_with_is_computed_though_its_own_request_was_cancelled
     kept(Start(Request((1, 2, 3, 4, 5, 6), 9), 0))
     kept(Start(Request((1, 2, 3, 9), 9), 1))
     assert kept.sent[-1].tokens == (9,)
-    assert ToStages(CancelRun((2,))) in kept(Stop(0, "cancelled", 0)), "of three chunks the last alone"
+    assert CancelRun((2,)) in kept(Stop(0, "cancelled", 0)), "of three chunks the last alone"
 
 
 def test_what_was_not_sent_of_a_text_is_not_shared() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from told import PROMPT, Told, chain, decode, draft_from, single, started
 
-from pipeinfer.core.effects import Emit, Finish, Request, Start, Stop, ToDraft, ToFirstStage, ToStages
+from pipeinfer.core.effects import Emit, Finish, Request, Start, Stop
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.generation import NOWHERE, PipelineShape
 from pipeinfer.core.ledger import CANONICAL
 from pipeinfer.core.measured import StageTimes
-from pipeinfer.core.messages import CancelRun, Decode, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
+from pipeinfer.core.messages import CancelRun, Decode, DraftFrom, DraftNode, KvSeqCp, KvSeqRm, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
@@ -56,7 +56,7 @@ def test_a_stop_string_takes_tokens_back() -> None:
     told = Told(Iterative())
     told(Logits(0, (8,), (0.5,)))
     told(Logits(1, (9,), (0.25,)))
-    assert told(Stop(1, "stop")) == [Finish("stop"), ToStages(CancelRun((2,)))], "nothing follows its last run"
+    assert told(Stop(1, "stop")) == [Finish("stop"), CancelRun((2,))], "nothing follows its last run"
     assert (told.generation.generated, told.generation.margins) == ([8], [0.5])
     assert told(Stop(0, "again")) == []
     assert not told.scheduler.idle
@@ -91,8 +91,8 @@ def test_a_tree_gives_each_leaf_a_sequence_of_its_own() -> None:
     told = started(Speculative(k=4, branches=2))
     nodes = (DraftNode(0, -1, 9, 0.5), DraftNode(1, -1, 10, 0.4), DraftNode(2, 0, 11, 0.9), DraftNode(3, 1, 12, 0.9))
     (sent,) = told(Proposal(2, nodes, True))
-    assert isinstance(sent, ToFirstStage)
-    leaves = sent.message.sequences
+    assert isinstance(sent, Decode)
+    leaves = sent.sequences
     assert leaves[0][0] == CANONICAL
     assert set(leaves[0][1:]) == {1, 2}
     assert leaves[1] == leaves[3] != leaves[2] == leaves[4]
@@ -105,8 +105,8 @@ def test_a_tree_gives_each_leaf_a_sequence_of_its_own() -> None:
 def test_speculative_sends_what_there_are_cells_for() -> None:
     told = started(Speculative(k=4), cells=8)
     (sent,) = told(chain(2, 0, 9, 10, 11, 12, stalled=True))
-    assert isinstance(sent, ToFirstStage)
-    assert sent.message.tokens == (8, 9, 10, 11)
+    assert isinstance(sent, Decode)
+    assert sent.tokens == (8, 9, 10, 11)
 
 
 def test_drafts_that_were_not_sent_are_sent_when_they_came_true() -> None:
@@ -115,8 +115,8 @@ def test_drafts_that_were_not_sent_are_sent_when_they_came_true() -> None:
     told(chain(2, 0, 9, 10, 11, 12, stalled=True))
     assert told(Logits(1, (9, 10, 11)))[0] == Emit((9, 10, 11))
     (sent,) = told(chain(3, 4, 13, parent=3, stalled=True))
-    assert isinstance(sent, ToFirstStage)
-    assert (sent.message.tokens, sent.message.positions) == ((11, 12, 13), (6, 7, 8))
+    assert isinstance(sent, Decode)
+    assert (sent.tokens, sent.positions) == ((11, 12, 13), (6, 7, 8))
 
 
 # PipeInfer
@@ -136,7 +136,7 @@ def test_pipeinfer_speculates_while_the_target_works_and_cancels_what_is_lost() 
     # 10 is right as well, 11 is not: run 3 is lost.
     assert told(Logits(2, (10, 99))) == [
         Emit((10, 99)),
-        ToStages(CancelRun((3,))),
+        CancelRun((3,)),
         single(4, 99, 6, KvSeqCp(1, 0, 4, 5), KvSeqCp(1, 0, 5, 6), KvSeqRm(1, 0, REMOVE)),
         draft_from(4, 10, 99, until=12),
     ]
@@ -148,8 +148,8 @@ def test_pipeinfer_speculates_while_the_target_works_and_cancels_what_is_lost() 
 def test_speculation_may_run_ahead_of_the_prompt() -> None:
     told = Told(PipeInfer(draft=2))
     (sent,) = told(chain(1, 0, 8, 9))
-    assert isinstance(sent, ToFirstStage)
-    assert (sent.message.positions, sent.message.kv) == ((3, 4), (KvSeqCp(0, 1, 0, 3),))
+    assert isinstance(sent, Decode)
+    assert (sent.positions, sent.kv) == ((3, 4), (KvSeqCp(0, 1, 0, 3),))
     assert told(Logits(0, (8,))) == [Emit((8,)), draft_from(2, 8, until=18)]
 
 
@@ -178,14 +178,14 @@ def test_what_is_proposed_too_late_is_dropped() -> None:
     # Order 2 said: after 8. That 9 follows is known, that 20 does not as well, and 10 after 9 is news.
     (sent,) = told(Proposal(2, (DraftNode(0, -1, 9, 1), DraftNode(1, -1, 20, 1), DraftNode(2, 1, 21, 1),
                                 DraftNode(3, 0, 10, 1)), False))  # fmt: skip
-    assert isinstance(sent, ToFirstStage)
-    assert sent.message.tokens == (10,)
+    assert isinstance(sent, Decode)
+    assert sent.tokens == (10,)
 
 
 def test_without_cancellation_lost_runs_run_on() -> None:
     told = started(PipeInfer(draft=1, cancellation=False))
     told(chain(2, 0, 9))
-    assert not any(isinstance(effect, ToStages) for effect in told(Logits(1, (99,))))
+    assert not any(isinstance(effect, CancelRun) for effect in told(Logits(1, (99,))))
     assert told(Logits(2, (77,))) == [], "the verdict on a dead branch means nothing"
     assert told.generation.generated == [8, 99]
 
@@ -213,7 +213,7 @@ def test_without_continuous_speculation_one_micro_batch_at_a_time_is_ordered() -
 def test_of_a_partly_dead_run_the_dead_rows_are_pruned() -> None:
     told = started(PipeInfer(draft=4, branches=2))
     told(Proposal(2, (DraftNode(0, -1, 9, 0.5), DraftNode(1, -1, 10, 0.4), DraftNode(2, 0, 11, 0.5)), False))
-    assert ToStages(CancelRun((), ((2, (1,)),))) in told(Logits(1, (9,)))
+    assert CancelRun((), ((2, (1,)),)) in told(Logits(1, (9,)))
     # The target's own word after 11 comes for the rows that were left.
     assert told(Logits(2, (11, 12), kept=(0, 2)))[0] == Emit((11, 12))
     assert (told.generation.runs[2].live, told.generation.runs[2].accepted) == (2, 2)
@@ -225,7 +225,7 @@ def test_the_end_cancels_what_is_in_flight_and_brings_the_draft_to_rest() -> Non
     told(chain(2, 1, 10, parent=0))
     assert told(Logits(1, (9,))) == [
         Emit((9,)),
-        ToStages(CancelRun((3,))),
+        CancelRun((3,)),
         draft_from(3, until=NOWHERE),
         Finish("length"),
     ]
@@ -238,9 +238,9 @@ def test_the_end_cancels_what_is_in_flight_and_brings_the_draft_to_rest() -> Non
 def test_proposals_left_over_from_an_earlier_generation_are_ignored() -> None:
     scheduler = Scheduler(PipelineShape(2), lambda _: PipeInfer(), first_run=7, first_order=4)
     prompt, order = scheduler.handle(0.0, Start(Request(PROMPT, 9)))
-    assert isinstance(prompt, ToFirstStage)
-    assert isinstance(order, ToDraft)
-    assert (prompt.message.run, order.message.order) == (7, 5)
+    assert isinstance(prompt, Decode)
+    assert isinstance(order, DraftFrom)
+    assert (prompt.run, order.order) == (7, 5)
     assert scheduler.handle(0.0, chain(4, 0, 9)) == []
     assert scheduler.handle(0.0, chain(5, 0, 9)) != []
 
@@ -313,12 +313,12 @@ def test_without_sequence_ids_for_speculation_the_text_goes_on() -> None:
 def test_two_requests_share_the_pipe_and_not_their_cells() -> None:
     told = Told(Iterative(), cells=300)
     assert told(Start(Request((1,), 9), number=7)) == [
-        ToFirstStage(Decode(1, RunKind.PROMPT, (1,), (0,), ((1,),), 1, requests=(7,)))
+        Decode(1, RunKind.PROMPT, (1,), (0,), ((1,),), 1, requests=(7,))
     ]
     assert told(Logits(0, (8,)))[1:] == [single(2, 8, 3)]
     assert told(Logits(1, (4,))) == [
         Emit((4,), 7),
-        ToFirstStage(Decode(3, RunKind.SINGLE, (4,), (1,), ((1,),), 1, requests=(7,))),
+        Decode(3, RunKind.SINGLE, (4,), (1,), ((1,),), 1, requests=(7,)),
     ]
 
 
@@ -328,8 +328,8 @@ def test_a_request_waits_until_there_are_cells() -> None:
     told(Logits(0, (8,)))
     ended = told(Logits(1, (9,)))
     assert ended[:2] == [Emit((8 + 1,)), Finish("length")]
-    assert isinstance(ended[2], ToFirstStage)
-    assert ended[2].message.requests == (1,)
+    assert isinstance(ended[2], Decode)
+    assert ended[2].requests == (1,)
 
 
 def test_committed_tokens_go_before_anyones_drafts() -> None:
@@ -337,7 +337,7 @@ def test_committed_tokens_go_before_anyones_drafts() -> None:
     told(chain(2, 0, 9))
     told(Start(Request((1,), 9), number=1))
     run = told(Logits(1, (99,)))  # the draft was wrong: its own token goes at once
-    sent = [effect.message.tokens for effect in run if isinstance(effect, ToFirstStage)]
+    sent = [effect.tokens for effect in run if isinstance(effect, Decode)]
     assert sent == [(99,)]
 
 
@@ -360,7 +360,7 @@ def crowded() -> tuple[Told, list[Decode]]:
 
 
 def sent(effects: list[Any]) -> list[Decode]:
-    return [effect.message for effect in effects if isinstance(effect, ToFirstStage)]
+    return [effect for effect in effects if isinstance(effect, Decode)]
 
 
 def test_tokens_that_wait_for_a_slot_go_as_one_run() -> None:
@@ -375,9 +375,9 @@ def test_tokens_that_wait_for_a_slot_go_as_one_run() -> None:
 
 def test_a_request_that_is_given_up_prunes_its_row_and_the_last_of_them_cancels_the_run() -> None:
     told, _ = crowded()
-    assert told(Stop(1, "cancelled", 1)) == [Finish("cancelled", 1), ToStages(CancelRun((), ((3, (1,)),)))]
-    assert told(Stop(1, "cancelled", 0)) == [Finish("cancelled"), ToStages(CancelRun((), ((3, (0,)),)))]
-    assert told(Stop(1, "cancelled", 2)) == [Finish("cancelled", 2), ToStages(CancelRun((3,)))]
+    assert told(Stop(1, "cancelled", 1)) == [Finish("cancelled", 1), CancelRun((), ((3, (1,)),))]
+    assert told(Stop(1, "cancelled", 0)) == [Finish("cancelled"), CancelRun((), ((3, (0,)),))]
+    assert told(Stop(1, "cancelled", 2)) == [Finish("cancelled", 2), CancelRun((3,))]
     assert told(Logits(3, (), cancelled_at=0, requests=(0, 1, 2))) == []
     assert told.scheduler.idle
 
@@ -395,8 +395,8 @@ def test_where_a_row_costs_as_much_as_a_run_nobody_waits_for_others() -> None:
     told, _ = crowded()
     measured = told.scheduler.measured
     measured._rows |= {1: StageTimes(1), 3: StageTimes(1)}
-    measured._rows[1].add(0, 1.0)
-    measured._rows[3].add(0, 3.0)
+    measured._rows[1].add((1.0,))
+    measured._rows[3].add((3.0,))
     measured._links = {1: 0.0}
     assert len(sent(told(Logits(3, (20, 21, 22), requests=(0, 1, 2))))) == 1, "it is looked up once per traversal"
     effects = told(Logits(4, (30, 31, 32), requests=(0, 1, 2)))

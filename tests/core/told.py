@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from pipeinfer.core.effects import HeadEffect, Request, Start, ToDraft, ToFirstStage
+from pipeinfer.core.effects import Request, Start
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.messages import Decode, DraftFrom, DraftNode, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
@@ -19,7 +19,7 @@ class Told:
         self.scheduler = Scheduler(PipelineShape(**{"stages": 3, **pipeline}), lambda _: strategy)
         self.begun = self(Start(Request(PROMPT, max_tokens, stop_ids)))
 
-    def __call__(self, event: Any) -> list[HeadEffect]:
+    def __call__(self, event: Any) -> list[Any]:
         effects = self.scheduler.handle(0.0, event)
         self.scheduler.validate()
         return [_without_settings(effect) for effect in effects]
@@ -31,8 +31,8 @@ class Told:
 
 def _without_settings(effect: Any) -> Any:
     """An order without how to draft, which tests of its own look at."""
-    if isinstance(effect, ToDraft):
-        return ToDraft(msgspec.structs.replace(effect.message, settings=None))
+    if isinstance(effect, DraftFrom):
+        return msgspec.structs.replace(effect, settings=None)
     return effect
 
 
@@ -46,16 +46,16 @@ def started(strategy: Strategy, **settings: Any) -> Told:
 def decode(run: int, kind: RunKind, *rows: tuple[int, int, tuple[int, ...]], outputs: int = -1, kv: Any = ()) -> Any:
     """Rows of (token, position, sequences); all of them are outputs unless said."""
     tokens, positions, sequences = zip(*rows, strict=True)
-    return ToFirstStage(Decode(run, kind, tokens, positions, sequences, len(rows) if outputs < 0 else outputs, kv))
+    return Decode(run, kind, tokens, positions, sequences, len(rows) if outputs < 0 else outputs, kv)
 
 
-def single(run: int, token: int, position: int, *kv: Any) -> ToFirstStage:
-    made: ToFirstStage = decode(run, RunKind.SINGLE, (token, position, (0,)), kv=kv)
+def single(run: int, token: int, position: int, *kv: Any) -> Decode:
+    made: Decode = decode(run, RunKind.SINGLE, (token, position, (0,)), kv=kv)
     return made
 
 
-def draft_from(order: int, *tokens: int, until: int) -> ToDraft:
-    return ToDraft(DraftFrom(order, tokens, until))
+def draft_from(order: int, *tokens: int, until: int) -> DraftFrom:
+    return DraftFrom(order, tokens, until)
 
 
 def chain(order: int, first_id: int, *tokens: int, parent: int = -1, stalled: bool = False) -> Proposal:

@@ -26,15 +26,12 @@ from pipeinfer.core.effects import (
     Note,
     Start,
     Stop,
-    ToDraft,
-    ToFirstStage,
-    ToStages,
     Wake,
     Woken,
 )
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, KvOp, Logits, Proposal, RunKind
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, DraftFrom, KvOp, Logits, Proposal, RunKind
 from pipeinfer.core.scheduler import Scheduler
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.core.text_drafter import TextDrafter
@@ -234,15 +231,14 @@ class ToyCluster(World):
     def note(self, machine: Machine, effect: Note) -> None:
         assert effect.text
 
-    def to_first_stage(self, machine: Machine, effect: ToFirstStage) -> None:
-        self._mirror_run(effect.message)
-        run = effect.message.run
-        self._runs[run] = next(runs for runs in reversed(self.scheduler.in_flight) if runs[0].id == run)
-        self._streams[0].put(effect.message, None)
+    def to_first_stage(self, machine: Machine, effect: Decode) -> None:
+        self._mirror_run(effect)
+        self._runs[effect.run] = next(runs for runs in reversed(self.scheduler.in_flight) if runs[0].id == effect.run)
+        self._streams[0].put(effect, None)
 
-    def to_draft(self, machine: Machine, effect: ToDraft) -> None:
-        assert effect.message.request not in self.finishes, "an order after the end"
-        self._orders.put(effect.message)
+    def to_draft(self, machine: Machine, effect: DraftFrom) -> None:
+        assert effect.request not in self.finishes, "an order after the end"
+        self._orders.put(effect)
 
     def emit(self, machine: Machine, effect: Emit) -> None:
         assert effect.number not in self.finishes, "tokens after the end"
@@ -251,10 +247,10 @@ class ToyCluster(World):
         if effect.number == 0 and 0 < self._stop_after <= len(tokens) and not self._stops.items:
             self._stops.put(Stop(self._stop_after, "stop"))
 
-    def to_stages(self, machine: Machine, effect: ToStages) -> None:
-        self._check_cancelled(effect.message)
+    def to_stages(self, machine: Machine, effect: CancelRun) -> None:
+        self._check_cancelled(effect)
         for control in self._controls:
-            control.put(effect.message)
+            control.put(effect)
 
     def _check_cancelled(self, message: CancelRun) -> None:
         for run_id in message.runs:

@@ -16,7 +16,7 @@ class Beam(DraftPolicy):
 
     def grow(self, draft: Draft) -> None:
         if not draft.leaves:
-            for leaf in draft.resting:
+            for leaf in list(draft.resting):
                 draft.resume(leaf)
         ends = [leaf for leaf in draft.leaves if leaf.next is not None]
         options = [option for leaf in ends for option in _options(leaf)]

@@ -62,7 +62,7 @@ class Adaptive(Strategy):
         self._window = 0
         self._rating = (1.0, 1.0)
         self._waiting: list[Node] = []
-        self._stalled = self._rests = False
+        self._rests = False
         self._seen, self._first = 0, 1
         self._experience = Experience(shared=False)
         self._segment = Segment(0.0, 0)
@@ -99,10 +99,10 @@ class Adaptive(Strategy):
             return that_fit(generation, [generation.tip, *self._likeliest(generation, rows - 1)]) or [generation.tip]
         if not self._waiting or len(generation.pipe.in_flight) >= self._window:
             return None
-        if not self._stalled and self._is_busy(generation):
+        if not generation.stalled and self._is_busy(generation):
             return None  # There may be a better choice by then.
         nodes = self._likeliest(generation, rows)
-        if len(nodes) < rows and not self._stalled and generation.pipe.pipeline.ranks_per_core > 1:
+        if len(nodes) < rows and not generation.stalled and generation.pipe.pipeline.ranks_per_core > 1:
             return None  # What is under way has the cores meanwhile, and a run of few rows takes nearly as long.
         return that_fit(generation, nodes) if nodes else None
 
@@ -122,7 +122,7 @@ class Adaptive(Strategy):
         if not generation.pipe.measured.rows:
             return [generation.tip]  # It tells what one row takes, while the draft reads the prompt.
         drafted = self._likeliest(generation, rows - 1)
-        if len(drafted) < rows - 1 and not self._stalled:
+        if len(drafted) < rows - 1 and not generation.stalled:
             return None
         return that_fit(generation, [generation.tip, *drafted]) or [generation.tip]
 
@@ -162,12 +162,10 @@ class Adaptive(Strategy):
         discount, power = self._rating
         return DraftSettings(micro_batch, cutoff, width=width, nodes=nodes, discount=discount, power=power)
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._waiting += nodes
-        self._stalled = stalled
 
     def advanced(self, generation: Generation) -> None:
-        self._stalled = False
         self._seen += 1
         if self._seen >= (self.every if self.forecast_s else self._first):
             self._seen = 0

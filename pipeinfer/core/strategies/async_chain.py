@@ -38,7 +38,7 @@ class AsyncChain(Strategy):
     def next_order(self, generation: Generation) -> Order:
         return Order(generation.tip.position + self.ahead, self._settings)
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._chain.add(nodes)
 
     def advanced(self, generation: Generation) -> None:

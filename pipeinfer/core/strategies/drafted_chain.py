@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pipeinfer.core.generation import Generation
+from pipeinfer.core.strategies.window import as_many_as_fit
 from pipeinfer.core.tree import Node
 
 
@@ -27,7 +28,4 @@ class DraftedChain:
 
     def run(self, generation: Generation, most: int) -> list[Node]:
         """The last committed token and up to `most` drafts after it, as many as there are cells for."""
-        nodes = [generation.tip, *self.nodes[:most]]
-        while len(nodes) > 1 and not generation.fits(nodes):
-            nodes.pop()
-        return nodes
+        return as_many_as_fit(generation, [generation.tip, *self.nodes[:most]])

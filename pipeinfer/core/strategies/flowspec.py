@@ -32,7 +32,6 @@ class FlowSpec(Strategy):
             require("in_flight", in_flight, 2, 4096)  # One would be the single-token run's.
         self.segment, self.width, self.depth, self.in_flight = segment, width, depth, in_flight
         self._settings = DraftSettings(micro_batch=1, width=width, nodes=nodes)
-        self._stalled = False
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
         if not generation.covered():
@@ -41,17 +40,11 @@ class FlowSpec(Strategy):
             return None
         unsent = by_score(generation)
         idle = not any(run.kind is RunKind.SPECULATIVE and run.live for run in generation.in_flight)
-        ready = len(unsent) >= self.segment or self._stalled or idle
+        ready = len(unsent) >= self.segment or generation.stalled or idle
         return that_fit(generation, unsent[: self.segment]) if unsent and ready else None
 
     def next_order(self, generation: Generation) -> Order:
         return Order(generation.tip.position + self.depth, self._settings)
-
-    def advanced(self, generation: Generation) -> None:
-        self._stalled = False
-
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
-        self._stalled = stalled
 
     def limit(self, a: float, stages: int, draft: float) -> float | None:
         return theory.segmented_chain(a, stages, self.segment) if self.width == 1 else None

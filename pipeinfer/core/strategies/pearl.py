@@ -36,12 +36,11 @@ class Pearl(Strategy):
         self._adapts = gamma == 0
         self._settings = DraftSettings(micro_batch=1)
         self._chain = DraftedChain()
-        self._stalled = False
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
         if generation.covered() or generation.in_flight:
             return None
-        if self._chain.came_true and len(self._chain.nodes) < self.gamma - 1 and not self._stalled:
+        if self._chain.came_true and len(self._chain.nodes) < self.gamma - 1 and not generation.stalled:
             return None  # The round lasts until its drafts are made.
         drafts = self.gamma - 1 if self._chain.came_true else 0
         return self._chain.run(generation, drafts)
@@ -53,16 +52,14 @@ class Pearl(Strategy):
         verified = max([generation.tip.position, *(run.nodes[-1].position for run in generation.in_flight)])
         return Order(verified + self.gamma, self._settings)
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._chain.add(nodes)
-        self._stalled = stalled
 
     def limit(self, a: float, stages: int, draft: float) -> float | None:
         return theory.asynchronous_chain(a, 1 / draft) if self._adapts and 0 < draft <= 1 else None
 
     def advanced(self, generation: Generation) -> None:
         self._chain.advance(generation.tip)
-        self._stalled = False
 
 
 def best_round(measured: Measured, unknown: int) -> int:

@@ -87,7 +87,7 @@ class PipeInfer(Strategy):
         speculates = any(run.kind is RunKind.SPECULATIVE and run.live for run in generation.in_flight)
         return Order(reach if self._waiting or speculates else reach + self.draft, self._settings)
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._waiting.append(nodes)
 
     def limit(self, a: float, stages: int, draft: float) -> float | None:

@@ -49,7 +49,7 @@ class SpecPipe(Strategy):
     def next_order(self, generation: Generation) -> Order:
         return Order(generation.tip.position + self._window(generation), self._settings)
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._levels.append(nodes)
 
     def limit(self, a: float, stages: int, draft: float) -> float:

@@ -6,6 +6,7 @@ from pipeinfer.core import theory
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.options import COUNTS, require
+from pipeinfer.core.strategies.window import as_many_as_fit
 from pipeinfer.core.tree import Node
 
 
@@ -29,15 +30,11 @@ class Speculative(Strategy):
         self.drafting = "tree" if branches > 1 else "chain"
         self._settings = DraftSettings(k, cutoff, branches, split, once=True)
         self._tree: list[Node] = []
-        self._ready = False
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
-        if generation.covered() or not self._ready:
+        if generation.covered() or not generation.stalled:
             return None
-        nodes = [generation.tip, *self._tree[: self.k]]
-        while len(nodes) > 1 and not generation.fits(nodes):
-            nodes.pop()
-        return nodes
+        return as_many_as_fit(generation, [generation.tip, *self._tree[: self.k]])
 
     def next_order(self, generation: Generation) -> Order:
         # The draft reads the prompt while the target does, and drafts once the first token is known.
@@ -47,11 +44,9 @@ class Speculative(Strategy):
     def advanced(self, generation: Generation) -> None:
         # Where cells were short, the last drafts were not sent; the draft goes on from those that came true.
         self._tree = [node for node in self._tree if node.alive and not node.committed]
-        self._ready = False
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._tree += nodes
-        self._ready = stalled
 
     def limit(self, a: float, stages: int, draft: float) -> float | None:
         """At its best K, not at this one."""

@@ -29,10 +29,9 @@ class Ssd(Strategy):
         self.drafting_options = {"alternatives": alternatives, "length": k, "rounds": True}
         self._settings = DraftSettings(micro_batch=1)
         self._chain = DraftedChain()
-        self._stalled = False
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
-        if generation.covered() or not (self._stalled or len(self._chain.nodes) >= self.k):
+        if generation.covered() or not (generation.stalled or len(self._chain.nodes) >= self.k):
             return None
         return self._chain.run(generation, self.k)
 
@@ -40,13 +39,11 @@ class Ssd(Strategy):
         # All k accepted, the target's own token, and k after that.
         return Order(generation.tip.position + 2 * self.k + 1, self._settings)
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._chain.add(nodes)
-        self._stalled = stalled
 
     def advanced(self, generation: Generation) -> None:
         self._chain.advance(generation.tip)
-        self._stalled = False
 
     def limit(self, a: float, stages: int, draft: float) -> float:
         """Every round's outcome was prepared."""

@@ -30,26 +30,19 @@ class SwiftSpec(Strategy):
         self.batch, self.depth = batch, depth
         self._settings = DraftSettings(micro_batch=1, width=width, nodes=nodes)
         self._reach = max(depth, nodes)
-        self._stalled = False
 
     def next_run(self, generation: Generation) -> Sequence[Node] | None:
         if generation.covered() or generation.in_flight:
             return None
         tree = by_score(generation)
         deepest = max((node.position for node in tree), default=generation.tip.position)
-        if deepest - generation.tip.position < self.depth and not self._stalled:
+        if deepest - generation.tip.position < self.depth and not generation.stalled:
             return None
         nodes = [generation.tip, *tree[: self.batch - 1]]
         return that_fit(generation, nodes) or [generation.tip]
 
     def next_order(self, generation: Generation) -> Order:
         return Order(generation.tip.position + self._reach, self._settings)
-
-    def advanced(self, generation: Generation) -> None:
-        self._stalled = False
-
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
-        self._stalled = stalled
 
     def limit(self, a: float, stages: int, draft: float) -> float:
         chances = [a * (1 - a) ** rank for rank in range(self.batch)]

@@ -25,6 +25,13 @@ def that_fit(generation: Generation, nodes: Sequence[Node]) -> Sequence[Node] | 
     return None
 
 
+def as_many_as_fit(generation: Generation, nodes: list[Node]) -> list[Node]:
+    """The first of these nodes for which there are sequence ids and cells; one at least, which is the tip."""
+    while len(nodes) > 1 and not generation.fits(nodes):
+        nodes.pop()
+    return nodes
+
+
 def sendable(node: Node) -> bool:
     """It is alive and not sent, and what it continues was sent."""
     parent = node.parent
@@ -40,15 +47,3 @@ def by_score(generation: Generation) -> list[Node]:
             scores[node] = scores[node.parent] + log_of(node.confidence)
     unsent = [node for node in scores if node.run is None and not node.committed]
     return sorted(unsent, key=lambda node: (-scores[node], node.position))
-
-
-def unsent(drafted: Sequence[Node]) -> list[Node]:
-    """Those of a proposal that are alive, not sent, and continue what was sent or another of them."""
-    found: dict[Node, None] = {}
-    for node in drafted:
-        parent = node.parent
-        if not node.alive or node.run is not None or parent is None:
-            continue
-        if parent.committed or parent.run is not None or parent in found:
-            found[node] = None
-    return list(found)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeinfer.core.effects import Request, ToFirstStage
+from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape
+from pipeinfer.core.messages import Decode
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import Trace, independent
@@ -147,8 +148,8 @@ def _count_kv_operations(simulation: Simulation) -> Counter[str]:
     def counting(now: float, event: Any) -> Any:
         effects = handle(now, event)
         for effect in effects:
-            if isinstance(effect, ToFirstStage):
-                counts.update(type(operation).__name__ for operation in effect.message.kv)
+            if isinstance(effect, Decode):
+                counts.update(type(operation).__name__ for operation in effect.kv)
         return effects
 
     simulation.scheduler.handle = counting  # type: ignore[method-assign]

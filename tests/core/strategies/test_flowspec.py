@@ -3,7 +3,7 @@
 from test_scheduler import Told, started
 from test_specpipe import sent
 
-from pipeinfer.core.effects import Emit, ToStages
+from pipeinfer.core.effects import Emit
 from pipeinfer.core.messages import CancelRun, DraftNode, Logits, Proposal, RunKind
 from pipeinfer.core.strategies.flowspec import FlowSpec
 
@@ -35,7 +35,7 @@ def test_what_a_verdict_leaves_of_every_segment_goes_on() -> None:
     told = flowing()
     told(Proposal(2, TREE, True))
     effects = told(Logits(1, (10,)))
-    assert effects[:2] == [Emit((10,)), ToStages(CancelRun((), ((2, (0, 1)), (3, (0,)))))]
+    assert effects[:2] == [Emit((10,)), CancelRun((), ((2, (0, 1)), (3, (0,))))]
     # What is drafted anew from there and was known already is not sent twice.
     again = (DraftNode(8, -1, 21, 0.5), DraftNode(9, -1, 22, 0.4), DraftNode(10, 8, 31, 0.9), DraftNode(11, 9, 32, 0.3))
     assert sent(told(Proposal(3, again, False))) == [(RunKind.SPECULATIVE, (31, 22, 32), (6, 5, 6))]

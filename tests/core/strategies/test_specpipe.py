@@ -4,9 +4,9 @@ from typing import Any
 
 from test_scheduler import Told, started
 
-from pipeinfer.core.effects import Emit, ToFirstStage, ToStages
+from pipeinfer.core.effects import Emit
 from pipeinfer.core.measured import StageTimes
-from pipeinfer.core.messages import CancelRun, DraftNode, Logits, Proposal, RunKind
+from pipeinfer.core.messages import CancelRun, Decode, DraftNode, Logits, Proposal, RunKind
 from pipeinfer.core.strategies.specpipe import SpecPipe
 from pipeinfer.core.strategies.window import depth
 
@@ -16,7 +16,7 @@ SECOND = (DraftNode(2, 0, 20, 0.5), DraftNode(3, 1, 21, 0.9))
 
 
 def sent(effects: list[Any]) -> list[tuple[RunKind, tuple[int, ...], tuple[int, ...]]]:
-    runs = [effect.message for effect in effects if isinstance(effect, ToFirstStage)]
+    runs = [effect for effect in effects if isinstance(effect, Decode)]
     return [(run.kind, run.tokens, run.positions) for run in runs]
 
 
@@ -35,7 +35,7 @@ def test_a_hit_keeps_the_subtree_and_drops_the_other_rows_of_every_level() -> No
     told = started(SpecPipe(width=2))
     levels(told)
     effects = told(Logits(1, (10,)))
-    assert effects[:2] == [Emit((10,)), ToStages(CancelRun((), ((2, (0,)), (3, (0,)))))]
+    assert effects[:2] == [Emit((10,)), CancelRun((), ((2, (0,)), (3, (0,))))]
     # The verdicts that come are of the rows that were left, and nothing else was sent for them.
     assert told(Logits(2, (21,), kept=(1,)))[0] == Emit((21,))
     effects = told(Logits(3, (30,), kept=(1,)))
@@ -46,7 +46,7 @@ def test_a_miss_drops_everything_and_fills_the_pipe_anew() -> None:
     told = started(SpecPipe(width=2))
     levels(told)
     effects = told(Logits(1, (99,)))
-    assert effects[:2] == [Emit((99,)), ToStages(CancelRun((2, 3)))]
+    assert effects[:2] == [Emit((99,)), CancelRun((2, 3))]
     assert sent(effects) == [(RunKind.SINGLE, (99,), (4,))]
 
 
@@ -77,5 +77,5 @@ def test_the_pipe_is_as_deep_as_its_links_make_it() -> None:
 
 def _seconds(*stages: float) -> StageTimes:
     times = StageTimes(len(stages))
-    times.add_all(stages)
+    times.add(stages)
     return times

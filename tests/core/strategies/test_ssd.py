@@ -29,4 +29,4 @@ def test_what_was_prepared_leaves_at_once() -> None:
 def test_where_the_draft_has_no_more_what_there_is_goes() -> None:
     told = started(Ssd(k=4))
     (run,) = told(chain(2, 0, 9, stalled=True))
-    assert len(run.message.tokens) == 2
+    assert len(run.tokens) == 2

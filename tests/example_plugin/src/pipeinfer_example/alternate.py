@@ -26,7 +26,7 @@ class Alternate(Strategy):
     def next_order(self, generation: Generation) -> Order:
         return Order(generation.tip.position + self.k + 1, DraftSettings(micro_batch=1))
 
-    def proposed(self, generation: Generation, nodes: list[Node], stalled: bool) -> None:
+    def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._drafts += nodes
 
     def advanced(self, generation: Generation) -> None:
