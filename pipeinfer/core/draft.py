@@ -1,5 +1,6 @@
 """What is drafted for one request: the branches of its tree, grown by its draft policy from where the text stands."""
 
+from pipeinfer.core.losses import killed
 from pipeinfer.core.messages import DraftFrom, DraftSettings
 from pipeinfer.core.room import Room
 from pipeinfer.core.tree import Node, log_of, root
@@ -228,9 +229,7 @@ class Draft:
         self.text.append(token)
         self.tip, lost = self.tip.commit(token)
         child = self.tip
-        for sibling in lost:
-            for node in sibling.subtree():
-                node.alive = False
+        killed(lost)
         if child.fed:
             self._ledger.promote(child.sequence, child.position, self.sequence)
         else:
