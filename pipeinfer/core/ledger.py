@@ -91,8 +91,8 @@ class Ledger:
         self.free -= 1
         for sequence in sequences:
             self._last[sequence] = cell
-        # Each of them ended at `last`, which the new cell continues.
-        last.refs += 1 - count
+        if count > 1:  # Each of them ended at `last`, which the new cell continues.
+            last.refs += 1 - count
 
     def promote(self, source: int, position: int, into: int) -> None:
         """Tag the cell of `source` at `position` with `into` too, which must end at the cell before it."""
