@@ -31,7 +31,7 @@ from pipeinfer_emulated.measured import MeasuredRank, Seconds
 NAP_S = 5e-4
 """A wait looks at the abort flag this often."""
 
-SPIN_S = 1.5e-4
+SPIN_S = 5e-5
 """A sleep ends about this late, so the last stretch of a wait is looked away instead."""
 
 CERTAIN = 1e4

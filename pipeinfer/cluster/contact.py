@@ -13,6 +13,7 @@ from pipeinfer.runtime import control
 from pipeinfer.runtime.control import Failure, LinkLimit, Shutdown
 from pipeinfer.runtime.cpu_latency import without_deep_idle
 from pipeinfer.runtime.live import shaped
+from pipeinfer.runtime.timer_slack import without_timer_slack
 from pipeinfer.runtime.transports import HEAD, Envelope, PeerLost, Transport
 
 CHECK_S = 0.1
@@ -46,6 +47,7 @@ class Contact:
     def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
         self._ranks: Ranks = open_ranks(transport, count, workers, key, self._loads, self._before)
         self._idle_states.enter_context(without_deep_idle())
+        self._idle_states.enter_context(without_timer_slack())
 
     def __enter__(self) -> Self:
         return self

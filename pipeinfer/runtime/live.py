@@ -22,6 +22,7 @@ from pipeinfer.runtime.probe import probe, wrong_rank
 from pipeinfer.runtime.processor_quota import bound_cores
 from pipeinfer.runtime.rank_links import IDLE_S, Endpoint
 from pipeinfer.runtime.stage_rank import StageWorker
+from pipeinfer.runtime.timer_slack import without_timer_slack
 from pipeinfer.runtime.transports import ANY_RANK, HEAD, Envelope, PeerLost, Transport, TransportError
 
 GRACE_S = 0.25
@@ -91,7 +92,7 @@ def run_rank(
         raise Stray(f"a head that cannot be answered: {problem}") from problem
     try:
         setup: Setup | None
-        with without_deep_idle():
+        with without_deep_idle(), without_timer_slack():
             if isinstance(first, Inspect):
                 transport = shaped(transport, first.bandwidth_bps, first.latency_s)
                 setup = probe(transport, first)
