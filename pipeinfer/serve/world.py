@@ -214,12 +214,15 @@ class ServiceWorld(HeadWorld):
 
     def _turn_away(self, asked: Asked) -> None:
         """A request that comes where as many wait as may: nobody else is told of it."""
-        number = asked.start.number
-        asked.refuse(self._most_waiting)
-        with self._lock:
-            del self.waiting[number]
+        self._refuse(asked)
         self._counters.done[REFUSED] += 1
         asked.tell(Ended(REFUSED, asked.record(REFUSED)))
+
+    def _refuse(self, asked: Asked) -> None:
+        """Whoever hears that it has no place finds it among those that wait no more."""
+        with self._lock:
+            self.waiting.pop(asked.start.number, None)
+        asked.refuse(self._most_waiting)
 
     def _decide(self, number: int) -> None:
         """Whether a request that was begun is taken: the scheduler alone knows what there is room for."""
@@ -229,7 +232,7 @@ class ServiceWorld(HeadWorld):
         if number in self._scheduler.generations or self._scheduler.waiting <= self._most_waiting:
             asked.taken.set_result(None)
         else:
-            asked.refuse(self._most_waiting)
+            self._refuse(asked)
             self._stop(Stop(0, REFUSED, number))
 
     def _begin(self, asked: Asked) -> None:
