@@ -5,7 +5,6 @@ torch and transformers take seconds to import, so nothing here does before a bac
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeinfer.engine.backend import BadModel, ModelInfo
 from pipeinfer.engine.huggingface.checkpoint import INDEX, Checkpoint
+from pipeinfer.engine.huggingface.folder import find_folder
 from pipeinfer.engine.huggingface.generation_config import end_tokens
 from pipeinfer.engine.huggingface.tokenizer import HfTokenizer, open_tokenizer
 from pipeinfer_torch.source import find_model
@@ -65,11 +65,8 @@ class TorchBackend:
 
         if torch.version.cuda or torch.version.hip:
             return
-        from pipeinfer_torch.plain_config import read_plain
-
-        with suppress(BadModel):  # Whoever loads it says so.
-            if any(read_plain(find_model(model)) is None for model in models):
-                import_module("transformers.activations")
+        if not all(map(_is_plain, models)):
+            import_module("transformers.activations")
         for module in ("pipeinfer_torch.skeleton", "pipeinfer_torch.stage"):
             import_module(module)
 
@@ -141,3 +138,14 @@ def find_device(name: str) -> "torch.device":
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"expected one of {torch.cuda.device_count()} CUDA devices, came {name!r}: choose device=cpu")
     return device
+
+
+def _is_plain(model: str) -> bool:
+    """Whether it lies in a folder and is read without transformers. Of the hub nothing is looked for: that takes
+    threads, and whoever loads the model does."""
+    from pipeinfer_torch.plain_config import read_plain
+
+    try:
+        return read_plain(find_folder(model)) is not None
+    except BadModel:
+        return False

@@ -174,3 +174,14 @@ def test_what_torch_prepares_starts_no_thread_looks_for_no_gpu_and_spares_loadin
     command, environment = [sys.executable, "-c", LOOKS_FOR_GPUS], {**os.environ, **ONE_THREAD}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_torch_prepares_for_a_model_of_the_hub_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from pipeinfer_torch import TorchBackend, source
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it asks the hub, in a process that is to be forked")
+
+    monkeypatch.setattr(source, "fetch", refuse)
+    TorchBackend.prepare(["someone/model@main"])
