@@ -13,12 +13,26 @@ from pathlib import Path
 import pytest
 
 from pipeinfer.cli import run as run_line
+from pipeinfer.cluster.launch import Cluster
 from pipeinfer_emulated import EmulatedBackend
 
 EMULATED = ["--backend", "emulated", "--backend-option", "layers=4", "--backend-option", "layer_s=0.005"]
 """Steady tokens for as long as a test wants them, on any machine."""
 
 PROMPT = ["a", "prompt"]
+
+
+@contextmanager
+def rank_on_the_core_of_its_head() -> Iterator[int]:
+    """The process of an emulated stage that shares one core with this one."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        options = {"layers": 1, "layer_s": 0.0}
+        with Cluster(backend="emulated", backend_options=options, draft=None, stages=1) as cluster:
+            yield cluster.ready[0].pid
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def start(*arguments: str, **kwargs: object) -> "subprocess.Popen[str]":

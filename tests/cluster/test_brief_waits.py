@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from processes import rank_on_the_core_of_its_head
 
-from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.python_process import BRIEF_WAITS, python_environment
 
 MANY = 10**6
@@ -58,15 +58,8 @@ def test_what_the_environment_says_of_waiting_counts(said: dict[str, str], monke
 @pytest.mark.usefixtures("unsaid")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds nobody to cores")
 def test_ranks_that_share_a_core_with_the_head_are_started_so() -> None:
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        options = {"layers": 1, "layer_s": 0.0}
-        with Cluster(backend="emulated", backend_options=options, draft=None, stages=1) as cluster:
-            pid = cluster.hosts[0].partition("(pid ")[2].rstrip(")")
-            found = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    finally:
-        os.sched_setaffinity(0, cores)
+    with rank_on_the_core_of_its_head() as pid:
+        found = Path(f"/proc/{pid}/environ").read_text().split("\0")
     assert {f"{name}={value}" for name, value in BRIEF_WAITS.items()} <= set(found)
 
 

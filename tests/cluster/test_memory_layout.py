@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import rank_on_the_core_of_its_head
 
-from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.memory_layout import same_memory_layout
 
 NOT_RANDOM = 0x0040000
@@ -35,12 +35,5 @@ def test_only_what_is_started_meanwhile_has_it() -> None:
 def test_ranks_that_share_a_core_with_the_head_have_it() -> None:
     with same_memory_layout():
         expected = personality()
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        options = {"layers": 1, "layer_s": 0.0}
-        with Cluster(backend="emulated", backend_options=options, draft=None, stages=1) as cluster:
-            pid = cluster.hosts[0].partition("(pid ")[2].rstrip(")")
-            assert int(Path(f"/proc/{pid}/personality").read_text(), 16) == expected
-    finally:
-        os.sched_setaffinity(0, cores)
+    with rank_on_the_core_of_its_head() as pid:
+        assert int(Path(f"/proc/{pid}/personality").read_text(), 16) == expected

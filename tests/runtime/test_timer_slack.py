@@ -34,6 +34,5 @@ def test_a_thread_that_is_started_meanwhile_has_none() -> None:
 def test_ranks_have_none_during_a_session_nor_has_their_head() -> None:
     before = slack_ns()
     with Cluster(backend="emulated", backend_options={"layers": 1, "layer_s": 0.0}, draft=None, stages=1) as cluster:
-        rank = cluster.hosts[0].partition("(pid ")[2].rstrip(")")
-        assert slack_ns(rank) == slack_ns() == 1
+        assert slack_ns(cluster.ready[0].pid) == slack_ns() == 1
     assert slack_ns() == before
