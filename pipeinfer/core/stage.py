@@ -1,21 +1,25 @@
 """One stage of a pipeline as a state machine: runs in stream order, cancellation and pruning beside it."""
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from pipeinfer.core.effects import Abort, Apply, Compute, Computed, Forward
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.machine import Machine
-from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits
+from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Decode, Logits, Message
 
 
-class Arrival(NamedTuple):
+class Arrival(Message, frozen=True):
     """A run as it came over a link: its header, and the hidden states beside it (opaque, None for a marker)."""
 
     decode: Decode
     payload: Any = None
+
+
+NO_RESULT = Computed(-1, 0.0)
+"""Of a run that was not computed."""
 
 
 class Stage(Machine):
@@ -63,14 +67,15 @@ class Stage(Machine):
     def _next(self) -> None:
         """Begin the next run that is to be computed; markers before it pass."""
         while self._waiting:
-            decode, payload = self._waiting.popleft()
+            arrival = self._waiting.popleft()
+            decode = arrival.decode
             if decode.kv:
                 self._effects.append(Apply(decode.kv))
             if decode.cancelled_at == NOT_CANCELLED and decode.run not in self._cancelled:
                 came = len(decode.tokens)
                 decode, keep = self._without_pruned(decode)
                 self._computing = decode
-                self._effects.append(Compute(decode, payload, keep, came))
+                self._effects.append(Compute(decode, arrival.payload, keep, came))
                 return
             self._leave(decode, None)
 
@@ -105,17 +110,19 @@ class Stage(Machine):
 
     def _leave(self, decode: Decode, computed: Computed | None) -> None:
         """Send it on: as a marker, which carries nothing, where it was not computed or is cancelled by now."""
-        cancelled = computed is None or computed.aborted or decode.run in self._cancelled
-        self._left = decode.run
-        self._cancelled.discard(decode.run)
-        self._pruned.pop(decode.run, None)
-        at = self.index if cancelled and decode.cancelled_at == NOT_CANCELLED else decode.cancelled_at
-        spent = (*decode.compute_s, computed.seconds if computed is not None else 0.0)
-        rows = (*decode.computed, len(decode.tokens) if computed is not None else 0)
-        result = Computed(decode.run, 0.0) if computed is None or cancelled else computed
+        run, at = decode.run, decode.cancelled_at
+        cancelled = computed is None or computed.aborted or run in self._cancelled
+        self._left = run
+        self._cancelled.discard(run)
+        self._pruned.pop(run, None)
+        if cancelled and at == NOT_CANCELLED:
+            at = self.index
+        seconds, count = (computed.seconds, len(decode.tokens)) if computed is not None else (0.0, 0)
+        spent, rows = (*decode.compute_s, seconds), (*decode.computed, count)
+        result = NO_RESULT if computed is None or cancelled else computed
         message: Decode | Logits
         if self.is_last:
-            message = Logits(decode.run, result.ids, result.margins, at, spent, result.candidates, decode.requests,
+            message = Logits(run, result.ids, result.margins, at, spent, result.candidates, decode.requests,
                              () if cancelled else decode.kept, rows)  # fmt: skip
         else:
             message = msgspec.structs.replace(decode, cancelled_at=at, compute_s=spent, computed=rows)
