@@ -13,9 +13,9 @@ from pipeinfer.engine.huggingface.folder import BUILTIN, builtin_folder
 from pipeinfer.engine.huggingface.generation_config import end_tokens
 from pipeinfer.engine.huggingface.tokenizer import open_tokenizer
 from pipeinfer.engine.model_cache import cache_folder, expanded
-from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, count_layers
+from pipeinfer_llamacpp.cut import EMBEDDING, OUTPUT, count_layers, without_vocabulary
 from pipeinfer_llamacpp.export import ALL_ENDS, ENDS, QUANTISATIONS, exported
-from pipeinfer_llamacpp.gguf_file import GgufFile, type_name
+from pipeinfer_llamacpp.gguf_file import GgufFile, opened, type_name
 from pipeinfer_llamacpp.library import F16, F32
 from pipeinfer_llamacpp.model import KV_TYPES, LoadedModel
 from pipeinfer_llamacpp.probe import WHOLE, cut_stage, ports_of, whole_stage
@@ -88,7 +88,7 @@ class LlamaCppBackend:
             architecture=source.architecture,
             layers=len(blocks),
             hidden_size=source.count("embedding_length"),
-            vocabulary=len(source.required("tokenizer.ggml.tokens")),
+            vocabulary=source.length("tokenizer.ggml.tokens"),
             vocabulary_digest=conventions.digest,
             context=source.count("context_length"),
             layer_bytes=max(blocks),
@@ -113,7 +113,8 @@ class LlamaCppBackend:
     def _open_stage(
         self, source: GgufFile, path: Path, ports: dict[str, Any], cells: int, sequences: int
     ) -> LlamaCppStage:  # fmt: skip
-        loaded = LoadedModel(path, self._gpu_layers)
+        settings = without_vocabulary(source) if path == source.path else None
+        loaded = LoadedModel(path, self._gpu_layers, settings=settings)
         loaded.check_memory()
         return LlamaCppStage(
             loaded,
@@ -130,7 +131,7 @@ class LlamaCppBackend:
     def weight_files(self, model: str) -> list[Path]:
         """Of a folder those that it is exported from: what a host made of them lies in its own cache."""
         path = find_model(model)
-        return Checkpoint(path).present() if path.is_dir() else [shard.path for shard in GgufFile(path).shards]
+        return Checkpoint(path).present() if path.is_dir() else [shard.path for shard in opened(path).shards]
 
     def trials(self, folder: Path) -> dict[str, Callable[[], tuple["LlamaCppBackend", str]]]:
         """For `pipeinfer doctor`: the Llama model in `folder` in each common quantisation."""
@@ -142,7 +143,7 @@ class LlamaCppBackend:
 
     def tokenizer(self, model: str) -> Tokenizer:
         path = find_model(model)
-        return open_tokenizer(path) if path.is_dir() else tokenizer_of(GgufFile(path))
+        return open_tokenizer(path) if path.is_dir() else tokenizer_of(opened(path))
 
     def _precision(self, source: GgufFile) -> str:
         stored = precision_of_weights(source)
@@ -164,7 +165,7 @@ class LlamaCppBackend:
         return kv_heads * int(width) * KV_SIZES[self._kv_type]
 
     def _open(self, path: Path) -> GgufFile:
-        return GgufFile(exported(path, self._quantisation, self._cache) if path.is_dir() else path)
+        return opened(exported(path, self._quantisation, self._cache) if path.is_dir() else path)
 
 
 def find_model(model: str) -> Path:
@@ -220,7 +221,7 @@ def of_file(source: GgufFile) -> Conventions:
 
 @lru_cache(maxsize=4)
 def _of_file(path: Path, _size: int, _changed: int) -> Conventions:
-    source = GgufFile(path)
+    source = opened(path)
     tokenizer = tokenizer_of(source)
     return Conventions(vocabulary_digest(source), ends_of(source, tokenizer), tokenizer.warnings)
 

@@ -37,6 +37,9 @@ FORMAT = 2
 """Counts up when what is written changes, so that files of an older version are not taken for new ones."""
 
 STUB_TOKENS = 8
+NO_VOCABULARY = "no_vocab"
+"""llama.cpp's name for a tokenizer that there is not."""
+
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
 BY_TOKEN = (EMBEDDING, OUTPUT, "output.bias")
@@ -54,6 +57,15 @@ WINDOWS = "attention.sliding_window_pattern"
 def count_layers(source: GgufFile) -> int:
     """Blocks that a text goes through; those behind them, which predict further tokens, are left out."""
     return int(source.count("block_count")) - int(source.value(f"{source.architecture}.{COUNTED_FROM_THE_END}", 0))
+
+
+def without_vocabulary(source: GgufFile) -> dict[str, int | str]:
+    """Metadata in place of the file's with which llama.cpp reads no tokens: a stage has ids alone, and of a large
+    vocabulary they take half a second."""
+    if EMBEDDING not in source.tensors:
+        return {}
+    count = source.tensors[EMBEDDING].shape[1]
+    return {"tokenizer.ggml.model": NO_VOCABULARY, f"{source.architecture}.vocab_size": count}
 
 
 def fingerprint(source: GgufFile) -> str:
@@ -141,7 +153,7 @@ def fields_of(source: GgufFile, layers: tuple[int, int], windowed: Sequence[bool
     is_last = stop == count_layers(source)
     yield f"{prefix}block_count", number(stop - first)
     yield f"{prefix}vocab_size", number(source.tensors[EMBEDDING].shape[1] if is_last else STUB_TOKENS)
-    yield "tokenizer.ggml.model", struct.pack("<I", STRING) + encoded("no_vocab")
+    yield "tokenizer.ggml.model", struct.pack("<I", STRING) + encoded(NO_VOCABULARY)
     for key in COUNTED_FROM_THE_START:
         if f"{prefix}{key}" in source.fields:
             yield f"{prefix}{key}", number(min(max(source.value(f"{prefix}{key}") - first, 0), stop - first))

@@ -10,7 +10,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import mmap
 import re
 import struct
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +119,15 @@ class GgufFile(OneFile):
             raise BadModel(f"expected a field {key} in {self.path}, came none: give a GGUF file of a language model")
         return self.value(key)
 
+    def length(self, key: str) -> int:
+        """How many entries an array has, none of which is decoded. Raises BadModel when there is no such array."""
+        field = self.fields.get(key)
+        if field is None or field.kind != ARRAY:
+            raise BadModel(f"expected an array {key} in {self.path}, came none: give a GGUF file of a language model")
+        walk = Walk(self.data, field.start)
+        walk.number("I")
+        return int(walk.number("Q"))
+
     def of_architecture(self, key: str) -> Any:
         """The field `key` under the architecture's own prefix. Raises BadModel when there is none."""
         return self.required(f"{self.architecture}.{key}")
@@ -158,6 +167,20 @@ class GgufFile(OneFile):
             shard = OneFile(path)
             self.shards.append(shard)
             self.tensors |= {name: tensor._replace(shard=number) for name, tensor in shard.tensors.items()}
+
+
+def opened(path: Path) -> GgufFile:
+    """The file, its header read now or before: a large vocabulary's takes a tenth of a second. Raises BadModel."""
+    try:
+        status = path.stat()
+    except OSError:
+        return GgufFile(path)  # which says what is wrong
+    return _opened(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, _size: int, _changed: int) -> GgufFile:
+    return GgufFile(path)
 
 
 class Walk:

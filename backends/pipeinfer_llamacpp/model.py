@@ -2,6 +2,7 @@
 
 import ctypes
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class LoadedModel:
         *,
         vocabulary_only: bool = False,
         as_stored: bool = False,
-        settings: dict[str, int] | None = None,
+        settings: Mapping[str, int | str] | None = None,
     ) -> None:
         """`as_stored`: weights are not rearranged for faster kernels, and so are read from the file where they are
         needed. `settings` are metadata to be taken instead of the file's."""
@@ -105,11 +106,14 @@ class LoadedModel:
         return context
 
 
-def overrides_of(settings: dict[str, int]) -> Any:
+def overrides_of(settings: Mapping[str, int | str]) -> Any:
     """llama.cpp's form of metadata that is not the file's: an array with an empty key at its end."""
     api = llama()
     overrides = (api.llama_model_kv_override * (len(settings) + 1))()
     for override, (key, value) in zip(overrides, settings.items(), strict=False):
-        override.key, override.tag = key.encode(), api.LLAMA_KV_OVERRIDE_TYPE_INT
-        override.value.val_i64 = value
+        override.key = key.encode()
+        if isinstance(value, str):
+            override.tag, override.value.val_str = api.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+        else:
+            override.tag, override.value.val_i64 = api.LLAMA_KV_OVERRIDE_TYPE_INT, value
     return overrides

@@ -23,7 +23,7 @@ import numpy as np
 from pipeinfer.engine.backend import BadModel, Batch, Hidden, chain
 from pipeinfer.engine.model_cache import made_once
 from pipeinfer_llamacpp.abort_guard import NativeAbort, guarded
-from pipeinfer_llamacpp.cut import EMBEDDING, count_layers, fingerprint, write_stage
+from pipeinfer_llamacpp.cut import EMBEDDING, count_layers, fingerprint, without_vocabulary, write_stage
 from pipeinfer_llamacpp.embedding import EmbeddingRows
 from pipeinfer_llamacpp.gguf_file import GgufFile
 from pipeinfer_llamacpp.hidden import HiddenStates, NodeNames
@@ -124,7 +124,7 @@ class ProbedModel:
         key = f"{source.architecture}.{WINDOW}"
         window = source.value(key, 0)
         self._settings = {key: SHORT_WINDOW} if isinstance(window, int) and window > SHORT_WINDOW else {}
-        self._whole = self._load(source.path)
+        self._whole = self._load(source.path, without_vocabulary(source))
         self._whole.check_memory()
         with everything_said() as lines, self._opened(self._whole, **WHOLE):
             self.windowed = windows_in(lines, self._layers)
@@ -142,7 +142,7 @@ class ProbedModel:
         expected = self._leaving_whole(stop)
         if not all(np.isfinite(rows).all() for rows in expected):
             return CutPoint(refused="numbers that are not finite")
-        model = self._load(path)
+        model = self._load(path, {})
         try:
             for entry in self._nodes_before_layers(model, layers, entering):
                 with self._opened(model, **ports_of(self._source, layers, entry)) as stage:
@@ -166,8 +166,8 @@ class ProbedModel:
         with self._opened(self._whole, takes_tokens=True, gives_hidden=hidden is not None, hidden=hidden) as stage:
             return self._run(stage, None)
 
-    def _load(self, path: Path) -> LoadedModel:
-        return LoadedModel(path, as_stored=True, settings=self._settings)
+    def _load(self, path: Path, settings: dict[str, int | str]) -> LoadedModel:
+        return LoadedModel(path, as_stored=True, settings={**self._settings, **settings})
 
     @contextmanager
     def _opened(self, model: LoadedModel, **ports: Any) -> Iterator[LlamaCppStage]:

@@ -5,13 +5,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from pipeinfer.engine.backend import BadModel, Token
 from pipeinfer.engine.chat import ChatTemplate
 from pipeinfer.engine.special_tokens import framed
-from pipeinfer_llamacpp.gguf_file import GgufFile
+from pipeinfer_llamacpp.gguf_file import GgufFile, opened
 from pipeinfer_llamacpp.library import llama, warnings
 from pipeinfer_llamacpp.model import LoadedModel
 
@@ -102,7 +103,7 @@ def tokenizer_of(source: GgufFile) -> GgufTokenizer:
 
 @lru_cache(maxsize=4)
 def _opened(path: Path, _size: int, _changed: int) -> GgufTokenizer:
-    return GgufTokenizer(GgufFile(path))
+    return GgufTokenizer(opened(path))
 
 
 def vocabulary_digest(source: GgufFile) -> str:
@@ -110,7 +111,8 @@ def vocabulary_digest(source: GgufFile) -> str:
 
     It is the digest that the NumPy backend gives for the same model's tokenizer.json, which has no unused tokens.
     """
-    pairs: list[Any] = sorted((text, number) for number, (text, _) in entries(source).items())
+    pairs: list[Any] = [(text, number) for number, (text, _) in entries(source).items()]  # by number
+    pairs.sort(key=itemgetter(0))
     return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()[:16]
 
 

@@ -170,6 +170,14 @@ def test_a_sentencepiece_vocabulary_gives_texts_back(tmp_path):
         assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text
 
 
+def test_a_stage_has_no_vocabulary_in_memory(shared, small):
+    stage = backend(shared).load(str(small), (0, 4), cells=8, sequences=1)
+    vocabulary = llama().llama_model_get_vocab(stage._model.handle)
+    assert llama().llama_vocab_type(vocabulary) == llama().LLAMA_VOCAB_TYPE_NONE
+    assert llama().llama_vocab_n_tokens(vocabulary) == backend(shared).info(str(small)).vocabulary
+    stage.close()
+
+
 def test_several_ends_and_unused_tokens_are_exported(tmp_path):
     folder = write_llama(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
