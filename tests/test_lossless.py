@@ -21,7 +21,8 @@ from pipeinfer.engine.sampling import Sampling, sample
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results.trial import Trial
 
-TOKENS = 256
+TOKENS, LONG = 96, 256
+"""Of a text, and of one with `--full`: where strategies send runs ahead, more runs than there are sequence ids."""
 TARGET, DRAFT = "builtin:target", "builtin:draft"
 HOW = {"T=0": Sampling(), "T=0.8": Sampling(temperature=0.8, top_p=0.95, seed=7)}
 TREE: dict[str, Any] = {"branches": 3, "split": 0.05}
@@ -48,13 +49,14 @@ class Case(NamedTuple):
     variant: str
     how: str
     prompt: int
+    tokens: int = TOKENS
 
     def __str__(self) -> str:
         return f"{self.transport}-{self.stages}-{self.variant}-{self.how}-{self.prompt}"
 
 
 def full() -> list[Case]:
-    return [Case(*cluster, *rest) for cluster in CLUSTERS for rest in product(VARIANTS, HOW, range(20))]
+    return [Case(*cluster, *rest, tokens=LONG) for cluster in CLUSTERS for rest in product(VARIANTS, HOW, range(20))]
 
 
 def selection() -> list[Case]:
@@ -136,19 +138,20 @@ def test_the_selection_leaves_nothing_out() -> None:
 @pytest.mark.timeout(60)
 def test_the_tokens_are_those_of_the_plain_loop(case: Case, opened: _Opened) -> None:
     prompt = prompts()[case.prompt]
-    trial = generate(opened.get(transport=case.transport, stages=case.stages), case.variant, prompt, case.how)
-    assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW[case.how], TOKENS)
+    cluster = opened.get(transport=case.transport, stages=case.stages)
+    trial = generate(cluster, case.variant, prompt, case.how, case.tokens)
+    assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW[case.how], case.tokens)
     assert trial.reason == "length"
-    assert len(trial.emit_s) == TOKENS
+    assert len(trial.emit_s) == case.tokens
 
 
 @pytest.mark.parametrize("variant", ["speculative tree", "pipeinfer chain", "pipeinfer tree", "redundant runs, tree"])
 @pytest.mark.parametrize("how", HOW)
 def test_a_draft_that_is_always_right_changes_nothing(variant: str, how: str, opened: _Opened) -> None:
     """The target drafts for itself, so that long chains are accepted whatever the built-in draft is worth."""
-    prompt = prompts()[11]
+    prompt = prompts()[10 if how == "T=0" else 11]  # as in the selection, which has their texts
     trial = generate(opened.get(transport="inproc", stages=2, draft=TARGET), variant, prompt, how, 64)
-    assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW[how], 64)
+    assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW[how], TOKENS)[:64]
     if variant.startswith("speculative"):  # The others are free to outrun a draft that is as slow as the target.
         assert sum(run.accepted for run in trial.runs) > 32
 
@@ -159,14 +162,14 @@ def test_cells_that_run_out_end_the_text(variant: str, opened: _Opened) -> None:
     cluster = opened.get(transport="inproc", stages=2, cells=len(prompt) + 40, sequences=16)
     trial = generate(cluster, variant, prompt, "T=0.8")
     assert trial.reason == "context"
-    assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW["T=0.8"], 40)
+    assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW["T=0.8"], TOKENS)[:40]
 
 
 def test_trials_follow_one_another_whatever_was_left_of_the_last(opened: _Opened) -> None:
     """Runs, cells and drafts of a generation that stopped early are nothing to the next one."""
     cluster = opened.get(transport="tcp", stages=2)
     for index, variant in enumerate(["pipeinfer tree", "speculative chain", "pipeinfer chain", "redundant runs"] * 2):
-        prompt = prompts()[index]
+        prompt = prompts()[2 * index]  # as in the selection, at the same temperature
         taken: list[int] = []
 
         def stop_at_ten(tokens: Sequence[int], taken: list[int] = taken) -> Stop | None:
@@ -178,5 +181,5 @@ def test_trials_follow_one_another_whatever_was_left_of_the_last(opened: _Opened
             prompt, open_strategy(name, options), max_tokens=TOKENS, stop_ids=(), on_tokens=stop_at_ten
         )  # fmt: skip
         assert trial.reason == "stop"
-        assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW["T=0"], 10)
+        assert list(trial.token_ids) == plain_loop(tuple(prompt), HOW["T=0"], TOKENS)[:10]
         assert len(trial.emit_s) == 10
