@@ -4,7 +4,7 @@ than Gemma's sliding windows of 512 tokens."""
 PROMPTS = {
     "tale": "Once upon a time",
     "code": "def merge(left, right):\n    result = []\n    while left and right:\n",
-    "windows": "".join(f"{n} times {n} is {n * n}, and {n} more makes {n * n + n}.\n" for n in range(1, 31)),
+    "windows": "".join(f"{n} times {n} is {n * n}, and {n} more makes {n * n + n}.\n" for n in range(1, 26)),
     "fact": "The capital of France is",
     "one word": "Therefore",
     "recipe": "Pancakes\n\nIngredients:\n- 200 g flour\n- 2 eggs\n- 300 ml milk\n\nMethod:\n1.",
