@@ -1,11 +1,12 @@
-"""Gemma 3 out of a GGUF file as a Hugging Face folder: numbers dequantised to float32, and a tokenizer made of the
-vocabulary and its scores."""
+"""Gemma 3 out of a GGUF file as a Hugging Face folder: numbers dequantised and stored as bfloat16, to be computed with
+as float32, and a tokenizer made of the vocabulary and its scores."""
 
 import json
 
 import gguf
 import numpy as np
-from safetensors.numpy import save_file
+import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from pipeinfer_llamacpp.gguf_file import GgufFile
@@ -29,6 +30,9 @@ NAMES = {
 }
 CONTROL, GIVEN = 3, 4
 """Types of tokens that are found in a text before it is cut into others: those that are no text, and those that are."""
+
+ROWS = 1024
+"""So many rows of a matrix are dequantised at a time, in memory that is used again and again."""
 
 
 def write_folder(file, folder):
@@ -78,8 +82,11 @@ def tensors_of(source):
         stored = np.frombuffer(source.data, np.uint8, tensor.stop - tensor.start, tensor.start)
         kind = gguf.GGMLQuantizationType(tensor.type)
         shape = gguf.quant_shape_to_byte_shape(tensor.shape[::-1], kind)
-        numbers = np.ascontiguousarray(gguf.dequantize(stored.reshape(shape), kind).reshape(tensor.shape[::-1]))
-        yield hf_name(name), numbers - 1 if "norm" in name else numbers
+        numbers = torch.cat([
+            torch.from_numpy(gguf.dequantize(rows, kind) - ("norm" in name)).bfloat16()
+            for rows in np.array_split(np.atleast_2d(stored.reshape(shape)), -(-shape[0] // ROWS))
+        ])  # fmt: skip
+        yield hf_name(name), numbers.reshape(tensor.shape[::-1])
 
 
 def hf_name(name):

@@ -137,5 +137,7 @@ class SafetensorsFile:
 def widen(stored: NDArray[Any]) -> Hidden:
     """float32 from what was stored: bfloat16 is the upper half of a float32."""
     if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        wide = stored.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     return stored.astype(np.float32, copy=False)
