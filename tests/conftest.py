@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from forked_commands import end_forking
 from hypothesis import HealthCheck, settings
 
 from pipeinfer.cluster.python_process import ONE_THREAD
@@ -201,6 +202,7 @@ def nothing_left_behind() -> Iterator[None]:
     """Every process that a test started has ended when the session ends."""
     before = set(children(os.getpid()))
     yield
+    end_forking()
     deadline = time.monotonic() + LEAVE_S
     while left := set(children(os.getpid())) - before:
         assert time.monotonic() < deadline, f"processes left behind: {sorted(left)}"

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import IO
 
 import pytest
+from forked_commands import ForkedCommand
 
 from pipeinfer.cli import run as run_line
 from pipeinfer.cluster.launch import Cluster
@@ -35,12 +37,17 @@ def rank_on_the_core_of_its_head() -> Iterator[int]:
         os.sched_setaffinity(0, cores)
 
 
-def start(*arguments: str, **kwargs: object) -> "subprocess.Popen[str]":
-    """`pipeinfer ARGUMENTS` in a process group of its own."""
+def start(
+    *arguments: str, stderr: IO[str] | int = subprocess.PIPE, env: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str] | ForkedCommand":
+    """`pipeinfer ARGUMENTS` in a process group of its own: forked from one that has imported it, or, in an environment
+    of its own, started like any other."""
+    if env is None:
+        return ForkedCommand(*arguments, stderr=stderr)
     command = [sys.executable, "-m", "pipeinfer", *arguments]
-    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        **{"stderr": subprocess.PIPE, **kwargs},
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True,
+        env=env,
     )  # fmt: skip
 
 
@@ -73,7 +80,7 @@ def generating(*arguments: str, nodes: int = 3) -> Iterator["Generating"]:
 class Generating:
     """The process of a generation, and the pids of its `ranks`."""
 
-    def __init__(self, process: "subprocess.Popen[str]", ranks: dict[int, int], nodes: int) -> None:
+    def __init__(self, process: "subprocess.Popen[str] | ForkedCommand", ranks: dict[int, int], nodes: int) -> None:
         self.process = process
         self.ranks = ranks
         self._nodes = nodes

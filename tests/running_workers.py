@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from forked_commands import ForkedCommand
 from processes import start
 
 from pipeinfer.cluster.plan import Plan
@@ -27,12 +28,12 @@ class Workers:
         write_keys(self.key)
         self.errors = [folder / f"{rank}.err" for rank in range(count)]
         self.fixed = fixed
-        self.environment = {**os.environ, **environment}
+        self.environment = {**os.environ, **environment} if environment else None
         self.processes = [self.start(rank, listen) for rank in range(count)]
         self.addresses = [self.wait_until_it_listens(rank) for rank in range(count)]
         self.held_at_first = self.held()
 
-    def start(self, rank: int, listen: str) -> "subprocess.Popen[str]":
+    def start(self, rank: int, listen: str) -> "subprocess.Popen[str] | ForkedCommand":
         with self.errors[rank].open("a") as file:
             named = ["--rank", str(rank)] if self.fixed else []
             return start("worker", *named, "--listen", listen, "--key", str(self.key),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -414,10 +415,12 @@ def test_as_many_workers_as_ranks(run: Run, workers: tuple[list[str], Path]) -> 
     assert_refused(*refused, "3 workers")
 
 
-def test_a_worker_at_a_busy_port(run: Run, workers: tuple[list[str], Path]) -> None:
-    addresses, key = workers
-    refused = run("worker", "--rank", "0", "--listen", addresses[0], "--key", str(key))
-    assert_refused(*refused, addresses[0], "in use")
+def test_a_worker_at_a_busy_port(run: Run, tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    write_keys(key)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        assert_refused(*run("worker", "--rank", "0", "--listen", address, "--key", str(key)), address, "in use")
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "cannot read the key file"), ("nonsense", "not a key file")])
