@@ -71,7 +71,7 @@ def root() -> Node:
 
 def log_of(confidence: float) -> float:
     """Of a candidate, for its score: a draft may say 0."""
-    return log(max(confidence, LEAST_CONFIDENCE))
+    return log(LEAST_CONFIDENCE if confidence < LEAST_CONFIDENCE else confidence)
 
 
 def chance(confidence: float, first: float, power: float) -> float:

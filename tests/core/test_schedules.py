@@ -202,48 +202,84 @@ DRAFTING: dict[str, Any] = {
 """Options of draft policies."""
 
 
+PROMPT_LENGTHS, TEXT_LENGTHS = st.integers(1, 12), st.integers(1, 10) | st.integers(10, 50)
+
+
 @st.composite
-def requests(draw: Any, group: list[str]) -> Asked:
-    name = draw(st.sampled_from(group))
-    return Asked(
-        name,
-        draw(OPTIONS[name]),
-        prompt=draw(st.integers(1, 12)),
-        max_tokens=draw(st.integers(1, 10) | st.integers(10, 50)),
-    )
+def requests(draw: Any, names: Any) -> Asked:
+    name = draw(names)
+    return Asked(name, draw(OPTIONS[name]), prompt=draw(PROMPT_LENGTHS), max_tokens=draw(TEXT_LENGTHS))
+
+
+# Strategies are made once: making them anew takes longer than an example of few tokens.
+REQUESTS = {drafting: requests(st.sampled_from(group)) for drafting, group in TOGETHER.items()}
+ASKED = {
+    (drafting, fewest, most): st.lists(one, min_size=fewest, max_size=most)
+    for drafting, one in REQUESTS.items()
+    for fewest, most in ((3, 6), (1, 1), (1, 3), (1, 6))
+}
+"""By the draft policy, and the fewest and the most requests."""
+
+CHOICES: dict[str, Any] = {
+    "drafting": st.sampled_from(list(TOGETHER)),
+    "most": st.sampled_from([1, 1, 3, 6]),
+    "stages": st.integers(1, 4),
+    "few stages": st.integers(1, 2),
+    "spare_cells": st.integers(1, 12) | st.integers(8, 60),
+    "sequences": st.sampled_from([1, 2, 3, 12]),
+    "context": st.sampled_from([1 << 30, 1 << 30, 8, 20]),
+    "prompt_chunk": st.sampled_from([64, 1, 2, 5]),
+    "stop_ids": st.sampled_from([0, 0, 0, 1]),
+    "stop_after": st.sampled_from([0, 0, 0, 3, 8]),
+    "draft_cells": st.sampled_from([0, 0, 100, 5, 14]),
+    "draft_sequences": st.sampled_from([10, 10, 40]),
+    "agreement": st.sampled_from([60, 80, 90, 95, 100, 30, 0]),
+    "salt": st.integers(0, 2**32),
+    "schedule": st.binary(min_size=400, max_size=400),
+    "cancels": st.dictionaries(st.integers(0, 5), st.integers(0, 300), max_size=3),
+    "pauses": st.lists(st.integers(0, 300), max_size=5),
+    "row_s": st.sampled_from([0.01, 10.0]),
+    "draft_row": st.sampled_from([0.0, 0.3, 1.0]),
+    "ranks_per_core": st.sampled_from([1.0, 1.5, 3.0]),
+}
+YES_OR_NO, NOTHING = st.booleans(), st.just({})
 
 
 @st.composite
 def scenarios(draw: Any, *, crowded: bool = False) -> Scenario:
     """`crowded`: more requests than the pipe has slots."""
-    drafting = draw(st.sampled_from(list(TOGETHER)))
-    fewest, most = (3, 6) if crowded else (1, draw(st.sampled_from([1, 1, 3, 6])))
-    asked = draw(st.lists(requests(TOGETHER[drafting]), min_size=fewest, max_size=most))
+
+    def one(name: str) -> Any:
+        return draw(CHOICES[name])
+
+    drafting = one("drafting")
+    fewest, most = (3, 6) if crowded else (1, one("most"))
+    asked = draw(ASKED[drafting, fewest, most])
     return Scenario(
         tuple(asked),
         drafting,
-        draw(DRAFTING.get(drafting, st.just({}))),
-        stages=draw(st.integers(1, 2 if crowded else 4)),
-        spare_cells=draw(st.integers(1, 12) | st.integers(8, 60)),
-        sequences=draw(st.sampled_from([1, 2, 3, 12])),
-        context=draw(st.sampled_from([1 << 30, 1 << 30, 8, 20])),
-        prompt_chunk=draw(st.sampled_from([64, 1, 2, 5])),
-        stop_ids=draw(st.sampled_from([0, 0, 0, 1])),
-        stop_after=draw(st.sampled_from([0, 0, 0, 3, 8])),
-        draft_cells=draw(st.sampled_from([0, 0, 100, 5, 14])) if len(asked) == 1 else 0,
-        draft_sequences=draw(st.sampled_from([10, 10, 40])),
-        agreement=draw(st.sampled_from([60, 80, 90, 95, 100, 30, 0])),
-        salt=draw(st.integers(0, 2**32)),
-        schedule=draw(st.binary(min_size=400, max_size=400)).rstrip(b"\0"),
-        alike=draw(st.booleans()),
-        keeps_texts=draw(st.booleans()),
-        cancels=draw(st.dictionaries(st.integers(0, 5), st.integers(0, 300), max_size=3)) if len(asked) > 1 else {},
-        pauses=tuple(draw(st.lists(st.integers(0, 300), max_size=5))),
-        forgets=draw(st.booleans()),
-        row_s=10.0 if crowded else draw(st.sampled_from([0.01, 10.0])),
-        draft_row=draw(st.sampled_from([0.0, 0.3, 1.0])),
-        ranks_per_core=draw(st.sampled_from([1.0, 1.5, 3.0])),
-        rationed=draw(st.booleans()),
+        draw(DRAFTING.get(drafting, NOTHING)),
+        stages=one("few stages" if crowded else "stages"),
+        spare_cells=one("spare_cells"),
+        sequences=one("sequences"),
+        context=one("context"),
+        prompt_chunk=one("prompt_chunk"),
+        stop_ids=one("stop_ids"),
+        stop_after=one("stop_after"),
+        draft_cells=one("draft_cells") if len(asked) == 1 else 0,
+        draft_sequences=one("draft_sequences"),
+        agreement=one("agreement"),
+        salt=one("salt"),
+        schedule=one("schedule").rstrip(b"\0"),
+        alike=draw(YES_OR_NO),
+        keeps_texts=draw(YES_OR_NO),
+        cancels=one("cancels") if len(asked) > 1 else {},
+        pauses=tuple(one("pauses")),
+        forgets=draw(YES_OR_NO),
+        row_s=10.0 if crowded else one("row_s"),
+        draft_row=one("draft_row"),
+        ranks_per_core=one("ranks_per_core"),
+        rationed=draw(YES_OR_NO),
     )
 
 

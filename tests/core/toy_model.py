@@ -26,9 +26,6 @@ class Cell:
         self.value = value
         self.words: CellWords | None = None
 
-    def tag(self, tags: frozenset[int]) -> None:
-        self.tags, self.words = tags, None
-
     def described(self) -> CellWords:
         """Made once for the tags that it has."""
         self.words = (self.run, self.position, tuple(sorted(self.tags)), self.row)
@@ -55,13 +52,14 @@ class ToyCells:
     def apply(self, ops: Sequence[KvOp]) -> None:
         for op in ops:
             if isinstance(op, KvSeqCp):
+                there, too = self._of.setdefault(op.dst, []), frozenset((op.dst,))
                 for cell in self._tagged(op.src, op.start, op.stop):
                     if op.dst not in cell.tags:
-                        cell.tag(cell.tags | {op.dst})
-                        self._of.setdefault(op.dst, []).append(cell)
+                        cell.tags, cell.words = cell.tags | too, None
+                        there.append(cell)
             else:
                 for cell in (gone := self._tagged(op.sequence, op.start, op.stop)):
-                    cell.tag(cell.tags - {op.sequence})
+                    cell.tags, cell.words = cell.tags - {op.sequence}, None
                     if not cell.tags:
                         del self.cells[cell]
                 if gone:

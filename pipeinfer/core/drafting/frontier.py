@@ -25,8 +25,9 @@ class Frontier(DraftPolicy):
         slots = settings.width - sum(not leaf.fed for leaf in draft.leaves)
         room = settings.nodes - len(known) if settings.nodes else slots
         least = draft.tip.score + log_of(settings.cutoff)
-        serial = count()
-        heap = [option for node in (draft.tip, *known) for option in _options(draft, node, resting, next(serial))]
+        discount, serial = log_of(settings.discount), count()
+        options = [_option(draft, node, resting, discount, next(serial)) for node in (draft.tip, *known)]
+        heap = [option for option in options if option is not None]
         heapify(heap)
         while heap and slots > 0 and heap[0][0] <= -least:
             _, _, node, candidate = heappop(heap)
@@ -40,24 +41,31 @@ class Frontier(DraftPolicy):
                 child.score = score
                 if child.position >= draft.until:
                     draft.rest(child)  # it is read when the order reaches beyond it
-                for option in _options(draft, node, resting, next(serial)):
+                option = _option(draft, node, resting, discount, next(serial))
+                if option is not None:
                     heappush(heap, option)
             else:
                 continue
             slots -= 1
 
 
-def _options(draft: Draft, node: Node, resting: set[Node], serial: int) -> list[Option]:
+def _option(draft: Draft, node: Node, resting: set[Node], discount: float, serial: int) -> Option | None:
     """The one thing that may be read next at this node, if there is any."""
-    discount = log_of(draft.settings.discount)
-    score = node.score + discount * (node.position - draft.tip.position)
+    candidate = None
     if node.next is None:
-        waits = not node.fed and node.position < draft.until and node in resting
-        return [(-score, serial, node, None)] if waits else []
-    untried = next((option for option in node.next if option[0] not in node.children), None)
-    if untried is None:
-        return []
-    return [(-score - discount - log_of(_likely(draft, node, untried)), serial, node, untried)]
+        if node.fed or node not in resting or node.position >= draft.until:
+            return None
+    else:
+        # A loop, and not `next` of a generator: this is asked of each node of the tree for each forward of the draft.
+        for candidate in node.next:
+            if candidate[0] not in node.children:
+                break
+        else:
+            return None
+    score = node.score + discount * (node.position - draft.tip.position)
+    if candidate is None:
+        return (-score, serial, node, None)
+    return (-score - discount - log_of(_likely(draft, node, candidate)), serial, node, candidate)
 
 
 def _likely(draft: Draft, node: Node, candidate: tuple[int, float]) -> float:
