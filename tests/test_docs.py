@@ -25,8 +25,8 @@ WIDEST = 122
 LOOKS_AT_THE_MACHINE = "doctor"
 """It starts every engine, and finds and leaves the same on whatever page it stands: the first that has it runs it."""
 
-ITS_OWN = {"reproduce", "--launcher"}
-"""Of these every line has a process: it leaves a pool behind, or becomes the launcher of others."""
+BECOMES_ANOTHER = "--launcher"
+"""Of these every line has a process, which becomes the launcher of others."""
 
 
 def commands(page: Path) -> list[str]:
@@ -60,7 +60,7 @@ def test_the_commands_of_a_page_work_one_after_another(
         name, *arguments = shlex.split(command, comments=True)[1:]
         if name == LOOKS_AT_THE_MACHINE and name in started:
             continue
-        if name in started and ITS_OWN.isdisjoint([name, *arguments]):
+        if name in started and BECOMES_ANOTHER not in arguments:
             done = piped(name, *arguments)
         else:
             line = [sys.executable, "-m", "pipeinfer", name, *arguments]

@@ -21,6 +21,8 @@ def calibrate(
     figure: Annotated[Path | None, path_option(OUTPUT, "Draw the times over rows: FILE.svg and .png.")] = None,
 ) -> None:
     """Measure this cluster, and write a profile for `simulate`, the emulated backend and `--layers auto`."""
+    settings = cluster.settings()
+    plan = settings.plan(*settings.settle(), drafts=True)  # First: of a world's processes one alone goes on.
     from rich.text import Text
 
     from pipeinfer.cluster.models import Models
@@ -28,10 +30,8 @@ def calibrate(
     from pipeinfer.files import check_writable
     from pipeinfer.modelling.calibrate import calibrate as run
     from pipeinfer.modelling.profile import write_profile
-    from pipeinfer.report.layer_times import layer_times
 
-    settings = cluster.settings()
-    models = Models(settings.plan(*settings.settle(), drafts=True))
+    models = Models(plan)
     how = sampling.sampling()
     check_writable(out)
     print_notes(models)
@@ -39,6 +39,8 @@ def calibrate(
         profile = run(models, how, lambda what: status.update(Text(f"measuring {what}")))
     write_profile(profile, out)
     if figure is not None:
+        from pipeinfer.report.layer_times import layer_times
+
         layer_times(profile, figure)
     console().print(ranks_table(profile), links_table(profile), _summary(profile))
     print(out)

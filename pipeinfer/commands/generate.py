@@ -124,14 +124,14 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Continue a prompt (default: some Python) on a pipeline of ranks, streamed as it is committed."""
+    settings = cluster.settings()
+    transport, nodes = settings.settle()  # First: of a world's processes one alone goes on, and says what is wrong.
     from pipeinfer.cluster.launch import Cluster
     from pipeinfer.cluster.mpi_world import in_mpi_world
     from pipeinfer.commands.view import starting
     from pipeinfer.engine.text_stream import TextStream
     from pipeinfer.files import check_writable
 
-    settings = cluster.settings()
-    transport, nodes = settings.settle()  # First: of a world's processes one alone goes on, and says what is wrong.
     conversation = text.conversation(prompt)
     words = "" if conversation else read_prompt(prompt, text.file)
     chosen = strategy.open()

@@ -46,16 +46,17 @@ def serve(strategy: StrategyOptions, cluster: ClusterOptions, server: ServerOpti
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         raise ValueError(f"{package} is missing, which serving takes: pip install 'pipeinfer[serve]'") from None
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    settings = cluster.settings()
+    server = with_filed(server, cluster.filed())
+    transport, nodes = settings.settle()  # From here on one alone of a world's processes goes on.
     import msgspec
 
     from pipeinfer.cluster.launch import Cluster
     from pipeinfer.cluster.mpi_world import in_mpi_world
     from pipeinfer.commands.view import starting
 
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    settings = cluster.settings()
-    server = with_filed(server, cluster.filed())
-    plan = settings.plan(*settings.settle(), drafts=strategy.needs_draft_model(strategy.open()))
+    plan = settings.plan(transport, nodes, drafts=strategy.needs_draft_model(strategy.open()))
     plan = msgspec.structs.replace(plan, cells=plan.cells or SERVED_CELLS, spares=_spares(server, plan.workers))
     with (
         listen(server.host, server.port, server.api_key) as opened,

@@ -25,6 +25,9 @@ from pipeinfer.workload import WorkloadError
 CHUNK, LARGEST_CHUNK, CHUNKS = 2, 16, 256
 """Cells that a process takes at a time: more of a sweep that has more than so many chunks."""
 
+FEW = 8
+"""So many are simulated here: a process takes as long to start."""
+
 # Simulated
 
 
@@ -47,7 +50,7 @@ def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
 
 def run_simulated(cells: list[SimCell], jobs: int | Executor) -> Iterator[Record]:
     """Their records, in order, from so many processes, or from a pool."""
-    if isinstance(jobs, int) and (jobs == 1 or len(cells) <= CHUNK):
+    if isinstance(jobs, int) and (jobs == 1 or len(cells) <= FEW):
         yield from map(simulated, cells)
         return
     # Closing this generator cancels what has not begun.

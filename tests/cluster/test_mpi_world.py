@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import msgspec
 import pytest
-from processes import parent_of
+from processes import parent_of, piped
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.mpi_world import (
@@ -78,14 +78,28 @@ def wait_until_gone(processes: dict[int, int]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("strategy", "temperature"), [("iterative", 0.8), ("speculative", 0.0), ("pipeinfer", 0.8)])
-def test_the_same_tokens(mpiexec: str, expected: dict[float, list[int]], strategy: str, temperature: float) -> None:
-    options = ["--strategy", strategy, "--temperature", str(temperature), "--seed", "5", "--tokens", str(TOKENS)]
+def test_the_same_tokens(mpiexec: str, expected: dict[float, list[int]]) -> None:
+    options = ["--strategy", "pipeinfer", "--temperature", "0.8", "--seed", "5", "--tokens", str(TOKENS)]
     done = run(mpiexec, "-n", "5", *PIPEINFER, "generate", PROMPT, "--json", *options)
     assert done.returncode == 0, done.stderr
-    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[temperature]
+    assert msgspec.json.decode(done.stdout)["token_ids"] == expected[0.8]
     assert len(pids(done.stderr)) == 4
     wait_until_gone(pids(done.stderr))
+
+
+FROM_PYTHON = f"""
+from pipeinfer import Pipeline
+for strategy, temperature in (("iterative", 0.8), ("speculative", 0.0)):
+    with Pipeline() as pipeline:
+        said = pipeline.generate({PROMPT!r}, strategy=strategy, temperature=temperature, seed=5, tokens={TOKENS})
+        print(list(said.trial.token_ids))
+"""
+
+
+def test_one_session_after_another_from_python(mpiexec: str, expected: dict[float, list[int]]) -> None:
+    done = run(mpiexec, "-n", "4", sys.executable, "-c", FROM_PYTHON)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(map(msgspec.json.decode, done.stdout.splitlines())) == [expected[0.8], expected[0.0]]
 
 
 @pytest.mark.usefixtures("mpiexec")
@@ -117,7 +131,7 @@ def test_a_world_is_calibrated(mpiexec: str, tmp_path: Path) -> None:
 
 
 def test_ranks_that_the_plan_has_no_use_for_leave_with_the_others(mpiexec: str) -> None:
-    done = run(mpiexec, "-n", "4", *PIPEINFER, "generate", "--strategy", "iterative", "--nodes", "1", "--tokens", "2")
+    done = run(mpiexec, "-n", "3", *PIPEINFER, "generate", "--strategy", "iterative", "--nodes", "1", "--tokens", "2")
     assert done.returncode == 0, done.stderr
     assert len(pids(done.stderr)) == 1
 
@@ -125,14 +139,14 @@ def test_ranks_that_the_plan_has_no_use_for_leave_with_the_others(mpiexec: str) 
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--nodes", "4"], "the plan has 4 ranks, the MPI world 2 beside the head: start 5 processes"),
+        (["--nodes", "4"], "the plan has 4 ranks, the MPI world 1 beside the head: start 5 processes"),
         (["--strategy", "nonsense"], "no strategy"),
-        (["--target", "/nowhere"], "/nowhere"),
+        (["--strategy", "iterative", "--target", "/nowhere"], "/nowhere"),
         (["--file", "/nowhere"], "/nowhere"),
     ],
 )
 def test_what_the_user_can_put_right_is_one_line(mpiexec: str, options: list[str], line: str) -> None:
-    done = run(mpiexec, "-n", "3", *PIPEINFER, "generate", *options)
+    done = run(mpiexec, "-n", "2", *PIPEINFER, "generate", *options)
     assert done.returncode == 2
     assert line in done.stderr
     assert len(re.findall("^error", done.stderr, re.MULTILINE)) == 1
@@ -144,7 +158,7 @@ def breaking(mpiexec: str, tmp_path: Path, fault: str) -> subprocess.CompletedPr
     (tmp_path / "sitecustomize.py").write_text(BREAKS_AFTER_A_WHILE % fault)
     environment = f"PYTHONPATH={tmp_path}"
     options = ["--tokens", "50", "--strategy", "iterative"]
-    done = run("env", environment, mpiexec, "-n", "4", *PIPEINFER, "generate", *options)
+    done = run("env", environment, mpiexec, "-n", "3", *PIPEINFER, "generate", *options)
     assert done.returncode not in (0, 2)
     assert done.stdout.strip() != ""
     wait_until_gone(pids(done.stderr))
@@ -274,8 +288,8 @@ def test_without_a_world_it_says_how_to_start_one() -> None:
 
 
 def test_another_launcher_is_refused() -> None:
-    done = run(*PIPEINFER, "generate", "--launcher", "slurm")
-    assert (done.returncode, done.stderr) == (2, 'error: no launcher "slurm"; there is: mpi\n')
+    done = piped("generate", "--launcher", "slurm")
+    assert (done.returncode, done.stderr) == (2, b'error: no launcher "slurm"; there is: mpi\n')
 
 
 def test_no_mpiexec_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
