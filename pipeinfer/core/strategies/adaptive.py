@@ -85,7 +85,7 @@ class Adaptive(Strategy):
         elif pipeline.rationed:
             self.way = PLAIN  # A wide run would use up the rations of those behind it.
         elif pipeline.stages == 1:
-            self.way = Way("rounds", 5)
+            self.way, self._first = Way("chain", 8), self.every
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.
 
@@ -94,7 +94,7 @@ class Adaptive(Strategy):
         if kind == "plain":
             return None if generation.covered() else [generation.tip]
         if kind != "runs":
-            return self._round(generation, rows if kind == "rounds" else rows + 1)
+            return self._round(generation, rows if kind == "rounds" else rows + 1, waits=kind != "chain")
         if not generation.covered():
             return that_fit(generation, [generation.tip, *self._likeliest(generation, rows - 1)]) or [generation.tip]
         if not self._waiting or len(generation.pipe.in_flight) >= self._window:
@@ -116,13 +116,14 @@ class Adaptive(Strategy):
                 free = max(free, run.submitted_at) + self._times.first_s(run.rows)
         return free > generation.pipe.now
 
-    def _round(self, generation: Generation, rows: int) -> Sequence[Node] | None:
+    def _round(self, generation: Generation, rows: int, *, waits: bool) -> Sequence[Node] | None:
+        """One run at a time; it `waits` for as many rows as it may have, unless no more are coming."""
         if generation.covered() or generation.in_flight:
             return None
         if not generation.pipe.measured.rows:
             return [generation.tip]  # It tells what one row takes, while the draft reads the prompt.
         drafted = self._likeliest(generation, rows - 1)
-        if len(drafted) < rows - 1 and not generation.stalled:
+        if waits and len(drafted) < rows - 1 and not generation.stalled:
             return None
         return that_fit(generation, [generation.tip, *drafted]) or [generation.tip]
 
@@ -153,6 +154,8 @@ class Adaptive(Strategy):
         if kind == "synchronous":
             until = tip + (rows if generation.begun else 0)
             return Order(until, self._settings(rows, 1, rows))
+        if kind == "chain":
+            return Order(tip + rows, self._settings(1, 1, rows))
         ahead = 0.5 + generation.pipe.measured.acceptance  # A good draft's branches are long: more of them come true.
         undecided = 6 * rows + 32 if kind == "rounds" else rows * (round(ahead * self._window) + 2)
         return Order(tip + DEEPEST, self._settings(1, self._width, min(MOST_NODES, undecided)))

@@ -6,6 +6,7 @@ the likeliest tree of n drafted ones (`theory.expected_tree_lengths`).
 
     plain             T(1)
     synchronous, K    (K d + wait + T(K + 1)) (1 - a) / (1 - a^(K + 1))
+    chain up to m     runs of T(1), T(2) and so on, of what was drafted during the one before, up to a miss
     rounds of m       (T(m) + (1 - a) wait + (m - 1) d / width) / E(m - 1)
     runs of m         (T(m) + r + hits) / tokens, of a stay at a miss and what follows it up to the next one
 
@@ -51,6 +52,12 @@ LEAST_WIDE, WIDER = 8, 8
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Rows on a level of a tree for which a forecast is worked out; the best counts."""
 
+
+LEAST_DRAFT_S = 1e-9
+"""Of a draft that takes no time."""
+
+LEAST_LIKELY = 1e-3
+"""What comes true with a smaller chance is left out of a forecast."""
 
 BESIDE = 2
 """Ranks that compute at once where one stage verifies and the draft goes on."""
@@ -99,6 +106,23 @@ class Forecast:
         """One round of it, however much of it is right."""
         return k * self.draft_s + self.hops_s + self.traversal_s(k + 1)
 
+    def chain_s(self, most: int) -> float:
+        """One run at a time, of all that was drafted during the one before, at most so many tokens. After a miss the
+        first run has none, and the draft begins when it has heard of it."""
+        ahead, sent, goes_on, tokens, seconds = -self.hops_s / self.draft_time_s, 0, 1.0, 0.0, 0.0
+        while goes_on > LEAST_LIKELY:
+            run_s = self.chain_run_s(sent + 1)
+            seconds += goes_on * run_s
+            tokens += goes_on * theory.expected_length(self.acceptance, sent)
+            goes_on *= self.acceptance ** (sent + 1)  # The token after its drafts is drafted as well.
+            ahead = min(max(0.0, ahead + run_s / self.draft_time_s - sent - 1), most)
+            sent = int(ahead)
+        return seconds / tokens
+
+    def chain_run_s(self, rows: int) -> float:
+        """One run of it, the draft computing meanwhile."""
+        return self.traversal_s(rows) * max(1.0, BESIDE / self._cores)
+
     def rounds_s(self, rows: int) -> float:
         return self.tree_round_s(rows) / tree_lengths(round(self.acceptance, 2), round(self.other, 2))[rows - 1]
 
@@ -140,6 +164,11 @@ class Forecast:
         return min(self.stages, self._cores)
 
     @property
+    def handling(self) -> float:
+        """What a traversal of one row takes beside computing, over that."""
+        return self.links_s / max(self._stages_s(1)[1], 1e-9)
+
+    @property
     def hops_s(self) -> float:
         """An order on its way to the draft, and the answer."""
         return 2 * self.links_s / (self.stages + 1)
@@ -166,6 +195,11 @@ class Forecast:
         """Runs that keep every stage busy: the bandwidth-delay product. What is sent later is chosen with more
         knowledge, so that one in reserve costs more than a stage that now and then waits for a moment."""
         return max(2, ceil(self.traversal_s(rows) / max(self.pace_s(rows), 1e-9) - WAITS))
+
+    @property
+    def draft_time_s(self) -> float:
+        """A forward of the draft beside one other that computes."""
+        return max(self.draft_s, LEAST_DRAFT_S) * max(1.0, BESIDE / self._cores)
 
     @property
     def _crowded_draft_s(self) -> float:

@@ -14,6 +14,9 @@ RUNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 ROUNDS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 """Rows per round, the last committed token's among them, of verifying a tree that goes on growing meanwhile."""
 
+AHEAD = (2, 8, 32)
+"""Drafted tokens beyond the text, at most, where the draft goes on while the target verifies what there is."""
+
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Drafted tokens per round in which draft and target take turns."""
 
@@ -23,6 +26,7 @@ class Way(NamedTuple):
 
     plain          one token per traversal
     synchronous    draft `rows` tokens, verify them, one after the other
+    chain          verify what was drafted meanwhile, up to `rows` tokens, one run at a time; the draft goes on
     rounds         verify the likeliest `rows` nodes of a tree, one run at a time; the draft goes on meanwhile
     runs           the likeliest `rows` nodes that were not sent follow those before them down the pipeline
     """
@@ -36,8 +40,11 @@ class Way(NamedTuple):
 
 PLAIN = Way("plain")
 
-AT_ONCE = ("rounds", "runs")
-"""Kinds of way in which draft and target, or several stages, compute at the same time."""
+TREES = ("rounds", "runs")
+"""Kinds of way that verify a tree."""
+
+AT_ONCE = ("chain", *TREES)
+"""Kinds in which draft and target, or several stages, compute at the same time."""
 
 UNTRIED = 0.85
 """So much of its forecast plain decoding is held to take until it has been tried: one row is mostly cheaper than it
@@ -51,6 +58,10 @@ CROWDED = 1.15
 """So many times as long as by their work alone runs are held to take on shared cores, until some were tried: stages
 that compute at once want the same memory and caches."""
 
+HANDLING = 0.75
+"""Trees are held to take so much longer there until some were tried, for all of a traversal's time that is not
+computing: draft and head exchange several messages for each of their runs, on the same cores."""
+
 NEWEST, KEPT = 0.5, 0.95
 """Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
 one choice to the next."""
@@ -63,6 +74,7 @@ def every_way(forecast: Forecast) -> dict[Way, float]:
     return {
         PLAIN: forecast.plain_s(),
         **{Way("synchronous", k): forecast.synchronous_s(k) for k in LENGTHS if k < widest},
+        **{Way("chain", most): forecast.chain_s(most) for most in AHEAD if most < widest},
         **{Way("rounds", rows): forecast.rounds_s(rows) for rows in ROUNDS if rows <= widest},
         **{Way("runs", rows): forecast.runs_s(rows) for rows in RUNS if rows <= widest},
     }
@@ -90,6 +102,8 @@ def expected_s(way: Way, forecast: Forecast, runs: Sequence[Run], tokens: int) -
         return tokens * forecast.plain_s()
     if way.kind == "synchronous":
         return sum(forecast.round_s(run.rows - 1) for run in runs)
+    if way.kind == "chain":
+        return sum(forecast.chain_run_s(run.rows) for run in runs)
     if way.kind == "rounds":
         return sum(forecast.tree_round_s(run.rows) for run in runs)
     return tokens * forecast.runs_s(way.rows)
@@ -114,8 +128,8 @@ class Experience:
     target; of all others, by how much they exceed their forecast. While the target decodes plainly its times get
     shorter, which promises nothing to ways in which many compute at once.
 
-    Before it is known that is as much as where draft and target take turns, or CROWDED times that where stages compute
-    at once on cores that are `shared`.
+    Before it is known that is as much as where draft and target take turns, or more for trees on cores that are
+    `shared`.
     """
 
     def __init__(self, *, shared: bool) -> None:
@@ -123,10 +137,12 @@ class Experience:
         self._ratios: dict[str, float] = {}
         self._plain_s = 0.0
         self._at_once: dict[Way, float] = {}
+        self._handling = 0.0
+        """What a traversal of one row takes beside computing, over that."""
 
     def seconds(self, forecast: Forecast, used: Way) -> dict[Way, float]:
         """Of every way per token. What was learned about others than the way in use fades."""
-        plain_s = forecast.plain_s()
+        plain_s, self._handling = forecast.plain_s(), forecast.handling
         if used.kind != "plain" and self._plain_s:
             self._plain_s += (1 - KEPT) * (plain_s - self._plain_s)
         for kind, ratio in self._ratios.items():
@@ -155,4 +171,7 @@ class Experience:
         return self._ratios.get(kind) or self._unknown(kind)
 
     def _unknown(self, kind: str) -> float:
-        return self._ratios.get("synchronous", 1.0) * (CROWDED if self._shared and kind == "runs" else 1.0)
+        ratio = self._ratios.get("synchronous", 1.0)
+        if self._shared and kind in TREES:
+            ratio *= (CROWDED if kind == "runs" else 1.0) + HANDLING * self._handling
+        return ratio

@@ -12,6 +12,7 @@ from pipeinfer.assets import asset
 from pipeinfer.core.effects import Note, Request, Start
 from pipeinfer.core.generation import PipelineShape, Strategy
 from pipeinfer.core.strategies.adaptive import Adaptive
+from pipeinfer.core.strategies.async_chain import AsyncChain
 from pipeinfer.core.strategies.iterative import Iterative
 from pipeinfer.core.strategies.pipeinfer import PipeInfer
 from pipeinfer.core.strategies.speculative import Speculative
@@ -125,6 +126,39 @@ def test_where_a_second_row_is_dear_single_tokens_follow_one_another_on_shared_c
 
     others = [Iterative, partial(Speculative, k=2), *(partial(PipeInfer, draft=k, decay=0) for k in (1, 2, 4))]
     assert speed(Adaptive) > 0.97 * max(map(speed, others))
+
+
+class SmallPair:
+    """The built-in pair, three stages and the draft on two cores: milliseconds by rows."""
+
+    def stage_s(self, stage: int, rows: int, context: int) -> float:
+        return 1e-3 * (1.4 + 0.35 * min(rows, 8) + 0.2 * max(0, rows - 8)) / 3
+
+    def draft_s(self, rows: int, context: int) -> float:
+        return 1e-3 * (0.35 + 0.05 * rows)
+
+    def row_bytes(self, stage: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("trace", ["greedy", "sampled"])
+def test_where_messages_cost_as_much_as_rows_on_shared_cores_it_is_near_the_best(trace: str) -> None:
+    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
+
+    def speed(open_strategy: Callable[[], Strategy]) -> float:
+        """Geometric mean over texts."""
+        seconds = []
+        for text in range(8):
+            hosts = Hosts(["a"] * 5, (1.0, 1.1, 1.65, 2.2), message_s=5e-5, head_s=5e-5, steps=(3, 3, 2, 2))
+            shape = PipelineShape(3, cells=2048, sequences=64, ranks_per_core=2.0)
+            simulation = Simulation(shape, open_strategy(), SmallPair(), recorded.text(text, 48), hosts=hosts)
+            emit_s = simulation.generate(Request(tuple(range(48)), 128)).emit_s
+            seconds.append(emit_s[-1] - emit_s[0])
+        return prod(seconds) ** (-1 / len(seconds))
+
+    others = [Iterative, *(partial(Speculative, k=k) for k in (2, 3)), *(partial(PipeInfer, draft=k) for k in (1, 3)),
+              *(partial(AsyncChain, ahead=ahead) for ahead in (4, 8))]  # fmt: skip
+    assert speed(Adaptive) > 0.96 * max(map(speed, others))
 
 
 class Unsteady(Costs):

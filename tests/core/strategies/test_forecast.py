@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeinfer.core import theory
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.strategies.forecast import PRIOR_DOUBLE, PRIOR_NARROWER, Forecast, tree_lengths
@@ -65,6 +66,25 @@ def test_rounds_verify_the_likeliest_tree() -> None:
     wait = 7 / 2 * DRAFT
     assert forecast.rounds_s(8) == pytest.approx((1 + wait) / tree_lengths(0.8, 0.8)[7], rel=1e-3)
     assert tree_lengths(0.8, 0.0)[2] == pytest.approx(1 + 0.8 + 0.8**2)
+
+
+@pytest.mark.parametrize("draft_s", [0.02, 0.15, 0.3, 1.0])
+@pytest.mark.parametrize("acceptance", [0.52, 0.79, 0.9])
+def test_the_asynchronous_chain_takes_what_theory_says(acceptance: float, draft_s: float) -> None:
+    known = measured(4, acceptance, 0.0, rows=(1, 65))
+    known.draft_s = draft_s
+    forecast = Forecast(known)
+    speedup = theory.asynchronous_chain(acceptance, 1 / draft_s)
+    assert forecast.plain_s() / forecast.chain_s(64) == pytest.approx(speedup, rel=0.01)
+
+
+def test_a_chain_is_no_longer_than_it_may_be() -> None:
+    """Rounds of two drafts at most, all of them made while the round before was verified: (1 + .8 + .64) tokens, but
+    for a first one without any after each miss."""
+    forecast = Forecast(measured(1, 0.8, 0.0))
+    goes_on = 0.8**3
+    tokens, rounds = 1 + 0.8 / (1 - goes_on) * (1 + 0.8 + 0.64), 1 + 0.8 / (1 - goes_on)
+    assert forecast.chain_s(2) == pytest.approx(rounds / tokens, rel=0.01)
 
 
 def test_links_that_take_four_traversals_want_a_window_of_their_delay() -> None:

@@ -7,6 +7,7 @@ from pipeinfer.core.messages import RunKind
 from pipeinfer.core.strategies.forecast import Forecast
 from pipeinfer.core.strategies.ways import (
     CROWDED,
+    HANDLING,
     KEPT,
     LIKELY,
     PLAIN,
@@ -76,6 +77,17 @@ def test_on_shared_cores_what_computes_at_once_takes_longer_until_it_is_known() 
     assert ways[Way("runs", 2)] == pytest.approx(CROWDED * 1.25 * alone[Way("runs", 2)])
     experience.learn(Way("runs", 2), 1.0, expected=1.0, tokens=10)
     assert ways[Way("runs", 2)] > experience.seconds(forecast(1), Way("runs", 2))[Way("runs", 2)]
+
+
+def test_on_shared_cores_trees_take_longer_the_more_there_is_to_handle() -> None:
+    """Messages that take half of what is computed."""
+    rounds, chain = Way("rounds", 4), Way("chain", 8)
+    known = forecast(1, 16)
+    known.links_s = 0.5
+    alone, ways = every_way(known), Experience(shared=True).seconds(known, ROUND)
+    assert ways[rounds] == pytest.approx((1 + HANDLING / 2) * alone[rounds])
+    assert ways[chain] == alone[chain]
+    assert Experience(shared=False).seconds(known, ROUND)[rounds] == alone[rounds], "elsewhere links are only far"
 
 
 def test_what_was_learned_of_other_ways_fades() -> None:
