@@ -95,7 +95,7 @@ def test_ranks_carry_their_layers_and_memory() -> None:
 
 
 def test_free_width_makes_the_simulator_approach_the_limits() -> None:
-    setting = Setting("", nodes=8, acceptance=0.79, tokens=1024, width_cost=0.0)
+    setting = Setting("", nodes=8, acceptance=0.79, tokens=512, width_cost=0.0)
     where = ModelledPlatform(cluster("haswell-fdr"), PAIR)
     found = {one.strategy: one for one in side_by_side(where.simulate, STRATEGIES, setting, sweep=True)}
     bound = where.limits(setting)
