@@ -1,8 +1,5 @@
 """Every kind of figure is drawn, says what it shows, and is the same each time."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import msgspec
@@ -10,6 +7,7 @@ import pandas as pd
 import pytest
 from drawn_texts import looked_at
 from experiments import analyse, at
+from pools import pool
 
 from pipeinfer.report.axes import X, Y
 from pipeinfer.report.captions import swept
@@ -18,7 +16,6 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, draw_card, figure_name
 from pipeinfer.report.tables import results
 from pipeinfer.results.records import Store
-from pipeinfer.study.executors import local
 from pipeinfer.study.points import SimCell, points
 from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated, read_recipe, recipe_names
 from pipeinfer.study.run import run
@@ -100,35 +97,23 @@ def test_of_some_contenders_a_figure_has_no_others(experiment: Experiment, tmp_p
     assert "<!-- pipeinfer -->" in words["some"]
 
 
-@pytest.fixture
-def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Executor]:
-    """A process like those that `pipeinfer reproduce` starts on this machine."""
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with local.__wrapped__(1) as pool:
-        yield pool
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]  # a process that outlives the pool
-
-
 def test_a_figure_is_the_same_each_time_whoever_draws_it(
-    experiment: Experiment,
-    drawn: tuple[Path, list[str]],
-    other: Executor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    experiment: Experiment, drawn: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first few are drawn by this process again, the rest by another; what goes wrong there is told here."""
-    with Drawings(lambda: other) as drawings:
-        paths = {draw(drawings, experiment, figure, tmp_path / "there") for figure, _ in FIGURES}
-    assert set(drawings.seconds) == paths
-    assert len(paths) == len(FIGURES) > FEW > 1
+    with pool(1) as other:
+        with Drawings(lambda: other) as drawings:
+            paths = {draw(drawings, experiment, figure, tmp_path / "there") for figure, _ in FIGURES}
+        assert set(drawings.seconds) == paths
+        assert len(paths) == len(FIGURES) > FEW > 1
+        (tmp_path / "file").touch()
+        monkeypatch.setattr("pipeinfer.report.drawn.FEW", 0)
+        with pytest.raises(OSError, match="file"), Drawings(lambda: other) as drawings:
+            draw(drawings, experiment, FIGURES[0][0], tmp_path / "file")
     here = [path for path in drawn[0].iterdir() if path.is_file()]
     assert len(here) == 2 * len(FIGURES)
     for one in here:
         assert (tmp_path / "there" / one.name).read_bytes() == one.read_bytes()
-    (tmp_path / "file").touch()
-    monkeypatch.setattr("pipeinfer.report.drawn.FEW", 0)
-    with pytest.raises(OSError, match="file"), Drawings(lambda: other) as drawings:
-        draw(drawings, experiment, FIGURES[0][0], tmp_path / "file")
 
 
 def test_cutoffs_are_run_only_where_confidence_tells() -> None:

@@ -3,8 +3,6 @@ wrong token ends, and reports that stand alone."""
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import msgspec
 import pytest
 import typer
 from experiments import analyse, at
+from pools import pool
 from typer.testing import CliRunner
 
 from pipeinfer.assets import asset
@@ -184,9 +183,8 @@ def test_an_impossible_sweep_is_refused_before_anything_is_run() -> None:
 
 
 def test_the_same_sweep_gives_the_same_records_and_the_same_drawing(small: Path, tmp_path: Path) -> None:
-    # In a process of its own: a pool leaves a helper behind for as long as its parent lives.
-    script = f"import test_reproduce as t; t.reproduced(t.Path({str(tmp_path)!r}), t.SIMULATED, jobs=2)"
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, env=BESIDE, check=True, timeout=120)
+    with pool(2):
+        reproduced(tmp_path, SIMULATED, jobs=2)
     assert comparable(tmp_path) == comparable(small)
     for name in ("figures/small-generation-speed-by-nodes.svg", "claims.json"):
         assert (tmp_path / name).read_bytes() == (small / name).read_bytes()
