@@ -51,14 +51,14 @@ def test_no_text_parts(arithmetic, tmp_path, request):
     backend, options = ARITHMETIC[arithmetic]
     pytest.importorskip({"llamacpp": "llama_cpp"}.get(backend, backend), reason=f"needs pipeinfer[{backend}]")
     full = request.config.getoption("--full")
-    texts, tokens = (20, 96) if full else (1, 16)
+    texts, beginning, tokens = (20, None, 96) if full else (1, 32, 16)
     plan = Plan(backend=backend, backend_options=options, target=target(arithmetic, tmp_path), stages=2,
                 transport="inproc", exact=True)  # fmt: skip
     one_stage = msgspec.structs.replace(plan, stages=1, draft=None)
     parted = []
     with Cluster(plan) as cluster, Cluster(one_stage) as alone:
         for text, how in product(suite()[:texts], SCHEDULES):
-            prompt = cluster.tokenizer.encode(text)
+            prompt = cluster.tokenizer.encode(text)[:beginning]
             arguments = {"max_tokens": tokens, "sampling": how, "margins": True, "stop_ids": ()}
             reference = alone.generate(prompt, open_strategy("iterative", {}), **arguments)
             for name, settings in chain(*SCHEDULES.values()) if full else SCHEDULES[how]:
@@ -78,7 +78,7 @@ def test_requests_at_once_have_the_texts_that_they_have_alone(arithmetic):
     ended = queue.SimpleQueue()
     with Cluster(plan) as cluster:
         asked = [(suite()[0], GREEDY), (suite()[1], SAMPLED), (suite()[0], SAMPLED), (suite()[2], GREEDY)]
-        prompts = [(cluster.tokenizer.encode(text)[:40], how) for text, how in asked]
+        prompts = [(cluster.tokenizer.encode(text)[:24], how) for text, how in asked]
         with Service(cluster) as service:
             texts = [[] for _ in prompts]
             for (prompt, how), ids in zip(prompts, texts, strict=True):
