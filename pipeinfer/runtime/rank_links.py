@@ -161,7 +161,8 @@ class Endpoint:
 
     def _report(self) -> None:
         used = processor_s() - self._processor_s
-        gc.collect()
+        if has_own_process():
+            gc.collect()  # Of threads the head does it, for all at once.
         traffic = self.transport.traffic.items()
         sent = {rank: (t.sent_bytes, t.sent_messages) for rank, t in traffic if t.sent_messages}
         spans = tuple([(s.rank, s.name, s.start, s.end, s.aborted) for s in self.spans])
@@ -173,7 +174,12 @@ class Endpoint:
 
 def processor_s() -> float:
     """Seconds of processors that a rank has used: those of its process, or of its thread where it is one of several."""
-    return time.process_time() if current_thread() is main_thread() else time.thread_time()
+    return time.process_time() if has_own_process() else time.thread_time()
+
+
+def has_own_process() -> bool:
+    """Whether this rank is a process, and not one thread of several."""
+    return current_thread() is main_thread()
 
 
 def unexpected(message: Any, who: str) -> NoReturn:
