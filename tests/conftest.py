@@ -210,11 +210,18 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def objects_of_other_files_are_not_looked_at_again() -> None:
+def objects_of_other_files_are_not_looked_at_again() -> Iterator[None]:
     """Each trial begins and ends with a garbage collection, of every rank: over what the file's own tests made, and not
-    over each module that any test has imported, which takes half a second once torch is among them."""
+    over each module that any test has imported, which takes half a second once torch is among them. A service that ends
+    gives them back to the collector: here that waits for the end of the file."""
     gc.collect()
     gc.freeze()
+    given_back = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: given_back.append(True))
+        yield
+    if given_back:
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
