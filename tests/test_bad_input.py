@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import alive
+from processes import alive, start
 from safetensors.numpy import load_file, save_file
 
 from pipeinfer.cli import main
@@ -137,9 +137,8 @@ def test_ranks_of_a_model_that_does_not_load_end(tmp_path: Path) -> None:
     """As processes, the first and the last of which could load their share."""
     bad = write_llama(tmp_path / "bad")
     without_a_tensor(bad)
-    command = [sys.executable, "-m", "pipeinfer", "generate", "--target", str(bad), "--strategy", "iterative"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        _, errors = process.communicate(timeout=60)
+    process = start("generate", "--target", str(bad), "--strategy", "iterative")
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert errors.count("\n") == 1
     assert [pid for pid in members(process.pid) if alive(pid)] == []

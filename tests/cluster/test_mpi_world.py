@@ -269,15 +269,6 @@ def test_a_killed_rank_of_a_server_ends_it_and_is_named(mpiexec: str) -> None:
     wait_until_gone(pids(layout))
 
 
-def test_without_mpi4py_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['mpi4py'] = None; from pipeinfer.cli import main; main()"
-    for how in ("--transport", "--launcher"):
-        done = run(sys.executable, "-c", code, "generate", how, "mpi")
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1
-        assert "pip install pipeinfer[" in done.stderr
-
-
 @pytest.mark.usefixtures("mpiexec")
 def test_without_a_world_it_says_how_to_start_one() -> None:
     done = run(*PIPEINFER, "generate", "--transport", "mpi")

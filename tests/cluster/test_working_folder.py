@@ -17,14 +17,6 @@ SHADOWS = ("random", "select", "types", "numpy", "tokenizers", "zmq", "multiproc
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with files named like modules, each of which says so when it is imported."""
-    for name in SHADOWS:
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('{name} ')")
-    return tmp_path
-
-
-@pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A folder with another version of the package: every process that runs it says so."""
     shutil.copytree(Path(pipeinfer.__file__).parent, tmp_path / "pipeinfer", ignore=lambda _, names: [
@@ -32,6 +24,14 @@ def copied(tmp_path: Path) -> Path:
     with (tmp_path / "pipeinfer/__init__.py").open("a") as file:
         file.write(f"\nopen({str(tmp_path / 'imported')!r}, 'a').write('the copy ')\n")
     return tmp_path
+
+
+@pytest.fixture
+def folder(copied: Path) -> Path:
+    """And with files named like modules, each of which says so when it is imported."""
+    for name in SHADOWS:
+        (copied / f"{name}.py").write_text(f"open({str(copied / 'imported')!r}, 'a').write('{name} ')")
+    return copied
 
 
 GENERATE = ["generate", "1 2", "--backend", "emulated", "--backend-option", "layer_s=0.0001", "--tokens", "4", "--json"]
@@ -46,20 +46,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("launcher", ["processes", "mpi"])
-@pytest.mark.parametrize("kind", ["folder", "copied"])
-def test_ranks_run_what_the_head_runs(kind: str, launcher: str, request: pytest.FixtureRequest) -> None:
+def test_ranks_run_what_the_head_runs(folder: Path, launcher: str) -> None:
     if launcher == "mpi":
         pytest.importorskip("mpi4py")
-    folder: Path = request.getfixturevalue(kind)
     more = ["--launcher", "mpi"] if launcher == "mpi" else []
     done = run(folder, *GENERATE, "--nodes", "2", *more)
     assert len(json.loads(done.stdout)["text"].split()) == 4
     assert not (folder / "imported").exists()
 
 
-@pytest.mark.parametrize("kind", ["folder", "copied"])
-def test_simulations_are_made_of_what_the_command_is_made_of(kind: str, request: pytest.FixtureRequest) -> None:
-    folder: Path = request.getfixturevalue(kind)
+def test_simulations_are_made_of_what_the_command_is_made_of(folder: Path) -> None:
     script = folder / "bin/script"  # as the console script lies: elsewhere, and with no word on safe paths
     script.parent.mkdir()
     script.write_text(POOL)

@@ -20,7 +20,7 @@ from pipeinfer.commands.serve import ServerOptions, _spares, with_filed
 from pipeinfer.serve.server import listen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from processes import alive, ranks_of, start
+from processes import alive, piped, ranks_of, start
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
 EMULATED = ["--backend", "emulated", "--backend-option", "layers=4", "--nodes", "2", "--strategy", "iterative"]
@@ -108,9 +108,9 @@ def test_a_stream_pauses_while_a_lost_rank_is_replaced_and_says_so(tmp_path: Pat
     assert first["after"] == ""
     assert re.match(who, second["after"])
     assert second["now"] > first["now"] >= 0
-    code, output, _ = run(sys.executable, "-m", "pipeinfer", "replay", str(log))
-    assert code == 0
-    assert "effects, the same as then" in output
+    replayed = piped("replay", str(log))
+    assert replayed.returncode == 0
+    assert b"effects, the same as then" in replayed.stdout
 
 
 def asking(url: str, fields: dict[str, object]) -> Request:
