@@ -62,9 +62,10 @@ class BackendConformance:
     def pipeline(self, name: str) -> Iterator[Opener]:
         """Opens pipelines of the model, split into `stages`, and closes them after the test."""
         opened = []
+        layers = self.backend().info(name).layers
 
         def open_pipeline(stages: int = 1, cells: int = CELLS) -> LocalStages:
-            opened.append(LocalStages(self.backend(), name, stages, cells))
+            opened.append(LocalStages(self.backend(), name, layers, stages, cells))
             return opened[-1]
 
         yield open_pipeline
@@ -132,7 +133,8 @@ class BackendConformance:
         text = "def double(x):\n    return 2 * x  # naïve"
         ids = tokenizer.encode(text, add_special=False)
         assert set(ids) <= set(tokenizer.encode(text))
-        assert all(0 <= token < self.backend().info(name).vocabulary for token in ids)
+        vocabulary = self.backend().info(name).vocabulary
+        assert all(0 <= token < vocabulary for token in ids)
         assert tokenizer.decode(ids).strip() == text
         assert tokenizer.encode("", add_special=False) == []
         assert set(ids) <= set(tokenizer.tokens())
@@ -182,9 +184,11 @@ class BackendConformance:
         assert np.abs(there[-1] - back[-1]).max() > 10 * self.rtol * np.abs(there[-1]).max()
 
     def test_only_the_last_rows_have_outputs(self, pipeline: Opener) -> None:
-        everything = pipeline().run(chain(PROMPT))
+        stages = pipeline()
+        everything = stages.run(chain(PROMPT))
         for outputs in range(START + 1):
-            logits = pipeline_logits(pipeline, chain(PROMPT, outputs=outputs))
+            stages.clear()
+            logits = stages.run(chain(PROMPT, outputs=outputs))
             assert len(logits) == outputs
             if outputs:
                 self.assert_close(logits, everything[-outputs:])
@@ -225,8 +229,9 @@ class BackendConformance:
 
     def test_an_accepted_branch_goes_on(self, pipeline: Opener) -> None:
         parents = TREES["two roots"]
+        stages, alone = pipeline(), pipeline()
         for leaf in leaves(parents):
-            stages = pipeline()
+            stages.clear()
             stages.run(chain(PROMPT))
             branches = prepare_branches(stages, parents)
             stages.run(tree(parents, branches))
@@ -234,7 +239,7 @@ class BackendConformance:
                 stages.apply(KvSeqRm(sequence, 0, TO_THE_END))
             tokens = [*PROMPT, *(TREE_TOKENS[step] for step in path(parents, leaf))]
             came = stages.run(chain([9], start=len(tokens), sequence=branches[leaf][0]))
-            self.assert_close(came, self.chain_logits(pipeline(), [*tokens, 9]))
+            self.assert_close(came, self.chain_logits(alone, [*tokens, 9]))
 
     # KV operations ---------------------------------------------------------------------------------------------------
 
@@ -380,8 +385,7 @@ class BackendConformance:
 class LocalStages:
     """The stages of one model in this process, one after another."""
 
-    def __init__(self, backend: Backend, model: str, stages: int, cells: int) -> None:
-        layers = backend.info(model).layers
+    def __init__(self, backend: Backend, model: str, layers: int, stages: int, cells: int) -> None:
         borders = [stage * layers // stages for stage in range(stages + 1)]
         self.stages: list[ModelStage] = [
             backend.load(model, (first, stop), cells=cells, sequences=SEQUENCES)
