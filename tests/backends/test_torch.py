@@ -336,18 +336,23 @@ def test_importing_the_plugin_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "needed"),
-    [("llama", []), ("qwen2", ["transformers"]), ("falcon new", ["modeling_utils", "torch._dynamo", "transformers"])],
-)
-def test_only_models_that_need_them_import_transformers_and_its_modelling_code(variant, name, needed):
+NEEDED = {
+    "llama": [],
+    "qwen2": ["transformers"],
+    "falcon new": ["torch._dynamo", "transformers", "transformers.modeling_utils"],
+}
+"""What has been imported once a model of each has been loaded, one after another in one process."""
+
+
+def test_only_models_that_need_them_import_transformers_and_its_modelling_code(variant):
     """They take two seconds to import, and one more with torch's compiler: each rank would pay for it as it starts."""
-    load_it = "TorchBackend(device='cpu').load(sys.argv[1], (0, 1), cells=8, sequences=1)"
+    load_it = "TorchBackend(device='cpu').load(folder, (0, 1), cells=8, sequences=1)"
     heavy = "{'transformers', 'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules)"
-    code = f"import sys; from pipeinfer_torch import TorchBackend; {load_it}; print(*sorted({heavy}))"
-    command = [sys.executable, "-c", code, str(variant(name))]
-    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert sorted(module.removeprefix("transformers.") for module in imported) == needed
+    each = f"for folder in sys.argv[1:]:\n    {load_it}\n    print(*sorted({heavy}))"
+    code = f"import sys\nfrom pipeinfer_torch import TorchBackend\n{each}"
+    command = [sys.executable, "-c", code, *(str(variant(name)) for name in NEEDED)]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split() for line in imported] == list(NEEDED.values())
 
 
 USED = (
