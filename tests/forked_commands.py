@@ -24,16 +24,19 @@ REQUEST, STATUS = 1 << 20, 64
 
 
 class ForkedCommand:
-    """`pipeinfer ARGUMENTS`, with nothing on its standard input; used as a `subprocess.Popen`."""
+    """`pipeinfer ARGUMENTS`, with nothing on its standard input; used as a `subprocess.Popen`. To it `missing` is a
+    module that is not installed."""
 
     returncode: int | None = None
 
-    def __init__(self, *arguments: str, stderr: IO[str] | int = subprocess.PIPE) -> None:
+    def __init__(self, *arguments: str, stderr: IO[str] | int = subprocess.PIPE, missing: str = "") -> None:
         self.args = ["pipeinfer", *arguments]
         self._status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.stdout, output = _pipe()
         self.stderr, errors = _pipe() if stderr == subprocess.PIPE else (None, os.dup(stderr.fileno()))
-        request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+        request = {
+            "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "missing": missing,
+        }  # fmt: skip
         with told:
             socket.send_fds(_forking(), [json.dumps(request).encode()], [output, errors, told.fileno()])
         os.close(output)
@@ -182,6 +185,9 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.update(asked["environment"])
     tempfile.tempdir = None
     sys.argv = ["pipeinfer", *asked["arguments"]]
+    if missing := asked["missing"]:
+        assert missing not in sys.modules
+        sys.modules[missing] = None  # type: ignore[assignment]
 
 
 def import_all() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_commands import ForkedCommand
 from processes import alive, start
 from safetensors.numpy import load_file, save_file
 
@@ -168,9 +168,8 @@ def members(session: int) -> list[int]:
     ],
 )
 def test_an_engine_that_is_not_installed(missing: str, arguments: list[str], extra: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; from pipeinfer.cli import main; main()"
-    command = [sys.executable, "-c", code, "generate", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert f"pip install pipeinfer[{extra}]" in done.stderr
+    process = ForkedCommand("generate", *arguments, missing=missing)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (2, "")
+    assert errors.count("\n") == 1
+    assert f"pip install pipeinfer[{extra}]" in errors
