@@ -1,8 +1,10 @@
 """Running cells: simulated ones in parallel, real ones one after another on ranks."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from math import inf
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ from pipeinfer.prompt_sets import prompt_named, suite
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import RunRecord, Trial
 from pipeinfer.runtime.spans import Span
-from pipeinfer.study.executors import local
+from pipeinfer.study.executors import local, started
 from pipeinfer.study.identity import record_of
 from pipeinfer.study.points import LiveCell, LoadCell, SimCell
 from pipeinfer.study.recipes import Live
@@ -25,8 +27,8 @@ from pipeinfer.workload import WorkloadError
 CHUNK, LARGEST_CHUNK, CHUNKS = 2, 16, 256
 """Cells that a process takes at a time: more of a sweep that has more than so many chunks."""
 
-FEW = 8
-"""So many are simulated here: a process takes as long to start."""
+STARTING_S = 1.0
+"""A pool's processes take so long to start: what is simulated within that needs none."""
 
 # Simulated
 
@@ -50,12 +52,15 @@ def distinct(cells: Iterable[SimCell]) -> list[SimCell]:
 
 def run_simulated(cells: list[SimCell], jobs: int | Executor) -> Iterator[Record]:
     """Their records, in order, from so many processes, or from a pool."""
-    if isinstance(jobs, int) and (jobs == 1 or len(cells) <= FEW):
-        yield from map(simulated, cells)
-        return
-    # Closing this generator cancels what has not begun.
-    pool = local(jobs) if isinstance(jobs, int) else jobs
-    yield from pool.map(simulated, cells, chunksize=max(CHUNK, min(LARGEST_CHUNK, len(cells) // CHUNKS)))
+    left = deque(cells)
+    if isinstance(jobs, int):
+        here_s = inf if jobs == 1 else 0.0 if started() else STARTING_S
+        until = time.perf_counter() + here_s
+        while left and time.perf_counter() < until:
+            yield simulated(left.popleft())
+    if left:  # Closing this generator cancels what has not begun.
+        pool = local(jobs) if isinstance(jobs, int) else jobs
+        yield from pool.map(simulated, left, chunksize=max(CHUNK, min(LARGEST_CHUNK, len(left) // CHUNKS)))
 
 
 def simulated(cell: SimCell) -> Record:

@@ -54,6 +54,11 @@ def local(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent)
 
 
+def started() -> bool:
+    """Whether this process has one."""
+    return local.cache_info().currsize > 0
+
+
 def _leave_with_parent() -> None:
     """A pool's processes wait for work for ever when their parent is killed; these notice."""
     parent = multiprocessing.parent_process()
