@@ -31,6 +31,9 @@ from pipeinfer.cluster.process_end import how_it_ended
 LEAVE_S = 60.0
 """A loaded machine takes its time to end a process."""
 
+SELDOM = 50_000
+"""Objects that may have been made, and not ended, before a garbage collection."""
+
 NATIVE_ENGINES = ("torch", "llamacpp")
 
 SHARED = "PIPEINFER_TESTS_SHARED"
@@ -141,12 +144,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collecting imports everything: a million objects that stay, and that no garbage collection need look at."""
+    """Collecting imports everything: a million objects that stay, and that no garbage collection need look at. From
+    then on it is run seldom: those of tests end by themselves, nearly all."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(SELDOM)
         gc.enable()
 
 
