@@ -9,7 +9,6 @@ from test_command import server
 
 from pipeinfer import Pipeline
 
-openai = pytest.importorskip("openai", reason="openai is not installed: pip install 'pipeinfer[test]'")
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
 
 PROMPT = "The capital of France is"
@@ -27,8 +26,9 @@ def settings(gemma: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def client(settings: dict[str, Any]) -> "Iterator[openai.OpenAI]":
+def client(settings: dict[str, Any]) -> Iterator[Any]:
     """It guesses, without a draft model."""
+    openai = pytest.importorskip("openai", reason="openai is not installed: pip install 'pipeinfer[test]'")
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     with server(*options, "--drafting", "ngram", "--exact") as (_, url), openai.OpenAI(
         base_url=f"{url}/v1", api_key="none", max_retries=0
@@ -44,7 +44,7 @@ def pipeline(settings: dict[str, Any]) -> Iterator[Pipeline]:
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 0.8, "seed": 7}], ids=["greedy", "sampled"])
 def test_completions_are_what_a_pipeline_generates(
-    client: "openai.OpenAI", pipeline: Pipeline, sampling: dict[str, Any]
+    client: Any, pipeline: Pipeline, sampling: dict[str, Any]
 ) -> None:
     (model,) = client.models.list().data
     asked = {"model": model.id, "prompt": PROMPT, "max_tokens": TOKENS, **sampling}

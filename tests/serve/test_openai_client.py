@@ -1,14 +1,19 @@
 """OpenAI's own Python client, as people use it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from web_client import TEMPLATE, Served, WebClient, web_server
 
-openai = pytest.importorskip("openai", reason="openai is not installed: pip install 'pipeinfer[test]'")
-
 KEY = "sk-test"
 HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def openai() -> Any:
+    """Imported where it is used, not by every worker of a run: it is large."""
+    return pytest.importorskip("openai", reason="openai is not installed: pip install 'pipeinfer[test]'")
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +23,17 @@ def keyed(served: Served) -> Iterator[WebClient]:
 
 
 @pytest.fixture(scope="module")
-def client(keyed: WebClient) -> "Iterator[openai.OpenAI]":
+def client(openai: Any, keyed: WebClient) -> Iterator[Any]:
     with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=KEY, max_retries=0) as made:
         yield made
 
 
-def test_models(client: "openai.OpenAI") -> None:
+def test_models(client: Any) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.owned_by) == ("builtin:target", "pipeinfer")
 
 
-def test_completions_whole_and_streamed(client: "openai.OpenAI") -> None:
+def test_completions_whole_and_streamed(client: Any) -> None:
     asked = {"model": "builtin:target", "prompt": "import os\n", "max_tokens": 12, "temperature": 0.7, "seed": 1}
     whole = client.completions.create(**asked)
     assert whole.usage is not None
@@ -37,7 +42,7 @@ def test_completions_whole_and_streamed(client: "openai.OpenAI") -> None:
     assert "".join(chunk.choices[0].text for chunk in pieces) == whole.choices[0].text
 
 
-def test_chat_whole_and_streamed(client: "openai.OpenAI") -> None:
+def test_chat_whole_and_streamed(client: Any) -> None:
     asked = {"model": "builtin:target", "messages": HI, "max_completion_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**asked)
     message = whole.choices[0].message
@@ -54,7 +59,7 @@ def test_chat_whole_and_streamed(client: "openai.OpenAI") -> None:
     assert last.model_extra["metrics"]["speculative_decoding"]["num_spec_steps"] >= 0
 
 
-def test_what_this_server_has_of_its_own_goes_into_the_extra_body(client: "openai.OpenAI") -> None:
+def test_what_this_server_has_of_its_own_goes_into_the_extra_body(client: Any) -> None:
     answer = client.completions.create(
         model="builtin:target", prompt="x", max_tokens=2, extra_body={"pipeinfer": {"strategy": "iterative"}}
     )
@@ -62,7 +67,7 @@ def test_what_this_server_has_of_its_own_goes_into_the_extra_body(client: "opena
     assert answer.model_extra["metrics"]["pipeinfer"]["choices"][0]["strategy"] == "iterative"
 
 
-def test_errors_are_those_that_the_client_knows(client: "openai.OpenAI", keyed: WebClient) -> None:
+def test_errors_are_those_that_the_client_knows(openai: Any, client: Any, keyed: WebClient) -> None:
     with pytest.raises(openai.BadRequestError, match="logprobs is not supported") as wrong:
         client.chat.completions.create(model="builtin:target", messages=HI, logprobs=True)
     assert (wrong.value.param, wrong.value.code) == ("logprobs", "unsupported_value")
