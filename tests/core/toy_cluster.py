@@ -120,6 +120,8 @@ class ToyCluster(World):
         """All that were sent, by id."""
         self._proposed: dict[int, Proposal] = {}
         """The last of each request."""
+        self._come: set[int] = set()
+        """The requests."""
         self._returned = -1
         self._draft_rows = 0
         self._draft_aborting = False
@@ -170,12 +172,13 @@ class ToyCluster(World):
 
     def _arrive(self, start: Start | None) -> None:
         if start is not None:
+            self._come.add(start.number)
             self.tell(self.scheduler, start)
 
     def _give_up(self, number: int | None) -> None:
         """Whoever asked has gone, unless they have not come yet or the end came first."""
         if number is not None and number not in self.finishes:
-            if any(start is not None and start.number == number for (start,) in self._starts.items):
+            if number not in self._come:
                 self._gone.put(number)
                 return
             self.tell(self.scheduler, Stop(len(self.emitted.get(number, [])), "cancelled", number))

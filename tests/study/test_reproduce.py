@@ -221,7 +221,7 @@ def test_a_line_cut_short_loses_its_own_cell_only(small: Path, tmp_path: Path) -
     (folder / FILE).write_bytes(whole[: len(whole) - 100])
     kept = Store(folder).records
     assert len(kept) == len(cells(SIMULATED)) - 1
-    reproduced(folder, SIMULATED)
+    run(SIMULATED, Store(folder), 1, quiet)
     assert comparable(folder) == comparable(small)
 
 
