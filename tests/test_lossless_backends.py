@@ -42,7 +42,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "pipeinfer chain": ("pipeinfer", {}),
     "pipeinfer tree": ("pipeinfer", {"draft": 4, **TREE}),
 }
-STAGES = (2, 1, 4)  # in this order, so that torch, which takes long to load, has the smallest world of MPI ranks
+STAGES = (2, 1, 4)  # in this order, so that the fewest MPI ranks load torch, which takes long
 TRANSPORTS = ("inproc", "tcp", "mpi")
 HOW = {"T=0": Sampling(), "T=0.8": Sampling(temperature=0.8, top_p=0.95, seed=7)}
 
@@ -123,21 +123,24 @@ class Opened:
 
 
 class Runner:
-    """Runs cases here, and those over MPI in a world of their own, all that are asked for of a backend at once."""
+    """Runs cases here, and those over MPI in one world, all that are asked for at once."""
 
     def __init__(self, asked: list[Case]) -> None:
         self.opened = Opened()
-        self._asked = asked
-        self._worlds: dict[str, dict[Case, Trial]] = {}
+        self._over_mpi = [case for case in asked if case.transport == "mpi" and is_installed(case.backend)]
+        self._world: dict[Case, Trial] = {}
 
     def run(self, case: Case) -> Trial:
         if case.transport != "mpi":
             return self.opened.run(case)
-        if case.backend not in self._worlds:
+        if not self._world:
             self.opened.close()
-            cases = [one for one in self._asked if (one.backend, one.transport) == (case.backend, "mpi")]
-            self._worlds[case.backend] = dict(zip(cases, run_world(cases), strict=True))
-        return self._worlds[case.backend][case]
+            self._world = dict(zip(self._over_mpi, run_world(self._over_mpi), strict=True))
+        return self._world[case]
+
+
+def is_installed(backend: str) -> bool:
+    return find_spec(NEEDS[backend]) is not None
 
 
 def run_world(cases: list[Case]) -> list[Trial]:
@@ -172,7 +175,7 @@ def test_in_the_selection_any_two_variants_meet() -> None:
 
 @pytest.mark.timeout(600)
 def test_the_tokens_are_those_of_a_single_stage(case: Case, runner: Runner) -> None:
-    if find_spec(NEEDS[case.backend]) is None:
+    if not is_installed(case.backend):
         pytest.skip(f"{NEEDS[case.backend]} is not installed: pip install 'pipeinfer[{case.backend}]'")
     trial = runner.run(case)
     assert trial.token_ids == reference(case.backend, case.how, case.prompt)
