@@ -2,14 +2,15 @@
 as float32, and a tokenizer made of the vocabulary and its scores."""
 
 import json
+import math
 
-import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from pipeinfer_llamacpp.gguf_file import GgufFile
+from pipeinfer_llamacpp.library import F32, ggml
 
 NAMES = {
     "token_embd": "embed_tokens",
@@ -41,7 +42,7 @@ def write_folder(file, folder):
     (folder / "config.json").write_text(json.dumps(config_of(source)))
     tensors = dict(tensors_of(source))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    tokenizer_of(source).save(str(folder / "tokenizer.json"))
+    tokenizer_of(source).save(str(folder / "tokenizer.json"), pretty=False)
     return folder
 
 
@@ -79,14 +80,22 @@ def config_of(source):
 def tensors_of(source):
     """By transformers' names. GGUF files hold what a norm multiplies with, the folder one less."""
     for name, tensor in source.tensors.items():
-        stored = np.frombuffer(source.data, np.uint8, tensor.stop - tensor.start, tensor.start)
-        kind = gguf.GGMLQuantizationType(tensor.type)
-        shape = gguf.quant_shape_to_byte_shape(tensor.shape[::-1], kind)
-        numbers = torch.cat([
-            torch.from_numpy(gguf.dequantize(rows, kind) - ("norm" in name)).bfloat16()
-            for rows in np.array_split(np.atleast_2d(stored.reshape(shape)), -(-shape[0] // ROWS))
-        ])  # fmt: skip
+        width, count = tensor.shape[0], math.prod(tensor.shape[1:])
+        stored = np.frombuffer(source.data, np.uint8, tensor.stop - tensor.start, tensor.start).reshape(count, -1)
+        numbers = torch.empty(count, width, dtype=torch.bfloat16)
+        for start in range(0, count, ROWS):
+            rows = dequantised(stored[start : start + ROWS], width, tensor.type)
+            numbers[start : start + ROWS] = torch.from_numpy(rows - ("norm" in name))
         yield hf_name(name), numbers.reshape(tensor.shape[::-1])
+
+
+def dequantised(rows, width, kind):
+    """float32 [rows, width], by ggml's own function."""
+    if kind == F32:
+        return rows.view(np.float32)
+    numbers = np.empty((len(rows), width), np.float32)
+    ggml().ggml_get_type_traits(kind).contents.to_float(rows.ctypes.data, numbers.ctypes.data, numbers.size)
+    return numbers
 
 
 def hf_name(name):
