@@ -21,7 +21,7 @@ from pipeinfer.engine.sampling import Sampling, sample
 from pipeinfer.plugins import open_backend, open_strategy
 from pipeinfer.results.trial import Trial
 
-TOKENS, LONG = 96, 256
+TOKENS, LONG = 80, 256
 """Of a text, and of one with `--full`: where strategies send runs ahead, more runs than there are sequence ids."""
 TARGET, DRAFT = "builtin:target", "builtin:draft"
 HOW = {"T=0": Sampling(), "T=0.8": Sampling(temperature=0.8, top_p=0.95, seed=7)}
