@@ -36,14 +36,14 @@ def calibrate(
     models: Models,
     sampling: Sampling,
     say: Callable[[str], None],
-    part_s: float = PART_S,
+    part_s: float | None = None,
     *,
     contexts: Sequence[int] = (),
     alike: bool = False,
 ) -> Profile:
     """Measure the ranks of these models' plan; the last one drafts, or the last ones, where it splits the draft.
     `say` is told what is being measured, which takes `part_s` seconds per part of a model, after `contexts` of so many
-    tokens (CONTEXTS unless given). `alike`: one rank of each host is measured for all of them.
+    tokens (PART_S and CONTEXTS unless given). `alike`: one rank of each host is measured for all of them.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
     """
@@ -55,7 +55,8 @@ def calibrate(
         try:
             say("the ranks")
             survey.inspect(inspections(models, models.count, contact.transport.address, limited=True))
-            return _Calibration(models, survey, sampling, part_s, contexts or CONTEXTS, alike=alike).profile()
+            seconds = PART_S if part_s is None else part_s
+            return _Calibration(models, survey, sampling, seconds, contexts or CONTEXTS, alike=alike).profile()
         except RankLost as lost:
             if contact.never_came(lost):
                 raise LaunchError(str(lost)) from lost

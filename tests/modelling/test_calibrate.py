@@ -42,6 +42,7 @@ def hastily() -> Iterator[None]:
     """Tests want to know whether it is measured, not how precisely."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeinfer.modelling.calibrate.PART_S", 0.05)
+        patch.setattr("pipeinfer.modelling.calibrate.CONTENTION_S", 0.05)
         patch.setattr("pipeinfer.modelling.calibrate.ROWS", (1, 4, 16))
         patch.setattr("pipeinfer.modelling.calibrate.CONTEXTS", (32, 128))
         yield
