@@ -77,7 +77,7 @@ from pipeinfer.study.run import run
 
 recipe, folder = read_recipe("phases"), Path(sys.argv[1])
 mine = {"foresight": Contender(), "epsilon-greedy": Contender(), "follow": Contender(options={"k": [1, 2]})}
-sweep = replace(recipe.simulated, nodes=[9], seeds=[0])
+sweep = replace(recipe.simulated, nodes=[9], seeds=[0], tokens=192)
 recipe = replace(recipe, simulated=sweep, strategies={**recipe.strategies, **mine})
 store = Store(folder)
 run(recipe, store, 1, lambda *_: None)
@@ -97,8 +97,8 @@ def test_adaptive_is_held_against_fixed_lengths_foresight_and_measured_reward(
     for there in (diverse, alternating, repetitive):
         assert there["adaptive"] > 0.9 * max(there["speculative"], there["pipeinfer"])
         assert there["adaptive"] > 0.8 * there["foresight"]
-        assert there["adaptive"] > 1.1 * there["epsilon-greedy"]
-    assert alternating["adaptive"] > 0.97 * max(alternating["speculative"], alternating["pipeinfer"])
+        assert there["adaptive"] > 1.3 * there["epsilon-greedy"]
+    assert alternating["adaptive"] > 1.05 * max(alternating["speculative"], alternating["pipeinfer"])
     said = (tmp_path / "report.md").read_text()
     assert "follow k from 2 up to " in said
     assert "epsilon-greedy" in (tmp_path / "figures" / "phases-generation-speed-by-run-size.svg").read_text()
