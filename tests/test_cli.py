@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from processes import EMULATED, PROMPT, emulated_text, generating, start
 
 from pipeinfer.cli import main
+from pipeinfer.runtime.transports import open_member
 from pipeinfer.runtime.transports.keys import read_keys, write_keys
 from pipeinfer.testing.models import write_llama
 
@@ -396,11 +398,15 @@ def test_workers_serve_one_head_after_another(run: Run, workers: tuple[list[str]
         assert json.loads(output)["token_ids"] == emulated_ids(24)
 
 
-def test_workers_do_not_serve_another_key(run: Run, workers: tuple[list[str], Path], tmp_path: Path) -> None:
+def test_workers_do_not_serve_another_key(
+    run: Run, workers: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     addresses, key = workers
     other = tmp_path / "other.json"
     write_keys(other)
-    assert_refused(*run(*QUICK, "--workers", ",".join(addresses), "--key", str(other)), "same key file?")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeinfer.cluster.remote_workers.open_member", partial(open_member, connect_s=1.0))
+        assert_refused(*run(*QUICK, "--workers", ",".join(addresses), "--key", str(other)), "same key file?")
     assert json.loads(run(*QUICK, "--json", "--workers", ",".join(addresses), "--key", str(key))[1])["token_ids"]
 
 
