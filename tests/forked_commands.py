@@ -7,6 +7,7 @@ Run by itself, this file is the process that they are forked from.
 
 import gc
 import json
+import math
 import os
 import selectors
 import signal
@@ -15,12 +16,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
 
 REQUEST, STATUS = 1 << 20, 64
 """Bytes of a request, and of what is said of a process, at the most."""
+
+PARENT = "parent of ranks"
+"""The name of the process from which those of a command are forked."""
 
 
 class ForkedCommand:
@@ -175,26 +182,117 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     output, errors, told = files
     os.setsid()
     os.close(told)
-    for file, number in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (errors, 2)):
-        os.dup2(file, number)
-        os.close(file)
-    # Those that were there were told of other files whether one may seek in them.
-    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
-    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+    _take_streams(os.open(os.devnull, os.O_RDONLY), output, errors)
     os.chdir(asked["folder"])
-    os.environ.clear()
-    os.environ.update(asked["environment"])
+    _take_environment(asked["environment"])
     tempfile.tempdir = None
+    if asked["arguments"][:1] not in ([], ["worker"]):
+        _fork_parent_of_ranks()
     sys.argv = ["pipeinfer", *asked["arguments"]]
     if missing := asked["missing"]:
         assert missing not in sys.modules
         sys.modules[missing] = None  # type: ignore[assignment]
 
 
+def _take_streams(*files: int) -> None:
+    """Standard input, output and error. Those that were there were told of other files whether one may seek in them."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
+def _take_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+class ForkedParent:
+    """The process from which a command's ranks are forked, itself forked before the command had threads; used as the
+    `subprocess.Popen` of `python -m pipeinfer.cluster.worker`, which imports it all again."""
+
+    def __init__(self, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self.pid, self.stdin, self.stdout = pid, stdin, stdout
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            process, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if process else None
+        return self.returncode
+
+    def wait(self, timeout: float = math.inf) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("pipeinfer.cluster.worker", timeout)
+            time.sleep(0.001)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _fork_parent_of_ranks() -> None:
+    """The first such process that this one starts is forked now. Others are started like any other."""
+    from pipeinfer.cluster import rank_processes
+
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = os.fork()
+    if process == 0:
+        here.close()
+        _be_parent_of_ranks(there)
+    there.close()
+    popen = subprocess.Popen
+
+    def start(command: list[str], *, stderr: IO[str], env: dict[str, str], **pipes: int) -> Any:
+        if here.fileno() < 0:
+            return popen(command, stderr=stderr, env=env, **pipes)
+        (read, write), (hear, say) = os.pipe(), os.pipe()
+        with here:
+            request = {"command": command, "environment": env}
+            socket.send_fds(here, [json.dumps(request).encode()], [read, say, stderr.fileno()])
+        os.close(read)
+        os.close(say)
+        return ForkedParent(process, os.fdopen(write, "wb"), os.fdopen(hear, "rb"))
+
+    rank_processes.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+def _be_parent_of_ranks(head: socket.socket) -> NoReturn:
+    """Wait until it is wanted, which it may never be, and then be what the command asks for."""
+    from pipeinfer.cluster import worker
+    from pipeinfer.cluster.forked_ranks import NAME
+
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        said, files, _, _ = socket.recv_fds(head, REQUEST, 3)
+        head.close()
+        if said:
+            asked = json.loads(said)
+            _take_streams(*files)
+            _take_environment(asked["environment"])
+            NAME.write_text(PARENT)
+            sys.argv = asked["command"][asked["command"].index("-m") + 1 :]
+            worker.main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
 def import_all() -> None:
     """What workers and heads take, but for engines: they have threads, which live through no fork. Servers take more,
     which the others would look at in each garbage collection."""
     import pipeinfer.cluster.processes
+    import pipeinfer.cluster.worker
     import pipeinfer.runtime.transports.certificates
     import pipeinfer.runtime.transports.tcp
     import pipeinfer.runtime.transports.tls  # noqa: F401

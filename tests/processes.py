@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from forked_commands import ForkedCommand
+from forked_commands import PARENT, ForkedCommand
 
 from pipeinfer.cli import run as run_line
 from pipeinfer.cluster.launch import Cluster
@@ -120,7 +120,8 @@ class Generating:
 
 def forking(pid: int) -> list[int]:
     """The processes from which those of ranks are forked, that process `pid` has started."""
-    return [child for child in _children(pid) if "pipeinfer.cluster.worker" in _words(child)]
+    return [child for child in _children(pid)
+            if "pipeinfer.cluster.worker" in _words(child) or _name(child) == PARENT]  # fmt: skip
 
 
 def ranks_of(pid: int) -> dict[int, int]:
