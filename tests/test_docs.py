@@ -23,7 +23,14 @@ WIDEST = 122
 """Characters of a line of prose."""
 
 LOOKS_AT_THE_MACHINE = "doctor"
-"""It starts every engine, and finds and leaves the same on whatever page it stands: the first that has it runs it."""
+"""It finds and leaves the same on whatever page it stands: the first that has it runs it."""
+
+AT_ONCE = {
+    "calibrate": "from pipeinfer.modelling import calibrate; calibrate.PART_S = calibrate.CONTENTION_S = 0.02; "
+    "calibrate.ROWS, calibrate.CONTEXTS = (1, 4, 16), (32, 128)",
+    "doctor": "from pipeinfer.cluster import engines; engines.names = lambda _: ['numpy']",
+}
+"""What is set before commands that would measure for long, or try every engine, as tests of their own do."""
 
 BECOMES_ANOTHER = "--launcher"
 """Of these every line has a process, which becomes the launcher of others."""
@@ -41,6 +48,12 @@ HERE = {page: [command for command in commands(page) if not command.startswith(E
 
 def test_the_pages_have_commands() -> None:
     assert sum(map(len, HERE.values())) >= 10
+
+
+def started_as(name: str) -> list[str]:
+    """How Python is told to run that command."""
+    quickly = AT_ONCE.get(name)
+    return ["-c", f"{quickly}; from pipeinfer.cli import main; main()"] if quickly else ["-m", "pipeinfer"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +76,7 @@ def test_the_commands_of_a_page_work_one_after_another(
         if name in started and BECOMES_ANOTHER not in arguments:
             done = piped(name, *arguments)
         else:
-            line = [sys.executable, "-m", "pipeinfer", name, *arguments]
+            line = [sys.executable, *started_as(name), name, *arguments]
             done = subprocess.run(line, capture_output=True, timeout=240, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr.decode()}"
         assert b"Traceback" not in done.stderr
