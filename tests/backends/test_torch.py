@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
-pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeinfer.engine.backend import BadModel, Batch
 from pipeinfer.engine.huggingface.folder import builtin_folder
@@ -95,11 +93,16 @@ VARIANTS = {
 }
 
 
+def transformers():
+    """Imported by the tests that use it, not by every worker of a run: it is large."""
+    return pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
+
+
 def write_model(folder, kind, dtype=torch.float32, **fields):
     """A random model of transformers' `kind` in `folder`, as sensitive to mistakes as a trained one."""
-    config = AutoConfig.for_model(kind, **(SIZES | fields))
+    config = transformers().AutoConfig.for_model(kind, **(SIZES | fields))
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = transformers().AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -220,7 +223,8 @@ def logits(folder, borders=(0, LAYERS), **options):
 
 @cache
 def transformers_logits(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    made_by = transformers().AutoModelForCausalLM
+    model = made_by.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         return model(torch.tensor([TOKENS])).logits[0].numpy()
 
@@ -367,7 +371,7 @@ def test_a_plain_configuration_is_read_as_transformers_reads_it(variant, tmp_pat
     folders = [variant(name) for name in ("llama", "llama with biases", "llama tied", "llama with wide heads")]
     folders += [write_llama(tmp_path / "old"), *map(builtin_folder, ("builtin:target", "builtin:draft"))]
     for folder in folders:
-        plain, whole = read_plain(folder), AutoConfig.from_pretrained(folder, local_files_only=True)
+        plain, whole = read_plain(folder), transformers().AutoConfig.from_pretrained(folder, local_files_only=True)
         for field in USED:
             assert getattr(plain, field) == getattr(whole, field), field
         assert plain.head_dim in (whole.head_dim, None)

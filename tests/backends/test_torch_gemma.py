@@ -3,14 +3,12 @@
 import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install pipeinfer[torch]")
-pytest.importorskip("transformers", reason="needs transformers: pip install pipeinfer[torch]")
 pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]")
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
 
 import torch
 from gemma_folder import write_folder
 from real_prompts import PROMPTS
-from transformers import AutoModelForCausalLM
 
 from pipeinfer.cluster.launch import Cluster
 from pipeinfer.cluster.plan import Plan
@@ -38,7 +36,8 @@ def prompts(request, folder):
 def likeliest(folder):
     """What transformers finds likeliest behind each of a text's last tokens, in one forward: where that is always the
     text's own next one, it would have written the text itself."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install pipeinfer[torch]")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
     def after_each(ids, last):
         threads = torch.get_num_threads()

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
-pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
 
 import torch
 
@@ -81,6 +80,7 @@ def test_fused_layers(benchmark: Any, folder: Path, dtype: str, rows: int) -> No
 def test_transformers_layers(
     benchmark: Any, folder: Path, dtype: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
     monkeypatch.setattr("pipeinfer_torch.stage.FUSED", ())
     measure_forward(benchmark, load(folder, dtype), rows)
 
