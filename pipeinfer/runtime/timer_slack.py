@@ -8,21 +8,21 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PR_SET_TIMERSLACK = 29
+_PR_SET_TIMERSLACK, _PR_GET_TIMERSLACK = 29, 30
 _LEAST_NS = 1
-_DEFAULT = 0
-"""What the thread was created with."""
 
 
 @contextmanager
 def without_timer_slack() -> Iterator[None]:
-    """For this thread, and for those that it starts meanwhile. Where the system knows no slack, all is as before."""
+    """For this thread, and for those that it starts meanwhile; one session may lie within another. Where the system
+    knows no slack, all is as before."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         yield
         return
+    before_ns = prctl(_PR_GET_TIMERSLACK, 0, 0, 0, 0)
     prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_LEAST_NS), 0, 0, 0)
     try:
         yield
     finally:
-        prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_DEFAULT), 0, 0, 0)
+        prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(before_ns), 0, 0, 0)

@@ -22,6 +22,15 @@ def test_it_is_gone_meanwhile_and_comes_back() -> None:
     assert slack_ns() == before
 
 
+def test_one_session_within_another_leaves_it_without() -> None:
+    before = slack_ns()
+    with without_timer_slack():
+        with without_timer_slack():
+            pass
+        assert slack_ns() == 1
+    assert slack_ns() == before
+
+
 def test_a_thread_that_is_started_meanwhile_has_none() -> None:
     found: list[int] = []
     with without_timer_slack():
