@@ -38,11 +38,11 @@ ACCEPTANCES = (0.5, 0.66, 0.79, 0.9)
 WIDTHS = (1, 2, 4)
 ROUNDS = 48
 CHAIN_ROUNDS = {0.5: 15, 0.66: 14, 0.79: 30, 0.9: 18}
-"""By acceptance, for pipelined chains and trees: the fewest rounds whose quantiles come as near the closed form of the
-chain as ROUNDS do, with runs of any of WIDTHS: to 0.6 %."""
+"""By acceptance, for pipelined chains and trees: few rounds whose quantiles come as near the closed form of the chain
+as those of ROUNDS do, with runs of any of WIDTHS: to 0.6 %."""
 
 ROUNDS_IN_TURN = {0.5: 28, 0.66: 22, 0.79: 16, 0.9: 30}
-"""The same where a run is sent when the one before has come back, whatever is drafted meanwhile: to 1.1 %."""
+"""Also few, where a run is sent when the one before has come back, whatever is drafted meanwhile: to 1.1 %."""
 
 PROMPT = 4
 TOLERANCE = 0.02

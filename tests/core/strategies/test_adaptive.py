@@ -20,6 +20,7 @@ from pipeinfer.core.strategies.ways import Way
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.modelling.simulate import Setting
 from pipeinfer.results.metrics import tokens_per_second
+from pipeinfer.runtime import sim
 from pipeinfer.runtime.load_sim import Arriving, LoadSimulation
 from pipeinfer.runtime.oracle import Trace, independent, read_trace
 from pipeinfer.runtime.sim import Hosts, Simulation
@@ -95,6 +96,20 @@ def test_where_ranks_share_cores_it_pipelines_what_the_cores_have_room_for(accep
     assert seconds(Adaptive()) < min(map(seconds, others))
 
 
+def speed_over_texts(
+    trace: str, costs: sim.Costs, hosts: Hosts, shape: PipelineShape, open_strategy: Callable[[], Strategy],
+    *, texts: int, prompt: int, tokens: int,
+) -> float:  # fmt: skip
+    """Decoding, in texts per second: the geometric mean over texts whose drafts were recorded of the built-in pair."""
+    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
+    seconds = []
+    for text in range(texts):
+        simulation = Simulation(shape, open_strategy(), costs, recorded.text(text, prompt), hosts=hosts)
+        emit_s = simulation.generate(Request(tuple(range(prompt)), tokens)).emit_s
+        seconds.append(emit_s[-1] - emit_s[0])
+    return prod(seconds) ** (-1 / len(seconds))
+
+
 class SecondRowDear:
     """Three stages of `builtin:target-100m` in f16 and the built-in draft, each on a core of its own: a product of two
     rows takes another kernel than one."""
@@ -111,19 +126,9 @@ class SecondRowDear:
 
 @pytest.mark.parametrize("trace", ["greedy", "sampled"])
 def test_where_a_second_row_is_dear_single_tokens_follow_one_another_on_shared_cores_too(trace: str) -> None:
-    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
-
-    def speed(open_strategy: Callable[[], Strategy]) -> float:
-        """Geometric mean over texts."""
-        seconds = []
-        for text in range(8):
-            hosts = Hosts(["a"] * 5, (1.0, 1.08, 1.6, 2.1), message_s=7e-5, head_s=1.5e-4, steps=(8, 8, 8, 2))
-            shape = PipelineShape(3, cells=2048, sequences=64, ranks_per_core=2.0)
-            simulation = Simulation(shape, open_strategy(), SecondRowDear(), recorded.text(text, 76), hosts=hosts)
-            emit_s = simulation.generate(Request(tuple(range(76)), 64)).emit_s
-            seconds.append(emit_s[-1] - emit_s[0])
-        return prod(seconds) ** (-1 / len(seconds))
-
+    hosts = Hosts(["a"] * 5, (1.0, 1.08, 1.6, 2.1), message_s=7e-5, head_s=1.5e-4, steps=(8, 8, 8, 2))
+    shape = PipelineShape(3, cells=2048, sequences=64, ranks_per_core=2.0)
+    speed = partial(speed_over_texts, trace, SecondRowDear(), hosts, shape, texts=8, prompt=76, tokens=64)
     others = [Iterative, partial(Speculative, k=2), *(partial(PipeInfer, draft=k, decay=0) for k in (1, 2, 4))]
     assert speed(Adaptive) > 0.97 * max(map(speed, others))
 
@@ -143,19 +148,9 @@ class SmallPair:
 
 @pytest.mark.parametrize("trace", ["greedy", "sampled"])
 def test_where_messages_cost_as_much_as_rows_on_shared_cores_it_is_near_the_best(trace: str) -> None:
-    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
-
-    def speed(open_strategy: Callable[[], Strategy]) -> float:
-        """Geometric mean over texts."""
-        seconds = []
-        for text in range(8):
-            hosts = Hosts(["a"] * 5, (1.0, 1.1, 1.65, 2.2), message_s=5e-5, head_s=5e-5, steps=(3, 3, 2, 2))
-            shape = PipelineShape(3, cells=2048, sequences=64, ranks_per_core=2.0)
-            simulation = Simulation(shape, open_strategy(), SmallPair(), recorded.text(text, 48), hosts=hosts)
-            emit_s = simulation.generate(Request(tuple(range(48)), 128)).emit_s
-            seconds.append(emit_s[-1] - emit_s[0])
-        return prod(seconds) ** (-1 / len(seconds))
-
+    hosts = Hosts(["a"] * 5, (1.0, 1.1, 1.65, 2.2), message_s=5e-5, head_s=5e-5, steps=(3, 3, 2, 2))
+    shape = PipelineShape(3, cells=2048, sequences=64, ranks_per_core=2.0)
+    speed = partial(speed_over_texts, trace, SmallPair(), hosts, shape, texts=8, prompt=48, tokens=128)
     others = [Iterative, *(partial(Speculative, k=k) for k in (2, 3)), *(partial(PipeInfer, draft=k) for k in (1, 3)),
               *(partial(AsyncChain, ahead=ahead) for ahead in (4, 8))]  # fmt: skip
     assert speed(Adaptive) > 0.96 * max(map(speed, others))
@@ -210,21 +205,9 @@ class OneRankBesideItsDraft:
 @pytest.mark.parametrize("trace", ["greedy", "sampled"])
 def test_on_one_rank_beside_its_draft_it_is_near_the_best_of_the_others(trace: str) -> None:
     """Texts of the built-in pair, whose draft says what it is sure of: rows that are not worth their time stay away."""
-    recorded = read_trace(asset(f"workloads/traces/builtin-{trace}.json"))
-
-    def speed(open_strategy: Callable[[], Strategy]) -> float:
-        """Geometric mean over texts."""
-        seconds = []
-        for text in range(12):
-            hosts = Hosts(["a"] * 3, (1.0, 1.08, 1.6), message_s=5e-5, head_s=1.2e-4, steps=(8, 2))
-            shape = PipelineShape(1, cells=2048, sequences=64)
-            simulation = Simulation(
-                shape, open_strategy(), OneRankBesideItsDraft(), recorded.text(text, 48), hosts=hosts
-            )
-            emit_s = simulation.generate(Request(tuple(range(48)), 96)).emit_s
-            seconds.append(emit_s[-1] - emit_s[0])
-        return prod(seconds) ** (-1 / len(seconds))
-
+    hosts = Hosts(["a"] * 3, (1.0, 1.08, 1.6), message_s=5e-5, head_s=1.2e-4, steps=(8, 2))
+    shape = PipelineShape(1, cells=2048, sequences=64)
+    speed = partial(speed_over_texts, trace, OneRankBesideItsDraft(), hosts, shape, texts=12, prompt=48, tokens=96)
     others = [*(partial(Speculative, k=k) for k in (1, 2, 4)), *(partial(PipeInfer, draft=k) for k in (2, 4, 6))]
     assert speed(Adaptive) > 0.94 * max(map(speed, others))
 
