@@ -27,6 +27,13 @@ SEEDS = 2**64
 """A seed is half of the key of a Philox generator."""
 
 
+SEEK = 512
+"""Tokens whose noise is drawn in the time that it takes to go to a single one's."""
+
+FAR = 1.0
+"""Where logits are filtered, margins beyond this (logits) are not told apart: of these no rounding makes a tie."""
+
+
 class Sampling(Message, frozen=True):
     """How tokens are chosen from logits. `top_k` 0 and `top_p` 1 switch a filter off.
 
@@ -78,13 +85,29 @@ class Choice(NamedTuple):
 
 
 def gumbel(seed: int, position: int, vocabulary: int, tokens: Tokens | None = None) -> Floats:
-    """Standard Gumbel noise, float32 [vocabulary] or for `tokens` alone, from Philox keyed by (seed, position)."""
+    """Standard Gumbel noise, float32 [vocabulary] or for `tokens` alone (ascending), from Philox keyed by (seed,
+    position)."""
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, position], dtype=np.uint64)
-    uniform = np.random.Generator(np.random.Philox(key=key)).random(vocabulary, dtype=np.float64)
-    if tokens is not None:
-        uniform = uniform[tokens]
+    stream = np.random.Philox(key=key)
+    if tokens is not None and SEEK * len(tokens) < vocabulary:
+        uniform = _drawn_at(stream, tokens)
+    else:
+        uniform = np.random.Generator(stream).random(vocabulary, dtype=np.float64)
+        uniform = uniform if tokens is None else uniform[tokens]
     np.clip(uniform, 1e-300, None, out=uniform)
     return (-np.log(-np.log(uniform))).astype(np.float32)
+
+
+def _drawn_at(stream: np.random.Philox, places: Tokens) -> NDArray[np.float64]:
+    """What the stream's draws from [0, 1) are at these places: it counts in blocks of four, and can go to any."""
+    blocks, block_of = np.unique(places >> 2, return_inverse=True)
+    drawn, at = [], 0
+    for block in blocks.tolist():
+        stream.advance(block - at)
+        drawn.append(stream.random_raw(4))
+        at = block + 1
+    bits = np.asarray(drawn)[block_of, places & 3]
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
 def scores(logits: Floats, position: int, how: Sampling) -> Choice:
@@ -94,12 +117,13 @@ def scores(logits: Floats, position: int, how: Sampling) -> Choice:
     """
     if how.temperature < GREEDY_BELOW:
         return _choice(None, logits, position)
-    scaled = _scaled(logits, how)
-    if _filters(how, len(logits)):  # which may keep the finite ones alone; a maximum is NaN where anything is
-        _check_finite(scaled.max(), position)
-    tokens = _kept(scaled, how)
-    noise = gumbel(how.seed, position, len(logits), tokens)
-    return _choice(tokens, (scaled if tokens is None else scaled[tokens]) + noise, position)
+    scaled = _finite(logits, position, how)
+    return _with_noise(scaled, _kept(scaled, how), position, how)
+
+
+def _with_noise(scaled: Floats, kept: Tokens | None, position: int, how: Sampling) -> Choice:
+    noise = gumbel(how.seed, position, len(scaled), kept)
+    return _choice(kept, (scaled if kept is None else scaled[kept]) + noise, position)
 
 
 def _choice(tokens: Tokens | None, values: Floats, position: int) -> Choice:
@@ -114,10 +138,14 @@ def _check_finite(value: np.float32, position: int) -> None:
         raise NotFinite(position, float(value))
 
 
-def _scaled(logits: Floats, how: Sampling) -> Floats:
-    """Logits over T. Models mask tokens by the lowest float32 too, which may become -inf here."""
+def _finite(logits: Floats, position: int, how: Sampling) -> Floats:
+    """Logits over T. Models mask tokens by the lowest float32 too, which may become -inf here. Filters might keep the
+    finite ones alone, so they are looked at before; a maximum is NaN where anything is."""
     with np.errstate(over="ignore"):
-        return logits / np.float32(how.temperature)
+        scaled = logits / np.float32(how.temperature)
+    if _filters(how, len(logits)):
+        _check_finite(scaled.max(), position)
+    return scaled
 
 
 def _filters(how: Sampling, vocabulary: int) -> bool:
@@ -131,25 +159,36 @@ def sample(logits: Floats, position: int, how: Sampling) -> int:
 
 
 def margin(logits: Floats, position: int, how: Sampling) -> float:
-    """How far this choice was from being another one: how much nearer two logits have to come, moving both, for that.
+    """See `sample_and_margin`."""
+    return sample_and_margin(logits, position, how)[1]
+
+
+def sample_and_margin(logits: Floats, position: int, how: Sampling) -> tuple[int, float]:
+    """The token at `position`, and how far this choice was from being another one: how much nearer two logits have to
+    come, moving both, for that. Raises NotFinite.
 
     Mostly that is the distance of the best two scores, times T. Where logits are filtered, the choice is also another
-    one when the token leaves what is kept, or one that would beat it comes in. Of logits that `sample` accepts.
+    one when the token leaves what is kept, or one that would beat it comes in; then it is told up to `FAR`.
     """
     if how.temperature < GREEDY_BELOW:
-        top = np.partition(logits, -2)[-2:]
-        return float(top[1] - top[0])
-    scaled = _scaled(logits, how)
-    tokens = _kept(scaled, how)
-    kept = np.zeros(len(scaled), bool)
-    kept[slice(None) if tokens is None else tokens] = True
-    values = scaled + gumbel(how.seed, position, len(logits))
-    chosen = int(np.argmax(np.where(kept, values, -np.inf)))
-    edge = _edge(scaled, kept, how)
-    behind = values[chosen] - values
-    behind[~kept] = np.maximum(behind, edge)[~kept]
-    behind[chosen] = edge[chosen]
-    return float(behind.min()) * how.temperature
+        choice = _choice(None, logits, position)
+        return choice.best, _ahead(choice)
+    scaled = _finite(logits, position, how)
+    kept = _kept(scaled, how)
+    choice = _with_noise(scaled, kept, position, how)
+    distance = _ahead(choice)
+    if kept is not None:
+        distance = min(distance, FAR / how.temperature)
+        distance = min(distance, _over_the_edge(scaled, kept, choice, position, how, distance))
+    return choice.token(choice.best), distance * how.temperature
+
+
+def _ahead(choice: Choice) -> float:
+    """By how much the best is ahead of the second."""
+    if len(choice.values) < 2:
+        return math.inf
+    top = np.partition(choice.values, -2)[-2:]
+    return float(top[1] - top[0])
 
 
 def candidates(logits: Floats, position: int, how: Sampling, count: int) -> list[tuple[int, float]]:
@@ -188,14 +227,8 @@ def _kept(scaled: Floats, how: Sampling) -> Tokens | None:
     tokens = _top_k(scaled, how)
     if how.top_p >= 1:
         return tokens
-    values = scaled if tokens is None else scaled[tokens]
-    weights = _weights(values)
-    # Tokens that weigh less than this are less than 1 - top_p together: none is in the nucleus, and of a large
-    # vocabulary few are left to sort. Half of it, so that rounding decides nothing.
-    likely = np.flatnonzero(weights >= 0.5 * (1 - how.top_p) * weights.mean())
-    order = likely[np.argsort(-values[likely], kind="stable")]
-    inside = np.count_nonzero(_before(weights[order]) / weights.sum() < how.top_p)
-    nucleus = np.sort(order[: max(1, inside)])
+    ranked = _ranked(scaled if tokens is None else scaled[tokens], how.top_p, 0.5)
+    nucleus = np.sort(ranked.order[: max(1, np.count_nonzero(ranked.before < how.top_p))])
     return nucleus if tokens is None else tokens[nucleus]
 
 
@@ -206,35 +239,60 @@ def _top_k(scaled: Floats, how: Sampling) -> Tokens | None:
     return tokens[scaled[tokens] > -np.inf]
 
 
-def _weights(scaled: Floats) -> NDArray[np.float64]:
-    """Proportional to the probabilities."""
-    return np.asarray(np.exp(scaled - scaled.max(), dtype=np.float64))
+class Ranked(NamedTuple):
+    """Tokens by how likely they are, the likeliest first, and the probability of those before each."""
+
+    order: Tokens
+    before: NDArray[np.float64]
 
 
-def _before(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum before each."""
-    return np.cumsum(weights) - weights
+def _ranked(scaled: Floats, top_p: float, share: float) -> Ranked:
+    """The tokens whose rank matters to a nucleus of `top_p`. All others, each less likely than any of these, are
+    together less than a `share` of what is outside it: of a large vocabulary few are left to sort.
 
-
-def _edge(scaled: Floats, kept: NDArray[np.bool_], how: Sampling) -> NDArray[np.float64]:
-    """How far each token is from the edge of what the filters keep, on its own side; infinite without a filter.
-
-    It crosses the edge when it trades places with its neighbour there, or when the probability before it comes to be
-    top_p: logits that move by x, those before it one way and the rest the other, change that one's log-odds by 2x.
+    What those few weigh is worked out in double precision, what all the others do in single: it is little.
     """
+    top = scaled.max()
+    weights = np.exp(scaled - top)
+    likely = np.flatnonzero(weights >= share * (1 - top_p) * weights.mean())
+    order = likely[np.argsort(-scaled[likely], kind="stable")]
+    exactly = np.exp(scaled[order] - top, dtype=np.float64)
+    others = weights.sum(dtype=np.float64) - weights[order].sum(dtype=np.float64)
+    return Ranked(order, (np.cumsum(exactly) - exactly) / (exactly.sum() + others))
+
+
+def _over_the_edge(scaled: Floats, kept: Tokens, choice: Choice, position: int, how: Sampling, within: float) -> float:
+    """How far the chosen token is from leaving what the filters keep, or another from coming in and beating it;
+    infinite where that is more than `within`.
+
+    A token crosses the edge when it trades places with its neighbour there, or when the probability before it comes to
+    be top_p: logits that move by x, those before it one way and the rest the other, change that one's log-odds by 2x.
+    """
+    if len(kept) == len(scaled):
+        return math.inf
+    chosen, lowest = kept[choice.best], scaled[kept].min()
+    near = scaled > lowest - within
+    near[kept] = False
+    outside = np.flatnonzero(near)
     distance = np.full(len(scaled), np.inf)
-    if kept.all():
-        return distance
-    distance[kept] = scaled[kept] - scaled[~kept].max()
-    distance[~kept] = scaled[kept].min() - scaled[~kept]
-    if how.top_p < 1:
-        tokens = _top_k(scaled, how)
-        tokens = np.arange(len(scaled)) if tokens is None else tokens
-        order = tokens[np.argsort(-scaled[tokens], kind="stable")]
-        weights = _weights(scaled[order])
-        before = _before(weights) / weights.sum()
-        distance[order] = np.minimum(distance[order], np.abs(_log_odds(before) - _log_odds(how.top_p)))
-    return distance
+    if len(outside):
+        distance[outside] = lowest - scaled[outside]
+        distance[chosen] = scaled[chosen] - scaled[outside].max()
+    if 0 < how.top_p < 1:
+        top_k = _top_k(scaled, how)
+        ranked = _ranked(scaled if top_k is None else scaled[top_k], how.top_p, min(0.5, math.exp(-within)))
+        tokens = ranked.order if top_k is None else top_k[ranked.order]
+        shift = np.abs(_log_odds(ranked.before) - _log_odds(how.top_p))
+        distance[tokens] = np.minimum(distance[tokens], shift)
+        near[tokens] = True
+        near[kept] = False
+        outside = np.flatnonzero(near)
+    nearest = float(distance[chosen])
+    rivals = outside[distance[outside] < min(within, nearest)]
+    if len(rivals):
+        behind = choice.values[choice.best] - scaled[rivals] - gumbel(how.seed, position, len(scaled), rivals)
+        nearest = min(nearest, float(np.maximum(behind, distance[rivals]).min()))
+    return nearest
 
 
 def _log_odds(share: Any) -> Any:

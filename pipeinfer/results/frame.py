@@ -95,7 +95,7 @@ COLUMNS = {
     "backend": "engine of a real trial",
     "precision": "arithmetic of the target",
     "token_ids": "the text",
-    "margins": "how near the choice of each token was to another (logits), where it was asked",
+    "margins": "how near the choice of each token was to another (logits; with top-k or top-p up to 1), where asked",
     "generated": "the text as characters, where it is real",
     "loaded_s": "when a program of others began to read the prompt (s); absent: it does not show",
     "whole_s": "what a program of others took with loading and leaving (s)",

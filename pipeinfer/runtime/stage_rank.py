@@ -14,7 +14,7 @@ from pipeinfer.core.messages import NO_TOKEN, CancelRun, Candidates, Decode, KvO
 from pipeinfer.core.stage import Arrival, Stage
 from pipeinfer.engine.backend import Batch, ModelStage
 from pipeinfer.engine.exact import ExactStage
-from pipeinfer.engine.sampling import NotFinite, Sampling, best_candidates, margin, sample
+from pipeinfer.engine.sampling import NotFinite, Sampling, best_candidates, sample, sample_and_margin
 from pipeinfer.errors import LaunchError
 from pipeinfer.runtime.control import AddRequest, Begin
 from pipeinfer.runtime.rank_links import Endpoint, unexpected
@@ -131,23 +131,25 @@ class StageWorker(World):
         if self._drafts:
             return RunResults(candidates=best_candidates(output, decode.positions, hows, decode.candidates))
         positions = decode.positions[len(decode.positions) - decode.outputs :]
-        rows = list(zip(output, positions, hows, strict=True))
-        ids = tuple([self._sample(decode.kind, row, position + 1, how) for row, position, how in rows])
-        margins = tuple([
-            0.0 if token == NO_TOKEN else margin(row, position + 1, how)
-            for (row, position, how), token in zip(rows, ids, strict=True)
-        ]) if self._begin.margins else ()  # fmt: skip
+        chosen = [
+            self._sample(decode.kind, row, position + 1, how)
+            for row, position, how in zip(output, positions, hows, strict=True)
+        ]
+        ids = tuple([token for token, _ in chosen])
+        margins = tuple([margin for _, margin in chosen]) if self._begin.margins else ()
         payload = as_bytes(output) if self._begin.logits_on_wire else None
         return RunResults(payload, ids, margins)
 
-    def _sample(self, kind: RunKind, row: NDArray[np.float32], position: int, how: Sampling) -> int:
-        """The token at `position`. Raises LaunchError where none can be chosen; after a guess, which may be wrong, that
-        is for the head to judge."""
+    def _sample(
+        self, kind: RunKind, row: NDArray[np.float32], position: int, how: Sampling
+    ) -> tuple[int, float]:
+        """The token at `position`, and its margin where that is wanted. Raises LaunchError where none can be chosen;
+        after a guess, which may be wrong, that is for the head to judge."""
         try:
-            return sample(row, position, how)
+            return sample_and_margin(row, position, how) if self._begin.margins else (sample(row, position, how), 0.0)
         except NotFinite as problem:
             if kind is RunKind.SPECULATIVE:
-                return NO_TOKEN
+                return NO_TOKEN, 0.0
             setup = self._endpoint.setup
             raise LaunchError(f"{setup.model} on rank {setup.rank} ({setup.backend}): {problem}") from problem
 

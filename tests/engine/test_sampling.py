@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeinfer.engine.sampling import Floats, NotFinite, Sampling, candidates, gumbel, margin, sample, scores
+from pipeinfer.engine.sampling import (
+    FAR,
+    Floats,
+    NotFinite,
+    Sampling,
+    candidates,
+    gumbel,
+    margin,
+    sample,
+    sample_and_margin,
+    scores,
+)
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5, 0.0, -4.0, 1.5], np.float32)
 DRAWS = 20_000
@@ -99,6 +110,52 @@ def test_what_is_left_out_early_would_have_been_left_out(
     assert kept(logits, how) == list(np.flatnonzero(np.isfinite(expected)))
     np.testing.assert_array_equal(choice.values, expected[np.isfinite(expected)])
     assert sample(logits, 3, how) == int(np.argmax(expected))
+
+
+def plain_margin(logits: Floats, position: int, how: Sampling) -> float:
+    """What a margin means, with the whole vocabulary in hand."""
+    values = plainly(logits, position, how)
+    kept = np.isfinite(values)
+    scaled = logits / np.float32(how.temperature)
+    edge = np.full(len(scaled), np.inf)
+    if not kept.all():
+        edge[kept] = scaled[kept] - scaled[~kept].max()
+        edge[~kept] = scaled[kept].min() - scaled[~kept]
+        if how.top_p < 1:
+            order = np.argsort(-scaled, kind="stable")[: how.top_k or None]
+            share = np.exp(scaled[order].astype(np.float64) - scaled.max())
+            before = (np.cumsum(share) - share) / share.sum()
+            with np.errstate(divide="ignore"):
+                odds = np.log(before) - np.log(np.maximum(0, 1 - before))
+            edge[order] = np.minimum(edge[order], np.abs(odds - np.log(how.top_p) + np.log(1 - how.top_p)))
+    chosen = int(np.argmax(values))
+    behind = values[chosen] - (scaled + gumbel(how.seed, position, len(logits)))
+    behind[~kept] = np.maximum(behind, edge)[~kept]
+    behind[chosen] = edge[chosen]
+    return float(behind.min()) * how.temperature
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([0.3, 1.0, 4.0]), st.sampled_from([0, 7, 300]),
+    st.sampled_from([0.3, 0.95, 0.9999, 1.0]), st.sampled_from([5, 40, 3000]), st.sampled_from([0.3, 0.8, 2.0]),
+)  # fmt: skip
+@settings(max_examples=400, derandomize=True, database=None)
+def test_margins_are_told_as_far_as_they_matter(
+    seed: int, spread: float, top_k: int, top_p: float, vocabulary: int, temperature: float
+) -> None:
+    logits = spread * np.random.default_rng(seed).standard_normal(vocabulary, np.float32)
+    how = Sampling(temperature, min(top_k, vocabulary - 1), top_p, seed)
+    token, found = sample_and_margin(logits, 3, how)
+    assert token == sample(logits, 3, how)
+    expected = plain_margin(logits, 3, how)
+    assert found == pytest.approx(min(FAR, expected) if top_p < 1 or top_k else expected, rel=1e-4, abs=1e-6)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.sets(st.integers(0, 9999), min_size=1, max_size=30))
+@settings(max_examples=100, derandomize=True, database=None)
+def test_the_noise_of_a_few_tokens_is_that_of_all(seed: int, position: int, some: set[int]) -> None:
+    tokens = np.array(sorted(some))
+    np.testing.assert_array_equal(gumbel(seed, position, 10_000, tokens), gumbel(seed, position, 10_000)[tokens])
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**40))
@@ -211,7 +268,7 @@ def test_a_masked_token_is_never_chosen(how: Sampling, mask: float) -> None:
     logits = np.array([mask, 1.0, mask, mask, mask], np.float32)
     for position in range(20):
         assert sample(logits, position, how) == 1
-        assert margin(logits, position, how) > 1e30
+        assert margin(logits, position, how) >= (1e30 if how.top_p == 1 and not how.top_k else FAR)
     two = np.array([mask, 1.0, mask, 0.9, mask], np.float32)
     assert {sample(two, position, Sampling(1.0, top_k=4, seed=5)) for position in range(40)} == {1, 3}
     assert np.isfinite(margin(two, 0, Sampling(1.0, top_k=4, seed=5)))
