@@ -155,7 +155,7 @@ class Cluster(Contact):
         self.check_ids(prompt)
         ends = tuple(self.models.target.eos if stop_ids is None else stop_ids)
         start = Start(Request(tuple(prompt), max_tokens, ends), 0, strategy.name, options or {})
-        scheduler = self.open_scheduler(lambda _: strategy, prompt_chunk)
+        scheduler = self.open_scheduler(lambda _: strategy, prompt_chunk, goes_on=open_log is None)
         name, settings = chosen
         self.begin(Begin({0: sampling}, name, settings, 0, margins, logits_on_wire))
         drafter = TextDrafter(lambda _: policy) if policy and not policy.model else None
@@ -198,15 +198,19 @@ class Cluster(Contact):
         prompt_chunk: PromptChunk | None = None,
         *,
         keeps_texts: bool = False,
+        goes_on: bool = False,
     ) -> Scheduler:
-        """A scheduler over the ranks, in the place of the one before. They must `begin` before it sends anything."""
+        """A scheduler over the ranks, in the place of the one before. They must `begin` before it sends anything. It
+        `goes_on` from what that one measured of them, else it begins with nothing known, as a log has to."""
         before = self.scheduler
         first_run, first_order = (before.next_run, before.order) if before is not None else (0, 0)
         pipeline = PipelineShape(len(self.models.split), self.models.cells, self.plan.sequences,
                                  self.models.target.context, prompt_chunk or self.plan.prompt_chunk,
                                  keeps_texts, self._ranks_per_core(),
                                  rationed=(self.plan.node_cores or 1.0) < 1)  # fmt: skip
-        self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order)
+        measured = before.measured.for_another_text() if before is not None and goes_on else None
+        self.scheduler = Scheduler(pipeline, open_strategy, first_run=first_run, first_order=first_order,
+                                   measured=measured)  # fmt: skip
         return self.scheduler
 
     def _ranks_per_core(self) -> float:

@@ -110,6 +110,9 @@ class Strategy:
     cancels: bool = False
     """Runs and rows that can become text no more are given up wherever they are."""
 
+    sends_all: bool = False
+    """What is drafted is sent as soon as nothing else is under way. What came too late for that says as much of the
+    draft as what was sent; without it nothing would tell how good it is just after a miss."""
     ahead: int = 0
     """Rows of the runs that it sends behind those that are under way, where it does and they are all alike."""
     simulated_only: str = ""
@@ -353,16 +356,19 @@ class Generation:
 
     def _judge(self, tip: Node, token: int) -> None:
         """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
-        sent = list(tip.children.values())
-        if len(sent) > 1:
-            sent = [one for one in sent if one.run is not None and one.run.drafted]
-            sent.sort(key=attrgetter("confidence"), reverse=True)
-        if sent and (run := sent[0].run) is not None and run.drafted:
-            best = sent[0]
-            depth = best.position - run.nodes[-run.drafted].position
-            self.pipe.measured.verdict(depth if depth > 0 else 0, best.token == token, best.confidence)
-            if len(sent) > 1 and best.token != token:
-                self.pipe.measured.second(sent[1].token == token)
+        drafted = list(tip.children.values())
+        if len(drafted) > 1:
+            drafted.sort(key=attrgetter("confidence"), reverse=True)
+        if not self.strategy.sends_all:
+            drafted = [one for one in drafted if one.run is not None and one.run.drafted]
+        if not drafted:
+            return
+        best, depth = drafted[0], 0
+        if best.run is not None and best.run.drafted:
+            depth = max(0, best.position - best.run.nodes[-best.run.drafted].position)
+        self.pipe.measured.verdict(depth, best.token == token, best.confidence)
+        if len(drafted) > 1 and best.token != token:
+            self.pipe.measured.second(drafted[1].token == token)
 
     def _end(self, token: int) -> str:
         """Why the text ends with this token."""

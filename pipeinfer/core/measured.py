@@ -5,7 +5,9 @@ Averages forget: what matters is how things are now (another rank may share the 
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
+from copy import copy
 from math import ceil
+from typing import Any
 
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.tree import Run
@@ -18,6 +20,10 @@ WINDOW = 40
 
 MOST_NEW = 256
 """Results that are kept until somebody asks for an average. Older ones would have next to no weight in it."""
+
+RISE = 0.1
+"""By so much of the difference what links take at least is raised when a run that was alone takes longer: one that was
+uncommonly fast is not remembered for ever."""
 
 PRIOR_RIGHT, PRIOR_SEEN = 3.0, 4.5
 """As if the draft had been right in so many of so many cases before any verdict."""
@@ -58,6 +64,10 @@ class Measured:
     any: how much longer it takes among others hangs on how many they are."""
 
     def __init__(self, stages: int, *, shared: bool = False) -> None:
+        self.learned: dict[str, Any] = {}
+        """What strategies found out of the pipeline by themselves, by their names."""
+        self._expected = PRIOR_RIGHT / PRIOR_SEEN
+        """How often the draft is held to be right before any verdict."""
         self._shared = shared
         self._rows: dict[int, StageTimes] = {}
         self._crowded: dict[int, StageTimes] = {}
@@ -76,6 +86,17 @@ class Measured:
         """One forward of the draft over few rows; 0 until it is known."""
         self._forwards = 0
 
+    def for_another_text(self) -> "Measured":
+        """What is known of the pipeline when another text begins on it: all that takes time. The draft may be better or
+        worse at that one, and is held to be as good as at the last until a few verdicts say otherwise."""
+        self._take_in()
+        found = copy(self)
+        found._new = deque(maxlen=MOST_NEW)
+        found._expected = self.acceptance
+        found.right = defaultdict(lambda: deque(maxlen=WINDOW))
+        found._others, found._confidences = deque(maxlen=WINDOW), deque(maxlen=WINDOW)
+        return found
+
     def run(self, run: Run, computed: Sequence[int], *, alone: bool = True) -> None:
         """A run came back whole, of which each stage has computed so many rows. `alone`: no other was under way with
         it."""
@@ -89,7 +110,8 @@ class Measured:
 
     @property
     def links_s(self) -> float:
-        """All links of a traversal together, messages handled: the least that a run was under way beside computing."""
+        """All links of a traversal together, messages handled: about the least that a run was under way beside
+        computing."""
         self._take_in()
         return min(self._links.values(), default=float("inf"))
 
@@ -108,7 +130,10 @@ class Measured:
                 continue
             assert run.finished_at is not None
             beside = run.finished_at - run.submitted_at - sum(run.compute_s)
-            self._links[computed[0]] = min(self._links.get(computed[0], beside), beside)
+            least = self._links.get(computed[0], beside)
+            if beside > least:  # Waiting for runs before it tells nothing of the links.
+                beside = least + RISE * (beside - least) if alone else least
+            self._links[computed[0]] = beside
             taken = list(zip(computed, run.compute_s, strict=True))
             if run.kind is not RunKind.PROMPT:
                 known = self._crowded if self._shared and not alone else self._rows
@@ -190,7 +215,7 @@ class Measured:
     def acceptance(self) -> float:
         """The chance that a drafted token is right where its predecessors were."""
         right, seen = sum(map(sum, self.right.values())), sum(map(len, self.right.values()))
-        return (right + PRIOR_RIGHT) / (seen + PRIOR_SEEN)
+        return (right + PRIOR_SEEN * self._expected) / (seen + PRIOR_SEEN)
 
 
 def as_if_alone(alone: dict[int, StageTimes], crowded: dict[int, StageTimes]) -> dict[int, StageTimes]:

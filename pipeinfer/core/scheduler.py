@@ -15,6 +15,7 @@ from pipeinfer.core.effects import Finish, Forget, Start, Stop
 from pipeinfer.core.errors import OurError, PeerError
 from pipeinfer.core.generation import Generation, PipelineShape, Strategy
 from pipeinfer.core.losses import cancellation, killed
+from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import NOT_CANCELLED, CancelRun, Logits, Proposal, RunKind
 from pipeinfer.core.micro_batch import returned, validate_in_flight
 from pipeinfer.core.prompt import chunk_size
@@ -26,7 +27,7 @@ class Scheduler(Sender):
     """Schedules requests over `pipeline`; `open_strategy` gives the strategy that a Start wants.
 
     Run ids and draft orders count up from `first_run` and `first_order`, so that what an earlier scheduler left behind
-    in the pipeline is told apart.
+    in the pipeline is told apart. `measured` is what an earlier one knew of the same pipeline.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Scheduler(Sender):
         *,
         first_run: int = 0,
         first_order: int = 0,
+        measured: Measured | None = None,
     ) -> None:
-        super().__init__(pipeline, first_run)
+        super().__init__(pipeline, first_run, measured)
         self.handlers = {Logits: self._result, Proposal: self._propose, Start: self._enqueue, Stop: self._stop,
                          Forget: self._forget}  # fmt: skip
         self.generations: dict[int, Generation] = {}

@@ -20,16 +20,17 @@ Offer: TypeAlias = tuple[Generation, Sequence[Node]]
 
 
 class Sender(Machine):
-    """The requests that live over `pipeline`, and what is under way of them. Run ids count up from `first_run`."""
+    """The requests that live over `pipeline`, and what is under way of them. Run ids count up from `first_run`.
+    `measured` is what is known of the pipeline, if anything is."""
 
-    def __init__(self, pipeline: PipelineShape, first_run: int) -> None:
+    def __init__(self, pipeline: PipelineShape, first_run: int, measured: Measured | None = None) -> None:
         super().__init__()
         self.pipeline = pipeline
         self.room = Room(pipeline.cells, pipeline.sequences, keeps_texts=pipeline.keeps_texts)
         self.ledger = self.room.ledger
         self.in_flight: deque[tuple[Run, ...]] = deque()
         """What is under way, oldest first: the runs that travel as one."""
-        self.measured = Measured(pipeline.stages, shared=pipeline.ranks_per_core > 1)
+        self.measured = measured or Measured(pipeline.stages, shared=pipeline.ranks_per_core > 1)
         self.next_run = first_run
         self._live: list[Generation] = []
         """Those that have begun and not ended, who was served last at the end."""

@@ -33,9 +33,9 @@ def test_what_the_first_choice_leaves_the_others_share() -> None:
     assert [chance(0.2, first, 1.0) for first in (0.6, 1.0)] == pytest.approx([0.2, 0.2])
 
 
-def came_back(found: Measured, rows: int, seconds: float, *, alone: bool) -> None:
+def came_back(found: Measured, rows: int, seconds: float, *, alone: bool, links: float = 0.0) -> None:
     run = Run(0, 0, RunKind.SPECULATIVE, [Node(0, 0, None)] * rows, rows, 0.0, rows, rows, rows)
-    run.compute_s, run.finished_at = (seconds,), seconds
+    run.compute_s, run.finished_at = (seconds,), seconds + links
     found.run(run, (rows,), alone=alone)
 
 
@@ -66,3 +66,28 @@ def test_ranks_that_have_cores_compute_at_once_as_they_do_alone() -> None:
     came_back(found, 1, 1.0, alone=True)
     came_back(found, 1, 2.0, alone=False)
     assert found.rows[1].seconds == [1.5]
+
+
+def test_a_run_that_was_uncommonly_fast_is_not_remembered_for_ever() -> None:
+    found = Measured(1)
+    came_back(found, 1, 1.0, links=0.1, alone=True)
+    for _ in range(60):
+        came_back(found, 1, 1.0, links=0.5, alone=True)
+    assert found.links_s == pytest.approx(0.5, rel=0.01)
+    for _ in range(60):
+        came_back(found, 1, 1.0, links=3.0, alone=False)  # It waited for those before it.
+    assert found.links_s == pytest.approx(0.5, rel=0.01)
+
+
+def test_another_text_begins_with_what_the_pipeline_takes_and_is_judged_anew() -> None:
+    before = told(0.9, 36, 4)
+    before.draft(0.25)
+    came_back(before, 1, 1.0, links=0.5, alone=True)
+    before.learned["of somebody's"] = "what it knows"
+    after = before.for_another_text()
+    assert (after.draft_s, after.links_s, after.learned) == (before.draft_s, before.links_s, before.learned)
+    assert after.acceptance == pytest.approx(before.acceptance), "until it is known"
+    for _ in range(10):
+        after.verdict(0, right=False)
+    assert after.acceptance < 0.35
+    assert before.acceptance > 0.8, "the text before is another one"

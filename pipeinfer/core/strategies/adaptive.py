@@ -67,6 +67,10 @@ class Adaptive(Strategy):
         self._experience = Experience(shared=False)
         self._segment = Segment(0.0, 0)
 
+    @property
+    def sends_all(self) -> bool:  # type: ignore[override]
+        return self.way.kind == "chain"
+
     def conclusion(self) -> str:
         if self._times is None:
             return f"settled on {self.way}: nothing measured"
@@ -79,13 +83,15 @@ class Adaptive(Strategy):
         self._window = generation.pipe.measured.slots + 2
         self._rate(generation)
         pipeline = generation.pipe.pipeline
-        self._experience = Experience(shared=pipeline.ranks_per_core > 1)
+        begun = Experience(shared=pipeline.ranks_per_core > 1)
+        self._experience = generation.pipe.measured.learned.setdefault(self.name, begun)
         if pipeline.ranks_per_core > 1:
             self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
         elif pipeline.rationed:
             self.way = PLAIN  # A wide run would use up the rations of those behind it.
         elif pipeline.stages == 1:
             self.way, self._first = Way("chain", 8), self.every
+        self._segment = _now(generation)
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.
 
@@ -169,6 +175,8 @@ class Adaptive(Strategy):
         self._waiting += nodes
 
     def advanced(self, generation: Generation) -> None:
+        if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
+            self._segment = _now(generation)
         self._seen += 1
         if self._seen >= (self.every if self.forecast_s else self._first):
             self._seen = 0
@@ -215,8 +223,6 @@ class Adaptive(Strategy):
 
         What luck the draft had is thereby left out: it is for the acceptance to say.
         """
-        if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
-            self._segment = _now(generation)
         tokens = len(generation.text) - self._segment.tokens
         if tokens < LEAST_TOKENS:
             return

@@ -22,6 +22,7 @@ class AsyncChain(Strategy):
     """
 
     drafting = "chain"
+    sends_all = True
     sweeps = {"ahead": (4, 8, 16, 32, 64)}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, ahead: int = 32) -> None:

@@ -40,10 +40,7 @@ class Way(NamedTuple):
 
 PLAIN = Way("plain")
 
-TREES = ("rounds", "runs")
-"""Kinds of way that verify a tree."""
-
-AT_ONCE = ("chain", *TREES)
+AT_ONCE = ("chain", "rounds", "runs")
 """Kinds in which draft and target, or several stages, compute at the same time."""
 
 UNTRIED = 0.85
@@ -58,11 +55,12 @@ CROWDED = 1.15
 """So many times as long as by their work alone runs are held to take on shared cores, until some were tried: stages
 that compute at once want the same memory and caches."""
 
-HANDLING = 0.75
-"""Trees are held to take so much longer there until some were tried, for all of a traversal's time that is not
-computing: draft and head exchange several messages for each of their runs, on the same cores."""
+HANDLING = {"chain": 0.4, "rounds": 1.25, "runs": 1.25}
+"""Ways in which the draft goes on meanwhile are held to take so much longer there until some were tried, for all of a
+traversal's time that is not computing: draft and head exchange several messages for each of their runs, on the same
+cores."""
 
-NEWEST, KEPT = 0.5, 0.95
+NEWEST, KEPT = 0.5, 0.98
 """Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
 one choice to the next."""
 
@@ -171,7 +169,7 @@ class Experience:
         return self._ratios.get(kind) or self._unknown(kind)
 
     def _unknown(self, kind: str) -> float:
-        ratio = self._ratios.get("synchronous", 1.0)
-        if self._shared and kind in TREES:
-            ratio *= (CROWDED if kind == "runs" else 1.0) + HANDLING * self._handling
+        ratio = 1.0 if kind == "synchronous" else self._ratios.get("synchronous", 1.0)
+        if self._shared and kind in HANDLING:
+            ratio *= (CROWDED if kind == "runs" else 1.0) + HANDLING[kind] * self._handling
         return ratio

@@ -85,15 +85,16 @@ def test_on_shared_cores_trees_take_longer_the_more_there_is_to_handle() -> None
     known = forecast(1, 16)
     known.links_s = 0.5
     alone, ways = every_way(known), Experience(shared=True).seconds(known, ROUND)
-    assert ways[rounds] == pytest.approx((1 + HANDLING / 2) * alone[rounds])
-    assert ways[chain] == alone[chain]
+    assert ways[rounds] == pytest.approx((1 + HANDLING["rounds"] / 2) * alone[rounds])
+    assert ways[chain] == pytest.approx((1 + HANDLING["chain"] / 2) * alone[chain])
+    assert ways[Way("synchronous", 4)] == alone[Way("synchronous", 4)], "draft and target take turns"
     assert Experience(shared=False).seconds(known, ROUND)[rounds] == alone[rounds], "elsewhere links are only far"
 
 
 def test_what_was_learned_of_other_ways_fades() -> None:
     experience = Experience(shared=False)
     experience.learn(Way("runs", 2), 6.0, expected=2.0, tokens=10)
-    ways = [experience.seconds(forecast(1), ROUND)[Way("runs", 2)] for _ in range(60)]
+    ways = [experience.seconds(forecast(1), ROUND)[Way("runs", 2)] for _ in range(200)]
     assert ways == sorted(ways, reverse=True)
     assert ways[-1] == pytest.approx(every_way(forecast(1))[Way("runs", 2)], rel=0.1)
 
