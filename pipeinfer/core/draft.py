@@ -53,8 +53,8 @@ class Draft:
         """The end of the text that was not read yet."""
         self.cached = 0
         """Tokens of the text that others had read."""
-        self.forward_s: list[float] = []
-        """What forwards of few rows took since its last proposal (seconds)."""
+        self.forwards: list[tuple[int, float]] = []
+        """Forwards of few rows since its last proposal: how many of its own, and seconds."""
         self.whole: int | None = None
         """Of the text no more than this was read: an abort took what came after (None: nothing)."""
         self.order = 0

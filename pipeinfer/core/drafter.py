@@ -149,7 +149,7 @@ class Drafter(Machine):
         self._times.add(sum([len(share.rows) for share in shares]), event.seconds)
         if all(len(share.rows) <= NARROW_ROWS for share in shares):
             for share in shares:
-                share.draft.forward_s.append(event.seconds)
+                share.draft.forwards.append((len(share.rows), event.seconds))
 
     def _step(self) -> None:
         """Grow every draft, say what is to be said, and compute for the first in turn that has something to feed, and
@@ -245,10 +245,18 @@ class Drafter(Machine):
         nodes = tuple([_as_message(node, draft.tip) for node in draft.outbox])
         draft.answered, draft.stalled = True, stalled
         draft.started += bool(nodes)
-        spent, draft.forward_s = draft.forward_s, []
-        mean = sum(spent) / len(spent) if spent else 0.0
-        self._effects.append(Forward(Proposal(draft.order, nodes, stalled, draft.number, mean, draft.cached)))
+        rows, seconds = _mean(draft.forwards)
+        draft.forwards = []
+        proposal = Proposal(draft.order, nodes, stalled, draft.number, seconds, draft.cached, rows)
+        self._effects.append(Forward(proposal))
         draft.outbox = []
+
+
+def _mean(forwards: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Rows and seconds; of none, one row in no time."""
+    if not forwards:
+        return 1.0, 0.0
+    return sum(rows for rows, _ in forwards) / len(forwards), sum(seconds for _, seconds in forwards) / len(forwards)
 
 
 def _as_message(node: Node, tip: Node) -> DraftNode:

@@ -82,9 +82,8 @@ class Measured:
         self._others: deque[bool] = deque(maxlen=WINDOW)
         self._confidences: deque[float] = deque(maxlen=WINDOW)
         self.stages = stages
-        self.draft_s = 0.0
-        """One forward of the draft over few rows; 0 until it is known."""
-        self._forwards = 0
+        self._forwards: dict[int, tuple[float, int]] = {}
+        """Of the draft, per number of rows an average that forgets of their seconds, and how many it is of."""
 
     def for_another_text(self) -> "Measured":
         """What is known of the pipeline when another text begins on it: all that takes time. The draft may be better or
@@ -146,11 +145,25 @@ class Measured:
             self._known = as_if_alone(self._rows, self._crowded)
         self._new.clear()
 
-    def draft(self, seconds: float, *, alone: bool = True) -> None:
-        """A forward of the draft took so long. `alone`: no run was under way."""
+    def draft(self, seconds: float, rows: float = 1.0, *, alone: bool = True) -> None:
+        """A forward of the draft over so many rows took so long. `alone`: no run was under way."""
         if alone or not self._shared or not self._forwards:
-            self._forwards += 1
-            self.draft_s += (seconds - self.draft_s) * max(FORGET, 1 / self._forwards)
+            mean, count = self._forwards.get(round(rows), (0.0, 0))
+            mean += (seconds - mean) * max(FORGET, 1 / (count + 1))
+            self._forwards[round(rows)] = mean, count + 1
+
+    @property
+    def draft_s(self) -> float:
+        """One forward of the draft over few rows; 0 until it is known."""
+        return self._forwards[min(self._forwards)][0] if self._forwards else 0.0
+
+    @property
+    def draft_row_s(self) -> float | None:
+        """What each further row of it takes; None: not known."""
+        if len(self._forwards) < 2:
+            return None
+        few, many = min(self._forwards), max(self._forwards)
+        return max(0.0, self._forwards[many][0] - self._forwards[few][0]) / (many - few)
 
     def traversal_s(self, rows: int) -> float:
         """Seconds from submission to result of a run of about so many rows, in an empty pipe; 0 until it is known."""

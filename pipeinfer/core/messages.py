@@ -168,6 +168,7 @@ class Proposal(Message, frozen=True):
 
     `forward_s`: mean seconds of the draft's forwards of few rows since the request's last proposal (0: there was none),
     whole ones, also where rows of other requests were in them: it is how long the request's own take with these beside.
+    `forward_rows`: how many of its own rows they had in the mean.
     `cached`: how many tokens of the text the draft did not have to read, as it had for another request.
     """
 
@@ -177,3 +178,4 @@ class Proposal(Message, frozen=True):
     request: int = 0
     forward_s: float = 0.0
     cached: int = 0
+    forward_rows: float = 1.0

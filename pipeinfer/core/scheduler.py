@@ -102,7 +102,7 @@ class Scheduler(Sender):
 
     def _propose(self, message: Proposal) -> None:
         if message.forward_s:
-            self.measured.draft(message.forward_s, alone=not self.in_flight)
+            self.measured.draft(message.forward_s, message.forward_rows, alone=not self.in_flight)
         if message.order <= self._first_order:
             return
         generation = self.generations.get(message.request)

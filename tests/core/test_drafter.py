@@ -434,10 +434,11 @@ def test_each_request_hears_how_long_its_own_forwards_take_whatever_is_beside_it
 
 def test_proposals_say_how_long_the_draft_takes() -> None:
     d = drafter(micro_batch=2)
-    d.handle(DraftFrom(1, (5,), FAR))
+    d.handle(DraftFrom(1, (5, 8), FAR))
     d.handle(Drafted((((6, 0.9),),), seconds=0.25))
     (said,) = proposals(d.handle(Drafted((((7, 0.9),),), seconds=0.75)))
     assert said.forward_s == 0.5
+    assert said.forward_rows == 1.5, "two tokens of the text were read, then one that was drafted"
 
 
 # Trees of the best branches

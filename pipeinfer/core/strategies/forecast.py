@@ -80,6 +80,8 @@ class Forecast:
         self.stages = len(self._points)
         self._known: dict[int, tuple[float, float]] = {}
         self.width_cost = (self._stages_s(4)[1] / max(1e-12, self._stages_s(1)[1]) - 1) / 3
+        row_s = measured.draft_row_s
+        self._draft_row_s = self.width_cost * self.draft_s if row_s is None else row_s
 
     @staticmethod
     def ready(measured: Measured) -> bool:
@@ -129,13 +131,13 @@ class Forecast:
     def tree_round_s(self, rows: int) -> float:
         """One round of verifying so many nodes, however many of them are right. Most are drafted after the verdict,
         which leaves little of the tree. An order and its answer are waited for where it leaves nothing."""
-        drafting_s = (rows - 1) / self.width(rows) * self.draft_s
+        drafting_s = (rows - 1) / self.width(rows) * self.draft_wide_s(self.width(rows))
         seconds = self.traversal_s(rows) + (1 - self.acceptance) * self.hops_s + drafting_s
         return seconds * max(1.0, BESIDE / self._cores)
 
     def runs_s(self, rows: int) -> float:
         """Of a tree in runs of so many rows."""
-        a, d, pace_s = self.acceptance, self._crowded_draft_s, self.pace_s(rows)
+        a, d, pace_s = self.acceptance, self._crowded_draft_s(self.width_of_runs(rows)), self.pace_s(rows)
         traversal_s, best = self.traversal_s(rows), float("inf")
         for level, tokens in tokens_per_miss(a, self.other):
             per_run = rows / level
@@ -152,7 +154,8 @@ class Forecast:
 
     def node_s(self, rows: int) -> float:
         """What drafting another node for runs of so many rows takes from stages that share its cores."""
-        return self.draft_s / self.width_of_runs(rows) if self._cores < inf else 0.0
+        width = self.width_of_runs(rows)
+        return self.draft_wide_s(width) / width if self._cores < inf else 0.0
 
     def first_s(self, rows: int) -> float:
         """The first stage's computation of so many rows."""
@@ -186,10 +189,11 @@ class Forecast:
         """Between two runs of so many rows in a full pipeline."""
         link_s = rows * self._links_row_s / (self.stages + 1)
         slowest_s, stages_s = self._stages_s(rows)
-        forwards = rows / self.width_of_runs(rows)
+        width = self.width_of_runs(rows)
+        forwards, draft_s = rows / width, self.draft_wide_s(width)
         handling_s = min(self.links_s + max(1.0, forwards) * self.hops_s, stages_s)
-        work_s = stages_s + handling_s + forwards * self.draft_s
-        return max(slowest_s, forwards * self._crowded_draft_s, link_s, work_s / self._cores)
+        work_s = stages_s + handling_s + forwards * draft_s
+        return max(slowest_s, forwards * self._crowded_draft_s(width), link_s, work_s / self._cores)
 
     def window(self, rows: int) -> int:
         """Runs that keep every stage busy: the bandwidth-delay product. What is sent later is chosen with more
@@ -201,10 +205,13 @@ class Forecast:
         """A forward of the draft beside one other that computes."""
         return max(self.draft_s, LEAST_DRAFT_S) * max(1.0, BESIDE / self._cores)
 
-    @property
-    def _crowded_draft_s(self) -> float:
-        """A forward of the draft beside a full pipeline: where more compute than there are cores, as much longer."""
-        return self.draft_s * max(1.0, (self.at_once + 1) / self._cores)
+    def draft_wide_s(self, width: int) -> float:
+        """A forward of the draft over so many branches."""
+        return self.draft_s + (width - 1) * self._draft_row_s
+
+    def _crowded_draft_s(self, width: int) -> float:
+        """The same beside a full pipeline: where more compute than there are cores, as much longer."""
+        return self.draft_wide_s(width) * max(1.0, (self.at_once + 1) / self._cores)
 
     def _stages_s(self, rows: int) -> tuple[float, float]:
         """Of so many rows, the slowest stage's computation, and all stages' together."""

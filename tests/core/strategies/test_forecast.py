@@ -12,7 +12,8 @@ DRAFT = 0.02
 
 
 def measured(
-    stages: int, acceptance: float, width_cost: float, links: float = 0.0, rows: tuple[int, ...] = (1, 5, 33)
+    stages: int, acceptance: float, width_cost: float, links: float = 0.0, rows: tuple[int, ...] = (1, 5, 33),
+    draft: float = DRAFT,
 ) -> Measured:
     """A pipeline whose traversal takes a second."""
     found = Measured(stages)
@@ -21,7 +22,7 @@ def measured(
         run.compute_s = ((1 + width_cost * (count - 1)) / stages,) * stages
         run.finished_at = sum(run.compute_s) + links
         found.run(run, (count,) * stages)
-    found.draft(DRAFT)
+    found.draft(draft)
     right = round(4000 * acceptance)
     found.right[0] = [True] * right + [False] * (4000 - right)  # type: ignore[assignment]
     return found
@@ -71,9 +72,7 @@ def test_rounds_verify_the_likeliest_tree() -> None:
 @pytest.mark.parametrize("draft_s", [0.02, 0.15, 0.3, 1.0])
 @pytest.mark.parametrize("acceptance", [0.52, 0.79, 0.9])
 def test_the_asynchronous_chain_takes_what_theory_says(acceptance: float, draft_s: float) -> None:
-    known = measured(4, acceptance, 0.0, rows=(1, 65))
-    known.draft_s = draft_s
-    forecast = Forecast(known)
+    forecast = Forecast(measured(4, acceptance, 0.0, rows=(1, 65), draft=draft_s))
     speedup = theory.asynchronous_chain(acceptance, 1 / draft_s)
     assert forecast.plain_s() / forecast.chain_s(64) == pytest.approx(speedup, rel=0.01)
 
@@ -171,3 +170,11 @@ def test_a_draft_beside_more_ranks_than_there_are_cores_has_a_part_of_one() -> N
     known.draft(100.0)
     apart, shared = Forecast(known), Forecast(known, cores=2.0)
     assert shared.pace_s(1) == pytest.approx(1.5 * apart.pace_s(1))
+
+
+def test_a_wide_forward_of_the_draft_takes_what_its_rows_took_and_until_then_what_the_targets_take() -> None:
+    known = measured(2, 0.8, 0.2)
+    assert Forecast(known).draft_wide_s(5) == pytest.approx(DRAFT * (1 + 4 * 0.2), rel=1e-3)
+    known.draft(3 * DRAFT, rows=9)
+    assert Forecast(known).draft_wide_s(5) == pytest.approx(2 * DRAFT)
+    assert Forecast(known).draft_s == DRAFT, "one branch takes no longer for it"

@@ -112,7 +112,7 @@ def test_a_row_is_worth_what_it_takes_of_the_time_of_a_token() -> None:
     assert least_chance(Way("rounds", 4), known, 2.0) == pytest.approx(WORTH * row_s / 2)
     assert least_chance(Way("synchronous", 4), known, 2.0) == pytest.approx(WORTH * (row_s + 0.5) / 2)
     assert least_chance(Way("runs", 4), known, 2.0) == pytest.approx(WORTH * row_s / 2 / 3), "two go on"
-    shared, node_s = Forecast(found, cores=2.0), 0.5 / known.width_of_runs(4)
+    shared, node_s = Forecast(found, cores=2.0), known.draft_wide_s(known.width_of_runs(4)) / known.width_of_runs(4)
     assert least_chance(Way("runs", 4), shared, 2.0) == pytest.approx(WORTH * (row_s + node_s) / 2 / 2), "one goes on"
     assert least_chance(Way("rounds", 4), known, 0.01) == LIKELY
 
