@@ -276,11 +276,11 @@ def _print(console: "Console", claims: "list[Claim]", out: Path) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0), expand=True)
-    for width in (3, 17, 22, None):
-        table.add_column(no_wrap=True, overflow="ellipsis", width=width, ratio=None if width else 1)
+    for ratio in (None, None, None, 1):
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
     for claim in claims:
         verdict = Text(claim.verdict, COLOURS.get(claim.verdict, "dim"))
-        table.add_row(claim.id, verdict, Text(claim.name), Text(claim.reproduced))
+        table.add_row(claim.id, verdict, Text(claim.name), Text(claim.brief))
     console.print(table)
     for what, where in {"report": "report.html", "tables": "trials.parquet", "records": "trials.jsonl"}.items():
         console.print(f"{what}: {out / where}", soft_wrap=True)

@@ -7,14 +7,14 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
-from pipeinfer.report.page import Table, number
+from pipeinfer.report.page import Table, compact, number, rounded
 from pipeinfer.report.style import GREY, legend_above, load_seaborn, looks, new_figure, ticked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEAD = ["at once", "strategy", "tokens/s of all", "closed form", "of iterative", "tokens/s each", "first token",
-        "mean gap", "p95", "acceptance length", "loads"]  # fmt: skip
+HEAD = ["at once", "strategy", "tokens/s of all", "closed form (tokens/s)", "over iterative", "tokens/s each",
+        "first token (ms)", "mean gap (ms)", "p95 (ms)", "acceptance length", "loads"]  # fmt: skip
 
 ABOUT = (
     "Tokens/s of all: what was committed while all requests decoded, from the last first token to the first end. The "
@@ -57,12 +57,12 @@ def at_once_table(experiment: Experiment) -> Table:
     """What was found of each contender with each number of requests."""
     rows = [
         [", ".join(filter(None, [f"{row.requests:.0f}", experiment.where(row.place, ("requests",))])), row.contender,
-         number(row.all_tokens_per_s), number(row.closed), number(row.over_plain, "{:.2f}x"), number(row.tokens_per_s),
-         *[f"{seconds * 1e3:.0f} ms" for seconds in (row.ttft_s, row.itl_mean_s, row.itl_p95_s)],
-         number(row.acceptance_length), str(row.loads)]
+         rounded(row.all_tokens_per_s), rounded(row.closed), number(row.over_plain, "{:.2f}x"),
+         rounded(row.tokens_per_s), rounded(1e3 * row.ttft_s), rounded(1e3 * row.itl_mean_s),
+         rounded(1e3 * row.itl_p95_s), rounded(row.acceptance_length), str(row.loads)]
         for row in by_requests(experiment).itertuples()
     ]  # fmt: skip
-    return Table(HEAD, rows, [0, *range(2, len(HEAD))], f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
+    return compact(Table(HEAD, rows, [0, *range(2, len(HEAD))]))
 
 
 def _join_alike(axes: "Axes", found: pd.DataFrame) -> None:
@@ -74,7 +74,8 @@ def _join_alike(axes: "Axes", found: pd.DataFrame) -> None:
         fastest = alike.iloc[-1]
         axes.annotate(
             f"{requests:.0f}", (fastest.tokens_per_s, fastest.all_tokens_per_s), xytext=(7, 0),
-            textcoords="offset points", va="center", color=GREY, fontsize=7.5,
+            textcoords="offset points", va="center", color="#555555", fontsize=8, zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def at_once(experiment: Experiment, path: Path) -> None:
     contenders = [name for name in recipe.strategies if name in set(found.contender)]
     shared = looks("contender", {name: experiment.style_of(name) for name in contenders})
     shared |= {"estimator": "median", "errorbar": None}
-    with new_figure(path, caption, height=5.2) as figure:
+    with new_figure(path, experiment.recipe.title, caption, height=5.2) as figure:
         ((total, pareto), (first, gap)) = figure.subplots(2, 2)
         known = found.dropna(subset=["all_tokens_per_s"])
         sns.lineplot(known, x="requests", y="all_tokens_per_s", ax=total, **shared)

@@ -18,6 +18,11 @@ class Quantity(NamedTuple):
     logarithmic: bool = False
 
     @property
+    def words(self) -> str:
+        """Without the unit."""
+        return self.label.partition(" (")[0]
+
+    @property
     def title(self) -> str:
         """In two lines, for an axis with room for them."""
         return f"{self.label}\n{self.better} is better"
@@ -30,7 +35,7 @@ Y = {
     "tail": Quantity("inter-token latency, p95 (s)", "itl_p95_s", "less"),
     "gaps": Quantity("inter-token latency (s)", "itl_mean_s", "less"),
     "first": Quantity("time to first token (s)", "ttft_s", "less", logarithmic=True),
-    "utilisation": Quantity("utilisation of the ranks (share of the time)", "utilisation"),
+    "utilisation": Quantity("utilisation (share of the time)", "utilisation"),
     "processor": Quantity("processor time per token (s)", "processor_s_per_token", "less"),
     "memory": Quantity("memory of the largest rank (GB)", "largest_rank_gb", "less"),
     "per_memory": Quantity("tokens/s per GB of all ranks", "tokens_per_s_per_gb"),

@@ -6,14 +6,35 @@ import pandas as pd
 
 from pipeinfer.modelling.acceptance import is_recorded
 from pipeinfer.modelling.platform import platform_of
-from pipeinfer.report.axes import OPTIONS, drafts_title
+from pipeinfer.report.axes import OPTIONS, Y, drafts_title
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.study.places import shared
 from pipeinfer.study.recipes import Figure, Live, Recipe
 
 BAND = "band: 95 % bootstrap interval"
 
+_WHOLE = {
+    "calibration": "how often drafts are right, by confidence", "stretches": "drafts in a row that are all right",
+    "scatter": "simulated over measured speed", "league": "speed as a share of the fastest",
+}  # fmt: skip
+"""What figures show that draw no quantity of `Y` alone; others say it in the title of their recipe."""
+
 _SWEPT = {"k": "K", "draft": "micro-batch", "cutoff": "cutoff"}
 _ALONG = {"size": ("k", "draft"), "cutoff": ("cutoff",)}
+
+
+def title(recipe: Recipe, figure: Figure) -> str:
+    """What is drawn of what: `Low bandwidth: speed over best speculative`."""
+    name = recipe.title + ", emulated" * (recipe.emulation is not None)
+    shown = Y[figure.y].words if figure.kind in ("lines", "dots", "percentiles") else _WHOLE.get(figure.kind, "")
+    return f"{name}: {shown}" if shown and not recipe.title.lower().startswith(shown) else name
+
+
+def of_card(experiment: Experiment, *, banded: bool = True) -> str:
+    """What a claim's small figure shows was run."""
+    where = shared(experiment.places.values())
+    runs = f"Experiment {experiment.recipe.name} ({experiment.recipe.fidelity})" + f": {where}" * bool(where)
+    return f"{runs}. Medians; {BAND}." if banded else f"{runs}. Medians."
 
 
 def setting(experiment: Experiment, pairs: Collection[str] = ()) -> str:

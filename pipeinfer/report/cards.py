@@ -8,6 +8,7 @@ from typing import TypeAlias
 import msgspec
 import pandas as pd
 
+from pipeinfer.report import captions
 from pipeinfer.report.axes import X, Y
 from pipeinfer.report.claims import Claim
 from pipeinfer.report.claims.finding import as_modelled, ratios
@@ -28,20 +29,20 @@ from pipeinfer.report.style import (
 )
 from pipeinfer.results.analysis import BASELINE
 
-Card: TypeAlias = Callable[[Drawings, list[Experiment], Path], bool]
-"""Has the experiments that bear on a claim drawn; whether they have something to show."""
+Card: TypeAlias = Callable[[Drawings, str, list[Experiment], Path], bool]
+"""Has the experiments that bear on a claim (by its id) drawn; whether they have something to show."""
 
 
 def with_card(drawings: Drawings, claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
     """The claim with the figure of its card, which is drawn."""
     figure = f"claim-{claim.id}"
     bearing = [one for one in experiments.values() if claim.id in one.recipe.claims and not one.best.empty]
-    known = claim.verdict != "not testable here" and CARDS[claim.id](drawings, bearing, folder / figure)
+    known = claim.verdict != "not testable here" and CARDS[claim.id](drawings, claim.id, bearing, folder / figure)
     return msgspec.structs.replace(claim, figure=figure) if known else claim
 
 
 def _figure_of(
-    recipe: str, quantity: str, beside: str, drawings: Drawings, bearing: list[Experiment], path: Path
+    recipe: str, quantity: str, beside: str, drawings: Drawings, claim: str, bearing: list[Experiment], path: Path
 ) -> bool:
     """The recipe's figure of that quantity, or where it was not run another's; with `beside`, of PipeInfer beside that
     contender and the baseline."""
@@ -53,23 +54,26 @@ def _figure_of(
     ]
     for experiment, shown in known[:1]:
         some = experiment.among([BASELINE, "pipeinfer", beside]) if beside else experiment
-        draw_card(drawings, some, shown, path)
+        draw_card(drawings, some, shown, path, claim)
     return bool(known)
 
 
-def _alignments(drawings: Drawings, bearing: list[Experiment], path: Path) -> bool:
+def _alignments(drawings: Drawings, claim: str, bearing: list[Experiment], path: Path) -> bool:
     """The gains of poorly and of well aligned models in one panel."""
     first = sorted(bearing, key=lambda one: one.recipe.name != "speed")[:1]
     gains = as_modelled(ratios(first, BASELINE))
     names = {GOOD: f"well aligned (acceptance {GOOD:g})", POOR: f"poorly aligned ({POOR:g})"}
     gains = gains.assign(models=gains.acceptance.map(names))[gains.acceptance.isin(names) & (gains.drafts == "")]
-    drawings.draw(path, fingerprint("alignments", gains), _draw_alignments, gains, [*names.values()])
+    drawings.draw(path, fingerprint("alignments", gains), _draw_alignments, first[0], claim, gains, [*names.values()])
     return True
 
 
-def _draw_alignments(gains: pd.DataFrame, order: list[str], path: Path) -> None:
+def _draw_alignments(
+    experiment: Experiment, claim: str, gains: pd.DataFrame, order: list[str], path: Path
+) -> None:
     sns = load_seaborn()
-    with new_figure(path, "", 2.5, CARD_IN) as figure:
+    title, caption = f"{claim}: {Y['gain'].label}", captions.of_card(experiment, banded=False)
+    with new_figure(path, title, caption, 2.5, CARD_IN, png=False) as figure:
         axis = figure.subplots()
         sns.lineplot(
             gains, x="nodes", y="value", style="models", style_order=order, markers=["o", "s"], dashes=["", (4, 2)],
@@ -77,24 +81,28 @@ def _draw_alignments(gains: pd.DataFrame, order: list[str], path: Path) -> None:
         )  # fmt: skip
         axis.axhline(1, color=GREY, linewidth=1, label="no gain")
         ticked(axis, gains.nodes, X["nodes"].base)
-        axis.set(xlabel=X["nodes"].label, ylabel=Y["gain"].label, ylim=(0, 1.06 * gains.value.max()))
+        axis.set(xlabel=X["nodes"].label, ylabel="", ylim=(0, 1.06 * gains.value.max()))
         legend_above(figure, axis)
 
 
-def _texts(drawings: Drawings, bearing: list[Experiment], path: Path) -> bool:
+def _texts(drawings: Drawings, claim: str, bearing: list[Experiment], path: Path) -> bool:
     """How many really generated texts are those of plain decoding."""
     live = [one.trials[["recipe", "status"]] for one in bearing if one.recipe.live is not None]
     rows = pd.concat(live).replace({"status": VERDICTS})
-    drawings.draw(path, fingerprint("texts", rows), _draw_texts, rows)
+    drawings.draw(path, fingerprint("texts", rows), _draw_texts, claim, rows)
     return True
 
 
-def _draw_texts(rows: pd.DataFrame, path: Path) -> None:
+def _draw_texts(claim: str, rows: pd.DataFrame, path: Path) -> None:
     sns = load_seaborn()
-    with new_figure(path, "", 0.9 + 0.4 * rows.recipe.nunique(), CARD_IN) as figure:
+    title, caption = f"{claim}: texts really generated, by experiment", "Each held against plain decoding's."
+    with new_figure(path, title, caption, 0.9 + 0.4 * rows.recipe.nunique(), CARD_IN, png=False) as figure:
         axis = figure.subplots()
         sns.countplot(rows, y="recipe", hue="status", palette=STATUS, ax=axis)
-        axis.set(xlabel="generations", ylabel="")
+        for bars in axis.containers:
+            axis.bar_label(bars, padding=3, fontsize=8)
+        axis.margins(x=0.12)
+        axis.set(xlabel="texts", ylabel="")
         axis.grid(visible=False, axis="y")
         legend_above(figure, axis)
 

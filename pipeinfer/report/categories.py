@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table, number
+from pipeinfer.report.page import Table, compact, number, rounded
 from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
 from pipeinfer.results.analysis import REFERENCE, SPEED, band
 from pipeinfer.study.recipes import Figure
@@ -18,8 +18,8 @@ LONGEST = 4
 """Accepted drafts of a run that are counted apart; more are counted together."""
 
 COLUMNS = {
-    SPEED: ("tokens/s", "{:.1f}"), "over_iterative": ("of iterative", "{:.2f}x"),
-    "over_speculative": ("of speculative", "{:.2f}x"), "acceptance_length": ("acceptance length", "{:.2f}"),
+    "over_iterative": ("over iterative", "{:.2f}x"), "over_speculative": ("over speculative", "{:.2f}x"),
+    "acceptance_length": ("acceptance length", "{:.2f}"),
     "acceptance_rate": ("accepted", "{:.0%}"),
 }  # fmt: skip
 COUNTS = [*(f"{count} accepted" for count in range(LONGEST)), f"{LONGEST} or more"]
@@ -35,11 +35,12 @@ def by_category(experiment: Experiment) -> Table:
     rows = []
     for (category, contender), some in gains(experiment).groupby(["category", "contender"], sort=False):
         counts = histogram(some)
-        said = [number(some[name].median(), form) for name, (_, form) in COLUMNS.items()]
+        said = [rounded(some[SPEED].median())]
+        said += [number(some[name].median(), form) for name, (_, form) in COLUMNS.items()]
         shares = [number(count / (counts.sum() or float("nan")), "{:.0%}") for count in counts]
         rows.append([str(category), str(contender), *said, *shares, str(some.text.nunique())])
-    head = ["category", "strategy", *(name for name, _ in COLUMNS.values()), *COUNTS, "prompts"]
-    return Table(head, rows, range(2, len(head)), "By category of prompt")
+    head = ["category", "strategy", "tokens/s", *(name for name, _ in COLUMNS.values()), *COUNTS, "prompts"]
+    return compact(Table(head, rows, range(2, len(head)), "By category of prompt"))
 
 
 def histogram(some: pd.DataFrame) -> Any:
@@ -63,7 +64,8 @@ def categories(experiment: Experiment, path: Path) -> None:
     shared: dict[str, Any] = {"y": "category", "order": kinds, "hue": "contender", "hue_order": contenders,
                               "palette": {name: look[0] for name, look in looks.items()}, "estimator": "median",
                               "errorbar": band, "err_kws": {"linewidth": 1}}  # fmt: skip
-    with new_figure(path, caption, height=0.9 + 0.17 * len(kinds) * (len(contenders) + 1)) as figure:
+    height = 0.9 + 0.17 * len(kinds) * (len(contenders) + 1)
+    with new_figure(path, experiment.recipe.title, caption, height) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         shown = rows[rows.contender.isin(contenders)]
         sns.barplot(shown, x="over_iterative", ax=left, **{**shared, "err_kws": {"linewidth": 1, "color": BLACK}})

@@ -34,7 +34,8 @@ def draw(comparison: Comparison, path: Path) -> None:
         f"Ratio of the better quartiles, {comparison.head} / {comparison.base}, with {comparison.confidence * 100:g} % "
         f"percentile-bootstrap intervals. Grey band: changes below the threshold of {comparison.threshold * 100:g} %."
     )
-    with new_figure(path, caption, height=1.0 + 0.2 * max(len(cells), 3)) as figure:
+    title = f"{comparison.head} beside {comparison.base}"
+    with new_figure(path, title, caption, height=1.0 + 0.2 * max(len(cells), 3)) as figure:
         axes = figure.subplots(1, max(1, rows.metric.nunique()), sharey=True, squeeze=False)[0]
         marks: dict[str, Any] = {}
         for axis, (metric, some) in zip(axes, rows.groupby("metric", sort=False), strict=False):

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from pipeinfer.modelling.acceptance import acceptance, is_recorded, recorded, trace_title
+from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import GREY, height_of, legend_above, load_seaborn, looks, new_figure, panels
 from pipeinfer.results.analysis import interval
 from pipeinfer.runtime.oracle import Trace
+from pipeinfer.study.recipes import Figure
 
 MODELLED = 20_000
 """Positions drawn from a model."""
@@ -23,7 +26,8 @@ LONGEST = 8
 def calibration(experiment: Experiment, path: Path) -> None:
     """How often a draft is right, by its confidence."""
     _draw(
-        experiment, path, _by_confidence, xlabel="confidence of the draft", ylabel="share of drafts that are right",
+        experiment, "calibration", path, _by_confidence, xlabel="confidence of the draft",
+        ylabel="share of drafts that are right",
         caption=f"Confidence in {BINS} bins, those with fewer than {FEWEST} drafts left out; band: 95 % bootstrap "
         "interval of the recorded share; grey: confidence that says how often it is right.", diagonal=True,
     )  # fmt: skip
@@ -32,14 +36,14 @@ def calibration(experiment: Experiment, path: Path) -> None:
 def stretches(experiment: Experiment, path: Path) -> None:
     """How often several drafts in a row are right."""
     _draw(
-        experiment, path, _in_a_row, xlabel="drafts in a row", ylabel="share of stretches all right",
+        experiment, "stretches", path, _in_a_row, xlabel="drafts in a row", ylabel="share of stretches all right",
         caption="Band: 95 % bootstrap interval over the recorded texts.",
     )  # fmt: skip
 
 
 def _draw(
-    experiment: Experiment, path: Path, rows_of: Callable[[Trace], pd.DataFrame], *, xlabel: str, ylabel: str,
-    caption: str, diagonal: bool = False,
+    experiment: Experiment, kind: Literal["calibration", "stretches"], path: Path,
+    rows_of: Callable[[Trace], pd.DataFrame], *, xlabel: str, ylabel: str, caption: str, diagonal: bool = False,
 ) -> None:  # fmt: skip
     """A panel per recorded trace: the trace, and its models, by rows of x, and y with what it is the mean of."""
     sns = load_seaborn()
@@ -47,7 +51,8 @@ def _draw(
     traces = list(
         dict.fromkeys(place.drafts for place in experiment.places.values() if is_recorded(place.drafts))
     )
-    with new_figure(path, f"{_caption(traces)} {caption}", height_of(len(traces), 2.2)) as figure:
+    title = captions.title(experiment.recipe, Figure(kind))
+    with new_figure(path, title, f"{_caption(traces)} {caption}", height_of(len(traces), 2.2)) as figure:
         axes = panels(figure, len(traces), sharex=True, sharey=True)
         for axis, name in zip(axes, traces, strict=True):
             rate = recorded(name).acceptance

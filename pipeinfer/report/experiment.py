@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeinfer.report.drawn import digest, fingerprint
 from pipeinfer.results.analysis import VALID
-from pipeinfer.results.frame import Tables
+from pipeinfer.results.frame import PLACE, Tables
 from pipeinfer.study.places import Place
 from pipeinfer.study.points import points
 from pipeinfer.study.recipes import Recipe
@@ -19,7 +19,7 @@ class Experiment:
     `gaps`, `ranks` and `spans` are the folder's."""
 
     def __init__(self, recipe: Recipe, tables: Tables) -> None:
-        own = tables.trials[tables.trials.recipe == recipe.name]
+        own = _in_order(tables.trials[tables.trials.recipe == recipe.name], recipe)
         real = own.fidelity == "sim" if recipe.fidelity == "sim" else own.fidelity != "sim"
         self.recipe = recipe
         self.trials = own[real]
@@ -88,6 +88,17 @@ class Experiment:
     def where(self, place: int, without: Iterable[str] = ()) -> str:
         """What tells a place from the recipe's others."""
         return self.places[place].differing(self.places.values(), without)
+
+
+def _in_order(trials: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """As they are shown, whichever of a place's contenders was run first: places by their names, in the order in which
+    these come, and by numbers as they grow, and contenders as the recipe has them."""
+    names = [name for name in PLACE if trials[name].dtype.kind not in "if"]
+    numbers = sorted(PLACE.keys() - names, key=["acceptance", *PLACE].index)
+    keys = trials[[*names, *numbers]].assign(contender=trials.contender.map(list(recipe.strategies).index))
+    for name in names:
+        keys[name] = pd.factorize(keys[name])[0]
+    return trials.loc[keys.sort_values([*keys], kind="stable").index]
 
 
 def medians(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:

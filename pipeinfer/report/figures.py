@@ -17,12 +17,12 @@ from pipeinfer.report.drafts import calibration, stretches
 from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import league
+from pipeinfer.report.page import rounded
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import (
     CARD_IN,
     GREY,
-    WIDTH_IN,
     height_of,
     legend_above,
     load_seaborn,
@@ -70,10 +70,10 @@ MOST_PANELS = 2
 """Of a claim's figure; of more the last is shown."""
 
 
-def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: Path) -> None:
-    """The same, small and without a caption: for a claim's card."""
-    small = partial(_SOME[figure.kind], small=True)
-    drawings.draw(path, experiment.mark((figure, "small")), small, experiment, figure)
+def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: Path, claim: str) -> None:
+    """The same, small: for a claim's card."""
+    small = partial(_SOME[figure.kind], card=f"{claim}: {Y[figure.y].label}")
+    drawings.draw(path, experiment.mark((figure, claim)), small, experiment, figure)
 
 
 def _panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -89,18 +89,21 @@ def _shown(by_panel: dict[str, pd.DataFrame], most: int) -> dict[str, pd.DataFra
     return by_panel if len(by_panel) <= most else dict(list(by_panel.items())[-1:])
 
 
-def _sheet(path: Path, caption: str, count: int, *, small: bool) -> AbstractContextManager[Any]:
-    """A figure with so many panels of lines."""
-    return (
-        new_figure(path, "", 0.5 + 1.6 * count, CARD_IN) if small else new_figure(path, caption, height_of(count, 2.2))
-    )
+def _sheet(
+    path: Path, experiment: Experiment, figure: Figure, card: str, caption: str, heights: tuple[float, float]
+) -> AbstractContextManager[Any]:
+    """A figure of the first height, or one with the title `card` and the second."""
+    whole, small = heights
+    if card:
+        return new_figure(path, card, captions.of_card(experiment), small, CARD_IN, png=False)
+    return new_figure(path, captions.title(experiment.recipe, figure), caption, whole)
 
 
 # Lines
 
 
-def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = False) -> None:
-    sns = load_seaborn()
+def _lines(experiment: Experiment, figure: Figure, path: Path, *, card: str = "") -> None:
+    sns, small = load_seaborn(), bool(card)
 
     x, y = X[figure.x], Y[figure.y]
     rows, theory = _along(experiment, figure), _theory(experiment, figure)
@@ -117,8 +120,9 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
     caption += [] if theory.empty else ["Thin: the same cells, simulated." if experiment.recipe.emulation else _CLOSED]
     by_panel, theory_by_panel = (_panelled(experiment, figure, some) for some in (rows, theory))
     by_panel = _shown(by_panel, MOST_PANELS) if small else by_panel
-    with _sheet(path, " ".join(filter(None, caption)), len(by_panel), small=small) as drawing:
-        axes = panels(drawing, len(by_panel), stacked=small, sharex=True, sharey=True if small else "row")
+    heights = height_of(len(by_panel), 2.2), 0.4 + 1.6 * len(by_panel)
+    with _sheet(path, experiment, figure, card, " ".join(filter(None, caption)), heights) as drawing:
+        axes = panels(drawing, len(by_panel), columns=1 if small else 0, sharex=True, sharey=True if small else "row")
         for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
             for (name, value), dashes in zip(marks.items(), ["-", (0, (6, 3))], strict=False):
                 axis.axhline(value, color=GREY, linewidth=1, linestyle=dashes, label=name)
@@ -132,11 +136,9 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, small: bool = 
                     estimator="median", errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
                 )  # fmt: skip
             ticked(axis, rows.x, x.base)
-            axis.set(title=title, xlabel="" if small else x.label, ylabel="" if small else y.title)
+            last = axis is axes[-1]  # A card's title says what is along y.
+            axis.set(title=title, xlabel=x.label if last or not small else "", ylabel="" if small else y.title)
             axis.tick_params(labelbottom=True)
-        if small:
-            drawing.supxlabel(x.label, fontsize=8.5)
-            drawing.supylabel(y.label, fontsize=8.5)
         alike = len(axes) if small else axes[0].get_gridspec().ncols
         for at in range(0, len(axes), alike):
             beside = [*by_panel][at : at + alike]
@@ -151,11 +153,15 @@ _CLOSED = "Thin: closed form for i.i.d. acceptance where width and links are fre
 
 def _limits(axis: Any, values: pd.Series, others: list[float], *, logarithmic: bool) -> None:
     """Of the axis that panels beside one another share: with room for the highest line of them all, and the lowest."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     highest = max([values.max(), *others])
     if logarithmic:
         axis.set_yscale("log")
         axis.set_ylim(0.8 * values.min(), 1.25 * highest)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(0, 1.06 * highest)
 
@@ -213,15 +219,16 @@ def _percentiles(experiment: Experiment, figure: Figure, path: Path) -> None:
         f"{captions.setting(experiment)} {captions.swept(experiment.recipe, figure)} Gaps of zero, within tokens "
         f"committed together, count. Median of {captions.draws(experiment)}; lines: 95 % bootstrap interval."
     )
-    with new_figure(path, caption, height=1.15 + 0.4 * rows.row.nunique()) as drawing:
-        axes = drawing.subplots(1, len(by_panel), sharex=True, sharey=True, squeeze=False)[0]
+    title = captions.title(experiment.recipe, figure)
+    with new_figure(path, title, caption, height=1.15 + 0.4 * rows.row.nunique()) as drawing:
+        axes = panels(drawing, len(by_panel), columns=len(by_panel), sharex=True, sharey=True)
         for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
             sns.pointplot(
                 shown, x="s", y="row", hue="statistic", estimator="median", errorbar=band, markers=[*markers.values()],
                 linestyle="none", dodge=0.4, palette="colorblind", markersize=5, err_kws={"linewidth": 1}, ax=axis,
                 legend=axis is axes[0],
             )  # fmt: skip
-            axis.set(title=title, xlabel=Y["gaps"].title, ylabel="")
+            axis.set(title=title, xlabel=Y["gaps"].title, ylabel="", xlim=(0, None))
             axis.grid(visible=False, axis="y")
         legend_above(drawing, axes[0])
 
@@ -241,15 +248,15 @@ def _rows(experiment: Experiment, figure: Figure) -> list[str]:
 # Dots
 
 
-def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = False) -> None:
-    sns = load_seaborn()
+def _dots(experiment: Experiment, figure: Figure, path: Path, *, card: str = "") -> None:
+    sns, small = load_seaborn(), bool(card)
 
     recipe, y = experiment.recipe, Y[figure.y]
     rows = experiment.best.assign(
         row=_rows(experiment, figure), style=experiment.best.contender.map(experiment.style_of)
     )
     by_panel = _panelled(experiment, figure, rows)
-    by_panel, width = (_shown(by_panel, 1), CARD_IN) if small else (by_panel, WIDTH_IN)
+    by_panel = _shown(by_panel, MOST_PANELS) if small else by_panel
     rows = pd.concat(by_panel.values())
     order = list(dict.fromkeys(rows.row))
     palette = {name: style(name)[0] for name in dict.fromkeys(rows["style"])}
@@ -258,9 +265,9 @@ def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = F
         f"{captions.setting(experiment)} {captions.swept(recipe, figure)} Each dot is {repeated}; bar: median, "
         f"{captions.BAND}."
     )
-    height = 0.75 + min(0.36, 2.4 / len(order) ** 0.5) * len(order)
-    with new_figure(path, "" if small else caption, height, width) as drawing:
-        axes = drawing.subplots(1, len(by_panel), sharex=True, sharey=True, squeeze=False)[0]
+    high = 0.75 + min(0.36, 2.4 / len(order) ** 0.5) * len(order)
+    with _sheet(path, experiment, figure, card, caption, (high, 0.3 + (high - 0.3) * len(by_panel))) as drawing:
+        axes = panels(drawing, len(by_panel), columns=1 if small else len(by_panel), sharex=True, sharey=True)
         for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
             shared: dict[str, Any] = {"x": y.column, "y": "row", "order": order, "hue": "style", "palette": palette,
                                       "legend": False, "ax": axis}  # fmt: skip
@@ -268,11 +275,13 @@ def _dots(experiment: Experiment, figure: Figure, path: Path, *, small: bool = F
             sns.pointplot(shown, **shared, estimator="median", errorbar=band, linestyle="none", marker="|",
                           markersize=11, err_kws={"linewidth": 5, "alpha": 0.3})  # fmt: skip
             _notes(axis, experiment, shown, y.column, order)
-            axis.set(title=title, xlabel=y.label if small else y.title, ylabel="")
+            last = axis is axes[-1]
+            axis.set(title=title, xlabel=y.title if not small else y.label if last else "", ylabel="")
             axis.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
             axis.xaxis.set_major_formatter("{x:g}")
             axis.grid(visible=False, axis="y")
-        room = (width - 0.1 - CHARACTER_IN * max(map(len, order))) / len(by_panel)
+        beside = 1 if small else len(by_panel)
+        room = (drawing.get_figwidth() - 0.1 - CHARACTER_IN * max(map(len, order))) / beside
         share = (2 + _longest(experiment, rows)) * CHARACTER_IN / room
         axes[0].set_xlim(0, rows[y.column].max() / max(0.3, 1 - share))
 
@@ -291,7 +300,7 @@ def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, o
     """Beside each row its median, and the options that were found best."""
     for name, some in rows.groupby("row", sort=False):
         chosen = experiment.chosen(some.contender.iloc[0], some.variant.iloc[0])
-        text = f"{some[column].median():.3g}" + f" ({chosen})" * bool(chosen)
+        text = rounded(some[column].median()) + f" ({chosen})" * bool(chosen)
         axis.annotate(text, (some[column].max(), order.index(name)), xytext=(6, 0), textcoords="offset points",
                       va="center", fontsize=7.5)  # fmt: skip
 

@@ -3,11 +3,11 @@
 import pandas as pd
 
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table, number
+from pipeinfer.report.page import Table, compact, number, rounded
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, quotients
 
-HEAD = ["program", "strategy", "tokens/s", "processor time per token", "of its iterative", "of its speculative",
-        "of ours", "mean gap", "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
+HEAD = ["program", "strategy", "tokens/s", "processor time per token", "over its iterative", "over its speculative",
+        "over ours", "mean gap", "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
 
 NOTES = (
     "Tokens/s, gaps, the first token and the whole run are from one monotonic wall clock. Ours is read at the head as "
@@ -38,7 +38,7 @@ def head_to_head(experiment: Experiment) -> Table:
     )
     rows = [_row(experiment, best, some) for _, some in best.groupby(["place", "contender"], sort=False)]
     rows.sort(key=lambda row: row[0] != "ours")
-    return Table(HEAD, rows, range(2, 11), f"{experiment.recipe.title} ({experiment.recipe.fidelity})")
+    return compact(Table(HEAD, rows, range(2, 11)))
 
 
 def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list[str]:
@@ -51,7 +51,7 @@ def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list
     return [
         first.program or "ours",
         f"{first.kind} {chosen}".strip(),
-        f"{some.tokens_per_s.median():.2f}",
+        rounded(some.tokens_per_s.median()),
         _seconds(some.processor_s_per_token.median()),
         _ratio(some, side[side.kind == REFERENCE]),
         _ratio(some, side[side.kind == BASELINE]),
@@ -59,7 +59,7 @@ def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list
         _seconds(some.itl_mean_s.median()),
         _seconds(began.ttft_s.median()),
         _seconds(some.whole_s.median()),
-        number(some.own_clock_tokens_per_s.median(), "{:.1f}"),
+        rounded(some.own_clock_tokens_per_s.median()),
         _agreement(some, ours[ours.kind == REFERENCE]),
         str(len(some)),
     ]

@@ -19,7 +19,7 @@ def layer_times(profile: Profile, path: Path) -> None:
         f"Measured: {profile.name}, {profile.backend}. Medians over repeated forwards, each after a pause; the lines "
         f"are medians of the {len(profile.ranks)} ranks, the bands reach from the fastest to the slowest."
     )
-    with new_figure(path, caption, height_of(len(shown), 2.2)) as figure:
+    with new_figure(path, "Time of a forward by rows", caption, height_of(len(shown), 2.2)) as figure:
         axes = panels(figure, len(shown), sharex=True, sharey=True)
         for axis, (title, curves) in zip(axes, shown.items(), strict=True):
             data = pd.concat(map(_rows, curves), ignore_index=True)

@@ -13,6 +13,7 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import Table
 from pipeinfer.report.style import load_seaborn, new_figure
 from pipeinfer.results.analysis import REFERENCE, SPEED
+from pipeinfer.study.recipes import Figure
 
 SAME = 0.005
 """Strategies whose speeds differ by less than this share the win of a place."""
@@ -41,9 +42,9 @@ def league_table(experiment: Experiment) -> Table:
          str(int((row > 1 - SAME).sum())), f"{_mean(row / own):.2f}x", f"{_mean(row / plain):.2f}x"]
         for name, row in found.iterrows()
     ]  # fmt: skip
-    head = ["strategy", "of the best, mean", "lowest", "where", "fastest", "of pipeinfer, mean", "of iterative, mean"]
-    title = f"{experiment.recipe.title}: {found.shape[1]} places ({experiment.recipe.fidelity})"
-    return Table(head, rows, (1, 2, 4, 5, 6), title)
+    head = ["strategy", "of the best, mean", "lowest", "where", f"fastest, of {found.shape[1]} places",
+            "over pipeinfer, mean", "over iterative, mean"]  # fmt: skip
+    return Table(head, rows, (1, 2, 4, 5, 6))
 
 
 def about(experiment: Experiment) -> str:
@@ -83,7 +84,8 @@ def league(experiment: Experiment, path: Path) -> None:
         "fastest and its equals. Options swept, the best shown; the order is that of the geometric means. "
         "*: needs what no cluster has, in simulation only."
     )
-    with new_figure(path, caption, height=1.3 + 0.235 * len(found)) as figure:
+    title = captions.title(experiment.recipe, Figure("league"))
+    with new_figure(path, title, caption, height=1.3 + 0.235 * len(found)) as figure:
         levels = list(places.groupby("acceptance", sort=False))
         axes = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
         for axis, (acceptance, some) in zip(axes, levels, strict=True):

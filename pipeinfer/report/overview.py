@@ -8,12 +8,14 @@ import msgspec
 import pandas as pd
 
 from pipeinfer.modelling.platform import platform_of
+from pipeinfer.report.axes import X, Y
 from pipeinfer.report.claims import Claim
 from pipeinfer.report.claims.finding import as_modelled, ratios
 from pipeinfer.report.claims.speed import LOSES
 from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import behind
+from pipeinfer.report.page import ends
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, legend, load_seaborn, new_figure
 from pipeinfer.results.analysis import BASELINE
@@ -64,7 +66,7 @@ def _gains(experiments: Iterable[Experiment]) -> pd.DataFrame:
 
 def _where(row: Any) -> str:
     if row.fidelity == "real":
-        return f"this machine: {row.recipe}"
+        return f"this machine ({row.recipe})"
     cluster = platform_of(row.cluster, row.pair).name
     return f"{cluster}, emulated" if row.fidelity == "emulated" else cluster
 
@@ -73,10 +75,11 @@ def _answer(speed: Claim, lossless: Claim) -> str:
     """Two sentences."""
     if speed.reproduced == "-":
         return f"Nothing was run here that compares speeds: {speed.verdict}."
-    tokens = "That the tokens are the same was not tested." if lossless.verdict == "not testable here" else (
-        f"Of the texts really generated, {lossless.reproduced} with plain decoding's."
+    tokens = "Whether the tokens are the same was not tested." if lossless.verdict == "not testable here" else (
+        f"Texts really generated, held against plain decoding: {lossless.reproduced}."
     )  # fmt: skip
-    return f"{speed.verdict.capitalize()}: {speed.reproduced}. {tokens}"
+    gain = f"PipeInfer's speed over that of the best speculative decoding is {speed.reproduced}"
+    return f"{speed.verdict.capitalize()}: {gain}. {tokens}"
 
 
 def _losses(speed: Claim) -> list[str]:
@@ -84,34 +87,54 @@ def _losses(speed: Claim) -> list[str]:
     return [f"{line.what[0].upper()}{line.what[1:].removesuffix(LOSES).strip()}: {line.found}." for line in lines]
 
 
+TITLE = "PipeInfer over the best speculative decoding, by cluster and by what a further row costs"
+
+
 def _draw(gains: pd.DataFrame, path: Path) -> None:
     """By cluster, every place as a dot; and by what a further row costs."""
-    sns = load_seaborn()
-
     clusters, costs = as_modelled(gains), gains[gains.groupby("recipe").width_cost.transform("nunique") > 1]
-    order = list(dict.fromkeys(clusters.sort_values(["fidelity", "value"], ascending=[False, True])["where"]))
+    rows = [1.0 + 0.26 * clusters["where"].nunique(), *[2.7] * (not costs.empty)]
     published = published_claims()["C1"].value
-    count = 1 + (not costs.empty)
-    height = 0.75 + 0.26 * len(order) + 2.6 * (count - 1)
-    with new_figure(path, "", height, width=4.6) as figure:
-        axes = figure.subplots(count, 1, squeeze=False, height_ratios=[0.75 + 0.26 * len(order), 2.6][:count])[:, 0]
-        kinds = [kind for kind in KINDS if kind in set(clusters.kind)]
-        sns.stripplot(clusters, x="value", y="where", order=order, hue="kind", hue_order=kinds, palette=KINDS, size=4,
-                      alpha=0.7, jitter=0.2, ax=axes[0])  # fmt: skip
-        axes[0].set(xlabel="speed over best speculative, by cluster", ylabel="")
-        axes[0].set_xlim(0, 1.05 * max(published, clusters.value.max()))
-        axes[0].grid(visible=False, axis="y")
-        handles, _ = axes[0].get_legend_handles_labels()
-        axes[0].get_legend().remove()
-        axes[0].axvline(1, color=GREY, linewidth=1)
-        broken: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3))}
-        line = axes[0].axvline(published, label=f"published: up to {published:g}x", **broken)
-        if count > 1:
-            sns.lineplot(costs.assign(nodes=costs.nodes.map("{} nodes".format)), x="width_cost", y="value", hue="nodes",
-                         style="acceptance", markers=True, palette="colorblind", ax=axes[1])  # fmt: skip
-            axes[1].set(xlabel="cost of a further row (0: free, 1: roofline)", ylabel="speed over speculative")
-            axes[1].set_ylim(0, 1.05 * max(published, costs.value.max()))
-            axes[1].axhline(1, color=GREY, linewidth=1)
-            axes[1].axhline(published, **broken)
-            axes[1].legend(fontsize=7, loc="lower right", ncols=2)
-        legend(figure, [*handles, line])
+    broken: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3))}
+    with new_figure(path, TITLE, _caption(clusters), 0.25 + sum(rows), width=4.6, png=False) as figure:
+        above, *below = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
+        handles = _by_cluster(above, clusters)
+        above.set_xlim(0, 1.05 * max(published, clusters.value.max()))
+        handles.append(above.axvline(published, label=f"published: up to {published:g}x", **broken))
+        for axis in below:
+            _by_row_cost(axis, costs)
+            axis.set_ylim(0, 1.05 * max(published, costs.value.max()))
+            axis.axhline(published, **broken)
+        legend(figure, handles)
+
+
+def _caption(clusters: pd.DataFrame) -> str:
+    real = clusters[clusters.kind.str.startswith("real")]
+    costs = [f"{recipe} {ends(some.row_cost, '{:.2f}')}" for recipe, some in real.groupby("recipe", sort=False)]
+    return (
+        "A dot is a place (models, nodes, acceptance): the median of its draws. Simulated clusters are assumed."
+        + f" A further row of a real run cost, as a share of a run of one: {', '.join(costs)}." * bool(costs)
+    )
+
+
+def _by_cluster(axis: Any, clusters: pd.DataFrame) -> list[Any]:
+    """What its dots stand for."""
+    order = clusters.sort_values(["fidelity", "value"], ascending=[False, True])["where"].unique()
+    kinds = [kind for kind in KINDS if kind in set(clusters.kind)]
+    load_seaborn().stripplot(clusters, x="value", y="where", order=order, hue="kind", hue_order=kinds, palette=KINDS,
+                             size=4, alpha=0.7, jitter=0.2, ax=axis)  # fmt: skip
+    axis.set(xlabel="speed over best speculative (times)", ylabel="")
+    axis.grid(visible=False, axis="y")
+    axis.axvline(1, color=GREY, linewidth=1)
+    handles, _ = axis.get_legend_handles_labels()
+    axis.get_legend().remove()
+    return list(handles)
+
+
+def _by_row_cost(axis: Any, costs: pd.DataFrame) -> None:
+    named = costs.assign(nodes=costs.nodes.map("{} nodes".format))
+    load_seaborn().lineplot(named, x="width_cost", y="value", hue="nodes", style="acceptance", markers=True,
+                            palette="colorblind", ax=axis)  # fmt: skip
+    axis.set(xlabel=f"{X['width_cost'].label}, simulated", ylabel=f"{Y['gain'].label}\n(times)")
+    axis.axhline(1, color=GREY, linewidth=1)
+    axis.legend(fontsize=7.5, loc="lower right", ncols=2)

@@ -1,5 +1,6 @@
 """What a report is made of."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
@@ -23,9 +24,27 @@ class Picture(msgspec.Struct, frozen=True):
     title: str
 
 
+def compact(table: Table) -> Table:
+    """Without the columns in which there is nothing."""
+    kept = [at for at in range(len(table.head)) if not table.rows or any(row[at] != NOTHING for row in table.rows)]
+    head, *rows = ([cells[at] for at in kept] for cells in (table.head, *table.rows))
+    return Table(head, rows, [new for new, old in enumerate(kept) if old in table.numbers], table.title)
+
+
+NOTHING = "-"
+
+
 def number(value: float, form: str = "{:.2f}") -> str:
     """A table's cell; a dash where there is none."""
-    return "-" if pd.isna(value) else form.format(value)
+    return NOTHING if pd.isna(value) else form.format(value)
+
+
+def rounded(value: float) -> str:
+    """A cell, or what stands in a figure, with three significant digits: `3.30`."""
+    if pd.isna(value):
+        return NOTHING
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(3, max(0, digits))}f}"
 
 
 def ends(values: Iterable[float], form: str) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from pipeinfer.report import captions
-from pipeinfer.report.axes import Y
+from pipeinfer.report.axes import Quantity, Y
 from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.style import load_seaborn, new_figure, panels, style
+from pipeinfer.report.style import legend_above, load_seaborn, new_figure, panels, style
 from pipeinfer.results.analysis import band
 
 TARGETS = {"dolphin-tinyllama": "Dolphin", "goliath-xwin7b": "Goliath", "falcon-7b": "Falcon"}
@@ -18,15 +18,15 @@ TARGETS = {"dolphin-tinyllama": "Dolphin", "goliath-xwin7b": "Goliath", "falcon-
 NAMES = {"iterative": "Sequential", "speculative": "Speculative", "pipeinfer": "PipeInfer"}
 
 FIGURES = {
-    "generation-speed": ("tokens_per_s", Y["speed"].title, ""),
-    "inter-token-latency": ("itl_mean_s", Y["gap"].title, ""),
+    "generation-speed": ("tokens_per_s", Y["speed"], ""),
+    "inter-token-latency": ("itl_mean_s", Y["gap"], ""),
     "time-to-first-token": (
         "ttft_decode_s",
-        Y["first"].title,
+        Y["first"],
         "Counted as the artifact does: from the end of the prompt, one decode traversal.",
     ),
 }
-"""By file name: a column, its label, and what has to be said of it."""
+"""By file name: a column, what it is called, and what has to be said of it."""
 
 
 def paper_figures(drawings: Drawings, experiment: Experiment, folder: Path) -> list[str]:
@@ -40,21 +40,23 @@ def paper_figures(drawings: Drawings, experiment: Experiment, folder: Path) -> l
     return list(FIGURES)
 
 
-def _bars(experiment: Experiment, rows: pd.DataFrame, column: str, label: str, about: str, path: Path) -> None:
+def _bars(experiment: Experiment, rows: pd.DataFrame, column: str, shown: Quantity, about: str, path: Path) -> None:
     sns = load_seaborn()
 
     caption = (
         f"{captions.setting(experiment, list(TARGETS))} Median of {captions.draws(experiment)}, {captions.BAND}. "
         f"K and micro-batch swept, the best shown. {about}"
     )
-    palette = {shown: style(name)[0] for name, shown in NAMES.items()}
+    palette = {called: style(name)[0] for name, called in NAMES.items()}
     levels = list(rows.groupby("acceptance"))
-    with new_figure(path, caption.strip(), 2.6) as figure:
-        for axis, (acceptance, shown) in zip(panels(figure, len(levels), sharey=True), levels, strict=True):
+    with new_figure(path, f"{shown.words.capitalize()} of the paper's pairs", caption.strip(), 2.8) as figure:
+        axes = panels(figure, len(levels), sharey=True)
+        for axis, (acceptance, some) in zip(axes, levels, strict=True):
             sns.barplot(
-                shown, x="target", y=column, hue="strategy", order=list(TARGETS.values()), palette=palette,
+                some, x="target", y=column, hue="strategy", order=list(TARGETS.values()), palette=palette,
                 hue_order=list(NAMES.values()), estimator="median", errorbar=band, err_kws={"linewidth": 1}, ax=axis,
+                legend=axis is axes[0],
             )  # fmt: skip
-            axis.set(title=f"acceptance {acceptance:.2g}, assumed", xlabel="", ylabel=label)
+            axis.set(title=f"acceptance {acceptance:.2g}, assumed", xlabel="", ylabel=shown.title)
             axis.grid(visible=False, axis="x")
-            axis.legend(title=None)
+        legend_above(figure, axes[0])

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table
+from pipeinfer.report.page import Table, rounded
 from pipeinfer.report.style import BLACK, GREY, legend, load_seaborn, new_figure, style
+from pipeinfer.study.recipes import Figure
 
 BAND = 0.15
 """The band that is drawn: errors up to this are what real runs should have in the median."""
@@ -38,7 +40,7 @@ def scatter(experiment: Experiment, path: Path) -> None:
         f"shaped to {links}; {check.tokens} tokens, greedy; median of {check.repeats} trials. The simulator was "
         f"calibrated and fitted on 2 stages with links as they are. Line: equal; band: within {BAND:.0%}."
     )
-    with new_figure(path, caption, height=4.2) as figure:
+    with new_figure(path, captions.title(experiment.recipe, Figure("scatter")), caption, height=4.2) as figure:
         axis = figure.subplots()
         ends = pd.Series([low, high])
         axis.fill_between(ends, ends * (1 - BAND), ends * (1 + BAND), color=GREY, alpha=0.2, linewidth=0)
@@ -68,15 +70,15 @@ def error_summary(found: pd.DataFrame) -> Table:
     ]  # fmt: skip
     rows.sort(key=lambda row: row[0])
     head = ["backend", "fidelity", "strategy", "cells", "median error", "largest", f"within {BAND:.0%}", "bias"]
-    return Table(head, rows, numbers=range(3, 8))
+    return Table(head, rows, range(3, 8), "Errors of the simulated speed, as a share of the measured")
 
 
 def every_cell(found: pd.DataFrame, experiment: Experiment) -> Table:
     """What was measured and predicted, place by place."""
     rows = [
-        [experiment.places[row.place].text, f"{row.contender} {row.variant}".strip(), f"{row.measured:.1f}",
-         f"{row.predicted:.1f}", f"{row.error:+.1%}"]
+        [experiment.places[row.place].text, f"{row.contender} {row.variant}".strip(), rounded(row.measured),
+         rounded(row.predicted), f"{row.error:+.1%}"]
         for row in found.itertuples()
     ]  # fmt: skip
-    head = ["where", "strategy", "measured, tokens/s", "simulated, tokens/s", "error"]
-    return Table(head, rows, range(2, 5), "Error: of the simulated tokens/s, as a share of the measured median.")
+    head = ["where", "strategy", "measured (tokens/s)", "simulated (tokens/s)", "error"]
+    return Table(head, rows, range(2, 5), "Place by place: simulated speed, and its error as a share of the measured")

@@ -1,6 +1,7 @@
-"""One style for all figures: colours that the colour-blind can tell apart, markers that do without colour, and a
-caption that says fidelity, cluster and workload. seaborn is loaded when the first figure is drawn. The same data gives
-the same SVG, byte for byte, whatever display the user has and whatever their matplotlibrc says.
+"""One style for all figures: colours that the colour-blind can tell apart, markers that do without colour, a title
+above that says what is drawn and a caption below that says fidelity, cluster and workload. seaborn is loaded when the
+first figure is drawn. The same data gives the same SVG, byte for byte, whatever display the user has and whatever their
+matplotlibrc says.
 """
 
 import os
@@ -31,7 +32,8 @@ COLOURS, MARKERS = (GREEN, PURPLE, ORANGE, SKY, GREY), ("D", "v", "P", "X", "*",
 
 WIDTH_IN, CARD_IN = 7.2, 3.7
 """Widths of a figure, and of the one on a claim's card (inches)."""
-CAPTION_CHARACTERS = 122
+CAPTION_CHARACTERS, TITLE_CHARACTERS = 122, 84
+"""Of a line below and above a figure of that width."""
 
 
 def style(strategy: str) -> tuple[str, str]:
@@ -56,37 +58,65 @@ WIDER = 2.2
 
 
 @contextmanager
-def new_figure(path: Path, caption: str, height: float, width: float = WIDTH_IN) -> Iterator[Any]:
-    """A figure in the project's style, in inches; on leaving, the caption is set below it and path.svg and path.png are
-    written. Without a caption it is part of a page, and there is no path.png."""
+def new_figure(
+    path: Path, title: str, caption: str, height: float, width: float = WIDTH_IN, *, png: bool = True
+) -> Iterator[Any]:
+    """A figure in the project's style, in inches; on leaving, the title is set above it and the caption below, and
+    path.svg and, but for what is part of a page alone, path.png are written."""
     matplotlib = load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = textwrap.wrap(caption.replace(" %", "\N{NO-BREAK SPACE}%"), int(CAPTION_CHARACTERS * width / WIDTH_IN))
-    below = 0.15 + 0.145 * len(lines) if lines else 0.0
+    above, below = strips(title, caption, width)
+    whole = above + height + below
     with matplotlib.style.context(_rc(), after_reset=True), _seeded():
-        share = height / (height + below)
-        above_caption = ConstrainedLayoutEngine(rect=(0.006, 1 - share, 0.988, share))
-        figure = Figure(figsize=(width, height + below), layout=above_caption, dpi=160)
+        between = ConstrainedLayoutEngine(rect=(0.006, below / whole, 0.988, height / whole))
+        figure = Figure(figsize=(width, whole), layout=between, dpi=160)
         yield figure
         for axis in figure.axes:
             _tell_apart(axis)
-        figure.text(0.01, 0.05 / (height + below), "\n".join(lines), fontsize=7.5, va="bottom", color="#333333")
+        _set_around(figure, title, caption, width)
         _take_literally(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The place of everything is found once: text is a little wider as pixels than as outlines. With a layout
         # engine of any kind each file would be drawn twice.
-        above_caption.execute(figure)
-        if _break_lines(figure):
-            above_caption.execute(figure)
+        between.execute(figure)
+        if _break_lines(figure, below * figure.dpi, (below + height) * figure.dpi):
+            between.execute(figure)
         figure.set_layout_engine(None)
-        if caption:
+        for one in figure.legends:  # Not before: the layout makes room for those alone that are anchored nowhere.
+            one.set_bbox_to_anchor((0, 0, 1, (below + height) / whole), figure.transFigure)
+        if png:
             figure.savefig(path.with_suffix(".png"))
         # The layout's solver adds in the order of addresses, so its last digits are chance.
         for axis in figure.axes:
             axis.set_position(tuple(round(share, 5) for share in axis.get_position(original=True).bounds))
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        about = {"Date": None, "Title": title, "Description": caption}
+        figure.savefig(path.with_suffix(".svg"), metadata=about)
+
+
+def strips(title: str, caption: str, width: float) -> tuple[float, float]:
+    """How high title and caption are (inches)."""
+    above, below = _title_lines(title, width), _caption_lines(caption, width)
+    return 0.1 + 0.16 * len(above), 0.15 + 0.145 * len(below) if below else 0.0
+
+
+def _title_lines(title: str, width: float) -> list[str]:
+    return textwrap.wrap(title, int(TITLE_CHARACTERS * width / WIDTH_IN))
+
+
+def _caption_lines(caption: str, width: float) -> list[str]:
+    unbroken = caption.replace(" %", "\N{NO-BREAK SPACE}%")
+    return textwrap.wrap(unbroken, int(CAPTION_CHARACTERS * width / WIDTH_IN))
+
+
+def _set_around(figure: Any, title: str, caption: str, width: float) -> None:
+    """Drawn last of all, so that a page that leaves them out leaves out no glyph that others use."""
+    inch = 1 / figure.get_figheight()
+    figure.text(0.01, 1 - 0.06 * inch, "\n".join(_title_lines(title, width)), fontsize=9.5, weight="bold", va="top",
+                gid="title", zorder=9)  # fmt: skip
+    figure.text(0.01, 0.05 * inch, "\n".join(_caption_lines(caption, width)), fontsize=7.5, va="bottom",
+                color="#333333", gid="caption", zorder=9)  # fmt: skip
 
 
 def load_seaborn() -> Any:
@@ -131,21 +161,23 @@ def _tell_apart(axis: Any) -> None:
         line.set_markersize(line.get_markersize() + 1.5 * WIDER * len(over))
 
 
-def _break_lines(figure: Any) -> bool:
-    """Titles and labels that would reach into those of the next panel, or off the sheet, get several lines; whether
-    there are some."""
+def _break_lines(figure: Any, low: float, high: float) -> bool:
+    """Titles and labels that would reach into those of the next panel, off the sheet, or upwards into the legend or
+    what is above and below (`low` and `high`, in pixels) get several lines; whether there are some."""
     found = False
+    high -= max((legend.get_window_extent().height + GAP_PX for legend in figure.legends), default=0)
+    edges = ((0, figure.bbox.width), (low, high))
     for axis in figure.axes:
         for text, across in ((axis.title, 0), (axis.xaxis.label, 0), (axis.yaxis.label, 1)):
             middle, along = _middle(axis, across), _middle(axis, 1 - across)
             # Those beside it along the text: their middles are the neighbours', and so is the room up to them.
             others = [_middle(one, across) for one in figure.axes if abs(_middle(one, 1 - across) - along) < 1]
-            ends = [2 * middle, 2 * (figure.bbox.size[across] - middle)]
+            ends = [2 * abs(middle - edge) for edge in edges[across]]
             room = min([*(abs(other - middle) for other in others if abs(other - middle) > 1), *ends]) - GAP_PX
-            whole, characters = text.get_text(), len(text.get_text())
+            whole, characters = text.get_text().splitlines(), len(text.get_text())
             while text.get_window_extent().size[across] > room and characters > SHORTEST:
                 characters -= 1
-                text.set_text(textwrap.fill(whole, characters))
+                text.set_text("\n".join(textwrap.fill(line, characters) for line in whole))
                 found = True
     return found
 
@@ -196,9 +228,9 @@ def _rc() -> dict[Any, Any]:
     }
 
 
-def panels(figure: Any, count: int, *, stacked: bool = False, **shared: Any) -> list[Any]:
-    """That many axes, two or three beside one another, or `stacked`."""
-    columns = 1 if stacked else 3 if count == 3 else min(2, count)
+def panels(figure: Any, count: int, *, columns: int = 0, **shared: Any) -> list[Any]:
+    """That many axes, two or three beside one another, or in as many `columns`."""
+    columns = columns or (3 if count == 3 else min(2, count))
     axes = figure.subplots(-(-count // columns), columns, squeeze=False, **shared)
     for axis in axes.flat[count:]:
         axis.set_visible(False)

@@ -55,7 +55,7 @@ def sweep_notes(experiment: Experiment) -> Iterator[str]:
     grew = [f"{one.contender} {one.option} from {one.listed:g} up to {one.tried:g}"
             for one in swept if one.tried > one.listed]  # fmt: skip
     if grew:
-        yield f"Sweeps went on where the best was the largest tried: {'; '.join(grew)}."
+        yield f"Sweeps went on where the largest value tried was the best: {'; '.join(grew)}."
     for one in swept:
         for value in sorted(set(one.edges.values())):
             where = [experiment.where(place) for place, edge in one.edges.items() if edge == value]

@@ -10,24 +10,26 @@ from pipeinfer.report.at_once import ABOUT, at_once_table
 from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, PEER_NOTES, head_to_head
-from pipeinfer.report.page import Block, Table, ends, number
+from pipeinfer.report.page import Block, Table, compact, ends, number, rounded
 from pipeinfer.report.prediction import error_summary, every_cell, predictions
 from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
 
-MS = "{:.0f} ms"
-
-RESULTS = {
-    "tokens_per_s": ("tokens/s", "{:.2f}"), "over_iterative": ("of iterative", "{:.2f}x"),
-    "over_speculative": ("of speculative", "{:.2f}x"), "itl_mean_s": ("mean gap", MS), "itl_p50_s": ("p50", MS),
-    "itl_p95_s": ("p95", MS), "itl_p99_s": ("p99", MS), "ttft_s": ("first token", MS),
-    "ttft_decode_s": ("first, decode only", MS), "acceptance_length": ("acceptance length", "{:.2f}"),
-    "row_cost": ("further row", "{:.2f}"), "largest_rank_gb": ("largest rank", "{:.2f} GB"),
-    "trials": ("trials", "{:d}"), "limit_tokens_per_s": ("limit, tokens/s", "{:.2f}"),
+TIMES = {
+    "itl_mean_s": "mean gap (ms)", "itl_p50_s": "p50 (ms)", "itl_p95_s": "p95 (ms)", "itl_p99_s": "p99 (ms)",
+    "ttft_s": "first token (ms)", "ttft_decode_s": "decode only (ms)",
 }  # fmt: skip
-"""Columns of an experiment's table, what they are called there, and their form."""
+RESULTS = {
+    "tokens_per_s": "tokens/s", "over_iterative": "over iterative", "over_speculative": "over speculative", **TIMES,
+    "acceptance_length": "acceptance length", "row_cost": "further row", "largest_rank_gb": "largest rank (GB)",
+    "limit_tokens_per_s": "limit (tokens/s)", "trials": "trials",
+}  # fmt: skip
+"""Columns of an experiment's table, and what they are called there."""
+
+FORMS = {"over_iterative": "{:.2f}x", "over_speculative": "{:.2f}x", "row_cost": "{:.2f}", "trials": "{:d}"}
+"""Of those that are not written with three digits."""
 
 TIES = (
     "These texts part from the iterative run's where its best two tokens were closer than the rounding of this "
@@ -48,25 +50,22 @@ def results(experiment: Experiment) -> Table:
     return league.league_table(experiment) if recipe.draws("league") else place_by_place(experiment)
 
 
-def place_by_place(experiment: Experiment) -> Table:
+def place_by_place(experiment: Experiment, title: str = "") -> Table:
     """What was found of each contender in each place."""
-    recipe, found = experiment.recipe, experiment.medians.copy()
-    times = [name for name, (_, form) in RESULTS.items() if form == MS]
-    shown = [name for name in RESULTS if recipe.simulated is not None or name != "limit_tokens_per_s"]
-    found[times] *= 1e3
-    head = ["where", "strategy", *(RESULTS[name][0] for name in shown)]
+    found = experiment.medians.copy()
+    found[[*TIMES]] *= 1e3
+    head = ["where", "strategy", *RESULTS.values()]
     rows = [
         [experiment.where(row.place) or experiment.places[row.place].text,
          f"{row.contender} {experiment.chosen(row.contender, row.variant)}".strip(),
-         *(number(getattr(row, name), RESULTS[name][1]) for name in shown)]
+         *(number(getattr(row, name), FORMS[name]) if name in FORMS else rounded(getattr(row, name))
+           for name in RESULTS)]
         for row in found.itertuples()
     ]  # fmt: skip
     if found.predicted_tokens_per_s.notna().any():
         for cells, said in zip([head, *rows], ["as simulated", *map(_predicted, found.itertuples())], strict=True):
             cells.insert(3, said)
-    known = row_cost(experiment)
-    title = f"{recipe.title} ({recipe.fidelity}" + f"; a further row costs {known}" * bool(known) + ")"
-    return Table(head, rows, range(2, len(head)), title)
+    return compact(Table(head, rows, range(2, len(head)), title))
 
 
 def row_cost(experiment: Experiment) -> str:
@@ -86,14 +85,14 @@ def notes(experiment: Experiment) -> Iterator[Block]:
         yield ABOUT
     if recipe.draws("league"):
         yield league.about(experiment)
-        yield place_by_place(experiment)
+        yield place_by_place(experiment, "Place by place")
     if recipe.checked:
         yield every_cell(predictions(experiment), experiment)
     if recipe.emulation is not None:
         yield from _emulated_blocks(experiment)
     yield from sweep_notes(experiment)
     if known := row_cost(experiment):
-        yield f"What a further row of a run cost, as a share of a run of one: {known}."
+        yield f"A further row of a run cost {known} of a run of one."
     for status, words in (("failed", ""), ("differs", ""), ("no reference", ""), ("tie", TIES)):
         some = experiment.trials[experiment.trials.status == status]
         if not some.empty:
@@ -134,10 +133,11 @@ def _emulated_blocks(experiment: Experiment) -> Iterator[Block]:
     differing = int((~found.same).sum())
     tokens = f"{differing} variants gave other token ids!" if differing else "All token ids are the simulation's."
     yield f"Emulated beside simulated, of the same cells: {text}. {tokens}"
-    head = ["where", "strategy", "simulated, tokens/s", "emulated, tokens/s", "deviation", "of first token", "trials"]
+    head = ["where", "strategy", "simulated (tokens/s)", "emulated (tokens/s)", "deviation", "of the first token",
+            "trials"]  # fmt: skip
     rows = [
         [experiment.places[row.place].text, f"{row.contender} {row.variant}".strip(),
-         number(row.tokens_per_s_simulated), number(row.tokens_per_s), f"{row.speed:+.1%}", f"{row.first:+.1%}",
+         rounded(row.tokens_per_s_simulated), rounded(row.tokens_per_s), f"{row.speed:+.1%}", f"{row.first:+.1%}",
          str(row.trials)]
         for row in found.itertuples()
     ]  # fmt: skip
@@ -150,4 +150,4 @@ def _emulated_blocks(experiment: Experiment) -> Iterator[Block]:
 def _predicted(row: Any) -> str:
     if pd.isna(row.predicted_tokens_per_s):
         return "-"
-    return f"{row.predicted_tokens_per_s:.2f} ({row.predicted_tokens_per_s / row.tokens_per_s - 1:+.0%})"
+    return f"{rounded(row.predicted_tokens_per_s)} ({row.predicted_tokens_per_s / row.tokens_per_s - 1:+.0%})"

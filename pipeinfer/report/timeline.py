@@ -30,7 +30,7 @@ def timeline(experiment: Experiment, path: Path) -> None:
         f"{captions.setting(experiment)} Acceptance {shown.acceptance.iloc[0]:g}, one draw. K and micro-batch: the "
         "fastest that was tried."
     )
-    with new_figure(path, caption, height=0.8 + 0.2 * sum(heights)) as figure:
+    with new_figure(path, experiment.recipe.title, caption, height=0.8 + 0.2 * sum(heights)) as figure:
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axis, row in zip(axes, shown.itertuples(), strict=True):
             emitted = _of(experiment.gaps, row.config_hash).at_s

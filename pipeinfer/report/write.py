@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeinfer.assets import PACKAGE
+from pipeinfer.report import captions
 from pipeinfer.report.appendix import Appendix, appendix
 from pipeinfer.report.cards import with_card
 from pipeinfer.report.claims import Claim, judge
@@ -22,6 +23,7 @@ from pipeinfer.report.crate import write_crate
 from pipeinfer.report.drawn import Drawings, Others
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw
+from pipeinfer.report.inline import Inline, beside_one_another
 from pipeinfer.report.overview import FirstScreen, first_screen
 from pipeinfer.report.page import Block, Picture, Table
 from pipeinfer.report.paper_figures import paper_figures
@@ -58,9 +60,16 @@ class Section(NamedTuple):
         """What it is for and what it takes."""
         recipe = self.recipe
         return (
-            f"Tests: {', '.join(recipe.claims) or 'no claim by itself'}. Expected: {recipe.expected}. "
-            f"Needs: {recipe.hardware}, about {recipe.minutes:g} min."
-        )
+            f"Fidelity: {recipe.fidelity}." + f" Bears on: {', '.join(recipe.claims)}." * bool(recipe.claims)
+            + f" Expected: {recipe.expected}. Needs: {recipe.hardware}; about {recipe.minutes:g} min."
+        )  # fmt: skip
+
+    @property
+    def shown(self) -> Table | None:
+        """Its table for a terminal, on which nothing stands above; of what was simulated there is too much."""
+        if self.table is None or self.recipe.fidelity == "sim":
+            return None
+        return msgspec.structs.replace(self.table, title=f"{self.title} ({self.recipe.fidelity})")
 
 
 class Conclusion(NamedTuple):
@@ -105,7 +114,7 @@ def report(
         write_crate(folder, shlex.join(["pipeinfer", *sys.argv[1:]]))
     except OSError as problem:
         raise WorkloadError(f"{folder}: the report cannot be written: {problem.strerror}") from None
-    shown = [one.table for one in sections if one.table is not None and one.recipe.fidelity != "sim"]
+    shown = [one.shown for one in sections if one.shown is not None]
     return Conclusion(claims, shown, [line for one in experiments.values() for line in _problem(one)])
 
 
@@ -121,7 +130,8 @@ def section(drawings: Drawings, experiment: Experiment, figures: Path) -> Sectio
     if nothing:
         return Section(recipe, title, [], None, [*notes(experiment), f"Nothing to show: {nothing}."])
     drawn = [draw(drawings, experiment, figure, figures) for figure in recipe.figures]
-    pictures = [Picture(path.name, recipe.title) for path in drawn]
+    pictures = [Picture(path.name, captions.title(recipe, figure))
+                for path, figure in zip(drawn, recipe.figures, strict=True)]  # fmt: skip
     table, blocks = results(experiment), list(notes(experiment))
     return Section(recipe, title, pictures, table, blocks, time.perf_counter() - start)
 
@@ -168,14 +178,13 @@ def _render(
     folder: Path, first: FirstScreen, claims: Sequence[Claim], sections: Sequence[Section], paper: Sequence[str],
     ends: Appendix, remarks: Sequence[str],
 ) -> None:  # fmt: skip
-    def svg(name: str, below: str = FIGURES) -> Markup:
-        drawing = (folder / below / f"{name}.svg").read_text(encoding="utf-8")
-        return Markup(drawing[drawing.index("<svg") :])
+    def drawings(names: Sequence[str], below: str = FIGURES) -> tuple[str, list[Inline]]:
+        return beside_one_another([folder / below / f"{name}.svg" for name in names])
 
     said: dict[str, Any] = {
-        "title": "PipeInfer (SC'24), reproduced", "about": ABOUT, "first": first, "claims": claims,
-        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "svg": svg, "row": row_of_markdown,
-        "is_table": lambda block: isinstance(block, Table),
+        "title": "PipeInfer (SC'24): reproduction report", "about": ABOUT, "first": first, "claims": claims,
+        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "drawings": drawings,
+        "row": row_of_markdown, "is_table": lambda block: isinstance(block, Table),
     }  # fmt: skip
     for name, finalize in (("report.html", None), ("report.md", markdown)):
         pages = Environment(loader=PackageLoader("pipeinfer.report"), undefined=StrictUndefined, trim_blocks=True,

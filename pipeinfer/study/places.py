@@ -15,6 +15,15 @@ UNUSUAL = {
 """What is said only where it is not as usual, and how."""
 
 
+def shared(places: Iterable["Place"]) -> str:
+    """What is the same of all of them, but for what is usual."""
+    every = [place.parts() for place in places]
+    return ", ".join(
+        text for name, text in (every[0].items() if every else ())
+        if text not in USUAL and all(other.get(name) == text for other in every)
+    )  # fmt: skip
+
+
 class Place(NamedTuple):
     """The columns that make a place (`pipeinfer.results.frame.PLACE`); None where they do not apply."""
 

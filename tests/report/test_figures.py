@@ -10,11 +10,13 @@ from experiments import analyse, at
 from pools import pool
 
 from pipeinfer.report.axes import X, Y
-from pipeinfer.report.captions import swept
+from pipeinfer.report.captions import swept, title
 from pipeinfer.report.drawn import FEW, Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw, draw_card, figure_name
+from pipeinfer.report.page import rounded
 from pipeinfer.report.tables import results
+from pipeinfer.results.frame import Tables
 from pipeinfer.results.records import Store
 from pipeinfer.study.points import SimCell, points
 from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated, read_recipe, recipe_names
@@ -53,6 +55,7 @@ FIGURES = [
     (Figure("lines", x="cutoff", y="gap", panels=("acceptance",)), "K swept, the best shown"),
     (Figure("lines", x="size", y="memory", panels=("acceptance",)), "Cutoff swept, the best shown"),
     (Figure("lines", x="nodes", y="per_memory", panels=("acceptance",)), "tokens/s per GB of all ranks"),
+    (Figure("lines", x="nodes", y="utilisation", panels=("acceptance",)), "utilisation (share of the time)"),
     (Figure("dots", panels=("rate",)), "Each dot is one of 3 draws or texts"),
     (Figure("percentiles", y="gaps", panels=("acceptance",)), "Gaps of zero"),
     (Figure("calibration"), "confidence of the draft"),
@@ -68,7 +71,7 @@ def drawn(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> t
         for figure, _ in FIGURES:
             draw(drawings, experiment, figure, folder)
             if figure.kind in ("lines", "dots"):
-                draw_card(drawings, experiment, figure, folder / "cards" / figure_name(RECIPE, figure))
+                draw_card(drawings, experiment, figure, folder / "cards" / figure_name(RECIPE, figure), "C1")
     return folder, sheet.problems
 
 
@@ -78,6 +81,8 @@ def test_a_figure_says_what_it_shows(drawn: tuple[Path, list[str]], figure: Figu
     assert path.with_suffix(".png").stat().st_size > 10_000
     text = " ".join(path.read_text().split())
     assert words in text
+    assert f"<title>{title(RECIPE, figure)}</title>" in text
+    assert title(RECIPE, figure).startswith("Small: ")
     assert figure.kind in ("calibration", "stretches") or "Fidelity: sim. Dolphin 70B" in text
 
 
@@ -90,11 +95,13 @@ def test_of_some_contenders_a_figure_has_no_others(experiment: Experiment, tmp_p
     """As on the card of a claim about one mechanism; and what only a caption explains is not on a card."""
     with Drawings() as drawings:
         for name, one in {"all": experiment, "some": experiment.among(["pipeinfer"])}.items():
-            draw_card(drawings, one, Figure("lines", panels=("acceptance",)), tmp_path / name)
+            draw_card(drawings, one, Figure("lines", panels=("acceptance",)), tmp_path / name, "C4")
     words = {name: (tmp_path / f"{name}.svg").read_text() for name in ("all", "some")}
     assert "<!-- speculative -->" in words["all"]
     assert "<!-- speculative -->" not in words["some"]
     assert "<!-- pipeinfer -->" in words["some"]
+    assert "<title>C4: generation speed (tokens/s)</title>" in words["some"]
+    assert "Experiment small (sim): dolphin-tinyllama, haswell-gigabit, 4 nodes, prompt of 4." in words["some"]
 
 
 def test_a_figure_is_the_same_each_time_whoever_draws_it(
@@ -114,6 +121,24 @@ def test_a_figure_is_the_same_each_time_whoever_draws_it(
     assert len(here) == 2 * len(FIGURES)
     for one in here:
         assert (tmp_path / "there" / one.name).read_bytes() == one.read_bytes()
+
+
+def test_a_table_and_a_figure_write_a_speed_alike(experiment: Experiment, drawn: tuple[Path, list[str]]) -> None:
+    dots = (drawn[0] / f"{figure_name(RECIPE, Figure('dots', panels=('rate',)))}.svg").read_text()
+    shown = results(experiment)
+    for row in shown.rows:
+        assert f"<!-- {row[2]}" in dots, row
+    for value, words in {3.3: "3.30", 16.0: "16.0", 258.7: "259", 1708.2: "1708", 0.136: "0.136", 0.0: "0"}.items():
+        assert rounded(value) == words
+    assert rounded(float("nan")) == "-"
+
+
+def test_rows_are_in_the_recipe_s_order_whichever_contender_was_run_first(experiment: Experiment) -> None:
+    others = experiment.trials.sort_values("contender", ascending=False, kind="stable")
+    assert list(others.contender) != list(experiment.trials.contender)
+    tables = Tables(others, experiment.gaps, experiment.ranks, experiment.spans)
+    assert results(Experiment(RECIPE, tables)).rows == results(experiment).rows
+    assert [row[1].partition(" ")[0] for row in results(experiment).rows] == [*RECIPE.strategies] * 3
 
 
 def test_cutoffs_are_run_only_where_confidence_tells() -> None:
@@ -144,9 +169,11 @@ def test_a_table_says_where_only_what_differs_and_has_the_percentiles(experiment
     assert {row[0] for row in shown.rows} == {
         "acceptance 0.6", "varied acceptance 0.6", "builtin-sampled acceptance 0.62",
     }  # fmt: skip
-    assert {"p50", "p95", "p99", "largest rank", "limit, tokens/s"} <= set(shown.head)
+    assert {"p50 (ms)", "p95 (ms)", "p99 (ms)", "largest rank (GB)", "limit (tokens/s)"} <= set(shown.head)
     assert all(len(row) == len(shown.head) for row in shown.rows)
-    limits = {row[0]: row[-1] for row in shown.rows if row[1].startswith("pipeinfer")}
+    assert "further row" not in shown.head, "nothing was measured of it"
+    at_limit = list(shown.head).index("limit (tokens/s)")
+    limits = {row[0]: row[at_limit] for row in shown.rows if row[1].startswith("pipeinfer")}
     assert limits["acceptance 0.6"] != "-"
     assert limits["builtin-sampled acceptance 0.62"] == "-", "closed forms are for i.i.d. acceptance"
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipeinfer.commands.reproduce import _print
 from pipeinfer.report.claims import Claim
+from pipeinfer.report.inline import beside_one_another, inline
 from pipeinfer.report.write import conclude, row_of_markdown
 from pipeinfer.results.records import Store
 from pipeinfer.results.trial import Trial
@@ -58,8 +59,9 @@ def test_the_first_screen_says_what_was_asked_what_came_out_and_where_it_loses(d
     mine = trials[trials.best & (trials.contender == "pipeinfer")]
     gains = mine.groupby(["nodes", "width_cost"]).over_speculative.median()
     best = gains[:, 1.0].max()
-    assert f"Partly: up to {best:.2f}x simulated." in first
-    assert f"up to {best:.2f}x simulated" in claims[0].reproduced
+    gain = f"PipeInfer's speed over that of the best speculative decoding is up to {best:.2f}x (simulated)."
+    assert f"Partly: {gain}" in first
+    assert f"up to {best:.2f}x (simulated)" in claims[0].reproduced
     lost = gains[:, 1.0][gains[:, 1.0] < 1]
     assert f"at {len(lost) or 'none'} of 2 points" in first
     assert "Where PipeInfer loses" in first
@@ -68,6 +70,10 @@ def test_the_first_screen_says_what_was_asked_what_came_out_and_where_it_loses(d
     assert all(f"{line.found}.</li>" in first for line in losses), "the same as the evidence of C1"
     assert first.count("<svg") == 1
     assert first.count("<!-- published: up to 2.15x -->") == 1, "both panels are explained by one legend"
+    assert first.index("<svg") < first.index("Where PipeInfer loses"), "on a phone the figure is next to the answer"
+    for claim in claims:
+        verdict = f'<span class="verdict {claim.verdict.replace(" ", "-")}">{claim.verdict}</span>'
+        assert f"{claim.name}</a></td><td>{verdict}</td><td>{claim.brief}</td>" in first
 
 
 def test_both_pages_have_the_same_numbers(done: tuple[Path, list[Claim]]) -> None:
@@ -76,7 +82,7 @@ def test_both_pages_have_the_same_numbers(done: tuple[Path, list[Claim]]) -> Non
     drawn = re.compile(r"<svg.*?</svg>|<style.*?</style>|<script.*?</script>", re.DOTALL)
     page = words(unescape(drawn.sub("", (folder / "report.html").read_text())))
     for claim in claims:
-        for said in (claim.claim, claim.published, claim.reproduced, claim.condition):
+        for said in (claim.claim, claim.published, claim.reproduced, claim.condition, claim.brief):
             assert words(said) in page
             assert words(said) in text
         for line in claim.evidence:
@@ -85,8 +91,11 @@ def test_both_pages_have_the_same_numbers(done: tuple[Path, list[Claim]]) -> Non
     rows = re.findall(r"<tr>((?:<t[dh].*?</t[dh]>)+)</tr>", page)
     cells_of = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
     assert len(cells_of) > 15
+    tag = re.compile("<.*?>")
     for row in cells_of:
-        assert "| " + " | ".join(row) + " |" in text or row[0] == ""
+        said = [tag.sub("", cell) for cell in row]
+        known = said if len(said) != 3 else [*said[0].split(" ", 1), *said[1:]]  # The verdicts: name, verdict, figure.
+        assert any("| " + " | ".join(one) + " |" in text for one in (said, known)) or row[0] == "", row
 
 
 def test_a_claim_has_a_card_with_its_figure_and_folded_evidence(done: tuple[Path, list[Claim]]) -> None:
@@ -99,6 +108,23 @@ def test_a_claim_has_a_card_with_its_figure_and_folded_evidence(done: tuple[Path
         assert "<details><summary>evidence</summary>" in card
     assert {claim.id for claim in claims if claim.figure} == {"C1", "C2"}
     assert (folder / "figures" / "claim-C1.svg").exists()
+
+
+def test_a_page_has_a_figure_s_words_as_text_and_its_drawing_whole(done: tuple[Path, list[Claim]]) -> None:
+    path = done[0] / "figures" / "claim-C1.svg"
+    whole, found = path.read_text(), inline(path)
+    assert (found.title, found.shown) == ("C1: speed over best speculative", "Speed over best speculative")
+    assert found.caption.startswith("Experiment width (sim): dolphin-tinyllama, haswell-gigabit, acceptance 0.79")
+    assert found.title in whole
+    assert found.title not in found.svg
+    for glyph in set(re.findall(r'xlink:href="#([^"]+)"', found.svg)):
+        assert f'id="{glyph}"' in found.svg, "what is left out defines nothing that is shown"
+    size = [float(points) for points in re.findall(r'viewBox="0 ([\d.]+) [\d.]+ ([\d.]+)"', found.svg)[0]]
+    high = float(re.findall(r'height="([\d.]+)pt"', whole)[0])
+    assert sum(size) < high, "without the caption's room"
+    assert size[0] > 10, "without the title's"
+    assert beside_one_another([path, path])[0] == found.caption
+    assert [one.caption for one in beside_one_another([path, path])[1]] == ["", ""]
 
 
 def test_how_well_models_are_aligned_has_a_figure_of_its_own(tmp_path: Path) -> None:
@@ -126,11 +152,12 @@ def test_the_terminal_ends_with_a_line_per_claim_on_one_screen(done: tuple[Path,
     _, claims = done
     terminal = io.StringIO()
     _print(Console(file=terminal, width=80), claims, Path("results"))
-    lines = terminal.getvalue().splitlines()
+    lines = [line.rstrip() for line in terminal.getvalue().splitlines()]
     assert len(lines) == 13 < 24
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[:10]] == [claim.id for claim in claims]
     assert lines[0].startswith("C1  partly")
+    assert all(line.endswith(claim.brief) for line, claim in zip(lines, claims, strict=False)), "no line is cut short"
     assert [line.split()[1] for line in lines[10:]] == [
         "results/report.html", "results/trials.parquet", "results/trials.jsonl",
     ]  # fmt: skip
@@ -175,7 +202,7 @@ def test_what_comes_from_data_is_literal_outside_tables_too(done: tuple[Path, li
     odd = msgspec.structs.replace(RECIPE, title="a|b *c* <b>d</b>", about="`e` [f](g)")
     conclude([odd], Store(done[0]), tmp_path, ["left out: <i>h</i> at\n_k_1"])
     text = (tmp_path / "report.md").read_text()
-    for line in (r"## a\|b \*c\* &lt;b>d&lt;/b>", r"\`e\` [f]\(g)", r"Note: left out: &lt;i>h&lt;/i> at \_k_1."):
+    for line in (r"### a\|b \*c\* &lt;b>d&lt;/b>", r"\`e\` [f]\(g)", r"Note: left out: &lt;i>h&lt;/i> at \_k_1."):
         assert f"\n{line}\n" in text
     page = (tmp_path / "report.html").read_text()
     assert "<b>" not in page

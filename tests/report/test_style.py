@@ -18,7 +18,7 @@ import numpy, pandas, scipy.stats  # once for all: they know nothing of displays
 def draw():
     from pipeinfer.report.style import load_seaborn, new_figure
     sns = load_seaborn()
-    with new_figure(Path("figure"), "in a$b$ c_$", 2.0) as figure:
+    with new_figure(Path("figure"), "of $x", "in a$b$ c_$", 2.0) as figure:
         spots = {"x": [1, 2, 3, 4], "y": [2, 2.5, 1, 3], "kind": ["a$b", "c", "a$b", "c"]}
         sns.stripplot(spots, x="x", y="kind", hue="kind", jitter=0.3, ax=figure.subplots())
 
@@ -77,7 +77,7 @@ def test_what_shares_the_process_keeps_its_backend() -> None:
 
 
 def test_a_dollar_begins_no_formula(tmp_path: Path) -> None:
-    with new_figure(tmp_path / "figure", "caption $x_{$", height=2.0) as figure:
+    with new_figure(tmp_path / "figure", "title $y_{", "caption $x_{$", height=2.0) as figure:
         axis = figure.subplots()
         axis.plot([1, 100], [1, 100], label="a $b_{$")
         axis.set_xscale("log")
@@ -87,7 +87,7 @@ def test_a_dollar_begins_no_formula(tmp_path: Path) -> None:
 
 
 def test_lines_that_lie_on_one_another_show_around_one_another(tmp_path: Path) -> None:
-    with new_figure(tmp_path / "figure", "", height=2.0) as figure:
+    with new_figure(tmp_path / "figure", "", "", height=2.0) as figure:
         axis = figure.subplots()
         for values in ([1, 2], [2, 1], [1, 2], [1, 2], [1]):
             axis.plot(range(len(values)), values, marker="o")
@@ -102,7 +102,7 @@ def test_no_two_strategies_look_alike() -> None:
 
 
 def test_a_legend_is_no_wider_than_what_a_phone_shows_of_a_figure(tmp_path: Path) -> None:
-    with new_figure(tmp_path / "figure", "", height=3.0) as figure:
+    with new_figure(tmp_path / "figure", "title", "", height=3.0) as figure:
         axis = figure.subplots()
         for at in range(7):
             axis.plot([0, 1], [at, at], label=f"strategy {at} with an option")

@@ -55,9 +55,9 @@ def _judged(name: str, published: Published, experiments: Mapping[str, Experimen
             "-", "not testable here", [Evidence("why", "no trial that bears on it was run, or none passed")]
         )
     text = f"{published.published} [{published.source}]"
-    figure, evidence = found.figure, found.evidence
+    figure, evidence, brief = found.figure, found.evidence, found.brief or found.figure
     if alone:
-        figure = figure.replace("simulated", "emulated")
+        figure, brief = (words.replace("simulated", "emulated") for words in (figure, brief))
         said = [[words.replace("simulated", "emulated") for words in astuple(line)] for line in evidence]
         evidence = [Evidence(*line) for line in said]
-    return Claim(name, published.claim, text, figure, found.verdict, found.condition, evidence)
+    return Claim(name, published.claim, text, figure, found.verdict, found.condition, evidence, brief)

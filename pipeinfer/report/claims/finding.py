@@ -35,8 +35,8 @@ NAMES = {
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """One entry of claims.json. `reproduced` is the figure found here, as text; `condition` says under which it holds;
-    `figure` is the file that shows it, without suffix, or ""."""
+    """One entry of claims.json. `reproduced` is the figure found here, as text, and `brief` the same in few words;
+    `condition` says under which it holds; `figure` is the file that shows it, without suffix, or ""."""
 
     id: str
     claim: str
@@ -45,6 +45,7 @@ class Claim(msgspec.Struct, frozen=True):
     verdict: Verdict
     condition: str
     evidence: list[Evidence]
+    brief: str
     figure: str = ""
 
     @property
@@ -59,12 +60,14 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What a judge found: the figure, the verdict, what speaks for it, and under which condition it holds."""
+    """What a judge found: the figure, the verdict, what speaks for it, under which condition it holds, and where the
+    figure has many words a `brief` one: a line of a terminal has room for 35 characters of it."""
 
     figure: str
     verdict: Verdict
     evidence: list[Evidence]
     condition: str = ""
+    brief: str = ""
 
 
 class Bearing(msgspec.Struct, frozen=True):

@@ -28,9 +28,9 @@ def ablated(without: str) -> Judge:
             return None
         evidence = [Evidence(f"speed with it, of that of {without}", span(speeds))]
         evidence.append(Evidence(f"mean inter-token latency, of that of {without}", span(gaps)))
-        figure = f"{low_to_high(speeds)} the speed without, simulated"
+        figure, brief = f"{low_to_high(speeds)} the speed without (simulated)", f"{low_to_high(speeds)}, simulated"
         condition = f"PipeInfer beside itself without it, on {speeds.nodes.iloc[0]} nodes; poor and good acceptance"
-        return Finding(figure, all_or_some(speeds.value >= NOISE), evidence, condition)
+        return Finding(figure, all_or_some(speeds.value >= NOISE), evidence, condition, brief)
 
     return judge_it
 
@@ -53,5 +53,5 @@ def micro_batch(bearing: Bearing) -> Finding | None:
             evidence.append(Evidence(f"tokens/s by size, {place.text}", text))
     if not holds:
         return None
-    figure = f"best: {', '.join(map(str, sorted(best)))} token{'s' * (max(best) > 1)}, simulated"
-    return Finding(figure, all_or_some(holds), evidence, "every size at its best otherwise")
+    brief = f"best: {', '.join(map(str, sorted(best)))} token{'s' * (max(best) > 1)}, simulated"
+    return Finding(brief, all_or_some(holds), evidence, "every size at its best otherwise")

@@ -34,9 +34,9 @@ def speed(bearing: Bearing) -> Finding | None:
     if target is None or (modelled.empty and live.empty):
         return None
     emulated = ratios(bearing.emulated, BASELINE)
-    figures = [f"up to {modelled.value.max():.2f}x simulated"] if len(modelled) else []
+    figures = [f"up to {modelled.value.max():.2f}x (simulated)"] if len(modelled) else []
     for some, how in ((emulated, "emulated in real time"), (own, f"real, {OWN}"), (shared, f"real, {SHARED}")):
-        figures += [f"{low_to_high(some)} {how}"] if len(some) else []
+        figures += [f"{low_to_high(some)} ({how})"] if len(some) else []
     evidence = [
         *_simulated(bearing, modelled, target),
         *_sensitivity(everywhere),
@@ -50,7 +50,8 @@ def speed(bearing: Bearing) -> Finding | None:
         "from 4 nodes on, where a further row costs compute, as on CPUs; acceptance and the efficiency of arithmetic "
         "are assumed; ranks that share cores decide nothing"
     )
-    return Finding("; ".join(figures), _verdict(modelled, own, target), evidence, condition)
+    brief = f"up to {modelled.value.max():.2f}x simulated (paper {target:g}x)" if len(modelled) else ""
+    return Finding(", ".join(figures), _verdict(modelled, own, target), evidence, condition, brief)
 
 
 def _verdict(modelled: pd.DataFrame, own: pd.DataFrame, target: float) -> Verdict:
@@ -157,4 +158,5 @@ def alignment(bearing: Bearing) -> Finding | None:
     share = more / len(pairs) if len(pairs) else 0.0
     verdict: Verdict = "reproduced" if share > MOSTLY else "partly" if share > 0.5 else "not reproduced"
     condition = f"poor is {POOR:g}, good {GOOD:g}; which acceptance the digest calls poor or good is not known"
-    return Finding(figure, verdict, evidence, condition)
+    brief = f"{good.value.max():.2f}x well, {poor.value.max():.2f}x poorly, simulated"
+    return Finding(figure, verdict, evidence, condition, brief)
