@@ -64,8 +64,9 @@ def behind(experiment: Experiment) -> str:
     runs = found[[not _simulated_only(experiment, name) for name in found.index]]
     wins = (runs > 1 - SAME).sum(axis=1).drop("pipeinfer")
     winners = ", ".join(f"{name} ({count})" for name, count in wins[wins > 0].sort_values(ascending=False).items())
+    how = "simulated" if experiment.recipe.fidelity == "sim" else experiment.recipe.fidelity
     return (
-        f"Beside the field's other schedulers ({experiment.recipe.fidelity}): at {len(lost)} of {len(own)} points, "
+        f"Beside the field's other schedulers ({how}): at {len(lost)} of {len(own)} points, "
         f"down to {lost.min():.2f} of the fastest there; fastest or equal are {winners}."
     )
 
