@@ -2,7 +2,6 @@
 on what."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,23 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.at_once import at_once
-from pipeinfer.report.axes import OPTIONS, PANEL, X, Y
+from pipeinfer.report.axes import OPTIONS, X, Y
 from pipeinfer.report.categories import categories
+from pipeinfer.report.dots import dots, percentiles
 from pipeinfer.report.drafts import calibration, stretches
 from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import league
-from pipeinfer.report.page import rounded
+from pipeinfer.report.panelled import of_card, panelled, sheet
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import (
-    CARD_IN,
     GREY,
     height_of,
     legend_above,
     load_seaborn,
     looks,
-    new_figure,
     panels,
-    style,
     ticked,
 )
 from pipeinfer.report.timeline import timeline
@@ -66,37 +63,10 @@ def draw(drawings: Drawings, experiment: Experiment, figure: Figure, folder: Pat
     return path
 
 
-MOST_PANELS = 2
-"""Of a claim's figure; of more the last is shown."""
-
-
 def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: Path, claim: str) -> None:
     """The same, small: for a claim's card."""
     small = partial(_SOME[figure.kind], card=f"{claim}: {Y[figure.y].label}")
     drawings.draw(path, experiment.mark((figure, claim)), small, experiment, figure)
-
-
-def _panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows by the title of their panel. Without fields to part them by, real ones are parted by temperature."""
-    titles = {
-        number: ", ".join(PANEL[field](place) for field in figure.panels) if place.temperature is None else place.text
-        for number, place in experiment.places.items()
-    }
-    return dict(list(rows.groupby(rows.place.map(titles), sort=False)))
-
-
-def _shown(by_panel: dict[str, pd.DataFrame], most: int) -> dict[str, pd.DataFrame]:
-    return by_panel if len(by_panel) <= most else dict(list(by_panel.items())[-1:])
-
-
-def _sheet(
-    path: Path, experiment: Experiment, figure: Figure, card: str, caption: str, heights: tuple[float, float]
-) -> AbstractContextManager[Any]:
-    """A figure of the first height, or one with the title `card` and the second."""
-    whole, small = heights
-    if card:
-        return new_figure(path, card, captions.of_card(experiment), small, CARD_IN, png=False)
-    return new_figure(path, captions.title(experiment.recipe, figure), caption, whole)
 
 
 # Lines
@@ -118,10 +88,10 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, card: str = ""
     shared["dashes"] = {name: (4, 2) if name in variants else "" for name in contenders}
     caption = [captions.setting(experiment), captions.swept(experiment.recipe, figure), captions.repeated(experiment)]
     caption += [] if theory.empty else ["Thin: the same cells, simulated." if experiment.recipe.emulation else _CLOSED]
-    by_panel, theory_by_panel = (_panelled(experiment, figure, some) for some in (rows, theory))
-    by_panel = _shown(by_panel, MOST_PANELS) if small else by_panel
+    by_panel, theory_by_panel = (panelled(experiment, figure, some) for some in (rows, theory))
+    by_panel = of_card(by_panel) if small else by_panel
     heights = height_of(len(by_panel), 2.2), 0.4 + 1.6 * len(by_panel)
-    with _sheet(path, experiment, figure, card, " ".join(filter(None, caption)), heights) as drawing:
+    with sheet(path, experiment, figure, card, " ".join(filter(None, caption)), heights) as drawing:
         axes = panels(drawing, len(by_panel), columns=1 if small else 0, sharex=True, sharey=True if small else "row")
         for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
             for (name, value), dashes in zip(marks.items(), ["-", (0, (6, 3))], strict=False):
@@ -202,110 +172,7 @@ def _theory(experiment: Experiment, figure: Figure) -> pd.DataFrame:
     return found.assign(x=found[variable] / X[figure.x].unit, y=found.limit_tokens_per_s)
 
 
-# Percentiles
-
-
-def _percentiles(experiment: Experiment, figure: Figure, path: Path) -> None:
-    sns = load_seaborn()
-
-    markers = {"p50": "|", "mean": "o", "p95": ">", "p99": "D"}
-    names = [f"itl_{name}_s" for name in markers]
-    rows = experiment.best.assign(row=_rows(experiment, figure))
-    long = rows.melt(["place", "row"], names, "statistic", "s").replace(
-        {"statistic": dict(zip(names, markers, strict=True))}
-    )
-    by_panel = _panelled(experiment, figure, long)
-    caption = (
-        f"{captions.setting(experiment)} {captions.swept(experiment.recipe, figure)} Gaps of zero, within tokens "
-        f"committed together, count. Median of {captions.draws(experiment)}; lines: 95 % bootstrap interval."
-    )
-    title = captions.title(experiment.recipe, figure)
-    with new_figure(path, title, caption, height=1.15 + 0.4 * rows.row.nunique()) as drawing:
-        axes = panels(drawing, len(by_panel), columns=len(by_panel), sharex=True, sharey=True)
-        for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
-            sns.pointplot(
-                shown, x="s", y="row", hue="statistic", estimator="median", errorbar=band, markers=[*markers.values()],
-                linestyle="none", dodge=0.4, palette="colorblind", markersize=5, err_kws={"linewidth": 1}, ax=axis,
-                legend=axis is axes[0],
-            )  # fmt: skip
-            axis.set(title=title, xlabel=Y["gaps"].title, ylabel="", xlim=(0, None))
-            axis.grid(visible=False, axis="y")
-        legend_above(drawing, axes[0])
-
-
-def _rows(experiment: Experiment, figure: Figure) -> list[str]:
-    """For each of the best trials, what its row is called."""
-    names = {}
-    for number, place in experiment.places.items():
-        drafts = {"": "i.i.d.", "varied": "varied"}.get(place.drafts, "recorded") if "rate" in figure.panels else ""
-        names[number] = [drafts, experiment.where(number, (*figure.panels, "temperature"))]
-    best = experiment.best
-    return [
-        ", ".join(filter(None, [*names[place], who])) for place, who in zip(best.place, best.contender, strict=True)
-    ]
-
-
-# Dots
-
-
-def _dots(experiment: Experiment, figure: Figure, path: Path, *, card: str = "") -> None:
-    sns, small = load_seaborn(), bool(card)
-
-    recipe, y = experiment.recipe, Y[figure.y]
-    rows = experiment.best.assign(
-        row=_rows(experiment, figure), style=experiment.best.contender.map(experiment.style_of)
-    )
-    by_panel = _panelled(experiment, figure, rows)
-    by_panel = _shown(by_panel, MOST_PANELS) if small else by_panel
-    rows = pd.concat(by_panel.values())
-    order = list(dict.fromkeys(rows.row))
-    palette = {name: style(name)[0] for name in dict.fromkeys(rows["style"])}
-    repeated = f"one of {captions.draws(experiment)}" if recipe.simulated else "a trial"
-    caption = (
-        f"{captions.setting(experiment)} {captions.swept(recipe, figure)} Each dot is {repeated}; bar: median, "
-        f"{captions.BAND}."
-    )
-    high = 0.75 + min(0.36, 2.4 / len(order) ** 0.5) * len(order)
-    with _sheet(path, experiment, figure, card, caption, (high, 0.3 + (high - 0.3) * len(by_panel))) as drawing:
-        axes = panels(drawing, len(by_panel), columns=1 if small else len(by_panel), sharex=True, sharey=True)
-        for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
-            shared: dict[str, Any] = {"x": y.column, "y": "row", "order": order, "hue": "style", "palette": palette,
-                                      "legend": False, "ax": axis}  # fmt: skip
-            sns.stripplot(shown, **shared, size=3, alpha=0.6, jitter=0.22)
-            sns.pointplot(shown, **shared, estimator="median", errorbar=band, linestyle="none", marker="|",
-                          markersize=11, err_kws={"linewidth": 5, "alpha": 0.3})  # fmt: skip
-            _notes(axis, experiment, shown, y.column, order)
-            last = axis is axes[-1]
-            axis.set(title=title, xlabel=y.title if not small else y.label if last else "", ylabel="")
-            axis.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.grid(visible=False, axis="y")
-        beside = 1 if small else len(by_panel)
-        room = (drawing.get_figwidth() - 0.1 - CHARACTER_IN * max(map(len, order))) / beside
-        share = (2 + _longest(experiment, rows)) * CHARACTER_IN / room
-        axes[0].set_xlim(0, rows[y.column].max() / max(0.3, 1 - share))
-
-
-CHARACTER_IN = 0.053
-"""About the width of a character beside a row (inches)."""
-
-
-def _longest(experiment: Experiment, rows: pd.DataFrame) -> int:
-    """Characters of the longest note."""
-    variants = rows.drop_duplicates(["contender", "variant"])
-    return 6 + max(len(experiment.chosen(row.contender, row.variant)) for row in variants.itertuples())
-
-
-def _notes(axis: Any, experiment: Experiment, rows: pd.DataFrame, column: str, order: list[str]) -> None:
-    """Beside each row its median, and the options that were found best."""
-    for name, some in rows.groupby("row", sort=False):
-        chosen = experiment.chosen(some.contender.iloc[0], some.variant.iloc[0])
-        text = rounded(some[column].median()) + f" ({chosen})" * bool(chosen)
-        axis.annotate(text, (some[column].max(), order.index(name)), xytext=(6, 0), textcoords="offset points",
-                      va="center", fontsize=7.5)  # fmt: skip
-
-
-_SOME: dict[str, Callable[..., None]] = {"lines": _lines, "dots": _dots, "percentiles": _percentiles}
+_SOME: dict[str, Callable[..., None]] = {"lines": _lines, "dots": dots, "percentiles": percentiles}
 _WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
     "timeline": timeline, "league": league, "calibration": calibration, "stretches": stretches, "scatter": scatter,
     "categories": categories, "requests": at_once,

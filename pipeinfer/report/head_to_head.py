@@ -9,24 +9,25 @@ from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, quotients
 HEAD = ["program", "strategy", "tokens/s", "processor time per token", "over its iterative", "over its speculative",
         "over ours", "mean gap", "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
 
-NOTES = (
+_CLOCK = (
     "Tokens/s, gaps, the first token and the whole run are from one monotonic wall clock. Ours is read at the head as "
     "it commits a token; theirs is read outside, when text comes out of the program. Tokens/s and gaps are from the "
-    "first token to the last; the first token counts from when reading the prompt begins. The whole run of theirs has "
-    "loading and leaving in it; ours stays loaded. Processor time is what our head and ranks used, with the prompt and "
-    "all waiting; theirs is not read. Their own clocks are thread CPU time, process CPU time over all threads, and the "
-    "inverse of a mean in whole milliseconds: no two of them compare, with each other or with a wall clock. Texts are "
-    "compared with our iterative text; theirs come from a llama.cpp of 2023, so that a near tie may fall otherwise."
+    "first token to the last; the first token counts from "
 )
 
+NOTES = _CLOCK + (
+    "when reading the prompt begins. The whole run of theirs has loading and leaving in it; ours stays loaded. "
+    "Processor time is what our head and ranks used, with the prompt and all waiting; theirs is not read. Their own "
+    "clocks are thread CPU time, process CPU time over all threads, and the inverse of a mean in whole milliseconds: "
+    "no two of them compare, with each other or with a wall clock. Texts are compared with our iterative text; theirs "
+    "come from a llama.cpp of 2023, so that a near tie may fall otherwise."
+)
 
-PEER_NOTES = (
-    "Tokens/s, gaps, the first token and the whole run are from one monotonic wall clock. Ours is read at the head as "
-    "it commits a token; llama.cpp's is read outside, when text comes out of its program. Tokens/s and gaps are from "
-    "the first token to the last; the first token counts from when the prompt was written. The whole run of its "
-    "programs has loading and sending the weights to the servers in it; ours stays loaded. Processor time, user and "
-    "system, is what all threads of our head and ranks, or of its program and servers, used from the request to the "
-    "last token, prompt and waiting included. Texts are compared with our iterative text."
+PEER_NOTES = _CLOCK + (
+    "when the prompt was written. The whole run of theirs has loading and sending the weights to the servers in it; "
+    "ours stays loaded. Processor time, user and system, is what all threads of our head and ranks, or of llama.cpp's "
+    "program and servers, used from the request to the last token, prompt and waiting included. Texts are compared "
+    "with our iterative text."
 )
 
 

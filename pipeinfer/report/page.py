@@ -17,13 +17,6 @@ class Table(msgspec.Struct, frozen=True):
     title: str = ""
 
 
-class Picture(msgspec.Struct, frozen=True):
-    """`figures/name.svg` of the results folder."""
-
-    name: str
-    title: str
-
-
 def compact(table: Table) -> Table:
     """Without the columns in which there is nothing."""
     kept = [at for at in range(len(table.head)) if not table.rows or any(row[at] != NOTHING for row in table.rows)]
@@ -43,7 +36,7 @@ def rounded(value: float) -> str:
     """A cell, or what stands in a figure, with three significant digits: `3.30`."""
     if pd.isna(value):
         return NOTHING
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    digits = 2 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
     return f"{value:.{min(3, max(0, digits))}f}"
 
 

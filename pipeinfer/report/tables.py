@@ -65,7 +65,9 @@ def place_by_place(experiment: Experiment, title: str = "") -> Table:
     if found.predicted_tokens_per_s.notna().any():
         for cells, said in zip([head, *rows], ["as simulated", *map(_predicted, found.itertuples())], strict=True):
             cells.insert(3, said)
-    return compact(Table(head, rows, range(2, len(head)), title))
+    known = row_cost(experiment)
+    cost = f"a further row of a run costs {known} of a run of one" if known else ""
+    return compact(Table(head, rows, range(2, len(head)), title or cost))
 
 
 def row_cost(experiment: Experiment) -> str:
@@ -91,8 +93,6 @@ def notes(experiment: Experiment) -> Iterator[Block]:
     if recipe.emulation is not None:
         yield from _emulated_blocks(experiment)
     yield from sweep_notes(experiment)
-    if known := row_cost(experiment):
-        yield f"A further row of a run cost {known} of a run of one."
     for status, words in (("failed", ""), ("differs", ""), ("no reference", ""), ("tie", TIES)):
         some = experiment.trials[experiment.trials.status == status]
         if not some.empty:

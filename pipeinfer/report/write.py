@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeinfer.assets import PACKAGE
-from pipeinfer.report import captions
 from pipeinfer.report.appendix import Appendix, appendix
 from pipeinfer.report.cards import with_card
 from pipeinfer.report.claims import Claim, judge
@@ -25,7 +24,7 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw
 from pipeinfer.report.inline import Inline, beside_one_another
 from pipeinfer.report.overview import FirstScreen, first_screen
-from pipeinfer.report.page import Block, Picture, Table
+from pipeinfer.report.page import Block, Table
 from pipeinfer.report.paper_figures import paper_figures
 from pipeinfer.report.prediction import predictions
 from pipeinfer.report.tables import notes, results
@@ -46,11 +45,11 @@ ABOUT = (
 
 
 class Section(NamedTuple):
-    """An experiment in the report."""
+    """An experiment in the report; `pictures`: the names of its figures."""
 
     recipe: Recipe
     title: str
-    pictures: list[Picture]
+    pictures: list[str]
     table: Table | None
     blocks: list[Block]
     tables_s: float = 0.0
@@ -69,7 +68,8 @@ class Section(NamedTuple):
         """Its table for a terminal, on which nothing stands above; of what was simulated there is too much."""
         if self.table is None or self.recipe.fidelity == "sim":
             return None
-        return msgspec.structs.replace(self.table, title=f"{self.title} ({self.recipe.fidelity})")
+        title = f"{self.title} ({self.recipe.fidelity})"
+        return msgspec.structs.replace(self.table, title=f"{title}: {self.table.title}".removesuffix(": "))
 
 
 class Conclusion(NamedTuple):
@@ -130,15 +130,13 @@ def section(drawings: Drawings, experiment: Experiment, figures: Path) -> Sectio
     if nothing:
         return Section(recipe, title, [], None, [*notes(experiment), f"Nothing to show: {nothing}."])
     drawn = [draw(drawings, experiment, figure, figures) for figure in recipe.figures]
-    pictures = [Picture(path.name, captions.title(recipe, figure))
-                for path, figure in zip(drawn, recipe.figures, strict=True)]  # fmt: skip
     table, blocks = results(experiment), list(notes(experiment))
-    return Section(recipe, title, pictures, table, blocks, time.perf_counter() - start)
+    return Section(recipe, title, [path.name for path in drawn], table, blocks, time.perf_counter() - start)
 
 
 def _took_s(section: Section, drawings: Drawings, folder: Path) -> float:
     """Tables and figures."""
-    return section.tables_s + sum(drawings.seconds.get(folder / FIGURES / one.name, 0.0) for one in section.pictures)
+    return section.tables_s + sum(drawings.seconds.get(folder / FIGURES / name, 0.0) for name in section.pictures)
 
 
 def _problem(experiment: Experiment) -> list[str]:

@@ -346,11 +346,11 @@ def test_one_table_has_ours_and_theirs(tmp_path: Path) -> None:
     assert theirs["text"] == "the same"
     assert wrong["text"].startswith(f"{PROMPT} differs from character {len(''.join(pieces[:4]))}")
     assert (theirs["tokens/s by its own clock"], wrong["tokens/s by its own clock"]) == ("77.5", "inf")
-    assert rows["ours", "iterative"]["tokens/s by its own clock"] == rows["ours", "iterative"]["of ours"] == "-"
-    assert theirs["of its iterative"] == "1.00x"
+    assert rows["ours", "iterative"]["tokens/s by its own clock"] == rows["ours", "iterative"]["over ours"] == "-"
+    assert theirs["over its iterative"] == "1.00x"
     ratio = float(theirs["tokens/s"]) / float(rows["ours", "iterative"]["tokens/s"])
-    assert float(theirs["of ours"].removesuffix("x")) == pytest.approx(ratio, rel=0.5)
-    assert wrong["of its iterative"] != "-"
+    assert float(theirs["over ours"].removesuffix("x")) == pytest.approx(ratio, rel=0.5)
+    assert wrong["over its iterative"] != "-"
     assert float(theirs["tokens/s"]) < 110
     report = (tmp_path / "results" / "report.md").read_text()
     assert "thread CPU time" in report

@@ -71,7 +71,8 @@ def test_a_sweep_grows_where_its_best_is_the_largest_and_nowhere_else(folder: Pa
     found = conclude([SIMULATED], Store(folder), folder)
     assert not found.problems
     said = (folder / "report.md").read_text()
-    assert f"Sweeps went on where the best was the largest tried: speculative k from 2 up to {values[-1]}." in said
+    went_on = "Sweeps went on where the largest value tried was the best"
+    assert f"{went_on}: speculative k from 2 up to {values[-1]}." in said
     assert "At the edge" not in said
     assert "cells were not run" not in said
 
@@ -118,9 +119,9 @@ def test_a_real_sweep_grows_on_the_same_ranks(tmp_path: Path, monkeypatch: pytes
         values = [point.cell.options["k"] for point in grown(LIVE, store.records).grown]
     assert values == [3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     assert len(opened) == 1
-    conclude([LIVE], store, tmp_path)
-    assert "What a further row of a run cost, as a share of a run of one: " in (tmp_path / "report.md").read_text()
-    assert "; a further row costs " in (tmp_path / "report.md").read_text()
+    (table,) = conclude([LIVE], store, tmp_path).tables
+    assert table.title.startswith(f"{LIVE.title} (real): a further row of a run costs ")
+    assert "**a further row of a run costs " in (tmp_path / "report.md").read_text()
 
 
 @contextmanager

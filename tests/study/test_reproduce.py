@@ -531,7 +531,7 @@ def test_the_report_stands_alone(small: Path) -> None:
 
 def test_claims_are_a_list_of_objects(small: Path) -> None:
     claims = json.loads((small / "claims.json").read_text())
-    keys = {"id", "claim", "published", "reproduced", "verdict", "condition", "evidence", "figure"}
+    keys = {"id", "claim", "published", "reproduced", "verdict", "condition", "evidence", "brief", "figure"}
     assert [set(claim) for claim in claims] == [keys] * 10
 
 

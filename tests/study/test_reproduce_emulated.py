@@ -97,7 +97,7 @@ def test_the_report_holds_both_side_by_side(done: Any) -> None:
     for words in (
         "Small, emulated",
         "Beside the simulation",
-        "simulated, tokens/s",
+        "simulated (tokens/s)",
         "All token ids are the simulation's",
     ):
         assert words in text
