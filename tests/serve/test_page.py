@@ -1,21 +1,16 @@
 """The page in a real browser: somebody types, reads the answer and sees the pipe move. Skips without Chromium."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from browsers import chromium, open_page, said
 from web_client import PATIENCE_S, Served, WebClient, web_server
 
 from pipeinfer.serve.page import PAGE
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install 'pipeinfer[test]'")
-
 KEY = "a key of a page"
-
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 
 DRAWN = "return arguments[0].toDataURL()"
 """The picture of the lanes."""
@@ -23,20 +18,8 @@ DRAWN = "return arguments[0].toDataURL()"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("Chromium or its driver is missing: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in FLAGS:
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={profile}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 def element(browser: Any, name: str) -> Any:
@@ -50,18 +33,8 @@ def until(browser: Any, holds: Any) -> Any:
 
 
 def look(browser: Any, url: str, width: int, *, dark: bool) -> None:
-    """Open the page in a window so wide, by a reader who likes it so."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    likes = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": likes})
-    browser.get(url)
+    open_page(browser, url, width, dark=dark)
     until(browser, lambda _: element(browser, "status").text == "ready")
-
-
-def said(browser: Any) -> list[str]:
-    """What the console has of warnings and errors."""
-    return [entry["message"] for entry in browser.get_log("browser")]
 
 
 @pytest.mark.parametrize(("width", "dark"), [(400, False), (1400, True)])
