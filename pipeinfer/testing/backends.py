@@ -47,30 +47,44 @@ class BackendConformance:
         raise NotImplementedError("give the conformance kit a backend: def backend(self): return MyBackend()")
 
     def model(self, tmp_path: Path) -> str:
-        """The name of a model with at least 3 layers and 257 tokens. Small: it is loaded some hundred times."""
+        """The name of a model with at least 3 layers and 257 tokens. Small: it is loaded some dozen times."""
         return str(write_llama(tmp_path / "model"))
 
     def loaded_bytes(self, load: Callable[[], ModelStage]) -> int | None:
         """How much memory the stage that `load` creates holds, or None to skip the memory test."""
         return None
 
-    @pytest.fixture
-    def name(self, tmp_path: Path) -> str:
-        return self.model(tmp_path)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def kept(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Kept"]:
+        """What one test after another has."""
+        kept = Kept(tmp_path_factory.mktemp("model"))
+        yield kept
+        kept.close()
 
     @pytest.fixture
-    def pipeline(self, name: str) -> Iterator[Opener]:
-        """Opens pipelines of the model, split into `stages`, and closes them after the test."""
-        opened = []
+    def name(self, kept: "Kept") -> str:
+        kept.name = kept.name or self.model(kept.folder)
+        return kept.name
+
+    @pytest.fixture
+    def pipeline(self, name: str, kept: "Kept") -> Iterator[Opener]:
+        """Gives pipelines of the model, split into `stages`: opened, or cleared after another test."""
+        lent: list[LocalStages] = []
         layers = self.backend().info(name).layers
 
         def open_pipeline(stages: int = 1, cells: int = CELLS) -> LocalStages:
-            opened.append(LocalStages(self.backend(), name, layers, stages, cells))
-            return opened[-1]
+            idle = kept.pipelines.setdefault((stages, cells), [])
+            found = next((one for one in idle if one not in lent), None)
+            if found is None:
+                found = LocalStages(self.backend(), name, layers, stages, cells)
+                idle.append(found)
+            lent.append(found)
+            return found
 
         yield open_pipeline
-        for pipeline in opened:
-            pipeline.close()
+        for one in lent:
+            one.clear()
 
     def assert_close(self, came: Hidden | None, expected: Hidden | None) -> None:
         assert came is not None
@@ -414,6 +428,20 @@ class LocalStages:
     def close(self) -> None:
         for stage in self.stages:
             stage.close()
+
+
+class Kept:
+    """The model of a class of tests, and its pipelines by stages and cells: opening them takes most of the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = ""
+        self.pipelines: dict[tuple[int, int], list[LocalStages]] = {}
+
+    def close(self) -> None:
+        for pipelines in self.pipelines.values():
+            for pipeline in pipelines:
+                pipeline.close()
 
 
 class AbortAfter:
