@@ -33,7 +33,7 @@ from pipeinfer.runtime.oracle import RANKS, Oracle, Trace, independent
 from pipeinfer.runtime.sim import SimulatedLink, Simulation
 from pipeinfer.runtime.transports import HEAD
 
-DEPTHS = (2, 4, 8, 16, 32)
+DEPTHS = (2, 4, 8, 32)
 ACCEPTANCES = (0.5, 0.66, 0.79, 0.9)
 WIDTHS = (1, 2, 4)
 ROUNDS = 48
@@ -355,9 +355,9 @@ def test_an_asynchronous_tree_follows_its_closed_form(acceptance: float) -> None
     expected = theory.expected_tree_lengths(chances_of(acceptance), 7)[-1]
     many = rounds(independent(acceptance, length=100_000).ranks, tree)
     assert sum(many) / len(many) == pytest.approx(expected, rel=TOLERANCE)
-    # The simulator makes exactly these rounds, 64 of them, if the tree has grown beyond what is sent of it.
+    # The simulator makes exactly these rounds, 32 of them, if the tree has grown beyond what is sent of it.
     trace = knowing(acceptance, 2000)
-    lengths = rounds(trace.ranks[PROMPT + 1 :], tree)[:64]
+    lengths = rounds(trace.ranks[PROMPT + 1 :], tree)[:32]
     measured = speed(SwiftSpec(batch=8, width=8, depth=12, nodes=200), 4, trace, 1 + sum(lengths))
     assert measured == pytest.approx(sum(lengths) / len(lengths), rel=1e-6)
 
