@@ -54,28 +54,35 @@ WHOLE_MACHINE = (
 )
 """Files that measure, shape links, make clusters or start a process per core: they would disturb one another."""
 
+TRANSFORMERS = (
+    "backends/test_tied_output.py",
+    "backends/test_torch.py",
+    "backends/test_torch_gemma.py",
+    "engine/test_chat.py",
+    "engine/test_tokenizers.py",
+    "test_bad_input.py",
+    "test_check.py",
+)
+"""Files that import transformers: with its models it takes a worker several seconds, and need not take each of them."""
+
 LONG = (
     "machine",
+    "transformers",
     "cluster/test_faults.py",
     "modelling/test_theory.py",
     "core/test_schedules.py",
     "test_lossless.py",
     "test_lossless_backends.py",
     "test_docs.py",
-    "backends/test_torch.py",
-    "backends/test_conventions.py",
     "test_exact_texts.py",
     "modelling/test_shared_pipe.py",
     "backends/test_llamacpp_gemma.py",
     "test_output.py",
     "serve/test_worker_recovery.py",
     "test_example_plugin.py",
-    "backends/test_torch_gemma.py",
     "study/test_reproduce.py",
     "report/test_figures.py",
     "serve/test_llamacpp_served.py",
-    "test_bad_input.py",
-    "test_not_finite.py",
     "runtime/transports/test_tls.py",
     "runtime/transports/test_tcp.py",
     "serve/test_recovery.py",
@@ -158,7 +165,9 @@ def pytest_collection() -> Iterator[None]:
 def scope_of(nodeid: str) -> str:
     """What one worker has to itself."""
     place = nodeid.partition("::")[0].removeprefix("tests/")
-    return "machine" if place.startswith(WHOLE_MACHINE) else place
+    if place.startswith(WHOLE_MACHINE):
+        return "machine"
+    return "transformers" if place in TRANSFORMERS else place
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
