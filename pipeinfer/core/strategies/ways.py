@@ -150,7 +150,8 @@ class Experience:
         ways = {way: seconds * ratios[way.kind] for way, seconds in every_way(forecast).items()}
         if used == PLAIN:  # of others nothing is learned meanwhile
             for way, before in self._at_once.items():
-                self._at_once[way] = ways[way] = max(ways[way], before + (1 - KEPT) * (ways[way] - before))
+                if way in ways:  # or it is wider than any of which something is known by now
+                    self._at_once[way] = ways[way] = max(ways[way], before + (1 - KEPT) * (ways[way] - before))
         else:
             self._at_once = {way: seconds for way, seconds in ways.items() if way.kind in AT_ONCE}
         ways[PLAIN] = self._plain_s or (1.0 if self._shared else UNTRIED) * plain_s

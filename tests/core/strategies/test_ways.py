@@ -135,3 +135,11 @@ def test_where_rows_are_free_many_requests_had_best_draft() -> None:
 def test_fewer_rows_than_any_that_were_measured_are_worth_a_try() -> None:
     ways = among_others(measured(8), 4)
     assert min(ways, key=ways.__getitem__) == PLAIN
+
+
+def test_a_way_of_which_nothing_tells_any_more_is_none_until_something_does() -> None:
+    """What others' runs took is left out of account as soon as one was alone, and then those may have been wider."""
+    experience, wide = Experience(shared=True), Way("chain", 8)
+    assert wide in experience.seconds(forecast(1, 2), ROUND)
+    assert wide not in experience.seconds(forecast(1), PLAIN)
+    assert wide in experience.seconds(forecast(1, 2), PLAIN)
