@@ -184,12 +184,13 @@ class ToyCluster(World):
             self.tell(self.scheduler, Stop(len(self.emitted.get(number, [])), "cancelled", number))
 
     def _next_queues(self) -> Iterator[Queue]:
-        while ready := [queue for queue in self._turns if queue.items]:
+        turns = self._turns
+        while ready := [queue for queue in turns if queue.items]:
             self.steps += 1
             assert self.steps < MOST_STEPS, "it goes on for ever"
             queue = ready[next(self._schedule, 0) % len(ready)]
-            self._turns.remove(queue)
-            self._turns.append(queue)
+            turns.remove(queue)
+            turns.append(queue)
             yield queue
 
     def now(self) -> float:
