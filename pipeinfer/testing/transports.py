@@ -142,13 +142,20 @@ class TransportConformance:
         assert pair[0].receive(0.05) is None
         assert time.monotonic() - start >= 0.05
 
-    def test_waiting_takes_no_processor_time(self, pair: list[Transport]) -> None:
-        """By the processor's clock, of all threads: less than 1 % of a core."""
+    @pytest.fixture
+    def others_s(self) -> float:
+        """Processor time of this process while it waits without a pair: threads of other tests may be about."""
+        before = time.process_time()
+        time.sleep(WAIT_S)
+        return time.process_time() - before
+
+    def test_waiting_takes_no_processor_time(self, others_s: float, pair: list[Transport]) -> None:
+        """By the processor's clock, of all threads that the pair brought: less than 1 % of a core."""
         for endpoint in pair:
             endpoint.receive(0.01)
         before = time.process_time()
         pair[0].receive(WAIT_S)
-        assert time.process_time() - before < 0.01 * WAIT_S
+        assert time.process_time() - before - others_s < 0.01 * WAIT_S
 
     def test_connect_is_idempotent(self, pair: list[Transport]) -> None:
         a, b = pair

@@ -147,7 +147,7 @@ def test_processes_of_this_machine(expected: Asked) -> None:
         kill_at_random(service, cluster, expected, kill, 1)
         seen.update(ranks_of(os.getpid()).values())
     wait_until(lambda: no_more_than(before))
-    assert not any(map(alive, seen))
+    wait_until(lambda: not any(map(alive, seen)))
 
 
 def test_workers_that_somebody_starts_again(expected: Asked, tmp_path: Path) -> None:
