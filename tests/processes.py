@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO
@@ -118,16 +118,16 @@ class Generating:
             time.sleep(0.02)
 
 
-def forking(pid: int) -> list[int]:
-    """The processes from which those of ranks are forked, that process `pid` has started."""
-    return [child for child in _children(pid)
-            if "pipeinfer.cluster.worker" in _words(child) or _name(child) == PARENT]  # fmt: skip
+def forking(pid: int, others: Collection[int] = ()) -> list[int]:
+    """The processes from which those of ranks are forked, that process `pid` has started, but for `others`."""
+    return [child for child in _children(pid) if child not in others
+            and ("pipeinfer.cluster.worker" in _words(child) or _name(child) == PARENT)]  # fmt: skip
 
 
-def ranks_of(pid: int) -> dict[int, int]:
-    """Rank to pid, of the ranks that process `pid` has started."""
+def ranks_of(pid: int, others: Collection[int] = ()) -> dict[int, int]:
+    """Rank to pid, of the ranks that process `pid` has started, but for those that were forked from `others`."""
     found = {}
-    for parent in forking(pid):
+    for parent in forking(pid, others):
         for rank in _children(parent):
             name = _name(rank)
             if name.startswith("rank "):

@@ -134,10 +134,12 @@ def no_more_than(before: tuple[int, int]) -> bool:
 
 def test_processes_of_this_machine(expected: Asked) -> None:
     seen: set[int] = set()
+    others = forking(os.getpid())
+    """Those of a server that other tests in this process share."""
 
     def kill(rng: random.Random) -> None:
         """A rank, or the process from which they are forked."""
-        there = [*sorted(ranks_of(os.getpid()).values()), *forking(os.getpid())]
+        there = [*sorted(ranks_of(os.getpid(), others).values()), *forking(os.getpid(), others)]
         seen.update(there)
         with suppress(ProcessLookupError):  # It was being ended just then.
             os.kill(rng.choice(there), signal.SIGKILL)
@@ -145,7 +147,7 @@ def test_processes_of_this_machine(expected: Asked) -> None:
     before = held()
     with Cluster(Plan(stages=3, cells=4096)) as cluster, Service(cluster) as service:
         kill_at_random(service, cluster, expected, kill, 1)
-        seen.update(ranks_of(os.getpid()).values())
+        seen.update(ranks_of(os.getpid(), others).values())
     wait_until(lambda: no_more_than(before))
     wait_until(lambda: not any(map(alive, seen)))
 
