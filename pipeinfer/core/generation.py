@@ -355,7 +355,8 @@ class Generation:
         return tokens[::-1]
 
     def _judge(self, tip: Node, token: int) -> None:
-        """Note whether the likeliest that was drafted after the tip was right, of those that were sent."""
+        """Note whether the likeliest that was drafted after the tip was right: of those that were sent, or of all where
+        the strategy sends all that come in time."""
         drafted = list(tip.children.values())
         if len(drafted) > 1:
             drafted.sort(key=attrgetter("confidence"), reverse=True)

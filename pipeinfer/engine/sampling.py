@@ -158,11 +158,6 @@ def sample(logits: Floats, position: int, how: Sampling) -> int:
     return choice.token(choice.best)
 
 
-def margin(logits: Floats, position: int, how: Sampling) -> float:
-    """See `sample_and_margin`."""
-    return sample_and_margin(logits, position, how)[1]
-
-
 def sample_and_margin(logits: Floats, position: int, how: Sampling) -> tuple[int, float]:
     """The token at `position`, and how far this choice was from being another one: how much nearer two logits have to
     come, moving both, for that. Raises NotFinite.

@@ -140,9 +140,7 @@ class StageWorker(World):
         payload = as_bytes(output) if self._begin.logits_on_wire else None
         return RunResults(payload, ids, margins)
 
-    def _sample(
-        self, kind: RunKind, row: NDArray[np.float32], position: int, how: Sampling
-    ) -> tuple[int, float]:
+    def _sample(self, kind: RunKind, row: NDArray[np.float32], position: int, how: Sampling) -> tuple[int, float]:
         """The token at `position`, and its margin where that is wanted. Raises LaunchError where none can be chosen;
         after a guess, which may be wrong, that is for the head to judge."""
         try:

@@ -14,7 +14,6 @@ from pipeinfer.engine.sampling import (
     Sampling,
     candidates,
     gumbel,
-    margin,
     sample,
     sample_and_margin,
     scores,
@@ -110,6 +109,10 @@ def test_what_is_left_out_early_would_have_been_left_out(
     assert kept(logits, how) == list(np.flatnonzero(np.isfinite(expected)))
     np.testing.assert_array_equal(choice.values, expected[np.isfinite(expected)])
     assert sample(logits, 3, how) == int(np.argmax(expected))
+
+
+def margin(logits: Floats, position: int, how: Sampling) -> float:
+    return sample_and_margin(logits, position, how)[1]
 
 
 def plain_margin(logits: Floats, position: int, how: Sampling) -> float:
