@@ -62,6 +62,8 @@ class Adaptive(Strategy):
         self._window = 0
         self._rating = (1.0, 1.0)
         self._waiting: list[Node] = []
+        self._chances: dict[Node, float] = {}
+        """That nodes become text, by the rating and the text as they are now."""
         self._rests = False
         self._seen, self._first = 0, 1
         self._experience = Experience(shared=False)
@@ -128,25 +130,32 @@ class Adaptive(Strategy):
             return None
         if not generation.pipe.measured.rows:
             return [generation.tip]  # It tells what one row takes, while the draft reads the prompt.
+        waits = waits and not generation.stalled
+        if waits and len(self._waiting) < rows - 1:
+            return None
         drafted = self._likeliest(generation, rows - 1)
-        if waits and len(drafted) < rows - 1 and not generation.stalled:
+        if waits and len(drafted) < rows - 1:
             return None
         return that_fit(generation, [generation.tip, *drafted]) or [generation.tip]
 
     def _likeliest(self, generation: Generation, most: int) -> list[Node]:
         """The nodes that were not sent, the likeliest first: a parent before its children, which are less likely."""
-        self._waiting = [node for node in self._waiting if node.alive and node.run is None and not node.committed]
-        chances = {node: self._chance(node, generation.tip) for node in self._waiting}
-        hopeful = [node for node in self._waiting if chances[node] >= self._least]
+        waiting = [node for node in self._waiting if node.alive and node.run is None and not node.committed]
+        chances = {node: self._chance(node) for node in waiting}
+        self._waiting = waiting
+        hopeful = [node for node in waiting if chances[node] >= self._least]
         return sorted(hopeful, key=lambda node: (-chances[node], node.position))[:most]
 
-    def _chance(self, node: Node, tip: Node) -> float:
+    def _chance(self, node: Node) -> float:
         """That it becomes text."""
-        likely, (discount, power) = 1.0, self._rating
-        while node is not tip and (parent := node.parent) is not None:
-            first = next(iter(parent.children.values())).confidence
-            likely *= discount * chance(node.confidence, first, power)
-            node = parent
+        if node.committed or node.parent is None:
+            return 1.0
+        likely = self._chances.get(node)
+        if likely is None:
+            discount, power = self._rating
+            first = next(iter(node.parent.children.values())).confidence
+            likely = self._chance(node.parent) * discount * chance(node.confidence, first, power)
+            self._chances[node] = likely
         return likely
 
     # What to draft
@@ -173,18 +182,26 @@ class Adaptive(Strategy):
 
     def proposed(self, generation: Generation, nodes: list[Node]) -> None:
         self._waiting += nodes
+        if self._is_due and generation.in_flight:
+            self._choose(generation)  # No stage waits for it now.
+
+    @property
+    def _is_due(self) -> bool:
+        return self._seen >= (self.every if self.forecast_s else self._first)
 
     def advanced(self, generation: Generation) -> None:
+        self._chances.clear()
         if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
             self._segment = _now(generation)
-        self._seen += 1
-        if self._seen >= (self.every if self.forecast_s else self._first):
-            self._seen = 0
+        overdue, self._seen = self._is_due, self._seen + 1
+        can_wait = self.forecast_s and self.way != PLAIN and generation.pipe.running == 1  # until more is drafted
+        if overdue or (self._is_due and not can_wait):
             self._choose(generation)
 
     # Choosing
 
     def _choose(self, generation: Generation) -> None:
+        self._seen = 0
         if not Forecast.ready(generation.pipe.measured):
             return
         self._rate(generation)
@@ -213,6 +230,7 @@ class Adaptive(Strategy):
         measured = generation.pipe.measured
         discount = max(LEAST_DISCOUNT, round(measured.discount**TO_DEPTH / STEP) * STEP)
         self._rating = discount, round(measured.power / STEP) * STEP
+        self._chances.clear()
 
     def forecast(self, generation: Generation) -> Forecast:
         """Of this pipeline with this draft, as measured."""

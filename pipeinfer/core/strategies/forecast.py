@@ -113,12 +113,13 @@ class Forecast:
         first run has none, and the draft begins when it has heard of it."""
         ahead, sent, goes_on, tokens, seconds = -self.hops_s / self.draft_time_s, 0, 1.0, 0.0, 0.0
         while goes_on > LEAST_LIKELY:
-            run_s = self.chain_run_s(sent + 1)
-            seconds += goes_on * run_s
-            tokens += goes_on * theory.expected_length(self.acceptance, sent)
-            goes_on *= self.acceptance ** (sent + 1)  # The token after its drafts is drafted as well.
-            ahead = min(max(0.0, ahead + run_s / self.draft_time_s - sent - 1), most)
-            sent = int(ahead)
+            run_s, all_right = self.chain_run_s(sent + 1), self.acceptance ** (sent + 1)
+            after = min(max(0.0, ahead + run_s / self.draft_time_s - sent - 1), most)
+            alike = 1.0 if after != ahead else 1 / (1 - all_right)  # as many runs follow that are like this one
+            seconds += goes_on * alike * run_s
+            tokens += goes_on * alike * theory.expected_length(self.acceptance, sent)
+            goes_on *= all_right if alike == 1.0 else 0.0  # The token after its drafts is drafted as well.
+            ahead, sent = after, int(after)
         return seconds / tokens
 
     def chain_run_s(self, rows: int) -> float:
@@ -137,15 +138,14 @@ class Forecast:
 
     def runs_s(self, rows: int) -> float:
         """Of a tree in runs of so many rows."""
-        a, d, pace_s = self.acceptance, self._crowded_draft_s(self.width_of_runs(rows)), self.pace_s(rows)
-        traversal_s, best = self.traversal_s(rows), float("inf")
+        a, draft_s, pace_s = self.acceptance, self._crowded_draft_s(self.width_of_runs(rows)), self.pace_s(rows)
+        traversal_s, best = self.traversal_s(rows), inf
         for level, tokens in tokens_per_miss(a, self.other):
-            per_run = rows / level
-            deep = max(1.0, per_run)
-            pace = max(pace_s, deep * d)
-            hits = pace * a / (1 - a**per_run) if per_run > 1 else pace / per_run * a / (1 - a)
-            missed = traversal_s + a * max(0.0, self.hops_s + deep * d - pace)
-            best = min(best, (missed + hits) / tokens)
+            deep = max(1.0, rows / level)
+            pace = max(pace_s, deep * draft_s)
+            hits_s = pace * a / (1 - a**deep) if deep > 1 else pace * level / rows * a / (1 - a)
+            missed_s = traversal_s + a * max(0.0, self.hops_s + deep * draft_s - pace)
+            best = min(best, (missed_s + hits_s) / tokens)
         return best
 
     def row_s(self, rows: int) -> float:
