@@ -37,6 +37,9 @@ from pipeinfer.runtime.event_log import EventLog
 from pipeinfer.runtime.spans import Span
 from pipeinfer.runtime.transports import HEAD, TransportError, hosting_of
 
+HEAD_SHARE = 0.1
+"""Of a core, what a head that commits some hundred tokens per second takes."""
+
 
 class Cluster(Contact):
     """Ranks that are up and loaded, and the head's side of them. A context manager.
@@ -215,15 +218,15 @@ class Cluster(Contact):
 
     def _ranks_per_core(self) -> float:
         """On the fullest host, 1 at least. Ranks that compute in a share of the time, or have less than a core, count
-        as so much of one, and those whose engine has several `threads` as so many."""
+        as so much of one, those whose engine has several `threads` as so many, and the head as `HEAD_SHARE` of one."""
         if self.plan.backend == "emulated":
             return 1.0  # its ranks wait and take no core
         share = min(self.plan.cpu_share, self.plan.node_cores or 1.0)
-        full: dict[str, float] = {}
+        cores = {self.ready[setup.rank].host: self.ready[setup.rank].cores for setup in self._setups}
+        busy = dict.fromkeys(cores, 0.0) | {socket.gethostname(): HEAD_SHARE}
         for setup in self._setups:
-            ready = self.ready[setup.rank]
-            full[ready.host] = full.get(ready.host, 0.0) + share * setup.threads / ready.cores
-        return max([1.0, *full.values()])
+            busy[self.ready[setup.rank].host] += share * setup.threads
+        return max([1.0, *(busy[host] / cores[host] for host in cores)])
 
     @property
     def precision(self) -> str:

@@ -87,12 +87,12 @@ class Adaptive(Strategy):
         pipeline = generation.pipe.pipeline
         begun = Experience(shared=pipeline.ranks_per_core > 1)
         self._experience = generation.pipe.measured.learned.setdefault(self.name, begun)
-        if pipeline.ranks_per_core > 1:
+        if pipeline.stages == 1 and not pipeline.rationed:
+            self.way, self._first = Way("chain", 8), self.every
+        elif pipeline.ranks_per_core > 1:
             self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
         elif pipeline.rationed:
             self.way = PLAIN  # A wide run would use up the rations of those behind it.
-        elif pipeline.stages == 1:
-            self.way, self._first = Way("chain", 8), self.every
         self._segment = _now(generation)
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.

@@ -59,6 +59,10 @@ LEAST_DRAFT_S = 1e-9
 LEAST_LIKELY = 1e-3
 """What comes true with a smaller chance is left out of a forecast."""
 
+INTERRUPTS = 0.2
+"""Where ranks share cores each token that is drafted beside a run adds so much of a hop to it: the draft sends it and
+the head reads it on these cores."""
+
 BESIDE = 2
 """Ranks that compute at once where one stage verifies and the draft goes on."""
 
@@ -115,6 +119,7 @@ class Forecast:
         while goes_on > LEAST_LIKELY:
             run_s, all_right = self.chain_run_s(sent + 1), self.acceptance ** (sent + 1)
             after = min(max(0.0, ahead + run_s / self.draft_time_s - sent - 1), most)
+            run_s += self._interrupted_s(after - ahead)
             alike = 1.0 if after != ahead else 1 / (1 - all_right)  # as many runs follow that are like this one
             seconds += goes_on * alike * run_s
             tokens += goes_on * alike * theory.expected_length(self.acceptance, sent)
@@ -123,8 +128,11 @@ class Forecast:
         return seconds / tokens
 
     def chain_run_s(self, rows: int) -> float:
-        """One run of it, the draft computing meanwhile."""
-        return self.traversal_s(rows) * max(1.0, BESIDE / self._cores)
+        """One run of it, as many tokens being drafted meanwhile."""
+        return self.traversal_s(rows) * max(1.0, BESIDE / self._cores) + self._interrupted_s(rows)
+
+    def _interrupted_s(self, drafted: float) -> float:
+        return INTERRUPTS * drafted * self.links_s / (self.stages + 1) if self._cores < inf else 0.0
 
     def rounds_s(self, rows: int) -> float:
         return self.tree_round_s(rows) / tree_lengths(round(self.acceptance, 2), round(self.other, 2))[rows - 1]

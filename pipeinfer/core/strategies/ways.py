@@ -14,7 +14,7 @@ RUNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 ROUNDS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 """Rows per round, the last committed token's among them, of verifying a tree that goes on growing meanwhile."""
 
-AHEAD = (2, 8, 32)
+AHEAD = (4, 8, 32)
 """Drafted tokens beyond the text, at most, where the draft goes on while the target verifies what there is."""
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -55,10 +55,13 @@ CROWDED = 1.15
 """So many times as long as by their work alone runs are held to take on shared cores, until some were tried: stages
 that compute at once want the same memory and caches."""
 
-HANDLING = {"chain": 0.4, "rounds": 1.25, "runs": 1.25}
-"""Ways in which the draft goes on meanwhile are held to take so much longer there until some were tried, for all of a
-traversal's time that is not computing: draft and head exchange several messages for each of their runs, on the same
-cores."""
+HANDLING = 1.25
+"""Trees are held to take so much longer there until some were tried, for all of a traversal's time that is not
+computing: draft and head exchange several messages for each of their runs, on the same cores."""
+
+CAUTION = 0.15
+"""At most so much longer than what was tried any other kind of way is held to take there, for the same time: where it
+is a good part of a traversal all ways take about as long, and to try one costs several tokens."""
 
 NEWEST, KEPT = 0.5, 0.98
 """Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
@@ -126,8 +129,8 @@ class Experience:
     target; of all others, by how much they exceed their forecast. While the target decodes plainly its times get
     shorter, which promises nothing to ways in which many compute at once.
 
-    Before it is known that is as much as where draft and target take turns, or more for trees on cores that are
-    `shared`.
+    Before it is known that is as much as where draft and target take turns; on cores that are `shared` more than what
+    was tried, above all for trees.
     """
 
     def __init__(self, *, shared: bool) -> None:
@@ -170,7 +173,12 @@ class Experience:
         return self._ratios.get(kind) or self._unknown(kind)
 
     def _unknown(self, kind: str) -> float:
-        ratio = 1.0 if kind == "synchronous" else self._ratios.get("synchronous", 1.0)
-        if self._shared and kind in HANDLING:
-            ratio *= (CROWDED if kind == "runs" else 1.0) + HANDLING[kind] * self._handling
+        if not self._shared:
+            return 1.0 if kind == "synchronous" else self._ratios.get("synchronous", 1.0)
+        known = [self._ratios[tried] for tried in ("chain", "synchronous") if tried in self._ratios and tried != kind]
+        ratio = min(known, default=1.0)
+        if known and kind != "chain":
+            ratio *= 1 + min(CAUTION, self._handling)
+        if kind in ("rounds", "runs"):
+            ratio *= (CROWDED if kind == "runs" else 1.0) + HANDLING * self._handling
         return ratio

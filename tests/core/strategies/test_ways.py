@@ -6,6 +6,7 @@ from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
 from pipeinfer.core.strategies.forecast import Forecast
 from pipeinfer.core.strategies.ways import (
+    CAUTION,
     CROWDED,
     HANDLING,
     KEPT,
@@ -85,10 +86,24 @@ def test_on_shared_cores_trees_take_longer_the_more_there_is_to_handle() -> None
     known = forecast(1, 16)
     known.links_s = 0.5
     alone, ways = every_way(known), Experience(shared=True).seconds(known, ROUND)
-    assert ways[rounds] == pytest.approx((1 + HANDLING["rounds"] / 2) * alone[rounds])
-    assert ways[chain] == pytest.approx((1 + HANDLING["chain"] / 2) * alone[chain])
+    assert ways[rounds] == pytest.approx((1 + HANDLING / 2) * alone[rounds])
+    assert ways[chain] == alone[chain], "one branch is soon sent"
     assert ways[Way("synchronous", 4)] == alone[Way("synchronous", 4)], "draft and target take turns"
     assert Experience(shared=False).seconds(known, ROUND)[rounds] == alone[rounds], "elsewhere links are only far"
+
+
+def test_on_shared_cores_what_was_tried_is_left_for_another_way_only_where_that_is_clearly_faster() -> None:
+    rounds, chain, known = Way("rounds", 4), Way("chain", 8), forecast(1, 16)
+    experience, alone = Experience(shared=True), every_way(known)
+    experience.learn(chain, 1.2, expected=1.0, tokens=10)
+    assert experience.seconds(known, chain)[rounds] == pytest.approx(1.1 * alone[rounds]), "messages take no time"
+    known.links_s = 0.5
+    alone, ways = every_way(known), experience.seconds(known, chain)
+    assert ways[ROUND] == pytest.approx(1.1 * (1 + CAUTION) * alone[ROUND])
+    assert ways[rounds] == pytest.approx(1.1 * (1 + CAUTION) * (1 + HANDLING / 2) * alone[rounds])
+    experience.learn(ROUND, 1.0, expected=1.0, tokens=10)
+    ways = experience.seconds(known, ROUND)
+    assert ways[ROUND] == pytest.approx((1.1 * (1 + CAUTION) + 1) / 2 * alone[ROUND]), "half of it is believed"
 
 
 def test_what_was_learned_of_other_ways_fades() -> None:
