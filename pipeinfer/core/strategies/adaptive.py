@@ -67,7 +67,7 @@ class Adaptive(Strategy):
         self._rests = False
         self._seen, self._first = 0, 1
         self._experience = Experience(shared=False)
-        self._segment = Segment(0.0, 0)
+        self._segment = self._advanced = Segment(0.0, 0)
 
     @property
     def sends_all(self) -> bool:  # type: ignore[override]
@@ -93,7 +93,7 @@ class Adaptive(Strategy):
             self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
         elif pipeline.rationed:
             self.way = PLAIN  # A wide run would use up the rations of those behind it.
-        self._segment = _now(generation)
+        self._segment = self._advanced = _now(generation)
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.
 
@@ -191,10 +191,11 @@ class Adaptive(Strategy):
 
     def advanced(self, generation: Generation) -> None:
         self._chances.clear()
+        self._advanced = _now(generation)
         if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
-            self._segment = _now(generation)
+            self._segment = self._advanced
         overdue, self._seen = self._is_due, self._seen + 1
-        can_wait = self.forecast_s and self.way != PLAIN and generation.pipe.running == 1  # until more is drafted
+        can_wait = self.forecast_s and self.way.kind == "chain" and generation.pipe.running == 1  # until more is drafted
         if overdue or (self._is_due and not can_wait):
             self._choose(generation)
 
@@ -208,15 +209,14 @@ class Adaptive(Strategy):
         forecast = self.forecast(generation)
         ways = among_others(generation.pipe.measured, generation.pipe.running)
         if ways:  # How long a token takes tells more of the others than of the way in use.
-            self._segment = _now(generation)
+            self._segment = self._advanced
         else:
             self._correct(generation, forecast)
             ways = self._experience.seconds(forecast, self.way)
         best = min(ways, key=lambda way: ways[way])
         if best != self.way and (not self.forecast_s or ways[best] < SWITCH * ways.get(self.way, inf)):
             generation.note(self._why(best, ways[best], forecast))
-            self.way = best
-            self._segment = _now(generation)
+            self.way, self._segment = best, self._advanced
         kind, rows = self.way
         self.forecast_s, self._times = ways[self.way], forecast
         self._width = forecast.width(rows) if kind == "rounds" else forecast.width_of_runs(rows)
@@ -241,12 +241,12 @@ class Adaptive(Strategy):
 
         What luck the draft had is thereby left out: it is for the acceptance to say.
         """
-        tokens = len(generation.text) - self._segment.tokens
+        tokens = self._advanced.tokens - self._segment.tokens
         if tokens < LEAST_TOKENS:
             return
         expected = expected_s(self.way, forecast, _returned(generation, self._segment.began), tokens)
-        self._experience.learn(self.way, generation.pipe.now - self._segment.began, expected, tokens)
-        self._segment = _now(generation)
+        self._experience.learn(self.way, self._advanced.began - self._segment.began, expected, tokens)
+        self._segment = self._advanced
 
     def _why(self, way: Way, seconds: float, forecast: Forecast) -> str:
         return (

@@ -63,9 +63,12 @@ CAUTION = 0.15
 """At most so much longer than what was tried any other kind of way is held to take there, for the same time: where it
 is a good part of a traversal all ways take about as long, and to try one costs several tokens."""
 
-NEWEST, KEPT = 0.5, 0.98
-"""Weight of the newest segment in what is learned of the kind of way in use; and of what was learned of any other, from
-one choice to the next."""
+STEADY, STEADY_SHARED = 64, 16
+"""What is learned of the kind of way in use weighs as much as a segment of so many tokens, since fewer are a matter of
+luck; less on shared cores, where forecasts are further off."""
+
+KEPT = 0.98
+"""Of what was learned of any other kind so much is kept from one choice to the next."""
 
 
 def every_way(forecast: Forecast) -> dict[Way, float]:
@@ -162,12 +165,13 @@ class Experience:
 
     def learn(self, way: Way, seconds: float, expected: float, tokens: int) -> None:
         """So many tokens took so long, where `expected` seconds were forecast."""
+        newest = tokens / (tokens + (STEADY_SHARED if self._shared else STEADY))
         if way.kind == "plain":
             per_token = seconds / tokens
-            self._plain_s += NEWEST * (per_token - self._plain_s) if self._plain_s else per_token
+            self._plain_s += newest * (per_token - self._plain_s) if self._plain_s else per_token
         elif expected > 0:
             before = self._ratio(way.kind)
-            self._ratios[way.kind] = min(4.0, max(0.5, before + NEWEST * (seconds / expected - before)))
+            self._ratios[way.kind] = min(4.0, max(0.5, before + newest * (seconds / expected - before)))
 
     def _ratio(self, kind: str) -> float:
         return self._ratios.get(kind) or self._unknown(kind)

@@ -12,6 +12,8 @@ from pipeinfer.core.strategies.ways import (
     KEPT,
     LIKELY,
     PLAIN,
+    STEADY,
+    STEADY_SHARED,
     UNTRIED,
     WORTH,
     Experience,
@@ -72,11 +74,11 @@ def test_what_the_target_takes_alone_promises_nothing_to_ways_with_a_draft_besid
 
 def test_on_shared_cores_what_computes_at_once_takes_longer_until_it_is_known() -> None:
     experience, alone = Experience(shared=True), every_way(forecast(1))
-    experience.learn(ROUND, 3.0, expected=2.0, tokens=10)
+    experience.learn(ROUND, 3.0, expected=2.0, tokens=STEADY_SHARED)
     ways = experience.seconds(forecast(1), ROUND)
     assert ways[ROUND] == pytest.approx(1.25 * alone[ROUND]), "half of what it was too short by"
     assert ways[Way("runs", 2)] == pytest.approx(CROWDED * 1.25 * alone[Way("runs", 2)])
-    experience.learn(Way("runs", 2), 1.0, expected=1.0, tokens=10)
+    experience.learn(Way("runs", 2), 1.0, expected=1.0, tokens=STEADY_SHARED)
     assert ways[Way("runs", 2)] > experience.seconds(forecast(1), Way("runs", 2))[Way("runs", 2)]
 
 
@@ -95,20 +97,20 @@ def test_on_shared_cores_trees_take_longer_the_more_there_is_to_handle() -> None
 def test_on_shared_cores_what_was_tried_is_left_for_another_way_only_where_that_is_clearly_faster() -> None:
     rounds, chain, known = Way("rounds", 4), Way("chain", 8), forecast(1, 16)
     experience, alone = Experience(shared=True), every_way(known)
-    experience.learn(chain, 1.2, expected=1.0, tokens=10)
+    experience.learn(chain, 1.2, expected=1.0, tokens=STEADY_SHARED)
     assert experience.seconds(known, chain)[rounds] == pytest.approx(1.1 * alone[rounds]), "messages take no time"
     known.links_s = 0.5
     alone, ways = every_way(known), experience.seconds(known, chain)
     assert ways[ROUND] == pytest.approx(1.1 * (1 + CAUTION) * alone[ROUND])
     assert ways[rounds] == pytest.approx(1.1 * (1 + CAUTION) * (1 + HANDLING / 2) * alone[rounds])
-    experience.learn(ROUND, 1.0, expected=1.0, tokens=10)
+    experience.learn(ROUND, 1.0, expected=1.0, tokens=STEADY_SHARED)
     ways = experience.seconds(known, ROUND)
     assert ways[ROUND] == pytest.approx((1.1 * (1 + CAUTION) + 1) / 2 * alone[ROUND]), "half of it is believed"
 
 
 def test_what_was_learned_of_other_ways_fades() -> None:
     experience = Experience(shared=False)
-    experience.learn(Way("runs", 2), 6.0, expected=2.0, tokens=10)
+    experience.learn(Way("runs", 2), 6.0, expected=2.0, tokens=STEADY)
     ways = [experience.seconds(forecast(1), ROUND)[Way("runs", 2)] for _ in range(200)]
     assert ways == sorted(ways, reverse=True)
     assert ways[-1] == pytest.approx(every_way(forecast(1))[Way("runs", 2)], rel=0.1)
