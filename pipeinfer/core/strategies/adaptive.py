@@ -88,7 +88,7 @@ class Adaptive(Strategy):
         begun = Experience(shared=pipeline.ranks_per_core > 1)
         self._experience = generation.pipe.measured.learned.setdefault(self.name, begun)
         if pipeline.stages == 1 and not pipeline.rationed:
-            self.way, self._first = Way("chain", 8), self.every
+            self.way, self._first = Way("chain", 4), self.every
         elif pipeline.ranks_per_core > 1:
             self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
         elif pipeline.rationed:
@@ -195,8 +195,9 @@ class Adaptive(Strategy):
         if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
             self._segment = self._advanced
         overdue, self._seen = self._is_due, self._seen + 1
-        can_wait = self.forecast_s and self.way.kind == "chain" and generation.pipe.running == 1  # until more is drafted
-        if overdue or (self._is_due and not can_wait):
+        alone = generation.pipe.running == 1
+        until_more_is_drafted = self.forecast_s and self.way.kind == "chain" and alone
+        if overdue or (self._is_due and not until_more_is_drafted):
             self._choose(generation)
 
     # Choosing

@@ -14,7 +14,7 @@ RUNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 ROUNDS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 """Rows per round, the last committed token's among them, of verifying a tree that goes on growing meanwhile."""
 
-AHEAD = (4, 8, 32)
+AHEAD = (4, 6, 12, 32)
 """Drafted tokens beyond the text, at most, where the draft goes on while the target verifies what there is."""
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

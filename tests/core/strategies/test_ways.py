@@ -84,7 +84,7 @@ def test_on_shared_cores_what_computes_at_once_takes_longer_until_it_is_known() 
 
 def test_on_shared_cores_trees_take_longer_the_more_there_is_to_handle() -> None:
     """Messages that take half of what is computed."""
-    rounds, chain = Way("rounds", 4), Way("chain", 8)
+    rounds, chain = Way("rounds", 4), Way("chain", 6)
     known = forecast(1, 16)
     known.links_s = 0.5
     alone, ways = every_way(known), Experience(shared=True).seconds(known, ROUND)
@@ -95,7 +95,7 @@ def test_on_shared_cores_trees_take_longer_the_more_there_is_to_handle() -> None
 
 
 def test_on_shared_cores_what_was_tried_is_left_for_another_way_only_where_that_is_clearly_faster() -> None:
-    rounds, chain, known = Way("rounds", 4), Way("chain", 8), forecast(1, 16)
+    rounds, chain, known = Way("rounds", 4), Way("chain", 6), forecast(1, 16)
     experience, alone = Experience(shared=True), every_way(known)
     experience.learn(chain, 1.2, expected=1.0, tokens=STEADY_SHARED)
     assert experience.seconds(known, chain)[rounds] == pytest.approx(1.1 * alone[rounds]), "messages take no time"
@@ -156,7 +156,7 @@ def test_fewer_rows_than_any_that_were_measured_are_worth_a_try() -> None:
 
 def test_a_way_of_which_nothing_tells_any_more_is_none_until_something_does() -> None:
     """What others' runs took is left out of account as soon as one was alone, and then those may have been wider."""
-    experience, wide = Experience(shared=True), Way("chain", 8)
+    experience, wide = Experience(shared=True), Way("chain", 12)
     assert wide in experience.seconds(forecast(1, 2), ROUND)
     assert wide not in experience.seconds(forecast(1), PLAIN)
     assert wide in experience.seconds(forecast(1, 2), PLAIN)
