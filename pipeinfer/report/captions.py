@@ -66,11 +66,13 @@ def _real(experiment: Experiment) -> str:
     models = "Built-in pair" if live.target == "builtin:target" else f"{_short(live.target)} + {_short(live.draft)}"
     same = " All token ids equal the iterative run's." * bool((best.status == "passed").all())
     times = "once each" if live.repeats == 1 else f"{live.repeats} repetitions"
+    others = len(live.tuned_on)
+    tuned = f" Options were chosen with {others} other prompt{'s' * (others > 1)}." * (others > 0)
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, {_where(best)}{slowness(live)}. "
         f"{_texts(live, experiment.recipe.requests)}, {times} with the strategies in turn, {live.tokens} tokens"
-        f"{' each' * bool(experiment.recipe.requests)}.{same}"
+        f"{' each' * bool(experiment.recipe.requests)}.{tuned}{same}"
     )
 
 

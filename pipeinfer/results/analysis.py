@@ -76,8 +76,10 @@ def _verdict(own: Text, reference: Text | None) -> tuple[str, str]:
 
 
 def _best(trials: pd.DataFrame) -> pd.Series:
-    """Whether a trial is valid and of the variant with the highest median speed; the first of equals."""
+    """Whether a trial is valid and of the variant with the highest median speed; the first of equals. Those by which
+    options were chosen count where there are no others."""
     valid = trials[trials.status.isin(VALID)].fillna({SPEED: 0.0})
+    valid = valid[~valid.tuning | valid.groupby(["place", "contender"]).tuning.transform("all")]
     medians = valid.groupby(["place", "contender", "variant"])[SPEED].transform("median")
     fastest = medians.groupby([valid.place, valid.contender]).transform("idxmax")
     chosen = valid.variant == valid.variant.reindex(fastest).to_numpy()

@@ -81,7 +81,8 @@ COLUMNS = {
     "place": "number of the place: equal where recipe, fidelity and all that makes a place are",
     "status": "passed, tie, differs, failed, no reference, or not judged",
     "why": "of a status other than passed",
-    "best": "whether the variant is the contender's fastest in its place",
+    "tuning": "whether options were chosen by it, and all are compared by others",
+    "best": "whether it is compared, and of the variant that is the contender's fastest in its place",
     "over_iterative": "generation speed, of the best iterative one of the same place and draw",
     "over_speculative": "generation speed, of the best speculative one of the same place and draw",
     **{name: about for name, (about, _) in METRICS.items()},
@@ -209,7 +210,7 @@ def _real(config: Mapping[str, Any]) -> dict[str, Any]:
         "latency_us": live["latency_us"] if shaped else None, "temperature": config["temperature"],
         "strategy": config.get("strategy", ""), "program": config.get("program", ""), "options": config["options"],
         "draw": f"{text} #{config['repeat']}", "text": text, "backend": live["backend"],
-        "requests": config.get("requests", 1), "load": config["repeat"],
+        "requests": config.get("requests", 1), "load": config["repeat"], "tuning": text in live.get("tuned_on", ()),
     }  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def _trials_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
                "whole_s", "own_clock_tokens_per_s", "limit_tokens_per_s", "predicted_tokens_per_s", "over_iterative",
                "over_speculative", "row_cost"]  # fmt: skip
     table[numbers] = table[numbers].astype("float64")
-    table["own_compute"] = table["own_compute"].isin([True])
+    table["own_compute"], table["tuning"] = table["own_compute"].isin([True]), table["tuning"].isin([True])
     group = ["recipe", "fidelity", *PLACE]
     table["place"] = table.groupby(group, dropna=False, sort=False).ngroup()
     return table

@@ -1,7 +1,9 @@
 """Sweeps that grow: where the best that a recipe found of an option is the largest that it tried, the next is tried
-too, place by place, as far as the strategy names values (`pipeinfer.modelling.sweeps`)."""
+too, place by place, as far as the strategy names values (`pipeinfer.modelling.sweeps`). Where options are chosen on
+prompts of their own (`Live.tuned_on`), the best of each strategy are then run with the others, all in turn."""
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -12,7 +14,7 @@ from pipeinfer.plugins import open_strategy
 from pipeinfer.results.records import Records
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.points import LiveCell, Point, SimCell, points
-from pipeinfer.study.recipes import Recipe
+from pipeinfer.study.recipes import Live, Recipe
 
 
 def grown(recipe: Recipe, records: Records) -> Recipe:
@@ -29,18 +31,29 @@ class Growth:
     def __init__(self, recipe: Recipe) -> None:
         self.points: list[Point] = []
         self._sweeps: dict[bytes, _Sweep] = {}
+        self._live = recipe.live if recipe.live is not None and recipe.live.tuned_on else None
         swept = growing(recipe)
         for point in points(recipe):
-            if point.contender in swept and isinstance(point.cell, SimCell | LiveCell):
+            if isinstance(point.cell, SimCell | LiveCell) and (self._live is not None or point.contender in swept):
                 key = msgspec.json.encode((point.contender, _place(point.cell)))
-                values = swept[point.contender]
+                values = swept.get(point.contender, {})
                 self._sweeps.setdefault(key, _Sweep(point.contender, values)).add(point.cell)
 
     def further(self, records: Records) -> list[Point]:
         """What to try next, where all that was to be tried so far has its record."""
         found = [point for sweep in self._sweeps.values() for point in sweep.further(records)]
+        if not found and self._live is not None and all(sweep.complete(records) for sweep in self._sweeps.values()):
+            found, self._live = list(self._finals(self._live, records)), None
         self.points += found
         return found
+
+    def _finals(self, live: Live, records: Records) -> Iterator[Point]:
+        """The best of each contender with the prompts on which they are compared."""
+        best = [(sweep.contender, sweep.best(records)) for sweep in self._sweeps.values()]
+        for prompt, temperature, repeat in product(live.prompts, live.temperatures, range(live.repeats)):
+            for contender, cell in best:
+                if isinstance(cell, LiveCell) and cell.temperature == temperature:
+                    yield Point(contender, msgspec.structs.replace(cell, prompt=prompt, repeat=repeat))
 
 
 class _Sweep:
@@ -58,11 +71,21 @@ class _Sweep:
             self.cells.append([])
         self.cells[self.options.index(options)].append((config_hash(cell), cell))
 
-    def further(self, records: Records) -> Iterator[Point]:
-        if any(name not in records for cells in self.cells for name, _ in cells):
-            return
+    def complete(self, records: Records) -> bool:
+        return all(name in records for cells in self.cells for name, _ in cells)
+
+    def best(self, records: Records) -> SimCell | LiveCell:
+        """One of the cells of the fastest variant."""
+        return self.cells[self._fastest(records)][0][1]
+
+    def _fastest(self, records: Records) -> int:
         speeds = [_speed(records, [name for name, _ in cells]) for cells in self.cells]
-        best = speeds.index(max(speeds))
+        return speeds.index(max(speeds))
+
+    def further(self, records: Records) -> Iterator[Point]:
+        if not self.complete(records):
+            return
+        best = self._fastest(records)
         like = [cell for _, cell in self.cells[best]]
         for options in further_options(self.values, self.options, best):
             for cell in like:

@@ -241,7 +241,7 @@ class _LiveSetting(FileEntry, frozen=True):
 
 def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:
     # Strategies alternate within a repetition, so that what else the machine does hits all of them alike.
-    for prompt, temperature, repeat in product(live.prompts, live.temperatures, range(live.repeats)):
+    for prompt, temperature, repeat in product(live.tuned_on or live.prompts, live.temperatures, range(live.repeats)):
         for name, contender, options in _variants(recipe):
             where = f"{recipe.source}: strategies.{name}.setting"
             chunk = convert(contender.setting, _LiveSetting, where).prompt_chunk

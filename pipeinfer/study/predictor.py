@@ -49,7 +49,7 @@ def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     live = cell.live
     plan = live_plan(live, key)
     tokenizer = open_backend(plan.backend, plan.backend_options).tokenizer(plan.target)
-    prompts = {name: tokenizer.encode(prompt_named(name).text) for name in live.prompts}
+    prompts = {name: tokenizer.encode(prompt_named(name).text) for name in (*live.prompts, *live.tuned_on)}
     greedy = sampling_of(live, 0.0)
     reach = max(live.prompt_tokens, *map(len, prompts.values())) + live.tokens + BEYOND
     profile = _profile(plan, next(iter(prompts.values())), greedy, max(LONG, reach))

@@ -89,7 +89,9 @@ class Live(FileEntry, frozen=True, kw_only=True):
     suite's other prompts before it, up to that many. With a `cpu_share` below 1 every rank is as slow as a node of that
     share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
     another. `node_cores`: of a plan's nodes, and of llama.cpp's beside them. `predicted`: the simulator says how fast
-    each should be, from fit trials. `exact`: no ties."""
+    each should be, from fit trials. `exact`: no ties. `tuned_on`: names of prompts with which options are chosen; then
+    only the best of each strategy is run with `prompts`, all in turn. Without it, every option is run with `prompts`
+    and the fastest is shown, which is partly luck."""
 
     backend: str
     target: str
@@ -111,6 +113,7 @@ class Live(FileEntry, frozen=True, kw_only=True):
     bandwidth_gbps: Positive | None = None
     latency_us: NotNegative = 0.0
     predicted: bool = False
+    tuned_on: list[str] = msgspec.field(default_factory=list)
 
 
 class Shape(FileEntry, frozen=True):

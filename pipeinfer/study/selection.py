@@ -117,7 +117,8 @@ def _at(recipe: Recipe, wish: Wish) -> Recipe | None:
     replace = msgspec.structs.replace
     if recipe.live is not None:
         predicted = recipe.live.predicted and not {"workers", "transport"} & set(wish.live)
-        recipe = replace(recipe, live=replace(recipe.live, **wish.live, predicted=predicted))
+        tuned_on = [] if "prompts" in wish.live else recipe.live.tuned_on
+        recipe = replace(recipe, live=replace(recipe.live, **wish.live, predicted=predicted, tuned_on=tuned_on))
         if wish.fidelity not in (None, "real"):
             return None
         if recipe.beside_llama_cpp and wish.llama_cpp:

@@ -7,14 +7,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from experiments import analyse
 
 from pipeinfer.cluster import launch
 from pipeinfer.core.strategies.speculative import Speculative
+from pipeinfer.report import captions
 from pipeinfer.report.write import conclude
 from pipeinfer.results.records import Store
 from pipeinfer.study import run as run_module
 from pipeinfer.study.growth import grown
-from pipeinfer.study.points import SimCell, points
+from pipeinfer.study.identity import config_hash
+from pipeinfer.study.points import SimCell, cells, points
 from pipeinfer.study.recipes import Contender, Live, Recipe, Simulated
 from pipeinfer.study.run import run
 
@@ -122,6 +125,33 @@ def test_a_real_sweep_grows_on_the_same_ranks(tmp_path: Path, monkeypatch: pytes
     (table,) = conclude([LIVE], store, tmp_path).tables
     assert table.title.startswith(f"{LIVE.title} (real): a further row of a run costs ")
     assert "**a further row of a run costs " in (tmp_path / "report.md").read_text()
+
+
+def test_options_are_chosen_with_other_prompts_than_those_on_which_the_best_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = msgspec.structs.replace(
+        LIVE.live, tuned_on=["merge-sorted"], prompts=["line-reader", "lru-table"], repeats=2
+    )
+    strategies = {"iterative": Contender(), "speculative": Contender(options={"k": [1, 2]})}
+    recipe, store = msgspec.structs.replace(LIVE, live=live, strategies=strategies), Store(tmp_path)
+    monkeypatch.setattr(Speculative, "sweeps", {"k": (1, 2, 3)})
+    with faster_by_k(monkeypatch):
+        run(recipe, store, 1, quiet)
+        recipe = grown(recipe, store.records)
+    tuned = [(point.contender, point.cell.options.get("k", 0), point.cell.repeat)
+             for point in points(recipe) if point.cell.prompt == "merge-sorted"]  # fmt: skip
+    assert sorted(tuned) == [("iterative", 0, 0), ("iterative", 0, 1),
+                             *(("speculative", k, repeat) for k in (1, 2, 3) for repeat in (0, 1))]  # fmt: skip
+    compared = [(point.cell.prompt, point.cell.repeat, point.contender, point.cell.options.get("k", 0))
+                for point in points(recipe) if point.cell.prompt != "merge-sorted"]  # fmt: skip
+    assert compared == [(prompt, repeat, *one) for prompt in live.prompts for repeat in (0, 1)
+                        for one in (("iterative", 0), ("speculative", 3))], "in turn"  # fmt: skip
+    assert all(config_hash(cell) in store.records for cell in cells(recipe))
+    best = analyse(recipe, store.records).best
+    assert list(best.text.unique()) == live.prompts
+    assert best.groupby("contender").size().to_dict() == {"iterative": 4, "speculative": 4}
+    assert "Options were chosen with 1 other prompt" in captions.setting(analyse(recipe, store.records))
 
 
 @contextmanager
