@@ -7,14 +7,19 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
-from pipeinfer.report.page import Table, compact, number, rounded
+from pipeinfer.report.page import Columns, Table, in_ms, rounded, table_of
 from pipeinfer.report.style import GREY, legend_above, load_seaborn, looks, new_figure, ticked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEAD = ["at once", "strategy", "tokens/s of all", "closed form (tokens/s)", "over iterative", "tokens/s each",
-        "first token (ms)", "mean gap (ms)", "p95 (ms)", "acceptance length", "loads"]  # fmt: skip
+COLUMNS: Columns = {
+    "where": ("at once", "{}"), "contender": ("strategy", ""), "all_tokens_per_s": ("tokens/s of all", rounded),
+    "closed": ("closed form (tokens/s)", rounded), "over_plain": ("over iterative", "{:.2f}x"),
+    "tokens_per_s": ("tokens/s each", rounded), "ttft_s": ("first token (ms)", in_ms),
+    "itl_mean_s": ("mean gap (ms)", in_ms), "itl_p95_s": ("p95 (ms)", in_ms),
+    "acceptance_length": ("acceptance length", rounded), "loads": ("loads", "{:d}"),
+}  # fmt: skip
 
 ABOUT = (
     "Tokens/s of all: what was committed while all requests decoded, from the last first token to the first end. The "
@@ -55,14 +60,9 @@ def by_requests(experiment: Experiment) -> pd.DataFrame:
 
 def at_once_table(experiment: Experiment) -> Table:
     """What was found of each contender with each number of requests."""
-    rows = [
-        [", ".join(filter(None, [f"{row.requests:.0f}", experiment.where(row.place, ("requests",))])), row.contender,
-         rounded(row.all_tokens_per_s), rounded(row.closed), number(row.over_plain, "{:.2f}x"),
-         rounded(row.tokens_per_s), rounded(1e3 * row.ttft_s), rounded(1e3 * row.itl_mean_s),
-         rounded(1e3 * row.itl_p95_s), rounded(row.acceptance_length), str(row.loads)]
-        for row in by_requests(experiment).itertuples()
-    ]  # fmt: skip
-    return compact(Table(HEAD, rows, [0, *range(2, len(HEAD))]))
+    found = by_requests(experiment)
+    where = found.place.map(lambda place: experiment.where(place, ("requests",)))
+    return table_of(found.assign(where=(found.requests.map("{:.0f}, ".format) + where).str.removesuffix(", ")), COLUMNS)
 
 
 def _join_alike(axes: "Axes", found: pd.DataFrame) -> None:

@@ -1,28 +1,27 @@
 """Real generations by the category of their prompts: what each strategy gains, and how its drafts fare."""
 
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeinfer.report import captions
-from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table, compact, number, rounded
+from pipeinfer.report.experiment import Experiment, medians
+from pipeinfer.report.page import Columns, Table, rounded, table_of
 from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
-from pipeinfer.results.analysis import REFERENCE, SPEED, band
+from pipeinfer.results.analysis import REFERENCE, band
 from pipeinfer.study.recipes import Figure
 
 LONGEST = 4
 """Accepted drafts of a run that are counted apart; more are counted together."""
 
-COLUMNS = {
-    "over_iterative": ("over iterative", "{:.2f}x"), "over_speculative": ("over speculative", "{:.2f}x"),
-    "acceptance_length": ("acceptance length", "{:.2f}"),
-    "acceptance_rate": ("accepted", "{:.0%}"),
-}  # fmt: skip
 COUNTS = [*(f"{count} accepted" for count in range(LONGEST)), f"{LONGEST} or more"]
+COLUMNS: Columns = {
+    "category": ("category", ""), "contender": ("strategy", ""), "tokens_per_s": ("tokens/s", rounded),
+    "over_iterative": ("over iterative", "{:.2f}x"), "over_speculative": ("over speculative", "{:.2f}x"),
+    "acceptance_length": ("acceptance length", "{:.2f}"), "acceptance_rate": ("accepted", "{:.0%}"),
+    **{name: (name, "{:.0%}") for name in COUNTS}, "prompts": ("prompts", "{:d}"),
+}  # fmt: skip
 
 
 def gains(experiment: Experiment) -> pd.DataFrame:
@@ -32,21 +31,15 @@ def gains(experiment: Experiment) -> pd.DataFrame:
 
 def by_category(experiment: Experiment) -> Table:
     """A row per category and contender: medians, and of all its runs the share with 0, 1, 2, ... accepted drafts."""
-    rows = []
-    for (category, contender), some in gains(experiment).groupby(["category", "contender"], sort=False):
-        counts = histogram(some)
-        said = [rounded(some[SPEED].median())]
-        said += [number(some[name].median(), form) for name, (_, form) in COLUMNS.items()]
-        shares = [number(count / (counts.sum() or float("nan")), "{:.0%}") for count in counts]
-        rows.append([str(category), str(contender), *said, *shares, str(some.text.nunique())])
-    head = ["category", "strategy", "tokens/s", *(name for name, _ in COLUMNS.values()), *COUNTS, "prompts"]
-    return compact(Table(head, rows, range(2, len(head)), "By category of prompt"))
-
-
-def histogram(some: pd.DataFrame) -> Any:
-    """How many runs had 0, 1, ... accepted drafts, `LONGEST` or more in the last: int64 [LONGEST + 1]."""
-    counts = [*map(sum, zip_longest(*some.accepted.dropna(), fillvalue=0)), *[0] * LONGEST]
-    return np.array([*counts[:LONGEST], sum(counts[LONGEST:])])
+    rows, by = gains(experiment), ["category", "contender"]
+    runs = rows.explode("accepted").astype({"accepted": "float64"})
+    accepted = runs.groupby(level=0).cumcount().clip(upper=LONGEST).map(COUNTS.__getitem__)
+    counts = runs.groupby([*by, accepted]).accepted.sum().unstack(fill_value=0.0)
+    counts = counts.reindex(columns=COUNTS, fill_value=0.0)
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    found = medians(rows, by).join(shares, on=by)
+    prompts = rows.groupby(by, sort=False).text.nunique().to_numpy()
+    return table_of(found.assign(prompts=prompts), COLUMNS, "By category of prompt")
 
 
 def categories(experiment: Experiment, path: Path) -> None:

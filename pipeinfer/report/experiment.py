@@ -75,6 +75,15 @@ class Experiment:
         swept = {name for name, values in self.recipe.strategies[contender].options.items() if len(values) > 1}
         return ", ".join(option for option in variant.split(", ") if option.partition(" ")[0] in swept)
 
+    def best_of(self, row: Any) -> str:
+        """A contender with its options, of a row of the table of trials: `speculative k 4`."""
+        return f"{row.contender} {self.chosen(row.contender, row.variant)}".strip()
+
+    def in_words(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows with `where`, their place in words, and `who`: the contender and all its options."""
+        places = rows.place.map({number: place.text for number, place in self.places.items()})
+        return rows.assign(where=places, who=(rows.contender + " " + rows.variant).str.strip())
+
     def among(self, contenders: Iterable[str]) -> "Experiment":
         """The same, of some contenders only."""
         trials = pd.concat([self.trials, self.simulated])

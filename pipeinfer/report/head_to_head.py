@@ -2,12 +2,23 @@
 
 import pandas as pd
 
-from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table, compact, number, rounded
+from pipeinfer.report.experiment import Experiment, medians
+from pipeinfer.report.page import Columns, Table, number, rounded, table_of
 from pipeinfer.results.analysis import BASELINE, REFERENCE, SPEED, quotients
 
-HEAD = ["program", "strategy", "tokens/s", "processor time per token", "over its iterative", "over its speculative",
-        "over ours", "mean gap", "first token", "whole run", "tokens/s by its own clock", "text", "trials"]  # fmt: skip
+
+def _seconds(value: float) -> str:
+    return number(1e3 * value, "{:.1f} ms") if value < 1 else number(value, "{:.2f} s")
+
+
+COLUMNS: Columns = {
+    "side": ("program", ""), "who": ("strategy", ""), "tokens_per_s": ("tokens/s", rounded),
+    "processor_s_per_token": ("processor time per token", _seconds),
+    "over_iterative": ("over its iterative", "{:.2f}x"), "over_speculative": ("over its speculative", "{:.2f}x"),
+    "over_ours": ("over ours", "{:.2f}x"), "itl_mean_s": ("mean gap", _seconds), "ttft_s": ("first token", _seconds),
+    "whole_s": ("whole run", _seconds), "own_clock_tokens_per_s": ("tokens/s by its own clock", rounded),
+    "same": ("text", ""), "trials": ("trials", "{:d}"),
+}  # fmt: skip
 
 _CLOCK = (
     "Tokens/s, gaps, the first token and the whole run are from one monotonic wall clock. Ours is read at the head as "
@@ -33,37 +44,22 @@ PEER_NOTES = _CLOCK + (
 
 def head_to_head(experiment: Experiment) -> Table:
     """A row per contender: ours, then theirs."""
+    best = experiment.best
     # Ours have the names of the strategies; theirs say by `of` which one they are.
-    best = experiment.best.assign(
-        own=experiment.best.program == "", kind=experiment.best.contender.map(experiment.style_of)
-    )
-    rows = [_row(experiment, best, some) for _, some in best.groupby(["place", "contender"], sort=False)]
-    rows.sort(key=lambda row: row[0] != "ours")
-    return compact(Table(HEAD, rows, range(2, 11)))
-
-
-def _row(experiment: Experiment, best: pd.DataFrame, some: pd.DataFrame) -> list[str]:
-    first = some.iloc[0]
-    side = best[(best.own == first.own) & (best.place == first.place)]
-    ours = best[best.own & (best.place == first.place)]
-    chosen = experiment.chosen(first.contender, first.variant)
+    best = best.assign(own=best.program == "", kind=best.contender.map(experiment.style_of))
+    ours, theirs = best[best.own], best[~best.own]
+    best["over_iterative"] = pd.concat([_over(side, side, REFERENCE) for side in (ours, theirs)])
+    best["over_speculative"] = pd.concat([_over(side, side, BASELINE) for side in (ours, theirs)])
+    best["over_ours"] = pd.concat([_over(some, ours, kind) for kind, some in theirs.groupby("kind")])
     # A program that does not show when it has read the prompt has no time to first token.
-    began = some if first.own else some[some.loaded_s.notna()]
-    return [
-        first.program or "ours",
-        f"{first.kind} {chosen}".strip(),
-        rounded(some.tokens_per_s.median()),
-        _seconds(some.processor_s_per_token.median()),
-        _ratio(some, side[side.kind == REFERENCE]),
-        _ratio(some, side[side.kind == BASELINE]),
-        "-" if first.own else _ratio(some, ours[ours.kind == first.kind]),
-        _seconds(some.itl_mean_s.median()),
-        _seconds(began.ttft_s.median()),
-        _seconds(some.whole_s.median()),
-        rounded(some.own_clock_tokens_per_s.median()),
-        _agreement(some, ours[ours.kind == REFERENCE]),
-        str(len(some)),
-    ]
+    best["ttft_s"] = best.ttft_s.where(best.own | best.loaded_s.notna())
+    by = ["place", "contender"]
+    found = medians(best, by)
+    found["same"] = [_agreement(some, ours[(ours.kind == REFERENCE) & (ours.place == place)])
+                     for (place, _), some in best.groupby(by, sort=False)]  # fmt: skip
+    chosen = [experiment.chosen(row.contender, row.variant) for row in found.itertuples()]
+    found = found.assign(side=found.program.replace("", "ours"), who=(found.kind + " " + chosen).str.rstrip())
+    return table_of(found.sort_values("own", ascending=False, kind="stable"), COLUMNS)
 
 
 def _agreement(some: pd.DataFrame, reference: pd.DataFrame) -> str:
@@ -80,9 +76,5 @@ def _agreement(some: pd.DataFrame, reference: pd.DataFrame) -> str:
     return "; ".join(differing.values()) or "the same"
 
 
-def _ratio(some: pd.DataFrame, other: pd.DataFrame) -> str:
-    return number(quotients(some, SPEED, other).median(), "{:.2f}x")
-
-
-def _seconds(value: float) -> str:
-    return number(1e3 * value, "{:.1f} ms") if value < 1 else number(value, "{:.2f} s")
+def _over(trials: pd.DataFrame, others: pd.DataFrame, kind: str) -> pd.Series:
+    return quotients(trials, SPEED, others[others.kind == kind])

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeinfer.plugins import STRATEGIES, load
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table
+from pipeinfer.report.page import Columns, Table, table_of
 from pipeinfer.report.style import load_seaborn, new_figure
 from pipeinfer.results.analysis import REFERENCE, SPEED
 from pipeinfer.study.recipes import Figure
@@ -29,22 +29,24 @@ def shares(experiment: Experiment) -> pd.DataFrame:
     speeds = experiment.medians.pivot_table(SPEED, "contender", "place", sort=False)
     runs = [name for name in speeds.index if not _simulated_only(experiment, name)]
     found = speeds / speeds.loc[runs].max()
-    order = np.log(found).mean(axis=1).sort_values(ascending=False, kind="stable").index
-    return found.loc[order]
+    return found.loc[_means(found).sort_values(ascending=False, kind="stable").index]
 
 
 def league_table(experiment: Experiment) -> Table:
     """Strategies by the geometric mean of their share of the best."""
     found = shares(experiment)
-    plain, own = (found.loc[name] for name in (REFERENCE, "pipeinfer"))
-    rows = [
-        [_name(experiment, name), f"{_mean(row):.2f}", f"{row.min():.2f}", experiment.where(row.idxmin()),
-         str(int((row > 1 - SAME).sum())), f"{_mean(row / own):.2f}x", f"{_mean(row / plain):.2f}x"]
-        for name, row in found.iterrows()
-    ]  # fmt: skip
-    head = ["strategy", "of the best, mean", "lowest", "where", f"fastest, of {found.shape[1]} places",
-            "over pipeinfer, mean", "over iterative, mean"]  # fmt: skip
-    return Table(head, rows, (1, 2, 4, 5, 6))
+    rows = pd.DataFrame({
+        "name": [_name(experiment, name) for name in found.index], "mean": _means(found), "lowest": found.min(axis=1),
+        "where": found.idxmin(axis=1).map(experiment.where), "fastest": (found > 1 - SAME).sum(axis=1),
+        "over_pipeinfer": _means(found / found.loc["pipeinfer"]),
+        "over_iterative": _means(found / found.loc[REFERENCE]),
+    })  # fmt: skip
+    columns: Columns = {
+        "name": ("strategy", ""), "mean": ("of the best, mean", "{:.2f}"), "lowest": ("lowest", "{:.2f}"),
+        "where": ("where", ""), "fastest": (f"fastest, of {found.shape[1]} places", "{:d}"),
+        "over_pipeinfer": ("over pipeinfer, mean", "{:.2f}x"), "over_iterative": ("over iterative, mean", "{:.2f}x"),
+    }  # fmt: skip
+    return table_of(rows, columns)
 
 
 def about(experiment: Experiment) -> str:
@@ -130,5 +132,6 @@ def _name(experiment: Experiment, contender: Any) -> str:
     return f"{contender}*" if _simulated_only(experiment, contender) else str(contender)
 
 
-def _mean(values: pd.Series) -> float:
-    return float(np.exp(np.log(values).mean()))
+def _means(shares: pd.DataFrame) -> pd.Series:
+    """Geometric, of each row."""
+    return np.exp(np.log(shares).mean(axis=1))

@@ -1,8 +1,8 @@
 """What a report is made of."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 import pandas as pd
@@ -17,11 +17,24 @@ class Table(msgspec.Struct, frozen=True):
     title: str = ""
 
 
-def compact(table: Table) -> Table:
-    """Without the columns in which there is nothing."""
-    kept = [at for at in range(len(table.head)) if not table.rows or any(row[at] != NOTHING for row in table.rows)]
-    head, *rows = ([cells[at] for at in kept] for cells in (table.head, *table.rows))
-    return Table(head, rows, [new for new, old in enumerate(kept) if old in table.numbers], table.title)
+Columns: TypeAlias = Mapping[str, tuple[str, str | Callable[[Any], str]]]
+"""By a data frame's columns: what each is called in a table, and the format or the function that writes its numbers,
+which are set flush right; "" where it has words."""
+
+
+def table_of(found: pd.DataFrame, columns: Columns, title: str = "") -> Table:
+    """Row by row, without the columns in which there is nothing."""
+    written = {name: [_cell(value, form) for value in found[name]] for name, (_, form) in columns.items()}
+    kept = [name for name, cells in written.items() if not cells or any(cell != NOTHING for cell in cells)]
+    numbers = [at for at, name in enumerate(kept) if columns[name][1]]
+    rows = pd.DataFrame({name: written[name] for name in kept}, dtype=object).to_numpy().tolist()
+    return Table([columns[name][0] for name in kept], rows, numbers, title)
+
+
+def _cell(value: Any, form: str | Callable[[Any], str]) -> str:
+    if isinstance(form, str):
+        return number(value, form) if form else str(value)
+    return form(value)
 
 
 NOTHING = "-"
@@ -38,6 +51,11 @@ def rounded(value: float) -> str:
         return NOTHING
     digits = 2 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
     return f"{value:.{min(3, max(0, digits))}f}"
+
+
+def in_ms(seconds: float) -> str:
+    """The same of a time, in milliseconds."""
+    return rounded(1e3 * seconds)
 
 
 def ends(values: Iterable[float], form: str) -> str:

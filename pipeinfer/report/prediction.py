@@ -6,12 +6,22 @@ import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.page import Table, rounded
+from pipeinfer.report.page import Columns, Table, rounded, table_of
 from pipeinfer.report.style import BLACK, GREY, legend, load_seaborn, new_figure, style
 from pipeinfer.study.recipes import Figure
 
 BAND = 0.15
 """The band that is drawn: errors up to this are what real runs should have in the median."""
+
+ERRORS: Columns = {
+    "backend": ("backend", ""), "fidelity": ("fidelity", ""), "strategy": ("strategy", ""), "cells": ("cells", "{:d}"),
+    "median": ("median error", "{:.1%}"), "largest": ("largest", "{:.1%}"), "within": (f"within {BAND:.0%}", "{:.0%}"),
+    "bias": ("bias", "{:+.1%}"),
+}  # fmt: skip
+CELLS: Columns = {
+    "where": ("where", ""), "who": ("strategy", ""), "measured": ("measured (tokens/s)", rounded),
+    "predicted": ("simulated (tokens/s)", rounded), "error": ("error", "{:+.1%}"),
+}  # fmt: skip
 
 
 def predictions(experiment: Experiment) -> pd.DataFrame:
@@ -62,23 +72,17 @@ def scatter(experiment: Experiment, path: Path) -> None:
 
 def error_summary(found: pd.DataFrame) -> Table:
     """Errors per backend, of all strategies and of each."""
-    everywhere = [found.assign(strategy="all"), found.sort_values("strategy", kind="stable")]
-    rows = [
-        [backend, some.fidelity.iloc[0], strategy, str(len(some)), f"{some.error.abs().median():.1%}",
-         f"{some.error.abs().max():.1%}", f"{some.error.abs().le(BAND).mean():.0%}", f"{some.error.median():+.1%}"]
-        for (backend, strategy), some in pd.concat(everywhere).groupby(["backend", "strategy"], sort=False)
-    ]  # fmt: skip
-    rows.sort(key=lambda row: row[0])
-    head = ["backend", "fidelity", "strategy", "cells", "median error", "largest", f"within {BAND:.0%}", "bias"]
-    return Table(head, rows, range(3, 8), "Errors of the simulated speed, as a share of the measured")
+    found = found.assign(size=found.error.abs(), within=found.error.abs() <= BAND)
+    everywhere = pd.concat([found.assign(strategy="all"), found.sort_values("strategy", kind="stable")])
+    summary = everywhere.groupby(["backend", "strategy"], sort=False).agg(
+        fidelity=("fidelity", "first"), cells=("error", "size"), median=("size", "median"), largest=("size", "max"),
+        within=("within", "mean"), bias=("error", "median"),
+    )  # fmt: skip
+    rows = summary.reset_index().sort_values("backend", kind="stable")
+    return table_of(rows, ERRORS, "Errors of the simulated speed, as a share of the measured")
 
 
 def every_cell(found: pd.DataFrame, experiment: Experiment) -> Table:
     """What was measured and predicted, place by place."""
-    rows = [
-        [experiment.places[row.place].text, f"{row.contender} {row.variant}".strip(), rounded(row.measured),
-         rounded(row.predicted), f"{row.error:+.1%}"]
-        for row in found.itertuples()
-    ]  # fmt: skip
-    head = ["where", "strategy", "measured (tokens/s)", "simulated (tokens/s)", "error"]
-    return Table(head, rows, range(2, 5), "Place by place: simulated speed, and its error as a share of the measured")
+    title = "Place by place: simulated speed, and its error as a share of the measured"
+    return table_of(experiment.in_words(found), CELLS, title)

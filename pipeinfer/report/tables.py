@@ -1,7 +1,6 @@
 """What is said of an experiment in words and tables: results, what has no figure and why, simulations beside."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
@@ -10,26 +9,29 @@ from pipeinfer.report.at_once import ABOUT, at_once_table
 from pipeinfer.report.categories import by_category
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.head_to_head import NOTES, PEER_NOTES, head_to_head
-from pipeinfer.report.page import Block, Table, compact, ends, number, rounded
+from pipeinfer.report.page import Block, Columns, Table, ends, in_ms, rounded, table_of
 from pipeinfer.report.prediction import error_summary, every_cell, predictions
 from pipeinfer.report.swept import sweep_notes
 from pipeinfer.results.analysis import SPEED
 from pipeinfer.results.frame import PLACE
 from pipeinfer.study.places import Place
 
-TIMES = {
-    "itl_mean_s": "mean gap (ms)", "itl_p50_s": "p50 (ms)", "itl_p95_s": "p95 (ms)", "itl_p99_s": "p99 (ms)",
-    "ttft_s": "first token (ms)", "ttft_decode_s": "decode only (ms)",
+RESULTS: Columns = {
+    "where": ("where", ""), "who": ("strategy", ""), "tokens_per_s": ("tokens/s", rounded),
+    "as_simulated": ("as simulated", "{}"), "over_iterative": ("over iterative", "{:.2f}x"),
+    "over_speculative": ("over speculative", "{:.2f}x"), "itl_mean_s": ("mean gap (ms)", in_ms),
+    "itl_p50_s": ("p50 (ms)", in_ms), "itl_p95_s": ("p95 (ms)", in_ms), "itl_p99_s": ("p99 (ms)", in_ms),
+    "ttft_s": ("first token (ms)", in_ms), "ttft_decode_s": ("decode only (ms)", in_ms),
+    "acceptance_length": ("acceptance length", rounded), "row_cost": ("further row", "{:.2f}"),
+    "largest_rank_gb": ("largest rank (GB)", rounded), "limit_tokens_per_s": ("limit (tokens/s)", rounded),
+    "trials": ("trials", "{:d}"),
 }  # fmt: skip
-RESULTS = {
-    "tokens_per_s": "tokens/s", "over_iterative": "over iterative", "over_speculative": "over speculative", **TIMES,
-    "acceptance_length": "acceptance length", "row_cost": "further row", "largest_rank_gb": "largest rank (GB)",
-    "limit_tokens_per_s": "limit (tokens/s)", "trials": "trials",
+BESIDE: Columns = {
+    "where": ("where", ""), "who": ("strategy", ""), "tokens_per_s_simulated": ("simulated (tokens/s)", rounded),
+    "tokens_per_s": ("emulated (tokens/s)", rounded), "speed": ("deviation", "{:+.1%}"),
+    "first": ("of the first token", "{:+.1%}"), "trials": ("trials", "{:d}"),
 }  # fmt: skip
-"""Columns of an experiment's table, and what they are called there."""
-
-FORMS = {"over_iterative": "{:.2f}x", "over_speculative": "{:.2f}x", "row_cost": "{:.2f}", "trials": "{:d}"}
-"""Of those that are not written with three digits."""
+WITHOUT: Columns = {name: (name, "") for name in ("where", "strategy", "options", "draw")}
 
 TIES = (
     "These texts part from the iterative run's where its best two tokens were closer than the rounding of this "
@@ -52,22 +54,16 @@ def results(experiment: Experiment) -> Table:
 
 def place_by_place(experiment: Experiment, title: str = "") -> Table:
     """What was found of each contender in each place."""
-    found = experiment.medians.copy()
-    found[[*TIMES]] *= 1e3
-    head = ["where", "strategy", *RESULTS.values()]
-    rows = [
-        [experiment.where(row.place) or experiment.places[row.place].text,
-         f"{row.contender} {experiment.chosen(row.contender, row.variant)}".strip(),
-         *(number(getattr(row, name), FORMS[name]) if name in FORMS else rounded(getattr(row, name))
-           for name in RESULTS)]
-        for row in found.itertuples()
-    ]  # fmt: skip
-    if found.predicted_tokens_per_s.notna().any():
-        for cells, said in zip([head, *rows], ["as simulated", *map(_predicted, found.itertuples())], strict=True):
-            cells.insert(3, said)
+    found = experiment.medians
+    wheres = {number: experiment.where(number) or place.text for number, place in experiment.places.items()}
+    error = (found.predicted_tokens_per_s / found.tokens_per_s - 1).map("{:+.0%}".format)
+    predicted = found.predicted_tokens_per_s.map(rounded) + " (" + error + ")"
+    found = found.assign(
+        where=found.place.map(wheres), who=[experiment.best_of(row) for row in found.itertuples()],
+        as_simulated=predicted.where(found.predicted_tokens_per_s.notna()),
+    )  # fmt: skip
     known = row_cost(experiment)
-    cost = f"a further row of a run costs {known} of a run of one" if known else ""
-    return compact(Table(head, rows, range(2, len(head)), title or cost))
+    return table_of(found, RESULTS, title or f"a further row of a run costs {known} of a run of one" * bool(known))
 
 
 def row_cost(experiment: Experiment) -> str:
@@ -97,8 +93,9 @@ def notes(experiment: Experiment) -> Iterator[Block]:
         some = experiment.trials[experiment.trials.status == status]
         if not some.empty:
             yield words or "These trials have no performance figure:"
-            rows = [[Place.of(row).text, row.contender, row.variant, row.draw, row.why] for row in some.itertuples()]
-            yield Table(["where", "strategy", "options", "draw", "first divergence" if words else "why"], rows)
+            some = some.assign(where=[Place.of(row).text for row in some.itertuples()], strategy=some.contender)
+            columns: Columns = {**WITHOUT, "why": ("first divergence" if words else "why", "")}
+            yield table_of(some.assign(options=some.variant), columns)
     if experiment.missing:
         yield f"{experiment.missing} cells were not run."
 
@@ -133,21 +130,4 @@ def _emulated_blocks(experiment: Experiment) -> Iterator[Block]:
     differing = int((~found.same).sum())
     tokens = f"{differing} variants gave other token ids!" if differing else "All token ids are the simulation's."
     yield f"Emulated beside simulated, of the same cells: {text}. {tokens}"
-    head = ["where", "strategy", "simulated (tokens/s)", "emulated (tokens/s)", "deviation", "of the first token",
-            "trials"]  # fmt: skip
-    rows = [
-        [experiment.places[row.place].text, f"{row.contender} {row.variant}".strip(),
-         rounded(row.tokens_per_s_simulated), rounded(row.tokens_per_s), f"{row.speed:+.1%}", f"{row.first:+.1%}",
-         str(row.trials)]
-        for row in found.itertuples()
-    ]  # fmt: skip
-    yield Table(head, rows, range(2, 7), "Beside the simulation")
-
-
-# Cells of tables
-
-
-def _predicted(row: Any) -> str:
-    if pd.isna(row.predicted_tokens_per_s):
-        return "-"
-    return f"{rounded(row.predicted_tokens_per_s)} ({row.predicted_tokens_per_s / row.tokens_per_s - 1:+.0%})"
+    yield table_of(experiment.in_words(found), BESIDE, "Beside the simulation")
