@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from pipeinfer.report.drawn import digest, fingerprint
-from pipeinfer.results.analysis import VALID
+from pipeinfer.results.analysis import VALID, ratios
 from pipeinfer.results.frame import PLACE, Tables
 from pipeinfer.study.places import Place
 from pipeinfer.study.points import points
@@ -25,6 +25,7 @@ class Experiment:
         self.trials = own[real]
         self.simulated = own[~real]
         self.gaps, self.ranks, self.spans = tables.gaps, tables.ranks, tables.spans
+        self._ratios: dict[tuple[str, str, str], pd.DataFrame] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process that draws it: of what is the folder's, its own rows, where they are drawn."""
@@ -61,6 +62,12 @@ class Experiment:
         """A row per place and contender at its best: medians of what is a number, the first of what is not, and the
         number of `trials`."""
         return medians(self.best, ["place", "contender"])
+
+    def ratios(self, metric: str, of: str, over: str) -> pd.DataFrame:
+        """The contender `of` over `over`: a row per place in which both were run, with `value`."""
+        if (metric, of, over) not in self._ratios:
+            self._ratios[metric, of, over] = ratios(self.trials, metric, of, over)
+        return self._ratios[metric, of, over]
 
     @property
     def missing(self) -> int:

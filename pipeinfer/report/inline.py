@@ -44,9 +44,8 @@ def inline(path: Path) -> Inline:
     return Inline(title, caption, Markup(_SIZE.sub(box, drawing)))
 
 
-def beside_one_another(paths: Sequence[Path]) -> tuple[str, list[Inline]]:
+def beside_one_another(found: Sequence[Inline]) -> tuple[str, list[Inline]]:
     """What all of several captions say, and each figure with what only its own says."""
-    found = [inline(path) for path in paths]
     said = [_SENTENCES.split(one.caption) for one in found]
     shared = [sentence for sentence in said[0] if all(sentence in other for other in said)] if len(said) > 1 else []
     own = [" ".join(sentence for sentence in one if sentence not in shared) for one in said]

@@ -29,8 +29,11 @@ FIGURES = {
 """By file name: a column, what it is called, and what has to be said of it."""
 
 
-def paper_figures(drawings: Drawings, experiment: Experiment, folder: Path) -> list[str]:
-    """Have them drawn, from the experiment over all pairs; their names, or none where it lacks the paper's targets."""
+def paper_figures(drawings: Drawings, experiment: Experiment | None, folder: Path) -> list[str]:
+    """Have them drawn, from the experiment over all pairs; their names, or none where it was not simulated or lacks the
+    paper's targets."""
+    if experiment is None or experiment.recipe.fidelity != "sim":
+        return []
     rows = experiment.best[experiment.best.pair.isin(TARGETS) & experiment.best.contender.isin(NAMES)]
     if set(rows.pair) != set(TARGETS):
         return []

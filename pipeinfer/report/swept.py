@@ -1,52 +1,38 @@
 """Which sweeps of an experiment went on beyond what its recipe lists, and which ended with the best at their edge."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
-from pipeinfer.modelling.sweeps import Options, at_largest
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.study.growth import growing
 
 
 class Swept(NamedTuple):
-    """An option of a contender: the largest value that the recipe lists, the largest tried anywhere, and the places at
-    which the best is the largest tried, each with that value; `ends`: the last value that its strategy names."""
+    """An option of a contender: the largest value that the recipe lists, the largest tried anywhere, and by place the
+    best value where that is the largest tried; `ends`: the last value that its strategy names."""
 
     contender: str
     option: str
     listed: float
     tried: float
     ends: float
-    edges: dict[int, float]
+    edges: pd.Series
 
 
 def swept_options(experiment: Experiment) -> Iterator[Swept]:
     """Of every contender the options whose sweeps grow."""
     for name, known in growing(experiment.recipe).items():
-        rows = experiment.valid[experiment.valid.contender == name]
+        rows = experiment.valid[experiment.valid.contender == name].drop_duplicates(["place", "variant"])
         for option, values in known.items() if len(rows) else ():
+            own = f"(?:^|, ){option} ([^,]+)"
+            tried = rows.variant.str.extract(own)[0].astype("float64")
+            alike = tried.groupby([rows.place, rows.variant.str.replace(own, "", regex=True)])
+            at_edge = rows.best & (tried == alike.transform("max")) & (alike.transform("nunique") > 1)
+            edges = tried[at_edge].set_axis(rows.place[at_edge])
             listed = max(experiment.recipe.strategies[name].options[option])
-            tried = max(_value(variant, option) for variant in rows.variant.unique())
-            yield Swept(name, option, listed, tried, max(values), dict(_edges(rows, option)))
-
-
-def _edges(rows: pd.DataFrame, option: str) -> Iterator[tuple[int, float]]:
-    for place, there in rows.groupby("place", sort=False):
-        variants = list(there.variant.unique())
-        best = variants.index(there[there.best].variant.iloc[0]) if there.best.any() else None
-        if best is not None and at_largest([_options(variant, option) for variant in variants], best, option):
-            yield place, _value(variants[best], option)
-
-
-def _options(variant: str, option: str) -> Options:
-    parts: dict[str, Any] = dict(part.split(" ", 1) for part in variant.split(", "))
-    return {**parts, option: float(parts[option])}
-
-
-def _value(variant: str, option: str) -> float:
-    return float(_options(variant, option)[option])
+            yield Swept(name, option, listed, tried.max(), max(values), edges)
 
 
 def sweep_notes(experiment: Experiment) -> Iterator[str]:
@@ -57,8 +43,8 @@ def sweep_notes(experiment: Experiment) -> Iterator[str]:
     if grew:
         yield f"Sweeps went on where the largest value tried was the best: {'; '.join(grew)}."
     for one in swept:
-        for value in sorted(set(one.edges.values())):
-            where = [experiment.where(place) for place, edge in one.edges.items() if edge == value]
+        for value, places in one.edges.groupby(one.edges):
+            where = [experiment.where(place) for place in places.index]
             why = "there is no larger one to try" if value >= one.ends else "larger ones were not run, or failed"
             text = "; ".join(filter(None, where)) or "everywhere"
             yield f"At the edge of its sweep: {one.contender} {one.option} {value:g} ({text}): {why}."

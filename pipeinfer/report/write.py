@@ -6,7 +6,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from pipeinfer.report.crate import write_crate
 from pipeinfer.report.drawn import Drawings, Others
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import draw
-from pipeinfer.report.inline import Inline, beside_one_another
+from pipeinfer.report.inline import Inline, beside_one_another, inline
 from pipeinfer.report.overview import FirstScreen, first_screen
 from pipeinfer.report.page import Block, Table
 from pipeinfer.report.paper_figures import paper_figures
@@ -105,7 +106,7 @@ def report(
         with Drawings(others) as drawings:
             sections = [section(drawings, one, folder / FIGURES) for one in experiments.values()]
             claims = [with_card(drawings, claim, experiments, folder / FIGURES) for claim in judge(experiments)]
-            paper = _paper_figures(drawings, experiments, folder)
+            paper = paper_figures(drawings, experiments.get("pairs"), folder / PAPER)
             first = first_screen(drawings, claims, experiments, folder / FIGURES)
         _keep_in_checkout(paper, folder)
         ends = appendix(experiments, {one.recipe.name: _took_s(one, drawings, folder) for one in sections}, claims)
@@ -146,17 +147,6 @@ def _problem(experiment: Experiment) -> list[str]:
     return [f"{experiment.recipe.name}: {len(wrong)} trials have no figure, the first because {wrong.why.iloc[0]}"]
 
 
-# The paper's figures
-
-
-def _paper_figures(drawings: Drawings, experiments: Mapping[str, Experiment], folder: Path) -> list[str]:
-    """The paper's figures in `paper_figures/` of the folder."""
-    pairs = experiments.get("pairs")
-    if pairs is None or pairs.best.empty or pairs.recipe.fidelity != "sim":
-        return []
-    return paper_figures(drawings, pairs, folder / PAPER)
-
-
 def _keep_in_checkout(paper: Sequence[str], folder: Path) -> None:
     """The paper's figures lie there too."""
     rendered = PACKAGE.parent / PAPER / "rendered"
@@ -176,13 +166,18 @@ def _render(
     folder: Path, first: FirstScreen, claims: Sequence[Claim], sections: Sequence[Section], paper: Sequence[str],
     ends: Appendix, remarks: Sequence[str],
 ) -> None:  # fmt: skip
+    @cache
+    def drawing(name: str, below: str = FIGURES) -> Inline:
+        return inline(folder / below / f"{name}.svg")
+
     def drawings(names: Sequence[str], below: str = FIGURES) -> tuple[str, list[Inline]]:
-        return beside_one_another([folder / below / f"{name}.svg" for name in names])
+        return beside_one_another([drawing(name, below) for name in names])
 
     said: dict[str, Any] = {
         "title": "PipeInfer (SC'24): reproduction report", "about": ABOUT, "first": first, "claims": claims,
-        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks, "drawings": drawings,
-        "row": row_of_markdown, "is_table": lambda block: isinstance(block, Table),
+        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks,
+        "drawing": drawing, "drawings": drawings, "row": row_of_markdown,
+        "is_table": lambda block: isinstance(block, Table),
     }  # fmt: skip
     for name, finalize in (("report.html", None), ("report.md", markdown)):
         pages = Environment(loader=PackageLoader("pipeinfer.report"), undefined=StrictUndefined, trim_blocks=True,

@@ -3,7 +3,7 @@ ids must pass, each contender's best variant per place, ratios draw by draw, and
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,6 @@ BASELINE = "speculative"
 SPEED = "tokens_per_s"
 VALID = ("passed", "tie", "not judged")
 """Status of trials that have a performance."""
-
-
-class Text(NamedTuple):
-    """What decides whether two texts are the same."""
-
-    token_ids: tuple[int, ...]
-    margins: tuple[float, ...]
-    precision: str
 
 
 def judged(trials: pd.DataFrame) -> pd.DataFrame:
@@ -45,26 +37,17 @@ def judged(trials: pd.DataFrame) -> pd.DataFrame:
 
 def gated(trials: pd.DataFrame, by: list[str], is_reference: pd.Series) -> pd.DataFrame:
     """The table with `status` and `why`: each text held against the first of the references with equal columns `by`."""
-    texts = [
-        None if status == "failed" else Text(tuple(ids), tuple(near), precision)
-        for status, ids, near, precision in zip(
-            trials.status, trials.token_ids, trials.margins, trials.precision, strict=True
-        )
-    ]
-    keys = list(trials[by].itertuples(index=False, name=None))
-    first: dict[tuple[Any, ...], Text] = {}
-    for key, text, one in zip(keys, texts, is_reference, strict=True):
-        if one and text is not None:
-            first.setdefault(key, text)
-    found = [
-        (status, why) if text is None else _verdict(text, first.get(key))
-        for key, text, status, why in zip(keys, texts, trials.status, trials.why, strict=True)
-    ]
-    return trials.assign(status=[status for status, _ in found], why=[why for _, why in found])
+    known = trials[is_reference & (trials.status != "failed")].drop_duplicates(by)
+    first = dict(zip(known[by].itertuples(index=False, name=None), known.itertuples(), strict=True))
+    keys = trials[by].itertuples(index=False, name=None)
+    found = [_verdict(row, first.get(key)) for key, row in zip(keys, trials.itertuples(), strict=True)]
+    return trials.assign(**pd.DataFrame(found, trials.index, ["status", "why"]))
 
 
-def _verdict(own: Text, reference: Text | None) -> tuple[str, str]:
+def _verdict(own: Any, reference: Any) -> tuple[str, str]:
     """Status of a trial, and why it is not passed."""
+    if own.status == "failed":
+        return own.status, own.why
     if reference is None:
         return "no reference", "there is no iterative run to compare its token ids with"
     found = divergence(own, reference)

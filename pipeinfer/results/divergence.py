@@ -6,6 +6,7 @@ arithmetic the best two now and then are, and what follows is another text. Such
 schedule; anywhere else it is one.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -27,12 +28,12 @@ activations of 8 bits too."""
 
 
 class HasText(Protocol):
-    """A trial, or as much of one as decides whether its text is another's."""
+    """A trial, its row in a table, or as much of one as decides whether its text is another's."""
 
     @property
-    def token_ids(self) -> tuple[int, ...]: ...
+    def token_ids(self) -> Sequence[int]: ...
     @property
-    def margins(self) -> tuple[float, ...]: ...
+    def margins(self) -> Sequence[float]: ...
     @property
     def precision(self) -> str: ...
 

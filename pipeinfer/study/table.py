@@ -30,7 +30,7 @@ def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
     trials["limit_tokens_per_s"] = _limits(trials, records)
     trials["predicted_tokens_per_s"] = _predictions(trials, recipes, records)
     trials["row_cost"] = _row_costs(trials, records)
-    return found._replace(trials=trials)
+    return found._replace(trials=trials.copy())  # in one piece, from which rows are taken several times as fast
 
 
 def _memberships(recipes: Iterable[Recipe]) -> dict[str, list[tuple[str, str]]]:

@@ -123,8 +123,8 @@ def test_a_page_has_a_figure_s_words_as_text_and_its_drawing_whole(done: tuple[P
     high = float(re.findall(r'height="([\d.]+)pt"', whole)[0])
     assert sum(size) < high, "without the caption's room"
     assert size[0] > 10, "without the title's"
-    assert beside_one_another([path, path])[0] == found.caption
-    assert [one.caption for one in beside_one_another([path, path])[1]] == ["", ""]
+    shared, own = beside_one_another([found, found])
+    assert (shared, [one.caption for one in own]) == (found.caption, ["", ""])
 
 
 def test_how_well_models_are_aligned_has_a_figure_of_its_own(tmp_path: Path) -> None:

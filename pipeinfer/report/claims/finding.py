@@ -90,7 +90,7 @@ def ratios(
     experiments: Iterable[Experiment], over: str, metric: str = analysis.SPEED, of: str = "pipeinfer"
 ) -> pd.DataFrame:
     """The contender `of` over `over`: a row, of the table of trials, per place in which both were run, with `value`."""
-    found = [analysis.ratios(one.trials, metric, of, over) for one in experiments]
+    found = [one.ratios(metric, of, over) for one in experiments]
     return pd.concat(found, ignore_index=True) if found else NOWHERE
 
 
