@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import pandas as pd
 
 from pipeinfer.report.claims import Claim
 from pipeinfer.report.experiment import Experiment
@@ -57,7 +58,7 @@ def appendix(
         {host for one in experiments for text in one.trials.hosts.dropna() for host in text.split(", ") if host}
     )
     found = environment() | ({"hosts of the ranks": ", ".join(hosts)} if hosts else {})
-    once = {row.config_hash: row.seconds for one in experiments for row in one.trials.itertuples()}
+    once = pd.concat([one.trials[["config_hash", "seconds"]] for one in experiments]).drop_duplicates()
     return Appendix(
         Table(["claim", "what", "verdict", "experiments", "figures"], [_of_claim(one, experiments) for one in claims]),
         Table(
@@ -68,7 +69,7 @@ def appendix(
         shlex.join(["pipeinfer", *sys.argv[1:]]),
         HOW_TO,
         Table(["what", "here"], [[name, str(value)] for name, value in found.items()]),
-        f"{len(once)} trials in {FILE} took {sum(once.values()):.0f} s of computing. Each line is one trial: its "
+        f"{len(once)} trials in {FILE} took {once.seconds.sum():.0f} s of computing. Each line is one trial: its "
         "configuration and the hash of it, environment, seed, token ids, the time of each token, its runs and its "
         "ranks. Everything above is derived from that file: the tables trials.parquet, gaps.parquet, ranks.parquet and "
         "spans.parquet, and from these every figure and number, drawn anew by the same command.",

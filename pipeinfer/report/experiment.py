@@ -120,7 +120,6 @@ def _in_order(trials: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 def medians(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """One row per group: medians of numbers, the first of what is not, `trials`, in the order of the trials."""
     groups = trials.groupby(by, sort=False, dropna=False)
-    numbers = [name for name in trials.select_dtypes("number").columns if name not in (*by, "place")]
-    found = groups.first()
-    found[numbers] = groups[numbers].median()
+    numbers = trials.select_dtypes("number").columns.difference([*by, "place"])
+    found = groups[[*trials.columns.difference([*numbers, *by])]].first().join(groups[[*numbers]].median())
     return found.assign(trials=groups.size()).reset_index()

@@ -24,7 +24,7 @@ class Swept(NamedTuple):
 def swept_options(experiment: Experiment) -> Iterator[Swept]:
     """Of every contender the options whose sweeps grow."""
     for name, known in growing(experiment.recipe).items():
-        rows = experiment.valid[experiment.valid.contender == name].drop_duplicates(["place", "variant"])
+        rows = experiment.valid.loc[experiment.valid.contender == name, ["place", "variant", "best"]].drop_duplicates()
         for option, values in known.items() if len(rows) else ():
             own = f"(?:^|, ){option} ([^,]+)"
             tried = rows.variant.str.extract(own)[0].astype("float64")

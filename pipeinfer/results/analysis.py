@@ -81,8 +81,8 @@ def ratios(trials: pd.DataFrame, metric: str, of: str, over: str) -> pd.DataFram
     best = trials[trials.best]
     own = best[best.contender == of]
     found = own.assign(value=quotients(own, metric, best[best.contender == over])).dropna(subset=["value"])
-    by_place = found.groupby("place", sort=False)
-    return by_place.first().assign(value=by_place.value.median(), own_compute=by_place.own_compute.all()).reset_index()
+    by_place = found.groupby("place", sort=False).agg({"value": "median", "own_compute": "all"})
+    return found.drop_duplicates("place").drop(columns=[*by_place]).merge(by_place, on="place")
 
 
 def band(values: Iterable[float]) -> tuple[float, float]:
