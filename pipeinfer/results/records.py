@@ -12,6 +12,7 @@ import time
 import types
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def decode(line: bytes) -> Record:
     trial = None
     if found.trial is not None:
         columns = msgspec.structs.astuple(found.trial.runs)
-        runs = tuple(RunRecord(*row) for row in zip(*columns, strict=True))
+        runs = tuple(starmap(RunRecord, zip(*columns, strict=True)))
         trial = Trial(**{**msgspec.structs.asdict(found.trial), "runs": runs})
     return Record(**{**msgspec.structs.asdict(found), "trial": trial})
 

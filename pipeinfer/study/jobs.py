@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from pipeinfer.results.records import Record, Store, decode, encode
+from pipeinfer.results.records import Store, decode, encode
 from pipeinfer.study.executors import BATCH
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.points import EmulatedCell, SimCell, cells
@@ -114,25 +114,15 @@ def _jobs(recipe: Recipe, store: Store, out: Path) -> Iterator[tuple[int, int]]:
 
 def collect(recipes: Sequence[Recipe], store: Store, out: Path) -> int:
     """Add what jobs wrote to the records, in the order of the cells; how many there were. Raises WorkloadError."""
-    count = 0
-    for record in _collected(recipes, store, out):
+    names = dict.fromkeys(config_hash(cell) for recipe in recipes for cell in cells(recipe))
+    paths = [path for name in names if not store.records.done(name) and (path := _path(out, name)).exists()]
+    for path in paths:
+        try:
+            record = decode(path.read_bytes())
+        except (ValueError, TypeError) as problem:
+            raise WorkloadError(f"{path} is not a record ({problem}): remove it, and run its cell again") from None
         store.append(record)
-        count += 1
-    return count
-
-
-def _collected(recipes: Sequence[Recipe], store: Store, out: Path) -> Iterator[Record]:
-    seen = set(filter(store.records.done, store.records))
-    for recipe in recipes:
-        for cell in cells(recipe):
-            path = _path(out, config_hash(cell))
-            if path.exists() and path.stem not in seen:
-                seen.add(path.stem)
-                try:
-                    yield decode(path.read_bytes())
-                except (ValueError, TypeError) as problem:
-                    text = f"{path} is not a record ({problem}): remove it, and run its cell again"
-                    raise WorkloadError(text) from None
+    return len(paths)
 
 
 def _path(out: Path, name: str) -> Path:
