@@ -91,7 +91,7 @@ def slowness(live: Live) -> str:
     parts = [f"each rank at {live.cpu_share:g} of its speed"] * (live.cpu_share < 1)
     parts += [] if live.node_cores is None else [f"nodes of {live.node_cores:g} cores each by control groups"]
     parts += [] if live.bandwidth_gbps is None else [f"links of {live.bandwidth_gbps:g} Gbit/s"]
-    parts += [f"{live.latency_us:g} us"] * (live.latency_us > 0)
+    parts += [f"{live.latency_us / 1e3:g} ms"] * (live.latency_us > 0)
     return "".join(f", {part}" for part in parts)
 
 

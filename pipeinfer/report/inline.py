@@ -38,7 +38,8 @@ def inline(path: Path) -> Inline:
     size = _SIZE.search(drawn)
     assert size is not None
     width, height = map(float, size.groups())
-    above, below = (_POINTS * inches for inches in strips(title, caption, width / _POINTS))
+    # As many characters to a line as when it was drawn: 518.4 / 72 is a little less than 7.2.
+    above, below = (_POINTS * inches for inches in strips(title, caption, round(width / _POINTS, 3)))
     box = f'viewBox="0 {above:g} {width:g} {height - above - below:g}" role="img"'
     drawing = _WORDS.sub("", drawn[drawn.index("<svg") :])
     return Inline(title, caption, Markup(_SIZE.sub(box, drawing)))

@@ -16,11 +16,11 @@ BAND = 0.15
 ERRORS: Columns = {
     "backend": ("backend", ""), "fidelity": ("fidelity", ""), "strategy": ("strategy", ""), "cells": ("cells", "{:d}"),
     "median": ("median error", "{:.1%}"), "largest": ("largest", "{:.1%}"), "within": (f"within {BAND:.0%}", "{:.0%}"),
-    "bias": ("bias", "{:+.1%}"),
+    "bias": ("bias", "{:+z.1%}"),
 }  # fmt: skip
 CELLS: Columns = {
     "where": ("where", ""), "who": ("strategy", ""), "measured": ("measured (tokens/s)", rounded),
-    "predicted": ("simulated (tokens/s)", rounded), "error": ("error", "{:+.1%}"),
+    "predicted": ("simulated (tokens/s)", rounded), "error": ("error", "{:+z.1%}"),
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def scatter(experiment: Experiment, path: Path) -> None:
     low, high = both.min().min() / 1.25, both.max().max() * 1.25
     errors = found.error.abs().groupby(found.backend, sort=False).median()
     titles = {name: f"{name}: median error {error:.1%}" for name, error in errors.items()}
-    links = " and ".join(f"{link.bandwidth_gbps:g} Gbit/s with {link.latency_us:g} us" for link in check.links)
+    links = " and ".join(f"{link.bandwidth_gbps:g} Gbit/s with {link.latency_us / 1e3:g} ms" for link in check.links)
     first = experiment.best.iloc[0]
     caption = (
         f"Fidelity: sim over real and emulated (processes that wait). {', '.join(map(str, check.stages))} target "

@@ -28,8 +28,8 @@ RESULTS: Columns = {
 }  # fmt: skip
 BESIDE: Columns = {
     "where": ("where", ""), "who": ("strategy", ""), "tokens_per_s_simulated": ("simulated (tokens/s)", rounded),
-    "tokens_per_s": ("emulated (tokens/s)", rounded), "speed": ("deviation", "{:+.1%}"),
-    "first": ("of the first token", "{:+.1%}"), "trials": ("trials", "{:d}"),
+    "tokens_per_s": ("emulated (tokens/s)", rounded), "speed": ("deviation", "{:+z.1%}"),
+    "first": ("of the first token", "{:+z.1%}"), "trials": ("trials", "{:d}"),
 }  # fmt: skip
 WITHOUT: Columns = {name: (name, "") for name in ("where", "strategy", "options", "draw")}
 
@@ -56,7 +56,7 @@ def place_by_place(experiment: Experiment, title: str = "") -> Table:
     """What was found of each contender in each place."""
     found = experiment.medians
     wheres = {number: experiment.where(number) or place.text for number, place in experiment.places.items()}
-    error = (found.predicted_tokens_per_s / found.tokens_per_s - 1).map("{:+.0%}".format)
+    error = (found.predicted_tokens_per_s / found.tokens_per_s - 1).map("{:+z.0%}".format)
     predicted = found.predicted_tokens_per_s.map(rounded) + " (" + error + ")"
     found = found.assign(
         where=found.place.map(wheres), who=[experiment.best_of(row) for row in found.itertuples()],

@@ -44,6 +44,24 @@ ABOUT = (
     "forms. What makes the comparison fair, every definition and both node accountings are in docs/fairness.md."
 )
 
+WORDS = {
+    "iterative, speculative": "plain decoding, and synchronous speculation, which drafts K tokens, verifies them in "
+    "one run, and drafts again",
+    "k, draft": "drafted tokens per run: of synchronous speculation (K), and of PipeInfer's micro-batches",
+    "cutoff": "confidence of the draft below which it stops",
+    "acceptance": "chance that a drafted token is right when all before it were; i.i.d.: the same for each, varied: by "
+    "position",
+    "acceptance length": "tokens made known per verified speculative run",
+    "further row, row cost": "what it takes to verify one more token in the same run: of a run of one where it was "
+    "measured; where it was simulated, 0 is free and 1 what a roofline model of the node says",
+    "over iterative, over speculative": "speed, of that of the best of these in the same place and draw",
+    "first token, decode only": "from the request to the first token, and from the first to the second",
+    "mean gap, p50, p95, p99": "time between tokens: mean, median and percentiles",
+    "limit": "closed form for free width and links",
+    "same-ranks, as-published": "as many ranks for every strategy, or the layouts of the authors' scripts",
+}
+"""For readers who are new to the field."""
+
 
 class Section(NamedTuple):
     """An experiment in the report; `pictures`: the names of its figures."""
@@ -174,8 +192,8 @@ def _render(
         return beside_one_another([drawing(name, below) for name in names])
 
     said: dict[str, Any] = {
-        "title": "PipeInfer (SC'24): reproduction report", "about": ABOUT, "first": first, "claims": claims,
-        "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks,
+        "title": "PipeInfer (SC'24): reproduction report", "about": ABOUT, "words": WORDS, "first": first,
+        "claims": claims, "sections": sections, "paper": paper, "appendix": ends, "remarks": remarks,
         "drawing": drawing, "drawings": drawings, "row": row_of_markdown,
         "is_table": lambda block: isinstance(block, Table),
     }  # fmt: skip

@@ -9,10 +9,10 @@ USUAL = ("prompt of 64", "1 at once")
 """Left out of sentences."""
 
 UNUSUAL = {
-    "accounting": ("same-ranks", "{}"), "width_cost": (1.0, "width cost {:g}"), "draft_cost": (1.0, "draft cost {:g}"),
-    "bandwidth_gbps": (None, "{:g} Gbit/s"), "latency_us": (None, "{:g} us"),
+    "accounting": ("same-ranks", "{}"), "width_cost": (1.0, "row cost {:g}"), "draft_cost": (1.0, "draft cost {:g}"),
+    "bandwidth_gbps": (None, "{:g} Gbit/s"), "latency_ms": (None, "{:g} ms"),
 }  # fmt: skip
-"""What is said only where it is not as usual, and how."""
+"""What is said only where it is not as usual, or where others differ in it, and how."""
 
 
 def shared(places: Iterable["Place"]) -> str:
@@ -53,10 +53,15 @@ class Place(NamedTuple):
         """For a sentence."""
         return ", ".join(text for text in self.parts().values() if text not in USUAL)
 
-    def parts(self) -> dict[str, str]:
-        """Field by field; all but the first four, the prompt and the requests are left out at their default."""
-        unusual = {name: form.format(value) for name, (usual, form) in UNUSUAL.items()
-                   if (value := getattr(self, name)) != usual}  # fmt: skip
+    @property
+    def latency_ms(self) -> float | None:
+        """Of links, where it is set."""
+        return None if self.latency_us is None else self.latency_us / 1e3
+
+    def parts(self, *, usual: bool = False) -> dict[str, str]:
+        """Field by field; with those that are as `usual`."""
+        unusual = {name: form.format(value) for name, (default, form) in UNUSUAL.items()
+                   if (value := getattr(self, name)) is not None and (usual or value != default)}  # fmt: skip
         if self.temperature is not None and self.cluster:
             return {"cluster": self.cluster, "nodes": f"{self.nodes - 1} stages", **unusual}
         if self.temperature is not None:
@@ -69,8 +74,8 @@ class Place(NamedTuple):
     def differing(self, others: Iterable["Place"], without: Iterable[str] = ()) -> str:
         """What tells it from others, but for some fields (that a panel's title says)."""
         left_out = {"acceptance"} if {"drafts", "rate"} & {*without} else {*without}
-        every = [other.parts() for other in others]
+        every = [other.parts(usual=True) for other in others]
         return ", ".join(
-            text for name, text in self.parts().items()
+            text for name, text in self.parts(usual=True).items()
             if name not in left_out and any(other.get(name) != text for other in every)
         )  # fmt: skip

@@ -206,7 +206,7 @@ def test_the_check_runs_resumes_and_draws(tmp_path: Path) -> None:
     conclude([CHECKED], store, tmp_path)
     assert (tmp_path / "figures" / "checked-simulated-over-measured.svg").exists()
     report = (tmp_path / "report.md").read_text()
-    assert "emulated, 3 stages, 0.1 Gbit/s, 300 us" in report
+    assert "emulated, 3 stages, 0.1 Gbit/s, 0.3 ms" in report
     assert error_summary(found).rows[0][:4] == ["emulated", "emulated", "all", "4"]
     first = json.loads(before.splitlines()[0])
     assert msgspec.convert(first["predictor"]["profile"], Profile).backend == "emulated"

@@ -22,6 +22,10 @@ FIRST_BOXES = """
 const box = name => document.querySelector(name).getBoundingClientRect();
 return [".answer", ".first figure", ".first ul"].map(name => [box(name).left, box(name).top, box(name).bottom]);
 """
+CUT_OFF = """
+return [...document.querySelectorAll(".wide:has(.sortable)")].filter(one => one.scrollHeight > one.clientHeight + 1)
+    .map(one => [one.previousElementSibling?.textContent ?? "", one.querySelectorAll("tbody tr").length])
+"""
 COLUMN = "return [...arguments[0].querySelectorAll('tbody tr')].map(row => row.cells[2].textContent)"
 
 
@@ -55,6 +59,13 @@ def test_a_reader_finds_answer_figure_and_losses_at_once(browser: Any, report: s
     assert not said(browser)
 
 
+def test_a_table_that_goes_on_below_its_frame_says_how_many_rows_it_has(browser: Any, report: str) -> None:
+    open_page(browser, report, 400, dark=False)
+    assert browser.execute_script(CUT_OFF)
+    for said_above, rows in browser.execute_script(CUT_OFF):
+        assert f"{rows} rows" in said_above
+
+
 def test_a_reader_sorts_a_table_and_prints_the_evidence(browser: Any, report: str) -> None:
     open_page(browser, report, 1400, dark=False)
     table = browser.find_element("css selector", "#width table")
@@ -67,4 +78,4 @@ def test_a_reader_sorts_a_table_and_prints_the_evidence(browser: Any, report: st
     assert not browser.find_elements("css selector", "details[open]")
     printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
     assert base64.b64decode(printed).startswith(b"%PDF")
-    assert len(browser.find_elements("css selector", "details[open]")) == 10
+    assert len(browser.find_elements("css selector", "details[open]")) == 11, "of ten claims, and the words"

@@ -1,6 +1,7 @@
 """Figures do not depend on what display a user has, or on their matplotlibrc; what they name is no formula."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from pipeinfer.plugins import STRATEGIES, names
-from pipeinfer.report.style import LEGEND_IN, legend_above, new_figure, style
+from pipeinfer.report.inline import inline
+from pipeinfer.report.style import (
+    CAPTION_CHARACTERS,
+    CARD_IN,
+    LEGEND_IN,
+    TITLE_CHARACTERS,
+    WIDTH_IN,
+    legend_above,
+    new_figure,
+    strips,
+    style,
+)
 
 DRAW = """
 import os, sys
@@ -113,3 +125,17 @@ def test_a_legend_is_no_wider_than_what_a_phone_shows_of_a_figure(tmp_path: Path
     assert box.x1 <= LEGEND_IN * figure.dpi < 0.7 * figure.bbox.width
     assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == 2, "columns"
     assert axis.get_window_extent().y1 < box.y0
+
+
+@pytest.mark.parametrize("width", [WIDTH_IN, 4.6, CARD_IN])
+def test_a_page_cuts_off_no_more_than_title_and_caption_took(tmp_path: Path, width: float) -> None:
+    """Of a title and a caption that fill a line to its last character."""
+    lengths = (int(most * width / WIDTH_IN) for most in (TITLE_CHARACTERS, CAPTION_CHARACTERS))
+    title, caption = ("first " + "x" * (length - len("first ")) for length in lengths)
+    with new_figure(tmp_path / "figure", title, caption, height=2.0, width=width, png=False) as figure:
+        figure.subplots().set_xlabel("label")
+    above, below = strips(title, caption, width)
+    drawn = (tmp_path / "figure.svg").read_text()
+    (high,) = (float(points) for points in re.findall(r'height="([\d.]+)pt"', drawn))
+    (box,) = re.findall(r'viewBox="0 ([\d.]+) [\d.]+ ([\d.]+)"', inline(tmp_path / "figure.svg").svg)
+    assert [float(points) for points in box] == pytest.approx([72 * above, high - 72 * (above + below)], abs=0.01)

@@ -438,7 +438,7 @@ def test_live_ranks_can_be_slow_and_their_links_limited() -> None:
     plan = live_plan(slow, None)
     assert (plan.cpu_share, plan.bandwidth_bps, plan.latency_s) == (0.25, 1e8, pytest.approx(50e-6))
     assert live_plan(LIVE.live, None).bandwidth_bps == float("inf")
-    assert slowness(slow) == ", each rank at 0.25 of its speed, links of 0.1 Gbit/s, 50 us"
+    assert slowness(slow) == ", each rank at 0.25 of its speed, links of 0.1 Gbit/s, 0.05 ms"
     assert slowness(LIVE.live) == ""
 
 

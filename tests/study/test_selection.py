@@ -70,6 +70,13 @@ def test_another_cluster_takes_the_place_of_the_recipe_s(fidelity: str, mine: Pa
     check([recipe])
 
 
+def test_a_place_says_what_is_usual_where_others_differ_in_it() -> None:
+    usual = Place("haswell-gigabit", "dolphin-tinyllama", 4, 0.52, "", "same-ranks", 1.0, 1.0, None, 50.0, None, 64, 1)
+    dear = usual._replace(width_cost=2.0)
+    assert [place.differing([usual, dear]) for place in (usual, dear)] == ["row cost 1", "row cost 2"]
+    assert usual.text == "dolphin-tinyllama, haswell-gigabit, 4 nodes, acceptance 0.52, 0.05 ms"
+
+
 def test_a_cell_is_the_same_wherever_the_cluster_s_file_lies(mine: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     moved = tmp_path / "other" / "moved.toml"
