@@ -32,7 +32,7 @@ class Experiment:
         names = self.trials.config_hash if self.recipe.draws("timeline") or self.recipe.draws("requests") else ()
         tables = {"gaps": self.gaps, "ranks": self.ranks, "spans": self.spans}
         own = {name: table[table.config_hash.isin(names)] for name, table in tables.items()}
-        return {"recipe": self.recipe, "trials": self.trials, "simulated": self.simulated, **own}
+        return {"recipe": self.recipe, "trials": self.trials, "simulated": self.simulated, "_ratios": {}, **own}
 
     def mark(self, what: Any) -> str:
         """The fingerprint of a figure of it."""
