@@ -5,8 +5,6 @@ import json
 import math
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from pipeinfer_llamacpp.gguf_file import GgufFile
@@ -37,6 +35,8 @@ ROWS = 1024
 
 
 def write_folder(file, folder):
+    from safetensors.torch import save_file  # Collecting tests imports no torch.
+
     folder.mkdir()
     source = GgufFile(file)
     (folder / "config.json").write_text(json.dumps(config_of(source)))
@@ -79,6 +79,8 @@ def config_of(source):
 
 def tensors_of(source):
     """By transformers' names. GGUF files hold what a norm multiplies with, the folder one less."""
+    import torch
+
     for name, tensor in source.tensors.items():
         width, count = tensor.shape[0], math.prod(tensor.shape[1:])
         stored = np.frombuffer(source.data, np.uint8, tensor.stop - tensor.start, tensor.start).reshape(count, -1)

@@ -10,11 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
-
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from pipeinfer.engine.backend import BadModel, Batch
 from pipeinfer.engine.huggingface.folder import builtin_folder
@@ -22,8 +18,6 @@ from pipeinfer.testing import BackendConformance, write_llama
 from pipeinfer.testing.models import byte_tokenizer
 from pipeinfer_numpy import NumpyBackend
 from pipeinfer_torch import TorchBackend
-from pipeinfer_torch.config import FUSED, GENERIC
-from pipeinfer_torch.plain_config import read_plain
 
 LAYERS = 4
 TOKENS = tuple((7 * step * step + 3) % 300 for step in range(24))
@@ -93,23 +87,33 @@ VARIANTS = {
 }
 
 
-def transformers():
+def torch():
     """Imported by the tests that use it, not by every worker of a run: it is large."""
+    return pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
+
+
+def transformers():
+    """Larger still."""
     return pytest.importorskip("transformers", reason="transformers is not installed: pip install 'pipeinfer[torch]'")
 
 
-def write_model(folder, kind, dtype=torch.float32, **fields):
+@pytest.fixture(scope="module", autouse=True)
+def torch_is_installed():
+    torch()
+
+
+def write_model(folder, kind, **fields):
     """A random model of transformers' `kind` in `folder`, as sensitive to mistakes as a trained one."""
     config = transformers().AutoConfig.for_model(kind, **(SIZES | fields))
-    torch.manual_seed(0)
-    model = transformers().AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
+    torch().manual_seed(0)
+    model = transformers().AutoModelForCausalLM.from_config(config, dtype=torch().float32).eval()
+    with torch().no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
             else:
                 parameter.uniform_(-0.5, 0.5) if name.endswith("bias") else parameter.uniform_(0.5, 1.5)
-    model.to(dtype).save_pretrained(folder)
+    model.save_pretrained(folder)
     byte_tokenizer(SIZES["vocab_size"]).save(str(folder / "tokenizer.json"))
     return folder
 
@@ -155,9 +159,9 @@ def forget_tensors():
 
 def tensor_bytes():
     """Memory of all tensors that are not frozen. Those in oneDNN's own layout have no storage of their own to ask."""
-    storages = {}
+    storages, kinds = {}, (torch().Tensor, torch().nn.Parameter)
     for thing in gc.get_objects():
-        if type(thing) in (torch.Tensor, torch.nn.Parameter) and not thing.is_meta:
+        if type(thing) in kinds and not thing.is_meta:
             if thing.is_mkldnn:
                 storages[id(thing)] = thing.numel() * thing.element_size()
             else:
@@ -224,9 +228,9 @@ def logits(folder, borders=(0, LAYERS), **options):
 @cache
 def transformers_logits(folder):
     made_by = transformers().AutoModelForCausalLM
-    model = made_by.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    with torch.inference_mode():
-        return model(torch.tensor([TOKENS])).logits[0].numpy()
+    model = made_by.from_pretrained(folder, dtype=torch().float32, attn_implementation="eager")
+    with torch().inference_mode():
+        return model(torch().tensor([TOKENS])).logits[0].numpy()
 
 
 def assert_close(came, expected, rtol=1e-5):
@@ -241,6 +245,8 @@ def test_logits_are_those_of_transformers(variant, name, borders):
 
 
 def test_every_model_type_is_tested():
+    from pipeinfer_torch.config import FUSED, GENERIC
+
     assert {kind for kind, _ in VARIANTS.values()} == {*FUSED, *GENERIC}
 
 
@@ -284,12 +290,12 @@ def test_an_error_in_the_middle_gives_the_cells_back(variant):
 
 
 def test_threads_hold_for_threads_that_compute(variant):
-    before = torch.get_num_threads()
+    before = torch().get_num_threads()
     load(variant("llama"), threads=2)
-    assert in_a_thread(torch.get_num_threads) == 2
+    assert in_a_thread(torch().get_num_threads) == 2
     load(variant("llama"))
-    assert in_a_thread(torch.get_num_threads) == 1
-    torch.set_num_threads(before)
+    assert in_a_thread(torch().get_num_threads) == 1
+    torch().set_num_threads(before)
 
 
 def in_a_thread(function):
@@ -310,7 +316,7 @@ def test_ranks_that_load_at_once_do_not_mix_their_dtypes(variant):
             np.testing.assert_array_equal(came, alone[dtype])
 
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+cuda = pytest.mark.skipif("not torch().cuda.is_available()", reason="no CUDA device")
 
 
 @cuda
@@ -368,6 +374,8 @@ USED = (
 
 
 def test_a_plain_configuration_is_read_as_transformers_reads_it(variant, tmp_path):
+    from pipeinfer_torch.plain_config import read_plain
+
     folders = [variant(name) for name in ("llama", "llama with biases", "llama tied", "llama with wide heads")]
     folders += [write_llama(tmp_path / "old"), *map(builtin_folder, ("builtin:target", "builtin:draft"))]
     for folder in folders:
@@ -391,6 +399,8 @@ def test_a_plain_configuration_is_read_as_transformers_reads_it(variant, tmp_pat
     ],
 )
 def test_what_is_not_plain_is_left_to_transformers(folder, fields):
+    from pipeinfer_torch.plain_config import read_plain
+
     assert read_plain(folder) is not None
     rewrite_config(folder, **fields)
     assert read_plain(folder) is None

@@ -2,11 +2,9 @@
 
 import pytest
 
-pytest.importorskip("torch", reason="needs torch: pip install pipeinfer[torch]")
 pytest.importorskip("gguf", reason="needs gguf: pip install pipeinfer[llamacpp]")
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: pip install pipeinfer[llamacpp]")
 
-import torch
 from gemma_folder import write_folder
 from real_prompts import PROMPTS
 
@@ -22,6 +20,7 @@ FULL = (*SELECTED, "code", "chinese", "windows")
 
 @pytest.fixture(scope="module")
 def folder(gemma, tmp_path_factory):
+    pytest.importorskip("torch", reason="needs torch: pip install pipeinfer[torch]")
     return write_folder(gemma, tmp_path_factory.mktemp("dequantised") / "gemma")
 
 
@@ -36,6 +35,8 @@ def prompts(request, folder):
 def likeliest(folder):
     """What transformers finds likeliest behind each of a text's last tokens, in one forward: where that is always the
     text's own next one, it would have written the text itself."""
+    import torch
+
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install pipeinfer[torch]")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 

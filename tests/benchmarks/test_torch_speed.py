@@ -7,26 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import quantiles
 from time import process_time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
-
-import torch
 
 from pipeinfer.core.messages import TO_THE_END, KvSeqRm
 from pipeinfer.engine.backend import Batch
 from pipeinfer.testing import write_llama
 from pipeinfer_torch import TorchBackend
-from pipeinfer_torch.linear import linear
-from pipeinfer_torch.stage import TorchStage
+
+if TYPE_CHECKING:
+    from pipeinfer_torch.stage import TorchStage
 
 HIDDEN, HEADS, KV_HEADS, FFN, CONTEXT = 512, 8, 4, 1376, 128
 LAYERS = 6
 ROWS = (1, 2, 4, 8)
 DTYPES = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch() -> Any:
+    """Imported where it is measured, and not by every worker that collects tests."""
+    return pytest.importorskip("torch", reason="torch is not installed: pip install 'pipeinfer[torch]'")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("speed") / "model", **shape)
 
 
-def load(folder: Path, dtype: str) -> TorchStage:
+def load(folder: Path, dtype: str) -> "TorchStage":
     """The layers between the first and the last, which have no embedding and no head."""
     stage = TorchBackend(device="cpu", dtype=dtype).load(str(folder), (1, LAYERS + 1), cells=1024, sequences=8)
     stage.forward(rows_from(0, CONTEXT), hidden(CONTEXT), lambda: False)
@@ -57,7 +60,7 @@ def measure(benchmark: Any, work: Callable[[], object]) -> None:
         benchmark.extra_info["ms_per_layer"] = round(1e3 * benchmark.stats.stats.median / LAYERS, 3)
 
 
-def measure_forward(benchmark: Any, stage: TorchStage, rows: int) -> None:
+def measure_forward(benchmark: Any, stage: "TorchStage", rows: int) -> None:
     batch, arrived = rows_from(CONTEXT, rows), hidden(rows)
 
     def forward() -> None:
@@ -89,7 +92,9 @@ def test_transformers_layers(
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.benchmark(group="matrix products of 6 layers")
-def test_floor(benchmark: Any, dtype: str, rows: int, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_floor(
+    benchmark: Any, torch: Any, dtype: str, rows: int, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What no layer goes below, with the packed weights that this backend uses and with torch's plain ones."""
     if not packed:
         monkeypatch.setattr("pipeinfer_torch.linear.pack", lambda _weight: None)
@@ -99,6 +104,10 @@ def test_floor(benchmark: Any, dtype: str, rows: int, packed: bool, monkeypatch:
 
 def products(dtype: str, rows: int, hidden: int, kv: int, ffn: int, layers: int) -> Callable[[], None]:
     """The matrix products of so many layers of those widths, one after another."""
+    import torch
+
+    from pipeinfer_torch.linear import linear
+
     shapes = [(hidden + 2 * kv, hidden), (hidden, hidden), (2 * ffn, hidden), (hidden, ffn)] * layers
     kind = getattr(torch, dtype)
     taken = [(linear(torch.ones(shape, dtype=kind)), torch.ones(rows, shape[1], dtype=kind)) for shape in shapes]
