@@ -316,7 +316,13 @@ def test_ranks_that_load_at_once_do_not_mix_their_dtypes(variant):
             np.testing.assert_array_equal(came, alone[dtype])
 
 
-cuda = pytest.mark.skipif("not torch().cuda.is_available()", reason="no CUDA device")
+@pytest.fixture(scope="session")
+def cuda_device():
+    if not torch().cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+cuda = pytest.mark.usefixtures("cuda_device")
 
 
 @cuda
