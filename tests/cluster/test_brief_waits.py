@@ -55,7 +55,7 @@ def test_what_the_environment_says_of_waiting_counts(said: dict[str, str], monke
     assert {name: found[name] for name in (*BRIEF_WAITS, "OMP_WAIT_POLICY") if name in found} == said
 
 
-@pytest.mark.usefixtures("unsaid")
+@pytest.mark.usefixtures("unsaid", "own_parents_of_ranks")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds nobody to cores")
 def test_ranks_that_share_a_core_with_the_head_are_started_so() -> None:
     with rank_on_the_core_of_its_head() as pid:

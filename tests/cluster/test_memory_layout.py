@@ -31,6 +31,7 @@ def test_only_what_is_started_meanwhile_has_it() -> None:
     assert personality() == before
 
 
+@pytest.mark.usefixtures("own_parents_of_ranks")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds nobody to cores")
 def test_ranks_that_share_a_core_with_the_head_have_it() -> None:
     with same_memory_layout():

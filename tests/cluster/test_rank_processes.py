@@ -19,6 +19,8 @@ from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
 from pipeinfer.runtime.transports.keys import write_keys
 
+pytestmark = pytest.mark.usefixtures("own_parents_of_ranks")
+
 WITHIN_S = 40.0
 OPTIONS = {"layers": 2, "layer_s": 0.005}
 

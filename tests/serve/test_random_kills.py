@@ -30,7 +30,7 @@ CLIENTS = 4
 TWICE = 0.3
 """How often another one is killed before the ranks are up again."""
 
-pytestmark = pytest.mark.timeout(120 + 30 * KILLS)
+pytestmark = [pytest.mark.timeout(120 + 30 * KILLS), pytest.mark.usefixtures("own_parents_of_ranks")]
 
 Asked = list[tuple[str, tuple[str, Any], list[int]]]
 Kill = Callable[[random.Random], None]
