@@ -55,60 +55,69 @@ WHOLE_MACHINE = (
 )
 """Files that measure, shape links, make clusters or start a process per core: they would disturb one another."""
 
-TRANSFORMERS = (
+TORCH = (
+    "backends/test_conventions.py",
     "backends/test_tied_output.py",
     "backends/test_torch.py",
     "backends/test_torch_gemma.py",
+    "cluster/test_ranks_per_core.py",
+    "cluster/test_weights.py",
     "engine/test_chat.py",
+    "engine/test_grow.py",
     "engine/test_tokenizers.py",
     "test_bad_input.py",
     "test_check.py",
+    "test_exact_texts.py",
+    "test_lossless_backends.py",
+    "test_not_finite.py",
 )
-"""Files that import transformers: with its models it takes a worker several seconds, and need not take each of them."""
+"""Files that load torch or transformers: it takes a worker seconds, and need not take each of them."""
 
 LONG = (
+    "torch",
     "machine",
-    "transformers",
     "core/test_schedules.py",
-    "modelling/test_theory.py",
     "test_docs.py",
-    "study/test_reproduce.py",
     "serve/test_worker_recovery.py",
-    "test_lossless.py",
-    "test_lossless_backends.py",
-    "backends/test_llamacpp_splits.py",
+    "study/test_reproduce.py",
+    "modelling/test_theory.py",
     "backends/test_llamacpp_gemma.py",
-    "modelling/test_shared_pipe.py",
+    "test_lossless.py",
     "core/strategies/test_adaptive.py",
-    "test_output.py",
-    "test_example_plugin.py",
     "report/test_figures.py",
-    "runtime/transports/test_tls.py",
-    "cluster/test_faults.py",
-    "modelling/test_adaptive_among_others.py",
-    "backends/test_llamacpp_architectures.py",
-    "backends/test_llamacpp_rows.py",
-    "engine/test_sampling.py",
-    "test_exact_texts.py",
+    "test_example_plugin.py",
+    "test_output.py",
+    "serve/test_llamacpp_served.py",
+    "modelling/test_shared_pipe.py",
+    "cluster/test_draft_ranks.py",
+    "serve/test_recovery.py",
+    "serve/test_random_kills.py",
     "modelling/test_calibration_fit.py",
+    "modelling/test_adaptive_among_others.py",
+    "study/test_executors.py",
+    "backends/test_llamacpp_splits.py",
+    "cluster/test_workers.py",
+    "backends/test_llamacpp_architectures.py",
+    "cluster/test_rank_processes.py",
+    "cluster/test_faults.py",
+    "test_schedulers_live.py",
     "runtime/transports/test_tcp.py",
     "test_cli.py",
-    "serve/test_llamacpp_served.py",
-    "cluster/test_workers.py",
-    "backends/test_conventions.py",
-    "study/test_reproduce_calibrated.py",
-    "serve/test_recovery.py",
     "study/test_reproduce_folder.py",
-    "study/test_artifact.py",
-    "serve/test_leaving.py",
-    "test_schedulers_live.py",
-    "cluster/test_draft_ranks.py",
-    "cluster/test_rank_processes.py",
+    "backends/test_llamacpp_rows.py",
+    "runtime/transports/test_tls.py",
     "serve/test_completions.py",
-    "study/test_executors.py",
-    "serve/test_random_kills.py",
-    "cluster/test_fewer_ranks.py",
-    "runtime/transports/test_tcp_liveness.py",
+    "engine/test_sampling.py",
+    "backends/test_llamacpp.py",
+    "study/test_artifact.py",
+    "modelling/test_simulate.py",
+    "study/test_reproduce_calibrated.py",
+    "core/strategies/test_simulated_only.py",
+    "serve/test_service.py",
+    "serve/test_leaving.py",
+    "results/test_metrics.py",
+    "results/test_compare.py",
+    "core/test_drafter.py",
 )
 """Those that take longest, the longest first."""
 
@@ -177,7 +186,7 @@ def scope_of(nodeid: str) -> str:
     place = nodeid.partition("::")[0].removeprefix("tests/")
     if place.startswith(WHOLE_MACHINE):
         return "machine"
-    return "transformers" if place in TRANSFORMERS else place
+    return "torch" if place in TORCH else place
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
