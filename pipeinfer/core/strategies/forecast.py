@@ -59,7 +59,7 @@ LEAST_DRAFT_S = 1e-9
 LEAST_LIKELY = 1e-3
 """What comes true with a smaller chance is left out of a forecast."""
 
-INTERRUPTS = 0.5
+INTERRUPTS = 1 / 3
 """Where ranks share cores each token that is drafted beside a run adds so much of a hop to it: the draft sends it and
 the head reads it on these cores."""
 
