@@ -112,7 +112,7 @@ class Draft:
             self.leaves.remove(parent)
         self.leaves.append(node)
         if propose:
-            self.propose(node)
+            self.outbox.append(node)
         return node
 
     def propose(self, node: Node) -> None:
@@ -229,7 +229,8 @@ class Draft:
         self.text.append(token)
         self.tip, lost = self.tip.commit(token)
         child = self.tip
-        killed(lost)
+        if lost:
+            killed(lost)
         if child.fed:
             self._ledger.promote(child.sequence, child.position, self.sequence)
         else:

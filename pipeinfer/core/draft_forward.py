@@ -35,20 +35,16 @@ class Share(NamedTuple):
 
 def assemble(shares: Sequence[Share]) -> ComputeDraft:
     """The forward that computes them. Its outputs are those of the shares, one after the other."""
-    rows: Sequence[Node] = shares[0].rows
-    requests: tuple[int, ...] = (shares[0].draft.number,)
-    if len(shares) > 1:
+    draft, first, outputs, candidates = shares[0]
+    rows: Sequence[Node] = first
+    requests: tuple[int, ...] = (draft.number,)
+    if len(shares) > 1:  # Most go alone, and it is done for every forward.
         silent = [(node, share.draft.number) for share in shares for node in share.silent]
         asked = [(node, share.draft.number) for share in shares for node in share.asked]
         rows, requests = zip(*silent, *asked, strict=True)
-    return ComputeDraft(
-        tuple([node.token for node in rows]),
-        tuple([node.position for node in rows]),
-        tuple([(node.sequence,) for node in rows]),
-        sum([share.outputs for share in shares]),
-        max([share.candidates for share in shares]),
-        requests,
-    )
+        outputs, candidates = sum([share.outputs for share in shares]), max([share.candidates for share in shares])
+    tokens, positions, sequences = zip(*[(node.token, node.position, (node.sequence,)) for node in rows], strict=True)
+    return ComputeDraft(tokens, positions, sequences, outputs, candidates, requests)
 
 
 class DraftTimes:

@@ -141,23 +141,25 @@ class Drafter(Machine):
                 draft.abandon()  # the driver aborted what was wanted: the generation is over
 
     def _found(self, shares: Sequence[Share], event: Drafted) -> None:
+        widths = [len(share.rows) for share in shares]
         asked = [(node, share.candidates) for share in shares for node in share.asked]
         for (node, wanted), candidates in zip(asked, event.candidates, strict=True):
             node.next = candidates[:wanted]
         if not event.seconds:
             return
-        self._times.add(sum([len(share.rows) for share in shares]), event.seconds)
-        if all(len(share.rows) <= NARROW_ROWS for share in shares):
-            for share in shares:
-                share.draft.forwards.append((len(share.rows), event.seconds))
+        self._times.add(sum(widths), event.seconds)
+        if max(widths) <= NARROW_ROWS:
+            for share, width in zip(shares, widths, strict=True):
+                share.draft.forwards.append((width, event.seconds))
 
     def _step(self) -> None:
         """Grow every draft, say what is to be said, and compute for the first in turn that has something to feed, and
         for others with it."""
         if self._computing:
             return
-        for draft in [draft for draft in self.drafts.values() if draft.ended]:
-            self.drafts.pop(draft.number).release()
+        for draft in list(self.drafts.values()):
+            if draft.ended:
+                self.drafts.pop(draft.number).release()
         if self.room.keeps_texts:
             self._look_up()
             self._make_room()
@@ -256,7 +258,8 @@ def _mean(forwards: Sequence[tuple[int, float]]) -> tuple[float, float]:
     """Rows and seconds; of none, one row in no time."""
     if not forwards:
         return 1.0, 0.0
-    return sum(rows for rows, _ in forwards) / len(forwards), sum(seconds for _, seconds in forwards) / len(forwards)
+    rows, seconds = zip(*forwards, strict=True)
+    return sum(rows) / len(rows), sum(seconds) / len(seconds)
 
 
 def _as_message(node: Node, tip: Node) -> DraftNode:

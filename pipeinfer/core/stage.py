@@ -50,9 +50,10 @@ class Stage(Machine):
         if run <= self._arrived:
             raise PeerError(f"run {run} came after run {self._arrived}: expected ids that grow")
         self._arrived = run
-        self._waiting.append(arrival)
         if self._computing is None:
-            self._next()
+            self._take(arrival)
+        else:
+            self._waiting.append(arrival)
 
     def _cancel(self, event: CancelRun) -> None:
         # Runs arrive in the order of their ids, so one that is not newer than the last to leave has left already.
@@ -64,19 +65,17 @@ class Stage(Machine):
         if computing is not None and computing.run in event.runs:
             self._effects.append(Abort())
 
-    def _next(self) -> None:
-        """Begin the next run that is to be computed; markers before it pass."""
-        while self._waiting:
-            arrival = self._waiting.popleft()
-            decode = arrival.decode
-            if decode.kv:
-                self._effects.append(Apply(decode.kv))
-            if decode.cancelled_at == NOT_CANCELLED and decode.run not in self._cancelled:
-                came = len(decode.tokens)
-                decode, keep = self._without_pruned(decode)
-                self._computing = decode
-                self._effects.append(Compute(decode, arrival.payload, keep, came))
-                return
+    def _take(self, arrival: Arrival) -> None:
+        """Begin to compute a run; a marker passes."""
+        decode = arrival.decode
+        if decode.kv:
+            self._effects.append(Apply(decode.kv))
+        if decode.cancelled_at == NOT_CANCELLED and decode.run not in self._cancelled:
+            came = len(decode.tokens)
+            decode, keep = self._without_pruned(decode) if self._pruned else (decode, ())
+            self._computing = decode
+            self._effects.append(Compute(decode, arrival.payload, keep, came))
+        else:
             self._leave(decode, None)
 
     def _without_pruned(self, decode: Decode) -> tuple[Decode, tuple[int, ...]]:
@@ -106,7 +105,8 @@ class Stage(Machine):
         if decode is None or decode.run != event.run:
             raise OurError(f"run {event.run} was computed, expected {'none' if decode is None else decode.run}")
         self._leave(decode, event)
-        self._next()
+        while self._waiting and self._computing is None:
+            self._take(self._waiting.popleft())
 
     def _leave(self, decode: Decode, computed: Computed | None) -> None:
         """Send it on: as a marker, which carries nothing, where it was not computed or is cancelled by now."""

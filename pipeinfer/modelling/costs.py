@@ -37,9 +37,11 @@ class _Rank(NamedTuple):
     """Per row and position attended to."""
 
     def seconds(self, rows: int, context: int) -> float:
-        memory = self.weight_read + self.kv_read * context
-        arithmetic = rows * (self.row + self.row_attention * context)
-        return self.overhead + max(memory, arithmetic)
+        # Without `max` and names of fields: this is called for every computation of a sweep.
+        overhead, weight_read, kv_read, row, row_attention = self
+        memory = weight_read + kv_read * context
+        arithmetic = rows * (row + row_attention * context)
+        return overhead + (memory if memory > arithmetic else arithmetic)
 
 
 class Roofline:
@@ -85,8 +87,10 @@ class Roofline:
         return self._stages[stage].seconds(rows, context)
 
     def draft_s(self, rows: int, context: int) -> float:
+        if len(self._draft) == 1:  # As nearly everywhere, and this is asked for every drafted token.
+            return self.draft_rank_s(0, rows, context)
         computing = sum(self.draft_rank_s(rank, rows, context) for rank in range(len(self._draft)))
-        return computing + self._draft_hops + rows * self._draft_hops_row if len(self._draft) > 1 else computing
+        return computing + self._draft_hops + rows * self._draft_hops_row
 
     def draft_shares(self, context: int) -> list[float]:
         """Which part of a forward of one row each of the draft's ranks computes; the hops are nobody's."""

@@ -62,6 +62,8 @@ class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at = position % len(self.ranks)
         rank, confidence = self.ranks[at], self.confidences[at]
         right = self.target(position)
+        if count == 1:  # Most drafts are chains.
+            return ((right if rank == 0 else right + 1, confidence[0]),)
         return tuple([(right if k == rank else right + 1 + k, confidence[k]) for k in range(min(count, RANKS))])
 
 

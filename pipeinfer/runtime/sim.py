@@ -5,9 +5,9 @@ say otherwise nothing else is modelled: every rank has a host to itself, handlin
 computation stops when the cancellation arrives. Deterministic.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import cycle
+from itertools import repeat
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
 
@@ -228,7 +228,8 @@ class Simulation(World):
         context = context_of(what.positions, what.requests)
         seconds = self._cost(rank, len(what.tokens), context)
         if self._hosts is None:
-            self._schedule(self.time + seconds, self._done, rank, self._epoch[rank], what)
+            self._serial += 1
+            heappush(self._heap, (self.time + seconds, self._serial, self._done, (rank, self._epoch[rank], what)))
         else:
             if self._hosts.cold:
                 pause = min(self.time - self._ended_at[rank], LONGEST_PAUSE_S)
@@ -242,28 +243,39 @@ class Simulation(World):
         return self._costs.draft_s(rows, context) if rank == self._draft else self._costs.stage_s(rank, rows, context)
 
     def _done(self, rank: int, epoch: int, what: Decode | ComputeDraft) -> tuple[Machine, Any] | None:
-        return self._computed(rank, what, aborted=False) if epoch == self._epoch[rank] else None
+        return self._computed(rank, what, False) if epoch == self._epoch[rank] else None
 
     def _stopped(self, rank: int, _epoch: int, what: Decode | ComputeDraft) -> tuple[Machine, Any]:
-        return self._computed(rank, what, aborted=True)
+        return self._computed(rank, what, True)
 
-    def _computed(self, rank: int, what: Decode | ComputeDraft, *, aborted: bool) -> tuple[Machine, Any]:
+    def _computed(self, rank: int, what: Any, aborted: bool) -> tuple[Machine, Any]:
         """A computation has come to its end: whom to tell what."""
         self._epoch[rank] += 1
-        seconds = self._ended(rank, what, aborted)
-        outputs = what.positions[len(what.tokens) - what.outputs :]
-        if isinstance(what, ComputeDraft):
-            return self._drafter, Drafted(() if aborted else self._candidates(what, outputs), aborted, seconds)
-        ids: tuple[int, ...] = ()
-        if rank == self._last and not aborted:
-            targets = cycle([self._oracle_of(request).target for request in what.requests])
-            ids = tuple([next(targets)(position + 1) for position in outputs])
+        seconds = self.time - self._began[rank]
+        self._busy[rank] += seconds
+        self._ended_at[rank] = self.time
+        if self._spans is not None:
+            name = "draft" if rank == self._draft else f"{what.kind.name.lower()} {what.run}"
+            self._spans.append(Span(rank, name, self._began[rank], self.time, aborted))
+        if rank == self._draft:
+            return self._drafter, Drafted(() if aborted else self._candidates(what), aborted, seconds)
+        ids = self._sampled(what) if rank == self._last and not aborted else ()
         return self._stages[rank], Computed(what.run, seconds, aborted, None, ids)
 
-    def _candidates(self, what: ComputeDraft, outputs: Sequence[int]) -> Candidates:
-        """What the draft makes of a forward: after each of the rows at these positions, which are its last."""
-        requests = cycle(what.requests[-len(outputs) :])
-        return tuple([self._oracle_of(next(requests)).candidates(position + 1, what.count) for position in outputs])
+    def _sampled(self, what: Decode) -> tuple[int, ...]:
+        """What the target says after each output row."""
+        return tuple([oracle.target(position + 1) for position, oracle in self._outputs(what)])
+
+    def _candidates(self, what: ComputeDraft) -> Candidates:
+        """What the draft makes of a forward, after each output row."""
+        return tuple([oracle.candidates(position + 1, what.count) for position, oracle in self._outputs(what)])
+
+    def _outputs(self, what: Decode | ComputeDraft) -> Iterable[tuple[int, Oracle]]:
+        """The position of each output row, which are the last, and who knows what follows."""
+        positions = what.positions[len(what.positions) - what.outputs :]
+        if len(what.requests) == 1:
+            return zip(positions, repeat(self._oracle_of(what.requests[0])))
+        return zip(positions, map(self._oracle_of, what.requests[-what.outputs :]), strict=True)
 
     def _oracle_of(self, request: int) -> Oracle:
         return self._oracle
@@ -287,17 +299,18 @@ class Simulation(World):
         """Nothing is kept."""
 
     def compute(self, machine: Machine, effect: Compute) -> None:
+        assert isinstance(machine, Stage)
         if self._strategy.endless_stages:
-            self._compute_beside(self._rank(machine), effect.decode)
+            self._compute_beside(machine.index, effect.decode)
         else:
-            self._begin(self._rank(machine), effect.decode)
+            self._begin(machine.index, effect.decode)
 
     def _compute_beside(self, stage: int, what: Decode) -> None:
         """The stage takes its time for this run, which leaves it after those before, and is free at once."""
         seconds = self._cost(stage, len(what.tokens), context_of(what.positions, what.requests))
         self._leaves_at[stage] = max(self._leaves_at[stage], self.time + seconds)
         self._began[stage] = self.time - seconds
-        self.tell(*self._computed(stage, what, aborted=False))
+        self.tell(*self._computed(stage, what, False))
 
     def compute_draft(self, machine: Machine, effect: ComputeDraft) -> None:
         self._begin(self._draft, effect)
@@ -330,11 +343,11 @@ class Simulation(World):
             return
         stage, size = machine.index, HEADER_BYTES
         if message.cancelled_at == NOT_CANCELLED:
-            rows = len(message.ids) if machine.is_last else len(message.tokens)
+            rows = len(message.ids if stage == self._last else message.tokens)
             size += rows * (ROW_BYTES + self._costs.row_bytes(stage))
         leaves_at = self._leaves_at[stage]
         arrival = self._down[stage + 1].arrival(self.time if self.time > leaves_at else leaves_at, size)
-        if machine.is_last:
+        if stage == self._last:
             self._deliver(arrival, HEAD, self.scheduler, message)
         else:
             self._deliver(arrival, stage + 1, self._stages[stage + 1], Arrival(message))
@@ -357,15 +370,6 @@ class Simulation(World):
             self._spans.append(Span(HEAD, effect.text, self.time, self.time, False))
 
     # Records
-
-    def _ended(self, rank: int, what: Decode | ComputeDraft, aborted: bool) -> float:
-        seconds = self.time - self._began[rank]
-        self._busy[rank] += seconds
-        self._ended_at[rank] = self.time
-        if self._spans is not None:
-            name = "draft" if isinstance(what, ComputeDraft) else f"{what.kind.name.lower()} {what.run}"
-            self._spans.append(Span(rank, name, self._began[rank], self.time, aborted))
-        return seconds
 
     def _trial(self, generation: Generation, emit_s: Sequence[float], start: float = 0.0) -> Trial:
         """What is left of one that has ended, in times since `start`; what ranks did is for all."""

@@ -7,8 +7,9 @@ class Chain(DraftPolicy):
     """Continues its branch until the confidence falls below the cutoff."""
 
     def grow(self, draft: Draft) -> None:
-        for leaf in [leaf for leaf in draft.leaves if leaf.next is not None and draft.may_grow(leaf)]:
-            assert leaf.next is not None
+        for leaf in list(draft.leaves):
+            if leaf.next is None or not draft.may_grow(leaf):
+                continue
             token, confidence = leaf.next[0]
             if confidence < draft.settings.cutoff + draft.adjustment:
                 draft.retry_later()
