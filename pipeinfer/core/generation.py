@@ -360,14 +360,15 @@ class Generation:
         drafted = list(tip.children.values())
         if len(drafted) > 1:
             drafted.sort(key=attrgetter("confidence"), reverse=True)
-        if not self.strategy.sends_all:
-            drafted = [one for one in drafted if one.run is not None and one.run.drafted]
-        if not drafted:
-            return
+            if not self.strategy.sends_all:
+                drafted = [one for one in drafted if one.run is not None and one.run.drafted] or drafted[:1]
         best, depth = drafted[0], 0
-        if best.run is not None and best.run.drafted:
-            depth = max(0, best.position - best.run.nodes[-best.run.drafted].position)
-        self.pipe.measured.verdict(depth, best.token == token, best.confidence)
+        run = best.run
+        if run is not None and run.drafted:
+            depth = best.position - run.nodes[-run.drafted].position
+        elif not self.strategy.sends_all:
+            return
+        self.pipe.measured.verdict(depth if depth > 0 else 0, best.token == token, best.confidence)
         if len(drafted) > 1 and best.token != token:
             self.pipe.measured.second(drafted[1].token == token)
 

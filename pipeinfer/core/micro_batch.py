@@ -18,7 +18,7 @@ def assemble(runs: Sequence[Run], kv: tuple[KvOp, ...]) -> Decode:
         sequences = tuple([tags for one in runs for tags in one.sequences])
         outputs = len(nodes)
         requests = tuple([one.request for one in runs for _ in one.nodes])
-    tokens, positions = zip(*[(node.token, node.position) for node in nodes], strict=True)
+    tokens, positions = tuple([node.token for node in nodes]), tuple([node.position for node in nodes])
     return Decode(run.id, kind, tokens, positions, sequences, outputs, kv, requests=requests)
 
 

@@ -75,7 +75,7 @@ def in_nanoseconds(trial: Trial) -> Trial:
     """Virtual times rounded to whole nanoseconds: what is below is rounding error, and long to write."""
     return msgspec.structs.replace(
         trial,
-        emit_s=tuple(round(when, 9) for when in trial.emit_s),
+        emit_s=tuple([round(when, 9) for when in trial.emit_s]),
         runs=tuple(map(_run_in_nanoseconds, trial.runs)),
     )
 
@@ -86,7 +86,8 @@ def _run_in_nanoseconds(run: RunRecord) -> RunRecord:
         submitted_s=round(run.submitted_s, 9),
         finished_s=None if run.finished_s is None else round(run.finished_s, 9),
         cancel_sent_s=None if run.cancel_sent_s is None else round(run.cancel_sent_s, 9),
-        compute_s=tuple([round(seconds, 9) for seconds in run.compute_s]),
+        # Of most cancelled runs most stages computed nothing, and rounding is not for nothing.
+        compute_s=tuple([seconds and round(seconds, 9) for seconds in run.compute_s]),
     )
 
 

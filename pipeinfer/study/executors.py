@@ -2,6 +2,7 @@
 `concurrent.futures` has them, of which `map` is used: the same function, the same cells, the same records.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -24,6 +25,9 @@ BATCH = 64
 
 BACKOFF_S = 0.005
 """How long processes of an MPI world sleep between two looks: a cell takes some ten times as long."""
+
+COLLECTIONS = (20000, 10, 10)
+"""When a process looks for garbage (`gc.set_threshold`): hardly anything of a simulated cell is, before its end."""
 
 ENVIRONMENT = {"PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Of processes elsewhere: files in the working directory are not taken for what is imported; a thread for each."""
@@ -51,12 +55,17 @@ def local(jobs: int) -> ProcessPoolExecutor:
     an import, and files in the working directory must not be taken for what is imported.
     """
     os.environ["PYTHONSAFEPATH"] = "1"
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _leave_with_parent)
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin)
 
 
 def started() -> bool:
     """Whether this process has one."""
     return local.cache_info().currsize > 0
+
+
+def _begin() -> None:
+    gc.set_threshold(*COLLECTIONS)
+    _leave_with_parent()
 
 
 def _leave_with_parent() -> None:
