@@ -275,7 +275,8 @@ class Simulation(World):
         positions = what.positions[len(what.positions) - what.outputs :]
         if len(what.requests) == 1:
             return zip(positions, repeat(self._oracle_of(what.requests[0])))
-        return zip(positions, map(self._oracle_of, what.requests[-what.outputs :]), strict=True)
+        requests = what.requests[len(what.requests) - what.outputs :]
+        return zip(positions, map(self._oracle_of, requests), strict=True)
 
     def _oracle_of(self, request: int) -> Oracle:
         return self._oracle
