@@ -7,15 +7,14 @@ since ranks that share cores slow one another down in ways that no part shows by
 
 from collections.abc import Sequence
 from math import inf
-from typing import NamedTuple
 
 from pipeinfer.core.generation import Generation, Order, Strategy
 from pipeinfer.core.messages import DraftSettings
 from pipeinfer.core.strategies.forecast import Forecast
 from pipeinfer.core.strategies.options import require
-from pipeinfer.core.strategies.ways import PLAIN, Experience, Way, among_others, expected_s, least_chance
+from pipeinfer.core.strategies.ways import PLAIN, Experience, Segment, Way, among_others, expected_s, least_chance
 from pipeinfer.core.strategies.window import that_fit
-from pipeinfer.core.tree import SURE, Node, Run, chance
+from pipeinfer.core.tree import SURE, Node, chance
 
 SWITCH = 0.97
 """Another way is taken when it would need at most this share of the time."""
@@ -35,13 +34,6 @@ more than one that is too deep; no less than this; and rounded like all of an or
 
 LEAST_TOKENS = 8
 """Of a segment whose speed corrects the forecast."""
-
-
-class Segment(NamedTuple):
-    """What the way in use is held against: since when, and how many tokens there were."""
-
-    began: float
-    tokens: int
 
 
 class Adaptive(Strategy):
@@ -93,7 +85,7 @@ class Adaptive(Strategy):
             self.way, self._first = Way("synchronous", 3), 3  # Then one row was measured, and several.
         elif pipeline.rationed:
             self.way = PLAIN  # A wide run would use up the rations of those behind it.
-        self._segment = self._advanced = _now(generation)
+        self._segment = self._advanced = Segment.now(generation)
         if Forecast.ready(generation.pipe.measured):
             self._choose(generation)  # What an earlier request measured holds for this one.
 
@@ -191,7 +183,7 @@ class Adaptive(Strategy):
 
     def advanced(self, generation: Generation) -> None:
         self._chances.clear()
-        self._advanced = _now(generation)
+        self._advanced = Segment.now(generation)
         if self._segment.tokens <= generation.prompt_length:  # A segment begins with a decoded token, not a prompt.
             self._segment = self._advanced
         overdue, self._seen = self._is_due, self._seen + 1
@@ -245,7 +237,7 @@ class Adaptive(Strategy):
         tokens = self._advanced.tokens - self._segment.tokens
         if tokens < LEAST_TOKENS:
             return
-        expected = expected_s(self.way, forecast, _returned(generation, self._segment.began), tokens)
+        expected = expected_s(self.way, forecast, self._segment.returned(generation), tokens)
         self._experience.learn(self.way, self._advanced.began - self._segment.began, expected, tokens)
         self._segment = self._advanced
 
@@ -255,18 +247,3 @@ class Adaptive(Strategy):
             f"row costs {forecast.width_cost:.2f} of one, slowest stage {1e3 * forecast.slowest_s(1):.2f} ms, links "
             f"{1e3 * forecast.links_s:.2f} ms, draft {1e3 * forecast.draft_s:.2f} ms"
         )
-
-
-def _now(generation: Generation) -> Segment:
-    return Segment(generation.pipe.now, len(generation.text))
-
-
-def _returned(generation: Generation, since: float) -> list[Run]:
-    """Runs that came back since then, newest first."""
-    found: list[Run] = []
-    for run in reversed(generation.runs):
-        if run.finished_at is not None:
-            if run.finished_at <= since:
-                break
-            found.append(run)
-    return found

@@ -23,19 +23,12 @@ that leaves room for. The draft, one of n + 1 ranks that compute, has C / (n + 1
 turns have a core in any case.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil, inf
 
 from pipeinfer.core import theory
 from pipeinfer.core.measured import Measured
-
-PRIOR_DOUBLE = 0.2
-"""What twice the rows cost more than the most that were measured, as a share of one row."""
-
-PRIOR_NARROWER = 0.3
-"""What fewer rows than the least that were measured cost less, in the same proportion; one row is cheaper still where
-it is a product of a matrix and a vector."""
+from pipeinfer.core.strategies.stage_curves import StageCurves
 
 MOST_WIDE = 8
 """Branches that the draft reads in one forward, at most."""
@@ -51,7 +44,6 @@ LEAST_WIDE, WIDER = 8, 8
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Rows on a level of a tree for which a forecast is worked out; the best counts."""
-
 
 LEAST_DRAFT_S = 1e-9
 """Of a draft that takes no time."""
@@ -78,12 +70,10 @@ class Forecast:
         self.draft_s = measured.draft_s
         self.links_s = measured.links_s
         self._links_row_s = measured.links_row_s
-        self._points = _points(measured)
-        self._prompt = measured.prompt
+        self._curves = StageCurves(measured)
         self.widest = max(LEAST_WIDE, WIDER * max(measured.rows))
-        self.stages = len(self._points)
-        self._known: dict[int, tuple[float, float]] = {}
-        self.width_cost = (self._stages_s(4)[1] / max(1e-12, self._stages_s(1)[1]) - 1) / 3
+        self.stages = self._curves.stages
+        self.width_cost = (self._curves.of(4)[1] / max(1e-12, self._curves.of(1)[1]) - 1) / 3
         row_s = measured.draft_row_s
         self._draft_row_s = self.width_cost * self.draft_s if row_s is None else row_s
 
@@ -94,11 +84,11 @@ class Forecast:
 
     def slowest_s(self, rows: int) -> float:
         """The slowest stage's computation of so many rows."""
-        return self._stages_s(rows)[0]
+        return self._curves.of(rows)[0]
 
     def traversal_s(self, rows: int) -> float:
         """From the head through every stage and back."""
-        return self._stages_s(rows)[1] + self.links_s + self._links_row_s * (rows - 1)
+        return self._curves.of(rows)[1] + self.links_s + self._links_row_s * (rows - 1)
 
     def plain_s(self) -> float:
         return self.traversal_s(1)
@@ -167,7 +157,7 @@ class Forecast:
 
     def first_s(self, rows: int) -> float:
         """The first stage's computation of so many rows."""
-        return self._stage_s(0, rows)
+        return self._curves.stage_s(0, rows)
 
     @property
     def at_once(self) -> float:
@@ -177,7 +167,7 @@ class Forecast:
     @property
     def handling(self) -> float:
         """What a traversal of one row takes beside computing, over that."""
-        return self.links_s / max(self._stages_s(1)[1], 1e-9)
+        return self.links_s / max(self._curves.of(1)[1], 1e-9)
 
     @property
     def hops_s(self) -> float:
@@ -196,7 +186,7 @@ class Forecast:
     def pace_s(self, rows: int) -> float:
         """Between two runs of so many rows in a full pipeline."""
         link_s = rows * self._links_row_s / (self.stages + 1)
-        slowest_s, stages_s = self._stages_s(rows)
+        slowest_s, stages_s = self._curves.of(rows)
         width = self.width_of_runs(rows)
         forwards, draft_s = rows / width, self.draft_wide_s(width)
         handling_s = min(self.links_s + max(1.0, forwards) * self.hops_s, stages_s)
@@ -221,32 +211,6 @@ class Forecast:
         """The same beside a full pipeline: where more compute than there are cores, as much longer."""
         return self.draft_wide_s(width) * max(1.0, (self.at_once + 1) / self._cores)
 
-    def _stages_s(self, rows: int) -> tuple[float, float]:
-        """Of so many rows, the slowest stage's computation, and all stages' together."""
-        if rows not in self._known:
-            seconds = [self._stage_s(stage, rows) for stage in range(self.stages)]
-            self._known[rows] = max(seconds), sum(seconds)
-        return self._known[rows]
-
-    def _stage_s(self, stage: int, rows: int) -> float:
-        """Between widths that were measured in proportion. Beyond them as it rose last, as far as the prompt bears that
-        out, and no less than the prompt's rows took each; beyond the prompt's, or without one, what is usual."""
-        points, slope = self._points[stage], 0.0
-        before = points[0]
-        if rows <= before[0]:
-            return before[1] * (1 - PRIOR_NARROWER * (before[0] - rows) / before[0])
-        for after in points[1:]:
-            slope = (after[1] - before[1]) / (after[0] - before[0])
-            if rows <= after[0]:
-                return before[1] + slope * (rows - before[0])
-            before = after
-        many, seconds = self._prompt[stage] if self._prompt else (0, 0.0)
-        if many >= rows:
-            slope = min(slope, max(0.0, seconds - before[1]) / (many - before[0]))
-            return max(before[1] + slope * (rows - before[0]), seconds * rows / many)
-        known, least = max((before, (many, seconds)))
-        return max(before[1], least) + PRIOR_DOUBLE * points[0][1] * (rows - known) / known
-
 
 @lru_cache(64)
 def tree_lengths(a: float, other: float) -> list[float]:
@@ -264,22 +228,3 @@ def tokens_per_miss(a: float, other: float) -> list[tuple[int, float]]:
         hits = [(1 - (1 - other) ** others) * (1 - a ** ((rows - 1) / others)) for others in range(1, min(4, rows))]
         found.append((rows, (1 + max(hits, default=0.0)) / (1 - a)))
     return found
-
-
-def _points(measured: Measured) -> list[list[tuple[int, float]]]:
-    """Per stage what was measured: rows and seconds, which do not fall as rows are added."""
-    stages = range(len(next(iter(measured.rows.values())).seconds))
-    known = sorted(measured.rows.items())
-    return [_rising([(rows, min(times.counts[stage], 20), times.seconds[stage]) for rows, times in known
-                     if times.counts[stage]]) for stage in stages]  # fmt: skip
-
-
-def _rising(measured: Sequence[tuple[int, int, float]]) -> list[tuple[int, float]]:
-    """The nearest rising line to these (rows, weight, seconds): neighbours that fall are taken together."""
-    blocks: list[tuple[list[int], int, float]] = []
-    for rows, weight, seconds in measured:
-        blocks.append(([rows], weight, seconds))
-        while len(blocks) > 1 and blocks[-2][2] > blocks[-1][2]:
-            (some, first, low), (more, second, high) = blocks[-2:]
-            blocks[-2:] = [([*some, *more], first + second, (first * low + second * high) / (first + second))]
-    return [(rows, seconds) for several, _, seconds in blocks for rows in several]

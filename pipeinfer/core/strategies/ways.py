@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeinfer.core.generation import Generation
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.slots import seconds_of, slowest_s
 from pipeinfer.core.strategies.forecast import Forecast
@@ -125,6 +126,27 @@ def least_chance(way: Way, forecast: Forecast, token_s: float) -> float:
     elif way.kind == "runs":
         seconds = (seconds + forecast.node_s(way.rows)) / forecast.at_once
     return min(LIKELY, WORTH * seconds / max(token_s, 1e-9))
+
+
+class Segment(NamedTuple):
+    """What the way in use is held against: since when, and how many tokens there were."""
+
+    began: float
+    tokens: int
+
+    @classmethod
+    def now(cls, generation: Generation) -> "Segment":
+        return cls(generation.pipe.now, len(generation.text))
+
+    def returned(self, generation: Generation) -> list[Run]:
+        """Runs that came back since then, newest first."""
+        found: list[Run] = []
+        for run in reversed(generation.runs):
+            if run.finished_at is not None:
+                if run.finished_at <= self.began:
+                    break
+                found.append(run)
+        return found
 
 
 class Experience:

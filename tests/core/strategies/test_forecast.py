@@ -5,7 +5,8 @@ import pytest
 from pipeinfer.core import theory
 from pipeinfer.core.measured import Measured
 from pipeinfer.core.messages import RunKind
-from pipeinfer.core.strategies.forecast import PRIOR_DOUBLE, PRIOR_NARROWER, Forecast, tree_lengths
+from pipeinfer.core.strategies.forecast import Forecast, tree_lengths
+from pipeinfer.core.strategies.stage_curves import PRIOR_DOUBLE, PRIOR_NARROWER
 from pipeinfer.core.tree import Node, Run
 
 DRAFT = 0.02
