@@ -29,7 +29,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
 @pytest.fixture(scope="module", params=["numpy", "emulated"])
 def ranks(request: pytest.FixtureRequest) -> Iterator[tuple[Cluster, Trial]]:
     """Two stages and a draft rank, and what they say in plain decoding."""
-    options = {"layer_s": 0.0001} if request.param == "emulated" else {}
+    options = {"layer_s": 0.0003} if request.param == "emulated" else {}
     with Cluster(Plan(transport="inproc", stages=2, backend=request.param, backend_options=options)) as made:
         yield made, generate(made, "iterative", {}, None)
 
