@@ -112,7 +112,7 @@ class Draft:
             self.leaves.remove(parent)
         self.leaves.append(node)
         if propose:
-            self.outbox.append(node)
+            self.propose(node)
         return node
 
     def propose(self, node: Node) -> None:

@@ -99,7 +99,8 @@ def check_live(cells: Iterable[LiveCell]) -> None:
     from pipeinfer.plugins import open_strategy
 
     for cell in cells:
-        prompt_named(cell.prompt)
+        for prompt in {cell.prompt, *cell.live.prompts}:  # Of those that only the best options are run with, too.
+            prompt_named(prompt)
         try:
             open_strategy(cell.strategy, cell.options)
         except ValueError as problem:

@@ -89,7 +89,7 @@ class Live(FileEntry, frozen=True, kw_only=True):
     suite's other prompts before it, up to that many. With a `cpu_share` below 1 every rank is as slow as a node of that
     share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
     another. `node_cores`: of a plan's nodes, and of llama.cpp's beside them. `predicted`: the simulator says how fast
-    each should be, from fit trials. `exact`: no ties. `tuned_on`: names of prompts with which options are chosen; then
+    each should be, from fit trials. `exact`: no ties. `tuned_on`: prompts with which options are chosen; then
     only the best of each strategy is run with `prompts`, all in turn. Without it, every option is run with `prompts`
     and the fastest is shown, which is partly luck."""
 
@@ -258,11 +258,30 @@ def read_recipe(name: str) -> Recipe:
         raise WorkloadError(f"{path}: expected one of [simulated], [live] and [checked]")
     recipe = msgspec.structs.replace(recipe, name=path.stem, file="" if _is_ours(path) else str(path))
     if recipe.live is not None:
-        named = [prompt for word in recipe.live.prompts for prompt in expanded(word)]
-        recipe = msgspec.structs.replace(recipe, live=msgspec.structs.replace(recipe.live, prompts=named))
+        named = {
+            field: [prompt for word in getattr(recipe.live, field) for prompt in expanded(word)]
+            for field in ("prompts", "tuned_on")
+        }
+        live = msgspec.structs.replace(recipe.live, **named)
+        recipe = msgspec.structs.replace(recipe, live=live)
+        _check_tuning(recipe, live)
     if recipe.emulated is not None:
         emulated(recipe, Emulation())  # which says what is wrong with it
     return recipe
+
+
+def _check_tuning(recipe: Recipe, live: Live) -> None:
+    """Raises WorkloadError where options could not be chosen with prompts of their own."""
+    if both := set(live.tuned_on) & set(live.prompts):
+        raise WorkloadError(
+            f'{recipe.source}: live.tuned_on: "{min(both)}" is among the prompts too: expected others than those '
+            "on which strategies are compared"
+        )
+    if live.tuned_on and (recipe.requests or any(one.program for one in recipe.strategies.values())):
+        raise WorkloadError(
+            f"{recipe.source}: live.tuned_on: expected strategies of ours, one request at a time: leave it out beside "
+            "`requests` or a `program`"
+        )
 
 
 def _recipe_file(name: str) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeinfer import workload
+from pipeinfer.assets import asset
 from pipeinfer.results.frame import collected
 from pipeinfer.study.identity import config_hash, record_of
 from pipeinfer.study.places import Place
@@ -174,3 +175,31 @@ def test_ranks_of_somewhere_else_are_part_of_a_cell() -> None:
     }  # fmt: skip
     emulated = only("timeline", Wish("emulated", live={**there, "target": "x"}, ranks=9))
     assert emulated.emulation == Emulation("tcp", ("tcp://10.0.0.1:5", "tcp://10.0.0.2:5"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "instead", "said"),
+    [
+        ('tuned_on = ["merge-sorted"', 'tuned_on = ["lru-table"', 'tuned_on: "lru-table" is among the prompts too'),
+        ("[live]", "requests = [1, 2]\n\n[live]", "one request at a time: leave it out beside"),
+        ("iterative = {}", 'iterative = { program = "iterative" }', "expected strategies of ours"),
+        ('prompts = ["async-connect"', 'prompts = ["async-conect"', 'no prompt "async-conect"'),
+    ],
+)
+def test_options_are_chosen_with_prompts_of_their_own_or_not_at_all(
+    tmp_path: Path, changed: str, instead: str, said: str
+) -> None:
+    text = asset("reproduce/live.toml").read_text()
+    assert changed in text
+    (tmp_path / "tuned.toml").write_text(text.replace(changed, instead, 1))
+    with pytest.raises(WorkloadError, match=said):
+        check(select([str(tmp_path / "tuned.toml")], Wish()).recipes)
+
+
+def test_options_may_be_chosen_with_a_whole_set(tmp_path: Path) -> None:
+    text = asset("reproduce/live.toml").read_text()
+    (tmp_path / "tuned.toml").write_text(text.replace('tuned_on = ["merge-sorted"', 'tuned_on = ["humaneval"', 1))
+    recipe = only(str(tmp_path / "tuned.toml"), Wish())
+    assert recipe.live is not None
+    assert len(recipe.live.tuned_on) > 2
+    check([recipe])
