@@ -1,5 +1,6 @@
 """`pipeinfer reproduce`: the paper's claims, each with a figure and a verdict."""
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,9 @@ USED = {*MODEL_FIELDS, "workers", "key"}
 
 SHOWN_COLUMNS = 6
 """How much of a report's table a terminal is shown: where, strategy, speed, its simulation or the mean gap, ratios."""
+
+REDRAW_S = 0.1
+"""Progress is drawn again after so long at the soonest: a drawing takes a good part of what a small cell takes."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +167,16 @@ def _run(
     jobs = sweep.jobs if sweep.executor == "slurm" else sweep.processes
     with _progress(terminal) as progress, executor(sweep.executor, jobs, store.path.parent) as how:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
+        drawn = 0.0
 
         def on_progress(recipe: "Recipe", done: int, total: int, left_s: float | None) -> None:
+            nonlocal drawn
             if not progress.tasks[tasks[recipe.name]].started:
                 progress.start_task(tasks[recipe.name])
             progress.update(tasks[recipe.name], completed=done, total=total, left_s=left_s)
-            progress.refresh()
+            if done == total or time.perf_counter() >= drawn + REDRAW_S:
+                progress.refresh()
+                drawn = time.perf_counter()
 
         for recipe in recipes:
             run(recipe, store, how, on_progress, key)
