@@ -37,7 +37,10 @@ class Appendix(msgspec.Struct, frozen=True):
     environment: Table
     data: str
 
-    about_claims = "Which experiment bears on which claim, and where that is drawn (files of figures/)."
+    about_claims = (
+        "Which experiment bears on which claim, and where that is drawn (files of figures/); the experiments' own "
+        "figures stand with them below."
+    )
     about_experiments = (
         "Setup is what has to be there beside the installed package, the same for all. Minutes are those of the whole "
         "experiment at its own fidelity, on the hardware named; beside them what its cells took here, one after "
@@ -60,10 +63,10 @@ def appendix(
     found = environment() | ({"hosts of the ranks": ", ".join(hosts)} if hosts else {})
     once = pd.concat([one.trials[["config_hash", "seconds"]] for one in experiments]).drop_duplicates()
     return Appendix(
-        Table(["claim", "what", "verdict", "experiments", "figures"], [_of_claim(one, experiments) for one in claims]),
+        Table(["claim", "what", "verdict", "experiments", "figure"], [_of_claim(one, experiments) for one in claims]),
         Table(
             ["experiment", "claims", "fidelity", "expected", "hardware", "setup", "minutes", "execution here, s",
-             "analysis here, s", "cells", "done"],
+             "analysis here, s", "cells", "done", "figures"],
             [_row(one, analysis_s[one.recipe.name]) for one in experiments], range(6, 11),
         ),
         shlex.join(["pipeinfer", *sys.argv[1:]]),
@@ -78,11 +81,9 @@ def appendix(
 
 def _of_claim(claim: Claim, experiments: Sequence[Experiment]) -> list[str]:
     """Which experiments bear on it, and where that is drawn."""
-    bearing = [one.recipe for one in experiments if claim.id in one.recipe.claims]
-    drawn = [f"{figure_name(recipe, figure)}.svg" for recipe in bearing for figure in recipe.figures]
-    own = [f"{claim.figure}.svg"] * bool(claim.figure)
-    names = ", ".join(recipe.name for recipe in bearing)
-    return [claim.id, claim.claim, claim.verdict, names or "none was run", ", ".join([*own, *drawn]) or "-"]
+    names = ", ".join(one.recipe.name for one in experiments if claim.id in one.recipe.claims)
+    figure = f"{claim.figure}.svg" if claim.figure else "-"
+    return [claim.id, claim.claim, claim.verdict, names or "none was run", figure]
 
 
 def _row(experiment: Experiment, analysis_s: float) -> list[str]:
@@ -99,6 +100,7 @@ def _row(experiment: Experiment, analysis_s: float) -> list[str]:
         f"{analysis_s:.1f}",
         str(sum(not isinstance(cell, PredictorCell) for cell in cells(recipe))),
         str(len(done) + len(experiment.simulated)),
+        ", ".join(f"{figure_name(recipe, figure)}.svg" for figure in recipe.figures) or "-",
     ]
 
 
