@@ -33,7 +33,7 @@ from pipeinfer.results.frame import Tables
 from pipeinfer.results.records import Store
 from pipeinfer.study.growth import grown
 from pipeinfer.study.recipes import Recipe
-from pipeinfer.study.table import tables
+from pipeinfer.study.table import tables_in
 from pipeinfer.workload import WorkloadError
 
 FIGURES = "figures"
@@ -106,9 +106,8 @@ def conclude(
     """Tables, figures, claims.json, report.md and report.html from the records in `folder`; nothing is run again.
     `others`: processes that help to draw."""
     recipes = [grown(recipe, store.records) for recipe in recipes]
-    found = tables(recipes, store.records)
     try:
-        found.write(folder)
+        found = tables_in(folder, recipes, store)
     except OSError as problem:  # Arrow's own words are longer.
         words = os.strerror(problem.errno) if problem.errno else str(problem)
         raise WorkloadError(f"{folder}: the report cannot be written: {words}") from None

@@ -117,15 +117,21 @@ class Tables(NamedTuple):
     ranks: pd.DataFrame
     spans: pd.DataFrame
 
-    def write(self, folder: Path) -> None:
-        """A table that cannot be written whole leaves the one before it. Raises OSError."""
-        for name, table in self._asdict().items():
+    def write(self, folder: Path, made_from: str = "") -> None:
+        """A table that cannot be written whole leaves the one before it; that of the trials comes last, with the mark
+        of what all were made from. Raises OSError."""
+        self.trials.attrs[MADE_FROM] = made_from
+        for name, table in reversed(self._asdict().items()):
             begun = folder / f"{name}.parquet.part"
             try:
                 table.to_parquet(begun, index=False)
                 begun.replace(folder / f"{name}.parquet")
             finally:
                 begun.unlink(missing_ok=True)
+
+
+MADE_FROM = "made from"
+"""The attribute of the table of trials that says so."""
 
 
 def read_tables(folder: Path) -> Tables:

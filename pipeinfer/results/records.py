@@ -154,7 +154,7 @@ class Store:
         self.records = Records(self.path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
+            self.path.open("ab").close()  # It can be written, and keeps its time: nothing is.
             self._read()
         except OSError as problem:
             raise WorkloadError(f"{folder}: results cannot be written there: {problem.strerror}") from None

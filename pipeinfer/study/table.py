@@ -1,18 +1,24 @@
 """The tables of recipes: their records as rows that know their experiment and contender, judged, with what theory and
 the simulator say beside what was found."""
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 import pandas as pd
+from pyarrow.lib import ArrowException
+
+from pipeinfer.assets import PACKAGE
 
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.analysis import judged
-from pipeinfer.results.frame import Tables, collected
+from pipeinfer.results.frame import MADE_FROM, Tables, collected, read_tables
 from pipeinfer.results.metrics import row_cost
-from pipeinfer.results.records import Record
+from pipeinfer.results.records import Record, Store
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.points import (
     Cell,
@@ -29,6 +35,32 @@ from pipeinfer.study.points import (
 from pipeinfer.study.predictions import Predictor, predicted_tokens_per_s
 from pipeinfer.study.recipes import Recipe
 
+LIBRARIES = ("numpy", "pandas", "pyarrow")
+
+
+def tables_in(folder: Path, recipes: Sequence[Recipe], store: Store) -> Tables:
+    """The tables of recipes as they lie in a folder: written anew, unless they were made from these records already.
+    Raises OSError."""
+    mark = _mark(recipes, store.path)
+    try:
+        found = read_tables(folder)
+    except (OSError, ValueError, ArrowException):
+        found = None
+    if found is None or found.trials.attrs.get(MADE_FROM) != mark:
+        tables(recipes, store.records).write(folder, mark)
+        found = read_tables(folder)
+    # In one piece and with Python's own strings: rows are taken of it hundreds of times, in a third of the time.
+    words = dict.fromkeys(found.trials.select_dtypes("str"), object)
+    return found._replace(trials=found.trials.astype(words).copy())
+
+
+def _mark(recipes: Sequence[Recipe], records: Path) -> str:
+    """Of the file of records as it is now, of recipes, and of what makes tables of them: libraries and our sources."""
+    file = records.stat()
+    sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(PACKAGE.rglob("*.py"))]
+    made_from = (recipes, file.st_size, file.st_mtime_ns, sources, [version(name) for name in LIBRARIES])
+    return hashlib.sha256(msgspec.json.encode(made_from)).hexdigest()
+
 
 def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
     """Every record of the recipes, in the order of their cells."""
@@ -43,9 +75,7 @@ def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
     trials["limit_tokens_per_s"] = _limits(trials, run)
     trials["predicted_tokens_per_s"] = _predictions(trials, recipes, run, records)
     trials["row_cost"] = _row_costs(trials, records)
-    # In one piece and with Python's own strings: rows are taken of it hundreds of times, in a third of the time.
-    words = dict.fromkeys(trials.select_dtypes("str"), object)
-    return found._replace(trials=trials.astype(words).copy())
+    return found._replace(trials=trials)
 
 
 def _points(recipes: Iterable[Recipe]) -> Iterator[tuple[str, str, Cell]]:

@@ -1,10 +1,12 @@
 """Tables: what is in them, who reads them, and who never loads pandas."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from pipeinfer import results
 from pipeinfer.report.write import conclude, report
 from pipeinfer.results import metrics
-from pipeinfer.results.frame import COLUMNS, METRICS
+from pipeinfer.results.frame import COLUMNS, METRICS, Tables
 from pipeinfer.results.records import Store
 from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated
 from pipeinfer.study.run import run
@@ -81,6 +83,30 @@ def test_what_has_not_changed_is_not_drawn_again(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (folder / "figures").glob("small-*")}
     conclude([RECIPE], Store(folder), folder)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_tables_are_made_again_where_anything_that_they_come_from_has_changed(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "trials.jsonl", tmp_path)
+    files = [tmp_path / f"{name}.parquet" for name in Tables._fields]
+
+    def made() -> bool:
+        """Whether a report of these records made them; they are the same then."""
+        before = {path: path.stat().st_mtime_ns for path in files if path.exists()}
+        conclude([RECIPE], Store(tmp_path), tmp_path)
+        pd.testing.assert_frame_equal(results.load(tmp_path).trials, results.load(folder).trials)
+        return before != {path: path.stat().st_mtime_ns for path in files}
+
+    assert made()
+    assert not made()
+    Store(tmp_path).append(next(iter(Store(folder).records.values())))  # Of several of a cell the last counts.
+    assert made()
+    assert not made()
+    files[0].write_bytes(files[0].read_bytes()[:-9])
+    assert made()
+    files[1].unlink()
+    assert made()
+    conclude([msgspec.structs.replace(RECIPE, about="Another.")], Store(tmp_path), tmp_path)
+    assert made()
 
 
 def test_others_read_the_tables(folder: Path) -> None:
