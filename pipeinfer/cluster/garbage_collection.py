@@ -23,3 +23,13 @@ def look_at_trials_alone() -> None:
     For a rank that has its process to itself."""
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def looking_at_trials_alone() -> Iterator[None]:
+    """The same for a while, where what comes after it is another matter."""
+    look_at_trials_alone()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

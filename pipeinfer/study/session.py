@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from pipeinfer.cluster.control_groups import limited_nodes, move
+from pipeinfer.cluster.garbage_collection import looking_at_trials_alone
 from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
@@ -39,6 +40,7 @@ def on_ranks(
                     cluster = stack.enter_context(_cluster(plan))
                     if warm_up is not None:
                         warm_up(cluster, cell)
+                    stack.enter_context(looking_at_trials_alone())
                     start = time.perf_counter()
             except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
                 stack.close()
