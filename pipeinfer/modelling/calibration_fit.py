@@ -51,6 +51,9 @@ HALVINGS = 10
 NOISE = 0.02
 """A share of time that may be chance: where pauses hardly differ, it could stand for any coldness."""
 
+AT_ONCE = 8
+"""Texts whose drafts are recorded at once: reading the weights for one takes as long as for all of them."""
+
 SLOW_S = 2e-3
 """Latency of the slow links."""
 
@@ -106,10 +109,10 @@ def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: 
     assert models.draft is not None
     context = min(models.target.context, models.draft.context)
     limit = min(context, max(map(len, prompts), default=0) + tokens)
-    target = load_whole(models.backend, plan.target, limit)
+    target = load_whole(models.backend, plan.target, limit, texts=min(AT_ONCE, len(prompts)))
     draft = load_whole(models.backend, plan.draft, limit, models.shared_vocabulary)
-    for prompt in prompts:
-        yield record(target, draft, [prompt], tokens, sampling, limit=limit, source="fit trial").text(0, len(prompt))
+    found = record(target, draft, prompts, tokens, sampling, limit=limit, source="fit trial", at_once=AT_ONCE)
+    return (found.text(number, len(prompt)) for number, prompt in enumerate(prompts))
 
 
 def fitted(profile: Profile, trials: FitTrials) -> Profile:

@@ -1,43 +1,22 @@
 """Record how a draft does on a target's own text: the traces that the simulator and the emulated backend play back."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
-
-from pipeinfer.core.ledger import CANONICAL
-from pipeinfer.engine.backend import Backend, Batch, ModelStage
+from pipeinfer.engine.backend import Backend, Batch, ModelStage, chain
 from pipeinfer.engine.sampling import Floats, Sampling, candidates, sample
 from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.runtime.oracle import RANKS, Trace
 
 
-def load_whole(engine: Backend, model: str, cells: int, shared: int = 0) -> ModelStage:
-    """All layers of a model in one stage, for one text of at most `cells` tokens; of a draft's token ids those below
-    `shared` alone (0: all)."""
-    stage = engine.load(model, (0, engine.info(model).layers), cells=cells, sequences=1)
+ROWS = 32
+"""Of a text that is known the draft reads so many tokens at a time."""
+
+
+def load_whole(engine: Backend, model: str, cells: int, shared: int = 0, texts: int = 1) -> ModelStage:
+    """All layers of a model in one stage, for so many `texts` at once of at most `cells` tokens each; of a draft's token
+    ids those below `shared` alone (0: all)."""
+    stage = engine.load(model, (0, engine.info(model).layers), cells=cells * texts, sequences=texts)
     return SharedVocabulary(stage, shared, gives_logits=True) if shared else stage
-
-
-class Reader:
-    """A whole model that reads one text, token by token."""
-
-    def __init__(self, model: ModelStage) -> None:
-        self._model = model
-        self._length = 0
-
-    def restart(self) -> None:
-        """Forget the text."""
-        self._model.clear()
-        self._length = 0
-
-    def read(self, tokens: Sequence[int]) -> Floats:
-        """The logits after `tokens`, float32 [vocabulary]."""
-        positions = range(self._length, self._length + len(tokens))
-        logits = self._model.forward(Batch(tokens, positions, [(CANONICAL,)] * len(tokens), 1), None, lambda: False)
-        assert logits is not None
-        self._length += len(tokens)
-        row: Floats = np.array(logits[-1])
-        return row
 
 
 def record(
@@ -50,8 +29,10 @@ def record(
     limit: int,
     source: str,
     done: Callable[[], None] = lambda: None,
+    at_once: int = 1,
 ) -> Trace:
-    """The target generates `tokens` tokens after each prompt; the draft is asked for its candidates before each one.
+    """The target generates `tokens` tokens after each prompt, of so many prompts `at_once`; the draft is asked for its
+    candidates before each one.
 
     Both choose with the noise of the position, as in a generation. A text ends where it has `limit` tokens with its
     prompt, the most that both models hold. `done` is called after each prompt. Raises ValueError when a prompt leaves
@@ -63,21 +44,55 @@ def record(
     ranks: list[int] = []
     confidences: list[list[float]] = []
     lengths: list[int] = []
-    readers = Reader(target), Reader(draft)
-    for prompt in prompts:
-        for reader in readers:
-            reader.restart()
-        unread: Sequence[int] = prompt
-        length = min(tokens, limit - len(prompt))
-        for position in range(len(prompt), len(prompt) + length):
-            chosen, guessed = (reader.read(unread) for reader in readers)
-            token = sample(chosen, position, sampling)
-            found = candidates(guessed, position, sampling, RANKS)
-            order = [candidate for candidate, _ in found]
-            ranks.append(order.index(token) if token in order else -1)
-            row = [round(confidence, 4) for _, confidence in found]
-            confidences.append(row + [0.0] * (RANKS - len(row)))  # what the draft's filters leave out
-            unread = [token]
-        lengths.append(length)
-        done()
+    for first in range(0, len(prompts), at_once):
+        some = prompts[first : first + at_once]
+        for prompt, text in zip(some, _texts(target, some, tokens, sampling, limit), strict=True):
+            for token, found in zip(text, _guesses(draft, prompt, text, sampling), strict=True):
+                order = [candidate for candidate, _ in found]
+                ranks.append(order.index(token) if token in order else -1)
+                row = [round(confidence, 4) for _, confidence in found]
+                confidences.append(row + [0.0] * (RANKS - len(row)))  # what the draft's filters leave out
+            lengths.append(len(text))
+            done()
     return Trace(ranks, confidences, source=source, lengths=lengths)
+
+
+def _texts(
+    target: ModelStage, prompts: Sequence[Sequence[int]], tokens: int, sampling: Sampling, limit: int
+) -> list[list[int]]:
+    """What the target writes after each prompt: of each text the next token, and then of each the one after it."""
+    target.clear()
+    texts: list[list[int]] = []
+    for number, prompt in enumerate(prompts):
+        (row,) = _logits(target, Batch(prompt, range(len(prompt)), [(number,)] * len(prompt), 1))
+        texts.append([sample(row, len(prompt), sampling)])
+    while going := [n for n, text in enumerate(texts) if len(text) < min(tokens, limit - len(prompts[n]))]:
+        at = [len(prompts[n]) + len(texts[n]) - 1 for n in going]
+        rows = _logits(target, Batch([texts[n][-1] for n in going], at, [(n,) for n in going], len(going)))
+        for n, position, row in zip(going, at, rows, strict=True):
+            texts[n].append(sample(row, position + 1, sampling))
+    return texts
+
+
+def _guesses(
+    draft: ModelStage, prompt: Sequence[int], text: Sequence[int], sampling: Sampling
+) -> Iterator[list[tuple[int, float]]]:
+    """The draft's candidates for each token of the text, which it reads."""
+    draft.clear()
+    position = len(prompt)
+    read = _logits(draft, chain(prompt, 0, 1))
+    while True:
+        for row in read:
+            yield candidates(row, position, sampling, RANKS)
+            position += 1
+        start = position - 1 - len(prompt)
+        unread = text[start : min(start + ROWS, len(text) - 1)]
+        if not unread:
+            return
+        read = _logits(draft, chain(unread, position - 1, len(unread)))
+
+
+def _logits(model: ModelStage, batch: Batch) -> Floats:
+    logits = model.forward(batch, None, lambda: False)
+    assert logits is not None
+    return logits
