@@ -16,6 +16,7 @@ Each is seen best where the later ones do not matter, so they are fitted in this
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -46,7 +47,13 @@ ROUNDS_OF_FITTING = 6
 """How long a pause is depends on what is fitted after it."""
 
 HALVINGS = 10
-"""How far, and in how many halvings, each is looked for."""
+"""How far each is looked for, and how precisely: to as much as so many halvings of that leave."""
+
+ABOUT, POINTS = 0.2, 9
+"""How far from its zero, and where, the line of crowding is drawn."""
+
+ENOUGH = 3e-4
+"""A share of time so close to the measured one that nothing is changed."""
 
 NOISE = 0.02
 """A share of time that may be chance: where pauses hardly differ, it could stand for any coldness."""
@@ -118,8 +125,11 @@ def traces(plan: Plan, prompts: Iterable[Sequence[int]], tokens: int, sampling: 
 def fitted(profile: Profile, trials: FitTrials) -> Profile:
     """The profile, fitted to these trials."""
     for _ in range(ROUNDS_OF_FITTING):
+        before = profile
         for step in (_with_cold, _with_computing, _with_width, _with_messages, _with_hops):
             profile = step(profile, trials)
+        if profile == before:
+            break
     return _with_crowding(profile, trials)
 
 
@@ -129,12 +139,12 @@ def _with_cold(profile: Profile, trials: FitTrials) -> Profile:
     if real < 1 + NOISE:
         return replace(profile, cold=0.0)
 
-    def too_warm(cold: float) -> bool:
+    def too_warm(cold: float) -> float:
         changed = replace(profile, cold=cold)
         slow, fast = (_stages_s(_simulated(changed, trials, name)) for name in (SLOW, "iterative"))
-        return slow / fast < real
+        return real - slow / fast
 
-    return replace(profile, cold=_bisect(too_warm, 0.0, MOST_COLD))
+    return replace(profile, cold=_zero(too_warm, 0.0, MOST_COLD, profile.cold))
 
 
 def _with_computing(profile: Profile, trials: FitTrials) -> Profile:
@@ -145,6 +155,8 @@ def _with_computing(profile: Profile, trials: FitTrials) -> Profile:
     forwards = [span.end - span.start - profile.message_s for span in spans if span.rank == STAGES]
     draft = _over_trials(trials, "speculative", lambda trial: trial.ranks[-1].busy_s) / sum(forwards)
     assert isinstance(profile.draft, Curve), "fit trials have one draft rank"
+    if max(abs(stages - 1), abs(draft - 1)) < ENOUGH:
+        return profile
     scaled = _with_curves(profile, lambda curve: _scaled(curve, stages))
     return replace(scaled, draft=_scaled(profile.draft, draft))
 
@@ -158,7 +170,7 @@ def _with_width(profile: Profile, trials: FitTrials) -> Profile:
         return _stages_s(_simulated(changed, trials, "speculative"))
 
     one_row, all_rows = simulated(0.0), simulated(1.0)
-    if all_rows - one_row < NOISE * real:
+    if all_rows - one_row < NOISE * real or abs(all_rows - real) < ENOUGH * real:
         return profile
     factor = max(0.0, (real - one_row) / (all_rows - one_row))
     return _with_curves(profile, lambda curve: _widened(curve, factor))
@@ -219,25 +231,48 @@ def _with_crowding(profile: Profile, trials: FitTrials) -> Profile:
         slowdown = [factor * (1 + crowding * (1 - 1 / k)) for k, factor in enumerate(shared, start=1)]
         return replace(profile, contention=tuple(slowdown))
 
-    return _fit(fuller, 0.0, MOST_CROWDING, trials, ["pipeinfer"])
+    too_fast = _too_fast(fuller, trials, ["pipeinfer"])
+    found = _zero(too_fast, 0.0, MOST_CROWDING, 0.0)
+    return fuller(_on_a_line(too_fast, found) if found else 0.0)
+
+
+def _on_a_line(too_fast: Callable[[float], float], found: float) -> float:
+    """Where the line through values about a zero has its own. A little more crowding has runs cross in another order,
+    and the speed jumps by a percent or two either way: there are several zeros, none of which says more."""
+    about = np.linspace(max(0.0, found - ABOUT), found + ABOUT, POINTS)
+    slope, start = np.polyfit(about, [too_fast(value) for value in about], 1)
+    return float(np.clip(-start / slope, about[0], about[-1])) if slope < 0 else found
 
 
 def _fit(
     changed: Callable[[float], Profile], low: float, high: float, trials: FitTrials, strategies: Sequence[str]
 ) -> Profile:
     """The change with which these are simulated as fast as they were; it slows them down."""
-
-    def too_fast(change: float) -> bool:
-        return bool(sum(np.log(_speed_ratio(changed(change), trials, name)) for name in strategies) > 0)
-
-    return changed(_bisect(too_fast, low, high))
+    return changed(_zero(_too_fast(changed, trials, strategies), low, high, 0.0))
 
 
-def _bisect(too_small: Callable[[float], bool], low: float, high: float) -> float:
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if too_small(middle) else (low, middle)
-    return (low + high) / 2
+def _too_fast(
+    changed: Callable[[float], Profile], trials: FitTrials, strategies: Sequence[str]
+) -> Callable[[float], float]:
+    """How much too fast these are simulated with a change."""
+    return lambda change: float(sum(np.log(_speed_ratio(changed(change), trials, name)) for name in strategies))
+
+
+def _zero(too_small: Callable[[float], float], low: float, high: float, now: float) -> float:
+    """Where `too_small`, which falls, is zero: `now` where that is near enough, and an end where it is beyond that."""
+    from scipy.optimize import brentq  # which takes long to import
+
+    @cache
+    def beyond(value: float) -> float:
+        amount = too_small(value)
+        return 0.0 if abs(amount) < ENOUGH else amount
+
+    if not beyond(now):
+        return now
+    low, high = (now, high) if beyond(now) > 0 else (low, now)
+    if beyond(low) <= 0 or beyond(high) >= 0:
+        return low if beyond(low) <= 0 else high
+    return float(brentq(beyond, low, high, xtol=(high - low) / 2**HALVINGS))
 
 
 def _speed_ratio(profile: Profile, trials: FitTrials, strategy: str) -> float:
