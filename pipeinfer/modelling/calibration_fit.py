@@ -15,9 +15,8 @@ and is measured here, on two stages and the draft, with links as they are and wi
 Each is seen best where the later ones do not matter, so they are fitted in this order.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +38,13 @@ from pipeinfer.runtime.spans import Span
 
 STAGES = 2
 TOKENS = 48
-ROUNDS = 4
+WARM_UP = 8
+"""Tokens of the generations that come first, which meet memory and code that nobody has touched."""
+
+LEAST_ROUNDS, ROUNDS = 2, 4
+SETTLED = 0.01
+"""Rounds end where the standard error of each mean speed is below such a share of it."""
+
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
 MOST_COLD, MOST_MESSAGE_S, MOST_HOP_S, MOST_CROWDING = 20.0, 3e-4, 1e-3, 2.0
@@ -87,12 +92,17 @@ def run_fit_trials(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Fit
     what = {name: name for name in STRATEGIES} | {SLOW: "iterative"}
     trials: dict[str, list[Trial]] = {name: [] for name in what}
     with Cluster(plan) as cluster, Cluster(replace(plan, latency_s=SLOW_S)) as slow:
-        for turn, (name, strategy) in product(range(ROUNDS + 1), what.items()):
-            trial = (slow if name == SLOW else cluster).generate(
-                prompt, open_strategy(strategy, {}), max_tokens=TOKENS, sampling=sampling, stop_ids=(), margins=True
+
+        def generate(name: str, tokens: int) -> Trial:
+            return (slow if name == SLOW else cluster).generate(
+                prompt, open_strategy(what[name], {}), max_tokens=tokens, sampling=sampling, stop_ids=(), margins=True
             )  # with margins, as what is predicted has them
-            if turn > 0:  # The first meets memory and code that nobody has touched.
-                trials[name].append(trial)
+
+        for name in what:
+            generate(name, WARM_UP)
+        while len(trials[SLOW]) < ROUNDS and not _settled(trials):
+            for name in what:
+                trials[name].append(generate(name, TOKENS))
     settings = {
         name: Setting(
             name, nodes=nodes(name, STAGES), tokens=TOKENS, prompt=len(prompt), prompt_chunk=plan.prompt_chunk
@@ -101,6 +111,16 @@ def run_fit_trials(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Fit
     }
     settings[SLOW] = replace(settings["iterative"], latency_us=SLOW_S * 1e6)
     return FitTrials(trials, settings, next(traces(plan, [prompt], TOKENS, sampling)))
+
+
+def _settled(trials: Mapping[str, Sequence[Trial]]) -> bool:
+    """Whether there is no need for another round."""
+    speeds = np.array([[_speed(trial) for trial in some] for some in trials.values()])
+    rounds = speeds.shape[1]
+    if rounds < LEAST_ROUNDS:
+        return False
+    errors = speeds.std(axis=1, ddof=1) / np.sqrt(rounds)
+    return bool((errors < SETTLED * speeds.mean(axis=1)).all())
 
 
 def nodes(strategy: str, stages: int) -> int:
