@@ -67,7 +67,8 @@ def _real(experiment: Experiment) -> str:
     same = " All token ids equal the iterative run's." * bool((best.status == "passed").all())
     times = "once each" if live.repeats == 1 else f"{live.repeats} repetitions"
     others = len(live.tuned_on)
-    tuned = f" Options were chosen with {others} other prompt{'s' * (others > 1)}." * (others > 0)
+    briefly = "" if live.tuned_tokens is None else f" and {live.tuned_tokens} tokens"
+    tuned = f" Options were chosen with {others} other prompt{'s' * (others > 1)}{briefly}." * (others > 0)
     return (
         f"Fidelity: real. {models}, backend {live.backend}, {live.stages} target stages and 1 draft over "
         f"{live.transport}, {_where(best)}{slowness(live)}. "

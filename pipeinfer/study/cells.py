@@ -160,7 +160,7 @@ def _generate(cluster: Any, cell: LiveCell) -> Trial:
     trial: Trial = cluster.generate(
         prompt,
         open_strategy(cell.strategy, cell.options),
-        max_tokens=live.tokens,
+        max_tokens=cell.tokens,
         sampling=sampling_of(live, cell.temperature),
         stop_ids=(),
         margins=True,

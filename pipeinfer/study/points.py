@@ -49,6 +49,11 @@ class LiveCell(msgspec.Struct, frozen=True):
     live: Live
     prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
 
+    @property
+    def tokens(self) -> int:
+        """How many are generated."""
+        return (self.live.tuned_tokens if self.prompt in self.live.tuned_on else None) or self.live.tokens
+
 
 class LoadCell(SimCell, frozen=True):
     """The simulated generation `number` (from 0) of `requests` that begin at the same moment in one pipeline."""

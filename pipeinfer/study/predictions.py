@@ -28,7 +28,7 @@ def predicted_tokens_per_s(predictor: Predictor, cell: LiveCell, prompt_tokens: 
 
     live = cell.live
     setting = Setting(
-        cell.strategy, cell.options, nodes=nodes(cell.strategy, live.stages), tokens=live.tokens, prompt=prompt_tokens,
+        cell.strategy, cell.options, nodes=nodes(cell.strategy, live.stages), tokens=cell.tokens, prompt=prompt_tokens,
         bandwidth_gbps=live.bandwidth_gbps, latency_us=live.latency_us or None,
     )  # fmt: skip
     trace = predictor.traces[text_of(cell.prompt, cell.temperature)]

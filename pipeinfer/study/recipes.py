@@ -90,7 +90,8 @@ class Live(FileEntry, frozen=True, kw_only=True):
     share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
     another. `node_cores`: of a plan's nodes, and of llama.cpp's beside them. `predicted`: the simulator says how fast
     each should be, from fit trials. `exact`: no ties. `tuned_on`: prompts with which options are chosen; then
-    only the best of each strategy is run with `prompts`, all in turn. Without it, every option is run with `prompts`
+    only the best of each strategy is run with `prompts`, all in turn. Generations that choose have `tuned_tokens` where
+    that is given. Without `tuned_on`, every option is run with `prompts`
     and the fastest is shown, which is partly luck."""
 
     backend: str
@@ -114,6 +115,7 @@ class Live(FileEntry, frozen=True, kw_only=True):
     latency_us: NotNegative = 0.0
     predicted: bool = False
     tuned_on: list[str] = msgspec.field(default_factory=list)
+    tuned_tokens: Annotated[int, msgspec.Meta(ge=2)] | None = None
 
 
 class Shape(FileEntry, frozen=True):
@@ -277,6 +279,8 @@ def _check_tuning(recipe: Recipe, live: Live) -> None:
             f'{recipe.source}: live.tuned_on: "{min(both)}" is among the prompts too: expected others than those '
             "on which strategies are compared"
         )
+    if live.tuned_tokens is not None and not live.tuned_on:
+        raise WorkloadError(f"{recipe.source}: live.tuned_tokens: expected `tuned_on` beside it, or nothing is tuned")
     if live.tuned_on and (recipe.requests or any(one.program for one in recipe.strategies.values())):
         raise WorkloadError(
             f"{recipe.source}: live.tuned_on: expected strategies of ours, one request at a time: leave it out beside "

@@ -131,7 +131,7 @@ def test_options_are_chosen_with_other_prompts_than_those_on_which_the_best_are_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = msgspec.structs.replace(
-        LIVE.live, tuned_on=["merge-sorted"], prompts=["line-reader", "lru-table"], repeats=2
+        LIVE.live, tuned_on=["merge-sorted"], tuned_tokens=8, prompts=["line-reader", "lru-table"], repeats=2
     )
     strategies = {"iterative": Contender(), "speculative": Contender(options={"k": [1, 2]})}
     recipe, store = msgspec.structs.replace(LIVE, live=live, strategies=strategies), Store(tmp_path)
@@ -151,7 +151,9 @@ def test_options_are_chosen_with_other_prompts_than_those_on_which_the_best_are_
     best = analyse(recipe, store.records).best
     assert list(best.text.unique()) == live.prompts
     assert best.groupby("contender").size().to_dict() == {"iterative": 4, "speculative": 4}
-    assert "Options were chosen with 1 other prompt" in captions.setting(analyse(recipe, store.records))
+    lengths = {(cell.prompt, len(store.records[config_hash(cell)].trial.token_ids)) for cell in cells(recipe)}
+    assert lengths == {("merge-sorted", 8), ("line-reader", 12), ("lru-table", 12)}
+    assert "Options were chosen with 1 other prompt and 8 tokens." in captions.setting(analyse(recipe, store.records))
 
 
 @contextmanager

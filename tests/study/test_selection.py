@@ -181,6 +181,7 @@ def test_ranks_of_somewhere_else_are_part_of_a_cell() -> None:
     ("changed", "instead", "said"),
     [
         ('tuned_on = ["merge-sorted"', 'tuned_on = ["lru-table"', 'tuned_on: "lru-table" is among the prompts too'),
+        ('tuned_on = ["merge-sorted", "line-reader"]\n', "", "tuned_tokens: expected `tuned_on` beside it"),
         ("[live]", "requests = [1, 2]\n\n[live]", "one request at a time: leave it out beside"),
         ("iterative = {}", 'iterative = { program = "iterative" }', "expected strategies of ours"),
         ('prompts = ["async-connect"', 'prompts = ["async-conect"', 'no prompt "async-conect"'),
