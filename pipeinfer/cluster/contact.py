@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
+from pipeinfer.cluster.kept_processes import close_ranks
 from pipeinfer.cluster.open_ranks import open_ranks
 from pipeinfer.cluster.ranks import UNKNOWN, Loads, Ranks
 from pipeinfer.errors import RankLost, RankRefuses
@@ -46,6 +47,7 @@ class Contact:
 
     def _open(self, transport: str, count: int, workers: tuple[str, ...], key: str | None) -> None:
         self._ranks: Ranks = open_ranks(transport, count, workers, key, self._loads, self._before)
+        self._closed = False
         self._idle_states.enter_context(without_deep_idle())
         self._idle_states.enter_context(without_timer_slack())
 
@@ -83,7 +85,9 @@ class Contact:
     def close(self) -> None:
         """End every rank that was started here and let go of the others. Idempotent."""
         self._idle_states.close()
-        self._ranks.close(control.encode(Shutdown()))
+        if not self._closed:
+            close_ranks(self._ranks, control.encode(Shutdown()))
+            self._closed = True
 
     def send(self, rank: int, message: Any, *, urgent: bool = False) -> None:
         """Send to a rank that the transport is connected to. Raises RankLost."""

@@ -1,5 +1,6 @@
 """Opens the ranks of a plan: as threads or processes on this machine, in an MPI world, or by connecting to workers."""
 
+from pipeinfer.cluster.kept_processes import open_processes
 from pipeinfer.cluster.processes import Processes
 from pipeinfer.cluster.ranks import Loads, Ranks
 from pipeinfer.cluster.remote_workers import Workers
@@ -22,7 +23,7 @@ def open_ranks(
         if isinstance(before, Processes) and before.can_open:
             before.open(count)
             return before
-        return Processes(hosting.local, count, loads)
+        return open_processes(hosting.local, count, loads)
     if hosting.start == "world":
         from pipeinfer.cluster.mpi_world import MpiProcesses
 

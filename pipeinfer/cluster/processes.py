@@ -10,7 +10,7 @@ from pipeinfer.cluster.rank_processes import RankProcesses
 from pipeinfer.cluster.ranks import UNKNOWN, Loads, say_farewell
 from pipeinfer.cluster.stopped_processes import StoppedProcesses
 from pipeinfer.plugins import BACKENDS, load
-from pipeinfer.runtime.processor_quota import bound_cores
+from pipeinfer.runtime.processor_quota import bound_cores, usable_cores
 from pipeinfer.runtime.transports import HEAD, open_member
 from pipeinfer.runtime.transports.keys import write_keys
 
@@ -21,6 +21,11 @@ NOTICE_S = 0.2
 """A process that was killed closes its connections this much before it can be seen to have ended."""
 
 
+def kind_of(local: str, count: int, loads: Loads) -> tuple[object, ...]:
+    """What the process from which ranks are forked was started with; `count` of them share the cores, or do not."""
+    return local, loads, count >= bound_cores(), count >= usable_cores()
+
+
 class Processes:
     """Ranks as processes on this machine, that listen at `local`, with keys made for them. They are forked from one
     that is started here, and which outlives a session, so that the next one begins soon."""
@@ -28,6 +33,7 @@ class Processes:
     def __init__(self, local: str, count: int, loads: Loads = UNKNOWN) -> None:
         self._local = local
         self._loads = loads
+        self.kind = kind_of(local, count, loads)
         self._folder = tempfile.TemporaryDirectory(prefix="pipeinfer-")
         self._key = Path(self._folder.name) / "key.json"
         write_keys(self._key, certificate=not local.startswith("tcp:"))  # It takes a tenth of a second to make.

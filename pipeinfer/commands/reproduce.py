@@ -1,6 +1,7 @@
 """`pipeinfer reproduce`: the paper's claims, each with a figure and a verdict."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,11 +162,14 @@ def _run(
     terminal: "Console", recipes: "list[Recipe]", store: "Store", sweep: SweepOptions, key: str | None
 ) -> None:
     """Run what has no record, with a bar per recipe."""
+    from pipeinfer.cluster.kept_processes import kept_processes
     from pipeinfer.study.executors import executor
     from pipeinfer.study.run import run
 
+    limited = any(recipe.live is not None and recipe.live.node_cores for recipe in recipes)
+    kept = nullcontext() if limited else kept_processes()  # Ranks of limited nodes see the quota of the head's.
     jobs = sweep.jobs if sweep.executor == "slurm" else sweep.processes
-    with _progress(terminal) as progress, executor(sweep.executor, jobs, store.path.parent) as how:
+    with _progress(terminal) as progress, kept, executor(sweep.executor, jobs, store.path.parent) as how:
         tasks = {recipe.name: progress.add_task(recipe.title, total=None, start=False) for recipe in recipes}
         drawn = 0.0
 

@@ -52,7 +52,7 @@ def calibrate(
     plan = models.plan
     if models.draft is None or plan.draft is None:
         raise LaunchError("a profile is of a pair: give a draft model")
-    with Contact(plan.transport, models.count, plan.workers, plan.key) as contact, uncollected():
+    with Contact(plan.transport, models.count, plan.workers, plan.key, models.loads) as contact, uncollected():
         survey = Survey(contact, say)
         try:
             say("the ranks")

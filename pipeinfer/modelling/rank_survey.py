@@ -137,8 +137,8 @@ class Survey:
         alone = {rank: mean([rank])[rank] for rank in (ranks[:1] if alike else ranks)}
         found = [1.0]
         for count in range(2, len(ranks) + 1):
-            together = mean(ranks[:count])
-            found.append(max(1.0, float(np.mean([together[rank] / alone.get(rank, alone[ranks[0]]) for rank in together]))))
+            slower = [seconds / alone.get(rank, alone[ranks[0]]) for rank, seconds in mean(ranks[:count]).items()]
+            found.append(max(1.0, float(np.mean(slower))))
         return tuple(found)
 
     def handling_s(self, rank: int) -> float:

@@ -7,14 +7,13 @@ from pipeinfer.engine.sampling import Floats, Sampling, candidates, sample
 from pipeinfer.engine.vocabulary import SharedVocabulary
 from pipeinfer.runtime.oracle import RANKS, Trace
 
-
 ROWS = 32
 """Of a text that is known the draft reads so many tokens at a time."""
 
 
 def load_whole(engine: Backend, model: str, cells: int, shared: int = 0, texts: int = 1) -> ModelStage:
-    """All layers of a model in one stage, for so many `texts` at once of at most `cells` tokens each; of a draft's token
-    ids those below `shared` alone (0: all)."""
+    """All layers of a model in one stage, for so many `texts` at once of at most `cells` tokens each; of a draft's
+    token ids those below `shared` alone (0: all)."""
     stage = engine.load(model, (0, engine.info(model).layers), cells=cells * texts, sequences=texts)
     return SharedVocabulary(stage, shared, gives_logits=True) if shared else stage
 
