@@ -11,7 +11,8 @@ from pipeinfer.study.points import LiveCell
 
 
 class Predictor(msgspec.Struct, frozen=True):
-    """What predictions are made from: a fitted profile, and the draft's trace per text (`text_of`)."""
+    """What predictions are made from: a fitted profile, and the draft's trace per text (`text_of`) of those on which
+    strategies are compared."""
 
     profile: Profile
     traces: dict[str, Trace]
@@ -23,13 +24,14 @@ def text_of(prompt: str, temperature: float) -> str:
 
 
 def predicted_tokens_per_s(predictor: Predictor, cell: LiveCell, prompt_tokens: int) -> float | None:
-    """Simulated generation speed of a cell whose prompt has so many tokens."""
+    """Simulated generation speed of a cell whose prompt has so many tokens; None where its text has no trace."""
     from pipeinfer.modelling.calibration_fit import nodes
 
-    live = cell.live
+    live, trace = cell.live, predictor.traces.get(text_of(cell.prompt, cell.temperature))
+    if trace is None:
+        return None
     setting = Setting(
         cell.strategy, cell.options, nodes=nodes(cell.strategy, live.stages), tokens=cell.tokens, prompt=prompt_tokens,
         bandwidth_gbps=live.bandwidth_gbps, latency_us=live.latency_us or None,
     )  # fmt: skip
-    trace = predictor.traces[text_of(cell.prompt, cell.temperature)]
     return metrics.tokens_per_second(simulate_one(predictor.profile, setting, oracle=trace))

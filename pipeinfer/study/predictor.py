@@ -27,7 +27,7 @@ SHORT, LONG = 32, 256
 _measured: dict[bytes, Profile] = {}
 """By ranks and what they generate: recipes of a command that run on alike ranks share what has been measured."""
 
-BEYOND = 64
+BEYOND = 32
 """Tokens of a trace beyond the text: what is drafted before the generation is known to have ended."""
 
 
@@ -54,9 +54,10 @@ def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     reach = max(live.prompt_tokens, *map(len, prompts.values())) + live.tokens + BEYOND
     profile = _profile(plan, next(iter(prompts.values())), greedy, max(LONG, reach))
     found: dict[str, Trace] = {}
+    shown = [prompts[name] for name in live.prompts]
     for temperature in live.temperatures:
-        recorded = traces(plan, prompts.values(), live.tokens + BEYOND, sampling_of(live, temperature))
-        found |= {text_of(name, temperature): trace for name, trace in zip(prompts, recorded, strict=True)}
+        recorded = traces(plan, shown, live.tokens + BEYOND, sampling_of(live, temperature))
+        found |= {text_of(name, temperature): trace for name, trace in zip(live.prompts, recorded, strict=True)}
     return Predictor(profile, found)
 
 
