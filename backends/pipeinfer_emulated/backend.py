@@ -95,6 +95,10 @@ class EmulatedBackend:
         self._waits = None if waits is None else msgspec.convert(waits, dict[str, Curve])
         self._measured = MeasuredRank(profile, rank) if profile else None
 
+    @staticmethod
+    def prepare(models: Sequence[str]) -> None:
+        """All that it takes is imported with this module."""
+
     def info(self, model: str) -> ModelInfo:
         layers, width = (self._layers, self._hidden_size) if _role(model) == "target" else (
             self._draft_layers, self._draft_hidden_size)  # fmt: skip
