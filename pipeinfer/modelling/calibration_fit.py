@@ -37,7 +37,9 @@ from pipeinfer.runtime.oracle import Trace
 from pipeinfer.runtime.spans import Span
 
 STAGES = 2
-TOKENS = 48
+TOKENS, SLOW_TOKENS = 48, 24
+"""Of a fit trial, and of one on slow links, of which each takes two or three times as long."""
+
 WARM_UP = 8
 """Tokens of the generations that come first, which meet memory and code that nobody has touched."""
 
@@ -102,14 +104,14 @@ def run_fit_trials(plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Fit
             generate(name, WARM_UP)
         while len(trials[SLOW]) < ROUNDS and not _settled(trials):
             for name in what:
-                trials[name].append(generate(name, TOKENS))
+                trials[name].append(generate(name, SLOW_TOKENS if name == SLOW else TOKENS))
     settings = {
         name: Setting(
             name, nodes=nodes(name, STAGES), tokens=TOKENS, prompt=len(prompt), prompt_chunk=plan.prompt_chunk
         )
         for name in STRATEGIES
     }
-    settings[SLOW] = replace(settings["iterative"], latency_us=SLOW_S * 1e6)
+    settings[SLOW] = replace(settings["iterative"], tokens=SLOW_TOKENS, latency_us=SLOW_S * 1e6)
     return FitTrials(trials, settings, next(traces(plan, [prompt], TOKENS, sampling)))
 
 
@@ -212,8 +214,8 @@ def _widened(curve: Curve, factor: float) -> Curve:
 
 
 def _stages_s(trial: Trial) -> float:
-    """Seconds that the stages computed after the prompt."""
-    return sum(sum(run.compute_s) for run in trial.runs if run.kind != "prompt")
+    """Seconds that the stages computed of a run after the prompt, in the mean."""
+    return float(np.mean([sum(run.compute_s) for run in trial.runs if run.kind != "prompt"]))
 
 
 def _scaled(curve: Curve, factor: float) -> Curve:
