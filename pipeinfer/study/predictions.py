@@ -25,7 +25,7 @@ def text_of(prompt: str, temperature: float) -> str:
 
 def predicted_tokens_per_s(predictor: Predictor, cell: LiveCell, prompt_tokens: int) -> float | None:
     """Simulated generation speed of a cell whose prompt has so many tokens; None where its text has no trace."""
-    from pipeinfer.modelling.calibration_fit import nodes
+    from pipeinfer.modelling.fit_trials import nodes
 
     live, trace = cell.live, predictor.traces.get(text_of(cell.prompt, cell.temperature))
     if trace is None:

@@ -43,7 +43,7 @@ def run_predictor(cell: PredictorCell, key: str | None = None) -> Iterator[Recor
 
 
 def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
-    from pipeinfer.modelling.calibration_fit import traces
+    from pipeinfer.modelling.fit_trials import traces
     from pipeinfer.plugins import open_backend
 
     live = cell.live

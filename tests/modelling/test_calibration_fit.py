@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.modelling.calibrate import calibrate
-from pipeinfer.modelling.calibration_fit import SLOW, STAGES, STRATEGIES, FitTrials, fitted, nodes
+from pipeinfer.modelling.calibration_fit import fitted
+from pipeinfer.modelling.fit_trials import SLOW, STAGES, STRATEGIES, FitTrials, nodes
 from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
@@ -162,8 +163,8 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeinfer.study.predictor.PART_S", 0.01)
     monkeypatch.setattr("pipeinfer.study.predictor.BEYOND", 8)
     monkeypatch.setattr("pipeinfer.modelling.calibrate.CONTENTION_S", 0.01)
-    monkeypatch.setattr("pipeinfer.modelling.calibration_fit.TOKENS", 16)
-    monkeypatch.setattr("pipeinfer.modelling.calibration_fit.ROUNDS", 1)
+    monkeypatch.setattr("pipeinfer.modelling.fit_trials.TOKENS", 16)
+    monkeypatch.setattr("pipeinfer.modelling.fit_trials.ROUNDS", 1)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.HALVINGS", 4)
 
 
