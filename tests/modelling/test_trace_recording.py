@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from pipeinfer.core.effects import Request
 from pipeinfer.core.generation import PipelineShape
 from pipeinfer.core.strategies.speculative import Speculative
 from pipeinfer.engine.sampling import Sampling
-from pipeinfer.modelling.trace_recording import record
+from pipeinfer.modelling.trace_recording import load_whole, record
 from pipeinfer.runtime.oracle import RANKS, Trace, independent, read_trace
 from pipeinfer.runtime.sim import Simulation
 from pipeinfer_numpy import NumpyBackend
@@ -49,6 +50,26 @@ def test_the_draft_is_right_sometimes() -> None:
     assert len(trace.ranks) == 48
     assert set(trace.ranks) <= set(range(-1, RANKS))
     assert trace.acceptance < 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_texts_at_once_are_those_of_one_after_another(temperature: float) -> None:
+    """The second one ends earlier, where the models hold no more."""
+    backend = NumpyBackend()
+    encode = backend.tokenizer("builtin:target").encode
+    prompts = [encode("def add(first, second):\n"), encode("import os\n" * 12), encode("class Stack:\n")]
+    limit = len(prompts[1]) + 20
+
+    def found(at_once: int) -> Trace:
+        target = load_whole(backend, "builtin:target", limit, texts=at_once)
+        draft = load_whole(backend, "builtin:draft", limit)
+        how = Sampling(temperature, 0, 1.0, 5)
+        return record(target, draft, prompts, 40, how, limit=limit, source="test", at_once=at_once)
+
+    alone, together = found(1), found(2)
+    assert together.lengths == alone.lengths == [40, 20, 40]
+    assert together.ranks == alone.ranks
+    assert np.allclose(together.confidences, alone.confidences, atol=2e-4)
 
 
 def test_what_the_drafts_filter_leaves_out_has_no_confidence(tmp_path: Path) -> None:
