@@ -18,7 +18,6 @@ from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.modelling.head_time import head_event_s
 from pipeinfer.modelling.profile import Curve, DraftShare, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.rank_survey import Grid, LayerTimes, Seconds, Survey, part_of, parts_of
-from pipeinfer.runtime.control import LinkMeasured
 from pipeinfer.runtime.transports import HEAD
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -44,8 +43,7 @@ def calibrate(
 ) -> Profile:
     """Measure the ranks of these models' plan; the last one drafts, or the last ones, where it splits the draft.
     `say` is told what is being measured, which takes `part_s` seconds per part of a model, after `contexts` of so many
-    tokens (PART_S and CONTEXTS unless given). `alike`: one rank of each host is measured for all of them, and
-    one link of each kind.
+    tokens (PART_S and CONTEXTS unless given). `alike`: one rank of each host is measured for all of them.
 
     Raises LaunchError, BadModel, BadSplit, UnknownPlugin, TransportError or RankLost.
     """
@@ -101,7 +99,7 @@ class _Calibration:
             ranks=tuple([self._rank(rank, times[timed[rank]]) for rank in ranks]),
             draft=drafting[0].forward if len(drafting) == 1 else drafting,
             links=tuple(self._links(len(ranks))),
-            contention=survey.contention(crowd, some, self._grid.contexts[0], CONTENTION_S, alike=self._alike),
+            contention=survey.contention(crowd, some, self._grid.contexts[0], CONTENTION_S),
             message_s=survey.handling_s(ranks[0]),
             head_s=head_event_s(),
             environment=self._environment(),
@@ -129,19 +127,8 @@ class _Calibration:
         pairs += [(rank, rank + 1) for rank in range(count - 1)]
         pairs += [(rank, HEAD) for rank in sorted({drafter - 1, drafter, count - 1}) if rank >= 0]
         pairs += [(count - 1, drafter)] if count - 1 > drafter else []
-        found: dict[tuple[Any, Any], LinkMeasured] = {}
-        for source, target in pairs:
-            if (kind := self._kind(source, target)) not in found:
-                found[kind] = self._survey.link(source, target)
-        return [LinkProfile(*pair, found[kind].latency_s, found[kind].bandwidth_bps)
-                for pair in pairs for kind in [self._kind(*pair)]]  # fmt: skip
-
-    def _kind(self, source: int, target: int) -> tuple[Any, Any]:
-        """Links of one kind are measured once: of ranks that are alike, between the same hosts."""
-        if not self._alike:
-            return source, target
-        hosts = {rank: inspected.host for rank, inspected in self._survey.ranks.items()}
-        return hosts.get(source, HEAD), hosts.get(target, HEAD)
+        found = [self._survey.link(source, target) for source, target in pairs]
+        return [LinkProfile(link.source, link.target, link.latency_s, link.bandwidth_bps) for link in found]
 
     def _rank(self, rank: int, times: LayerTimes) -> RankProfile:
         inspected = self._survey.ranks[rank]

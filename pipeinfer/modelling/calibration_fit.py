@@ -120,8 +120,8 @@ def _widened(curve: Curve, factor: float) -> Curve:
 
 
 def _stages_s(trial: Trial) -> float:
-    """Seconds that the stages computed of a run after the prompt, in the mean."""
-    return float(np.mean([sum(run.compute_s) for run in trial.runs if run.kind != "prompt"]))
+    """Seconds that the stages computed after the prompt."""
+    return sum(sum(run.compute_s) for run in trial.runs if run.kind != "prompt")
 
 
 def _scaled(curve: Curve, factor: float) -> Curve:

@@ -121,11 +121,8 @@ class Survey:
         measured = self._ask(dict.fromkeys(ranks, Measure(*grid)), ForwardTimes)
         return {rank: np.array(answer.seconds) for rank, answer in measured.items()}
 
-    def contention(
-        self, ranks: Sequence[int], load: Load, context: int, seconds: float, *, alike: bool
-    ) -> tuple[float, ...]:
-        """By how much a computation slows down while 1, 2, ... of these ranks compute. `alike`: one of them is measured
-        alone for all."""
+    def contention(self, ranks: Sequence[int], load: Load, context: int, seconds: float) -> tuple[float, ...]:
+        """By how much a computation slows down while 1, 2, ... of these ranks compute."""
         measure = Measure((1,), (context,), seconds, burst=0)
         self._ask(dict.fromkeys(ranks, load), Loaded)
 
@@ -134,11 +131,11 @@ class Survey:
             answers = self._ask(dict.fromkeys(some, measure), ForwardTimes)
             return {rank: answer.seconds[0][0] for rank, answer in answers.items()}
 
-        alone = {rank: mean([rank])[rank] for rank in (ranks[:1] if alike else ranks)}
+        alone = {rank: mean([rank])[rank] for rank in ranks}
         found = [1.0]
         for count in range(2, len(ranks) + 1):
-            slower = [seconds / alone.get(rank, alone[ranks[0]]) for rank, seconds in mean(ranks[:count]).items()]
-            found.append(max(1.0, float(np.mean(slower))))
+            together = mean(ranks[:count])
+            found.append(max(1.0, float(np.mean([together[rank] / alone[rank] for rank in together]))))
         return tuple(found)
 
     def handling_s(self, rank: int) -> float:

@@ -12,7 +12,6 @@ import pandas as pd
 from pyarrow.lib import ArrowException
 
 from pipeinfer.assets import PACKAGE
-
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.analysis import judged

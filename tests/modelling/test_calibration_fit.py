@@ -13,19 +13,9 @@ from msgspec.structs import replace
 
 from pipeinfer.cluster.models import Models
 from pipeinfer.cluster.plan import Plan
-from pipeinfer.engine.sampling import Sampling
 from pipeinfer.modelling.calibrate import calibrate
 from pipeinfer.modelling.calibration_fit import fitted
-from pipeinfer.modelling.fit_trials import (
-    LEAST_ROUNDS,
-    ROUNDS,
-    SLOW,
-    STAGES,
-    STRATEGIES,
-    FitTrials,
-    nodes,
-    run_fit_trials,
-)
+from pipeinfer.modelling.fit_trials import SLOW, STAGES, STRATEGIES, FitTrials, nodes
 from pipeinfer.modelling.profile import Curve, LinkProfile, ModelProfile, Profile, RankProfile
 from pipeinfer.modelling.profiled_cluster import simulate_one
 from pipeinfer.modelling.simulate import Setting
@@ -33,7 +23,6 @@ from pipeinfer.report.prediction import error_summary, predictions
 from pipeinfer.report.write import conclude
 from pipeinfer.results import metrics
 from pipeinfer.results.records import FILE, Store
-from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.oracle import independent
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.points import LiveCell, PredictorCell, cells
@@ -134,26 +123,6 @@ def test_a_chance_difference_is_no_coldness() -> None:
     runs = tuple(replace(run, compute_s=tuple(1.01 * seconds for seconds in run.compute_s)) for run in slow.runs)
     held.by_strategy[SLOW] = [replace(slow, runs=runs)]
     assert fitted(MEASURED, held).cold == 0.0
-
-
-@pytest.mark.parametrize(("spread", "rounds"), [(0.002, LEAST_ROUNDS), (0.3, ROUNDS)])
-def test_fit_trials_go_on_until_their_speeds_are_known(
-    spread: float, rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if each round were so much faster than the one before it."""
-    plan = Plan(backend="emulated", backend_options=EMULATED, stages=STAGES, transport="inproc")
-    seen: list[Trial] = []
-
-    def speed(trial: Trial) -> float:
-        seen.extend([trial] * (trial not in seen))
-        return 100 * (1 + spread * (seen.index(trial) // (len(STRATEGIES) + 1)))
-
-    monkeypatch.setattr("pipeinfer.modelling.fit_trials.speed", speed)
-    monkeypatch.setattr("pipeinfer.modelling.fit_trials.TOKENS", 8)
-    found = run_fit_trials(plan, [1, 2, 3], Sampling())
-    counts = {name: len(trials) for name, trials in found.by_strategy.items()}
-    assert counts == dict.fromkeys((*STRATEGIES, SLOW), rounds)
-    assert {len(trial.token_ids) for trial in found.by_strategy["iterative"]} == {8}
 
 
 # The recipe
