@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from processes import alive, forking, ranks_of
 from running_workers import running, wait_until
+from small_pair import Pair
 from test_recovery import ASKED
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
 
@@ -37,9 +38,9 @@ Kill = Callable[[random.Random], None]
 
 
 @pytest.fixture(scope="module")
-def expected() -> Asked:
+def expected(small_pair: Pair) -> Asked:
     """Prompts, how they are asked, and the tokens of each alone, on one stage in this process."""
-    with Cluster(transport="inproc", stages=1, draft=None, cells=4096) as cluster:
+    with Cluster(target=small_pair.target, draft=None, transport="inproc", stages=1, cells=4096) as cluster:
         pairs = list(zip(PROMPTS, ASKED, strict=False))
         return [(prompt, how, alone(cluster, prompt, how[1], TOKENS)) for prompt, how in pairs]
 
@@ -132,7 +133,7 @@ def no_more_than(before: tuple[int, int]) -> bool:
     return all(now <= then for now, then in zip(held(), before, strict=True))
 
 
-def test_processes_of_this_machine(expected: Asked) -> None:
+def test_processes_of_this_machine(expected: Asked, small_pair: Pair) -> None:
     seen: set[int] = set()
     others = forking(os.getpid())
     """Those of a server that other tests in this process share."""
@@ -145,17 +146,17 @@ def test_processes_of_this_machine(expected: Asked) -> None:
             os.kill(rng.choice(there), signal.SIGKILL)
 
     before = held()
-    with Cluster(Plan(stages=3, cells=4096)) as cluster, Service(cluster) as service:
+    with Cluster(Plan(**small_pair._asdict(), stages=3, cells=4096)) as cluster, Service(cluster) as service:
         kill_at_random(service, cluster, expected, kill, 1)
         seen.update(ranks_of(os.getpid(), others).values())
     wait_until(lambda: no_more_than(before))
     wait_until(lambda: not any(map(alive, seen)))
 
 
-def test_workers_that_somebody_starts_again(expected: Asked, tmp_path: Path) -> None:
+def test_workers_that_somebody_starts_again(expected: Asked, small_pair: Pair, tmp_path: Path) -> None:
     with running(tmp_path, count=5, fixed=False) as workers:
-        plan = Plan(stages=3, workers=tuple(workers.addresses[:4]), spares=tuple(workers.addresses[4:]),
-                    key=str(workers.key), cells=4096)  # fmt: skip
+        plan = Plan(**small_pair._asdict(), stages=3, cells=4096, key=str(workers.key),
+                    workers=tuple(workers.addresses[:4]), spares=tuple(workers.addresses[4:]))  # fmt: skip
         before = held()
         with Cluster(plan) as cluster, Service(cluster) as service:
 

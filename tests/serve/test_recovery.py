@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from processes import alive, parent_of
+from small_pair import Pair
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
 
-from pipeinfer.assets import asset
 from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError, RankLost
 from pipeinfer.plugins import open_strategy
@@ -25,13 +26,13 @@ ASKED = [
     ("iterative", Sampling(1.0, 40, 1.0, 6)),
     ("specpipe", Sampling()),
 ]
-TOKENS = 80
+TOKENS = 120
 """So many that none has ended before a rank is killed, also where this process is not always given its turn."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(transport="tcp", stages=2, cells=4096) as made:
+def cluster(small_pair: Pair) -> Iterator[Cluster]:
+    with Cluster(**small_pair._asdict(), transport="tcp", stages=2, cells=4096) as made:
         yield made
 
 
@@ -113,11 +114,12 @@ def test_a_request_that_is_given_up_in_the_pause_ends_as_it_stands(cluster: Clus
 
 
 def test_where_the_draft_cannot_be_had_any_more_the_target_goes_on_alone(
-    expected: list[list[int]], tmp_path: Path
+    expected: list[list[int]], small_pair: Pair, tmp_path: Path
 ) -> None:
     draft = tmp_path / "draft"
-    shutil.copytree(asset("workloads/builtin/draft"), draft)
-    with Cluster(stages=2, cells=4096, draft=str(draft)) as cluster, Service(cluster) as service:
+    shutil.copytree(small_pair.draft, draft)
+    plan = Plan(target=small_pair.target, draft=str(draft), stages=2, cells=4096)
+    with Cluster(plan) as cluster, Service(cluster) as service:
         answers = [
             ask(service, prompt, cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
             for prompt, (name, sampling) in zip(PROMPTS, ASKED, strict=False)

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from small_pair import Pair
 
 from pipeinfer.cluster.launch import Cluster
+from pipeinfer.cluster.plan import Plan
 from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.serve.events import Ended, Failed, ServiceEvent, Tokens
@@ -58,8 +60,9 @@ class Answer:
 
 
 @pytest.fixture(scope="module", params=["inproc", "tcp"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with Cluster(transport=request.param, stages=3, cells=4096, sequences=96) as made:
+def cluster(request: pytest.FixtureRequest, small_pair: Pair) -> Iterator[Cluster]:
+    plan = Plan(**small_pair._asdict(), transport=request.param, stages=3, cells=4096, sequences=96)
+    with Cluster(plan) as made:
         yield made
 
 
@@ -71,15 +74,15 @@ def ask(service: Service, prompt: str | list[int], cluster: Cluster, **asked: An
     return answer
 
 
-KNOWN: dict[tuple[str, Sampling, int], list[int]] = {}
+KNOWN: dict[tuple[str, str, Sampling, int], list[int]] = {}
 
 
 def alone(cluster: Cluster, prompt: str, sampling: Sampling, tokens: int) -> list[int]:
-    if (prompt, sampling, tokens) not in KNOWN:
+    if (asked := (cluster.plan.target, prompt, sampling, tokens)) not in KNOWN:
         ids = cluster.tokenizer.encode(prompt)
         trial = cluster.generate(ids, open_strategy("iterative", {}), max_tokens=tokens, sampling=sampling, stop_ids=())
-        KNOWN[prompt, sampling, tokens] = list(trial.token_ids)
-    return KNOWN[prompt, sampling, tokens]
+        KNOWN[asked] = list(trial.token_ids)
+    return KNOWN[asked]
 
 
 def settled(service: Service) -> None:

@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 from running_workers import Workers, lent, running, wait_until
+from small_pair import Pair
 from test_command import asking, server
 from test_recovery import ASKED, TOKENS, heard
 from test_service import PATIENCE_S, PROMPTS, Answer, alone, ask, settled
@@ -29,9 +30,9 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[list[int]]:
+def expected(small_pair: Pair) -> list[list[int]]:
     """The tokens of each request alone, on one stage in this process."""
-    with Cluster(transport="inproc", stages=1, draft=None, cells=4096) as cluster:
+    with Cluster(target=small_pair.target, draft=None, transport="inproc", stages=1, cells=4096) as cluster:
         return [alone(cluster, prompt, how, TOKENS) for prompt, (_, how) in zip(PROMPTS, ASKED, strict=False)]
 
 
@@ -43,10 +44,10 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 @contextmanager
-def serving(workers: Workers, ranks: int, **options: Any) -> Iterator[tuple[Cluster, Service]]:
+def serving(workers: Workers, pair: Pair, ranks: int, **options: Any) -> Iterator[tuple[Cluster, Service]]:
     """A service over the first `ranks` workers, of which the last drafts; the others are its spares."""
-    plan = Plan(stages=ranks - 1, workers=tuple(workers.addresses[:ranks]), spares=tuple(workers.addresses[ranks:]),
-                key=str(workers.key), cells=4096)  # fmt: skip
+    plan = Plan(**pair._asdict(), stages=ranks - 1, cells=4096, key=str(workers.key),
+                workers=tuple(workers.addresses[:ranks]), spares=tuple(workers.addresses[ranks:]))  # fmt: skip
     with Cluster(plan) as cluster, Service(cluster, **options) as service:
         yield cluster, service
 
@@ -73,13 +74,13 @@ def assert_all_end_as_alone(answers: list[Answer], expected: list[list[int]]) ->
 
 @pytest.mark.parametrize(("victim", "scheme"), [(0, "tcp"), (1, "tcp"), (2, "tcp"), (1, "tls")])
 def test_a_spare_takes_the_place_of_a_killed_worker(
-    tmp_path: Path, workers: Workers, expected: list[list[int]], victim: int, scheme: str
+    tmp_path: Path, workers: Workers, small_pair: Pair, expected: list[list[int]], victim: int, scheme: str
 ) -> None:
     with ExitStack() as stack:
         if scheme == "tls":
             workers = stack.enter_context(running(tmp_path, "tls://127.0.0.1:0", count=4, fixed=False))
         workers = lent(workers, 4)
-        cluster, service = stack.enter_context(serving(workers, 3))
+        cluster, service = stack.enter_context(serving(workers, small_pair, 3))
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         workers.kill(victim)
@@ -93,10 +94,10 @@ def test_a_spare_takes_the_place_of_a_killed_worker(
 
 
 def test_without_a_draft_the_target_goes_on_alone_until_there_is_one_again(
-    workers: Workers, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    workers: Workers, small_pair: Pair, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = lent(workers, 3)
-    with serving(workers, 3) as (cluster, service):
+    with serving(workers, small_pair, 3) as (cluster, service):
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         workers.kill(2)
@@ -118,26 +119,29 @@ def test_without_a_draft_the_target_goes_on_alone_until_there_is_one_again(
         assert (now.losses, now.lacks, now.has_draft) == (2, "", True)
 
 
-def test_the_rest_go_on_with_a_new_split(workers: Workers, expected: list[list[int]]) -> None:
+def test_the_rest_go_on_with_a_new_split(workers: Workers, small_pair: Pair, expected: list[list[int]]) -> None:
     workers = lent(workers, 4)
-    with serving(workers, 4) as (cluster, service):
-        assert cluster.models.split == [(0, 3), (3, 6), (6, 8)]
+    with serving(workers, small_pair, 4) as (cluster, service):
+        assert cluster.models.split == [(0, 2), (2, 3), (3, 4)]
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         workers.kill(1)
         assert_all_end_as_alone(answers, expected)
-        assert cluster.models.split == [(0, 4), (4, 8)]
+        assert cluster.models.split == [(0, 2), (2, 4)]
         now = service.snapshot()
         assert (now.lacks, now.has_draft, now.stages) == ("on 2 stages instead of 3", True, 2)
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
 def test_a_worker_that_was_silent_for_a_while_is_used_again(
-    tmp_path: Path, expected: list[list[int]], scheme: str
+    tmp_path: Path, small_pair: Pair, expected: list[list[int]], scheme: str
 ) -> None:
     """Of a process of this host the head sees that it is stopped, where a transport would wait for it."""
     listen = f"{scheme}://127.0.0.1:0"
-    with running(tmp_path, listen, count=3, fixed=True) as workers, serving(workers, 3) as (cluster, service):
+    with (
+        running(tmp_path, listen, count=3, fixed=True) as workers,
+        serving(workers, small_pair, 3) as (cluster, service),
+    ):
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         os.kill(workers.processes[1].pid, signal.SIGSTOP)
@@ -145,7 +149,7 @@ def test_a_worker_that_was_silent_for_a_while_is_used_again(
         while service.snapshot().state == "serving":
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert "lost rank 1: target layers 4-7" in service.snapshot().state
+        assert "lost rank 1: target layers 2-3" in service.snapshot().state
         os.kill(workers.processes[1].pid, signal.SIGCONT)
         assert_all_end_as_alone(answers, expected)
         assert cluster.plan.workers == tuple(workers.addresses)
@@ -153,11 +157,15 @@ def test_a_worker_that_was_silent_for_a_while_is_used_again(
 
 
 def test_a_worker_whose_name_is_not_known_any_more_is_passed_over(
-    workers: Workers, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workers: Workers,
+    small_pair: Pair,
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     workers = lent(workers, 4)
     workers.addresses[1] = workers.addresses[1].replace("127.0.0.1", "localhost")
-    with serving(workers, 3) as (cluster, service):
+    with serving(workers, small_pair, 3) as (cluster, service):
         answers = ask_all(service, cluster)
         after_some_tokens(service)
         asked = socket.getaddrinfo
@@ -175,11 +183,13 @@ def test_a_worker_whose_name_is_not_known_any_more_is_passed_over(
     assert f'the worker at {workers.addresses[1]}: no host "localhost" is known here' in caplog.text
 
 
-def test_where_nobody_is_left_everybody_hears_so(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nobody_is_left_everybody_hears_so(
+    workers: Workers, small_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workers = lent(workers, 2)
     monkeypatch.setattr(recovery, "ROLL_S", 0.5)
     monkeypatch.setattr(recovery, "LATE_S", 0.5)
-    with serving(workers, 2) as (cluster, service):
+    with serving(workers, small_pair, 2) as (cluster, service):
         answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
         answer.first()
         workers.kill(1)
@@ -190,25 +200,25 @@ def test_where_nobody_is_left_everybody_hears_so(workers: Workers, monkeypatch: 
         assert service.snapshot().state == ended.text
 
 
-def test_without_recovery_a_lost_worker_ends_it(workers: Workers) -> None:
+def test_without_recovery_a_lost_worker_ends_it(workers: Workers, small_pair: Pair) -> None:
     workers = lent(workers, 3)
-    with serving(workers, 2, recovers=False) as (cluster, service):
+    with serving(workers, small_pair, 2, recovers=False) as (cluster, service):
         answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
         answer.first()
         workers.kill(0)
         ended = answer.end()
         assert isinstance(ended, Failed)
-        assert "lost rank 0: target layers 0-7" in ended.text
+        assert "lost rank 0: target layers 0-3" in ended.text
         assert len(ended.text.splitlines()) == 1
 
 
 def test_a_spare_that_cannot_do_it_is_passed_over(
-    tmp_path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_pair: Pair, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was started as another rank than the lost one."""
     monkeypatch.setattr(recovery, "MEET_S", 0.5)
     name, sampling = ASKED[0]
-    with running(tmp_path, count=3, fixed=True) as workers, serving(workers, 2) as (cluster, service):
+    with running(tmp_path, count=3, fixed=True) as workers, serving(workers, small_pair, 2) as (cluster, service):
         answer = ask(service, PROMPTS[0], cluster, strategy=name, sampling=sampling, max_tokens=TOKENS)
         answer.first()
         workers.kill(1)
