@@ -19,12 +19,14 @@ import msgspec
 import pytest
 from forked_commands import end_forking, forked_from, parents_of_ranks_are_forked
 from hypothesis import HealthCheck, settings
-from small_pair import Pair, write_pair
+from order import LONG, scope_of
 
 from pipeinfer.cluster.python_process import ONE_THREAD
 
 # Before NumPy is loaded, which the next imports do: ranks share the cores, and so do the threads of these tests.
 os.environ.update({**ONE_THREAD, **os.environ})
+
+from small_pair import Pair, write_pair
 
 from pipeinfer.cluster import engines
 from pipeinfer.cluster.doctor import Diagnosis
@@ -40,87 +42,6 @@ NATIVE_ENGINES = ("torch", "llamacpp")
 
 SHARED = "PIPEINFER_TESTS_SHARED"
 """The environment variable with the folder that workers of a run share."""
-
-WHOLE_MACHINE = (
-    "benchmarks/",
-    "cluster/test_auto.py",
-    "cluster/test_cpu_share.py",
-    "cluster/test_mpi_world.py",
-    "cluster/test_slurm.py",
-    "modelling/test_calibrate.py",
-    "runtime/test_probe.py",
-    "runtime/test_shared_cores.py",
-    "runtime/test_stage_timing.py",
-    "runtime/transports/test_mpi.py",
-    "study/test_slurm_jobs.py",
-)
-"""Files that measure, shape links, make clusters or start a process per core: they would disturb one another."""
-
-TORCH = (
-    "backends/test_conventions.py",
-    "backends/test_tied_output.py",
-    "backends/test_torch.py",
-    "backends/test_torch_gemma.py",
-    "cluster/test_ranks_per_core.py",
-    "cluster/test_weights.py",
-    "engine/test_chat.py",
-    "engine/test_grow.py",
-    "engine/test_tokenizers.py",
-    "test_bad_input.py",
-    "test_check.py",
-    "test_exact_texts.py",
-    "test_lossless_backends.py",
-    "test_not_finite.py",
-)
-"""Files that load torch or transformers: it takes a worker seconds, and need not take each of them."""
-
-LONG = (
-    "torch",
-    "machine",
-    "core/test_schedules.py",
-    "test_docs.py",
-    "serve/test_worker_recovery.py",
-    "study/test_reproduce.py",
-    "modelling/test_theory.py",
-    "backends/test_llamacpp_gemma.py",
-    "test_lossless.py",
-    "core/strategies/test_adaptive.py",
-    "report/test_figures.py",
-    "test_example_plugin.py",
-    "test_output.py",
-    "serve/test_llamacpp_served.py",
-    "modelling/test_shared_pipe.py",
-    "cluster/test_draft_ranks.py",
-    "serve/test_recovery.py",
-    "serve/test_random_kills.py",
-    "modelling/test_calibration_fit.py",
-    "modelling/test_adaptive_among_others.py",
-    "study/test_executors.py",
-    "backends/test_llamacpp_splits.py",
-    "cluster/test_workers.py",
-    "backends/test_llamacpp_architectures.py",
-    "cluster/test_rank_processes.py",
-    "cluster/test_faults.py",
-    "test_schedulers_live.py",
-    "runtime/transports/test_tcp.py",
-    "test_cli.py",
-    "study/test_reproduce_folder.py",
-    "backends/test_llamacpp_rows.py",
-    "runtime/transports/test_tls.py",
-    "serve/test_completions.py",
-    "engine/test_sampling.py",
-    "backends/test_llamacpp.py",
-    "study/test_artifact.py",
-    "modelling/test_simulate.py",
-    "study/test_reproduce_calibrated.py",
-    "core/strategies/test_simulated_only.py",
-    "serve/test_service.py",
-    "serve/test_leaving.py",
-    "results/test_metrics.py",
-    "results/test_compare.py",
-    "core/test_drafter.py",
-)
-"""Those that take longest, the longest first."""
 
 # What a shell runs in the background ignores interrupts, and so would whatever these tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -180,14 +101,6 @@ def pytest_collection() -> Iterator[None]:
         gc.freeze()
         gc.set_threshold(SELDOM)
         gc.enable()
-
-
-def scope_of(nodeid: str) -> str:
-    """What one worker has to itself."""
-    place = nodeid.partition("::")[0].removeprefix("tests/")
-    if place.startswith(WHOLE_MACHINE):
-        return "machine"
-    return "torch" if place in TORCH else place
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
