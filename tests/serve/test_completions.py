@@ -31,7 +31,7 @@ def test_a_text_is_what_the_service_gives_and_is_told_as_openai_does(web: WebCli
     answer = web.complete(**GREEDY, pipeinfer=IDS)
     assert answer["object"] == "text_completion"
     assert answer["id"].startswith("cmpl-")
-    assert answer["model"] == "builtin:target"
+    assert answer["model"] == "target"
     (choice,) = answer["choices"]
     assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "length", None)
     tokenizer = served[0].tokenizer

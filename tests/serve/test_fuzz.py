@@ -38,7 +38,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "stream": st.booleans(),
     "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "x": ANYTHING}),
     "ignore_eos": st.booleans(),
-    "model": st.just("builtin:target") | TEXT,
+    "model": st.just("target") | TEXT,
     "pipeinfer": st.fixed_dictionaries(
         {},
         optional={

@@ -15,7 +15,7 @@ from web_client import PATIENCE_S, Served, WebClient, serving, web_server
 from pipeinfer.cluster.plan import Plan
 from pipeinfer.serve import event_stream
 
-LONG = {"prompt": "def f():\n", "max_tokens": 600, "temperature": 0, "ignore_eos": True}
+LONG = {"prompt": "def f():\n", "max_tokens": 1800, "temperature": 0, "ignore_eos": True}
 
 
 def leave(opened: socket.socket) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_pair import Pair
 from web_client import WebClient
 
 ROOT = Path(__file__).parents[2]
@@ -17,11 +18,10 @@ PROMPTS = ["def read_lines(path):", "import os\n", "class Queue:\n", "for index 
 
 
 @pytest.mark.skipif(shutil.which("guidellm") is None, reason="guidellm is not on the path: pip install guidellm")
-def test_guidellm_gets_all_its_tokens(web: WebClient, tmp_path: Path) -> None:
+def test_guidellm_gets_all_its_tokens(web: WebClient, small_pair: Pair, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "serve.md").read_text().replace("\\\n", " ")
     (line,) = re.findall(r"\$ load/bin/(guidellm run .*)", page)
-    model = str(ROOT / "workloads" / "builtin" / "target")
-    line = line.replace("http://127.0.0.1:8000", web.url).replace("workloads/builtin/target", model)
+    line = line.replace("http://127.0.0.1:8000", web.url).replace("workloads/builtin/target", small_pair.target)
     line = line.replace("count=64", "count=8")
     prompts = [{"prompt": prompt, "output_tokens_count": 8} for prompt in PROMPTS * 2]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in prompts))

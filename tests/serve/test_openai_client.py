@@ -30,11 +30,11 @@ def client(openai: Any, keyed: WebClient) -> Iterator[Any]:
 
 def test_models(client: Any) -> None:
     (model,) = client.models.list().data
-    assert (model.id, model.owned_by) == ("builtin:target", "pipeinfer")
+    assert (model.id, model.owned_by) == ("target", "pipeinfer")
 
 
 def test_completions_whole_and_streamed(client: Any) -> None:
-    asked = {"model": "builtin:target", "prompt": "import os\n", "max_tokens": 12, "temperature": 0.7, "seed": 1}
+    asked = {"model": "target", "prompt": "import os\n", "max_tokens": 12, "temperature": 0.7, "seed": 1}
     whole = client.completions.create(**asked)
     assert whole.usage is not None
     assert (whole.choices[0].finish_reason, whole.usage.completion_tokens) == ("length", 12)
@@ -43,7 +43,7 @@ def test_completions_whole_and_streamed(client: Any) -> None:
 
 
 def test_chat_whole_and_streamed(client: Any) -> None:
-    asked = {"model": "builtin:target", "messages": HI, "max_completion_tokens": 12, "temperature": 0}
+    asked = {"model": "target", "messages": HI, "max_completion_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**asked)
     message = whole.choices[0].message
     assert message.role == "assistant"
@@ -61,7 +61,7 @@ def test_chat_whole_and_streamed(client: Any) -> None:
 
 def test_what_this_server_has_of_its_own_goes_into_the_extra_body(client: Any) -> None:
     answer = client.completions.create(
-        model="builtin:target", prompt="x", max_tokens=2, extra_body={"pipeinfer": {"strategy": "iterative"}}
+        model="target", prompt="x", max_tokens=2, extra_body={"pipeinfer": {"strategy": "iterative"}}
     )
     assert answer.model_extra is not None
     assert answer.model_extra["metrics"]["pipeinfer"]["choices"][0]["strategy"] == "iterative"
@@ -69,7 +69,7 @@ def test_what_this_server_has_of_its_own_goes_into_the_extra_body(client: Any) -
 
 def test_errors_are_those_that_the_client_knows(openai: Any, client: Any, keyed: WebClient) -> None:
     with pytest.raises(openai.BadRequestError, match="logprobs is not supported") as wrong:
-        client.chat.completions.create(model="builtin:target", messages=HI, logprobs=True)
+        client.chat.completions.create(model="target", messages=HI, logprobs=True)
     assert (wrong.value.param, wrong.value.code) == ("logprobs", "unsupported_value")
     with pytest.raises(openai.NotFoundError, match="no model 'another'"):
         client.completions.create(model="another", prompt="x")

@@ -74,7 +74,7 @@ def test_escape_stops_and_everything_is_reached_by_tab(browser: Any, web: WebCli
         active.send_keys(Keys.TAB)
     assert [name for name in dict.fromkeys(reached) if name != "body"][:4] == ["prompt", "send", "clear", "summary"]
     assert reached.count("summary") > 1
-    browser.execute_script("arguments[0].value = 900", element(browser, "tokens"))
+    browser.execute_script("arguments[0].value = 1900", element(browser, "tokens"))
     before = web.service.snapshot().done.get("cancelled", 0)
     element(browser, "prompt").send_keys("import os\n".replace("\n", Keys.SHIFT + Keys.ENTER + Keys.SHIFT), Keys.ENTER)
     until(browser, lambda _: element(browser, "status").text == "answering")

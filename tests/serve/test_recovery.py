@@ -101,7 +101,7 @@ def test_every_stream_goes_on_with_the_tokens_it_would_have_had(
 
 def test_a_request_that_is_given_up_in_the_pause_ends_as_it_stands(cluster: Cluster) -> None:
     with Service(cluster) as service:
-        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=1900)
         answer.first()
         kill(pid_of(cluster, 0))
         while not isinstance(event := answer.events.get(timeout=PATIENCE_S), Paused):
@@ -147,7 +147,7 @@ def test_where_the_draft_cannot_be_had_any_more_the_target_goes_on_alone(
 
 def test_without_recovery_everybody_hears_which_rank_was_lost(cluster: Cluster) -> None:
     with Service(cluster, recovers=False) as service:
-        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=1900)
         answer.first()
         kill(pid_of(cluster, 1))
         ended = answer.end()

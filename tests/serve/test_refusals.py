@@ -33,7 +33,7 @@ WRONG: list[tuple[str, Any, str | None, str]] = [
     (COMPLETIONS, {"prompt": []}, "prompt", "length >= 1"),
     (COMPLETIONS, {"prompt": [[]]}, "prompt[0]", "length >= 1"),
     (COMPLETIONS, {"prompt": ["x", 1]}, "prompt", "not both"),
-    (COMPLETIONS, {"prompt": [99999]}, "prompt", "knows tokens 0..2047"),
+    (COMPLETIONS, {"prompt": [99999]}, "prompt", "knows tokens 0..299"),
     (COMPLETIONS, {"prompt": ["x", -1]}, "prompt[1]", ">= 0"),
     (COMPLETIONS, {"prompt": ["x"] * 33}, "prompt", "at most 32 texts"),
     (COMPLETIONS, {"prompt": "x " * 2000}, "prompt", "leave no room"),

@@ -50,7 +50,7 @@ def scraped(web: WebClient) -> dict[str, float]:
             assert sample, line
             name, labels, value = sample.groups()
             model, *others = labels.split(",")
-            assert model == 'model_name="builtin:target"'
+            assert model == 'model_name="target"'
             found[name + "".join(others)] = float(value)
     typed = re.findall(r"# TYPE ([a-z_:]+) (counter|gauge)", text)
     assert all(name.endswith("_total") == (kind == "counter") for name, kind in typed)
@@ -132,6 +132,6 @@ def test_listeners_are_few(web: WebClient, served: Served) -> None:
 
 def test_models_are_told_with_what_they_can(web: WebClient, chat: WebClient) -> None:
     (model,) = web.ask("GET", "/v1/models")[1]["data"]
-    assert (model["id"], model["object"]) == ("builtin:target", "model")
-    assert (model["max_model_len"], model["chat"], model["stages"]) == (1024, False, 2)
+    assert (model["id"], model["object"]) == ("target", "model")
+    assert (model["max_model_len"], model["chat"], model["stages"]) == (2048, False, 2)
     assert chat.ask("GET", "/v1/models")[1]["data"][0]["chat"] is True

@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from small_pair import Pair
 
 from pipeinfer.cluster.launch import Cluster
-from pipeinfer.cluster.plan import Plan
 from pipeinfer.engine.sampling import Sampling
 from pipeinfer.plugins import open_strategy
 from pipeinfer.serve.events import Ended, Failed, ServiceEvent, Tokens
@@ -60,9 +58,8 @@ class Answer:
 
 
 @pytest.fixture(scope="module", params=["inproc", "tcp"])
-def cluster(request: pytest.FixtureRequest, small_pair: Pair) -> Iterator[Cluster]:
-    plan = Plan(**small_pair._asdict(), transport=request.param, stages=3, cells=4096, sequences=96)
-    with Cluster(plan) as made:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with Cluster(transport=request.param, stages=3, cells=4096, sequences=96) as made:
         yield made
 
 

@@ -190,7 +190,7 @@ def test_where_nobody_is_left_everybody_hears_so(
     monkeypatch.setattr(recovery, "ROLL_S", 0.5)
     monkeypatch.setattr(recovery, "LATE_S", 0.5)
     with serving(workers, small_pair, 2) as (cluster, service):
-        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=1900)
         answer.first()
         workers.kill(1)
         workers.kill(0)
@@ -203,7 +203,7 @@ def test_where_nobody_is_left_everybody_hears_so(
 def test_without_recovery_a_lost_worker_ends_it(workers: Workers, small_pair: Pair) -> None:
     workers = lent(workers, 3)
     with serving(workers, small_pair, 2, recovers=False) as (cluster, service):
-        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=900)
+        answer = ask(service, PROMPTS[0], cluster, strategy="iterative", max_tokens=1900)
         answer.first()
         workers.kill(0)
         ended = answer.end()
