@@ -27,7 +27,7 @@ from pipeinfer.runtime.oracle import independent
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.points import LiveCell, PredictorCell, cells
 from pipeinfer.study.predictor import run_predictor
-from pipeinfer.study.recipes import Checked, Contender, Figure, Recipe, Shape, read_recipe
+from pipeinfer.study.recipes import Checked, Contender, Figure, Recipe, Shape
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 
@@ -166,20 +166,6 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeinfer.modelling.fit_trials.TOKENS", 16)
     monkeypatch.setattr("pipeinfer.modelling.fit_trials.ROUNDS", 1)
     monkeypatch.setattr("pipeinfer.modelling.calibration_fit.HALVINGS", 4)
-
-
-def test_live_goes_by_what_calibration_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def noted(*what: Any) -> Profile:
-        asked.append(what)
-        raise ValueError("nothing is measured here")
-
-    monkeypatch.setattr("pipeinfer.study.predictor._profile", noted)
-    numpy = [cell for name in ("live", "calibration") for cell in cells(read_recipe(name))
-             if isinstance(cell, PredictorCell) and cell.live.backend == "numpy"]  # fmt: skip
-    assert [next(run_predictor(cell)).error for cell in numpy] == ["nothing is measured here"] * 2
-    assert asked[0] == asked[1]
 
 
 @pytest.mark.usefixtures("brief")
