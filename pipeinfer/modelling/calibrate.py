@@ -96,7 +96,7 @@ class _Calibration:
             backend=plan.backend,
             target=_model(plan.target, target),
             draft_model=_model(plan.draft, draft),
-            ranks=tuple([self._rank(rank, times[timed[rank]]) for rank in ranks]),
+            ranks=tuple([self._rank(timed[rank], times[timed[rank]]) for rank in ranks]),
             draft=drafting[0].forward if len(drafting) == 1 else drafting,
             links=tuple(self._links(len(ranks))),
             contention=survey.contention(crowd, some, self._grid.contexts[0], CONTENTION_S),
