@@ -21,8 +21,7 @@ from pipeinfer.runtime.oracle import Trace
 STAGES = 2
 TOKENS = 48
 ROUNDS = 4
-"""Of fit trials. With two, and half the tokens on slow links, simulated speeds were off by 8 to 13 % in the median and
-not by 5 to 7, on two cores whose speed drifts."""
+"""Of fit trials: over some seconds, since the speed of many a machine drifts."""
 
 STRATEGIES = ("iterative", "speculative", "pipeinfer")
 
