@@ -45,6 +45,7 @@ ENOUGH = 3e-4
 NOISE = 0.02
 """A share of time that may be chance: where pauses hardly differ, it could stand for any coldness."""
 
+
 def fitted_to_trials(profile: Profile, plan: Plan, prompt: Sequence[int], sampling: Sampling) -> Profile:
     """The profile, fitted to trials that are run for it. Raises what `pipeinfer.cluster.launch.Cluster` does."""
     return fitted(profile, run_fit_trials(plan, prompt, sampling))

@@ -89,10 +89,9 @@ class Live(FileEntry, frozen=True, kw_only=True):
     suite's other prompts before it, up to that many. With a `cpu_share` below 1 every rank is as slow as a node of that
     share of the speed, and links can be limited: slow nodes on one machine, whose cores they then do not take from one
     another. `node_cores`: of a plan's nodes, and of llama.cpp's beside them. `predicted`: the simulator says how fast
-    each should be, from fit trials. `exact`: no ties. `tuned_on`: prompts with which options are chosen; then
-    only the best of each strategy is run with `prompts`, all in turn. Generations that choose have `tuned_tokens` where
-    that is given. Without `tuned_on`, every option is run with `prompts`
-    and the fastest is shown, which is partly luck."""
+    each should be, from fit trials. `exact`: no ties. `tuned_on`: prompts with which options are chosen; then only
+    the best of each strategy is run with `prompts`, all in turn. Generations that choose have `tuned_tokens` where that
+    is given. Without `tuned_on`, every option is run with `prompts` and the fastest is shown, which is partly luck."""
 
     backend: str
     target: str

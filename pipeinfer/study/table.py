@@ -4,7 +4,7 @@ the simulator say beside what was found."""
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import msgspec
@@ -34,41 +34,58 @@ from pipeinfer.study.points import (
 from pipeinfer.study.predictions import Predictor, predicted_tokens_per_s
 from pipeinfer.study.recipes import Recipe
 
-LIBRARIES = ("numpy", "pandas", "pyarrow")
+Memberships = Mapping[str, list[tuple[str, str]]]
+"""By the hash of a cell, the (recipe, contender) pairs that it belongs to."""
 
 
 def tables_in(folder: Path, recipes: Sequence[Recipe], store: Store) -> Tables:
     """The tables of recipes as they lie in a folder: written anew, unless they were made from these records already.
     Raises OSError."""
-    mark = _mark(recipes, store.path)
+    run, memberships = _recorded(recipes, store.records)
+    mark = _mark(recipes, memberships, store.path)
     try:
         found = read_tables(folder)
     except (OSError, ValueError, ArrowException):
         found = None
     if found is None or found.trials.attrs.get(MADE_FROM) != mark:
-        tables(recipes, store.records).write(folder, mark)
+        _made(recipes, store.records, run, memberships).write(folder, mark)
         found = read_tables(folder)
     # In one piece and with Python's own strings: rows are taken of it hundreds of times, in a third of the time.
     words = dict.fromkeys(found.trials.select_dtypes("str"), object)
     return found._replace(trials=found.trials.astype(words).copy())
 
 
-def _mark(recipes: Sequence[Recipe], records: Path) -> str:
-    """Of the file of records as it is now, of recipes, and of what makes tables of them: libraries and our sources."""
+def _mark(recipes: Sequence[Recipe], memberships: Memberships, records: Path) -> str:
+    """Of the file of records as it is now; of recipes and their cells, whose hashes say what names stand for; and of
+    what makes tables of them: our sources, and all that is installed."""
     file = records.stat()
     sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(PACKAGE.rglob("*.py"))]
-    made_from = (recipes, file.st_size, file.st_mtime_ns, sources, [version(name) for name in LIBRARIES])
+    installed = sorted(f"{one.name} {one.version}" for one in distributions())
+    made_from = (recipes, memberships, file.st_size, file.st_mtime_ns, sources, installed)
     return hashlib.sha256(msgspec.json.encode(made_from)).hexdigest()
 
 
 def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
     """Every record of the recipes, in the order of their cells."""
+    return _made(recipes, records, *_recorded(recipes, records))
+
+
+def _recorded(
+    recipes: Iterable[Recipe], records: Mapping[str, Record]
+) -> tuple[Mapping[str, Cell], Memberships]:
+    """The cells that have a record, by their hashes, and where they belong."""
     run: dict[str, Cell] = {}
     memberships: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for recipe, contender, cell in _points(recipes):
         if (name := config_hash(cell)) in records:
             run[name] = cell
             memberships[name].append((recipe, contender))
+    return run, memberships
+
+
+def _made(
+    recipes: Iterable[Recipe], records: Mapping[str, Record], run: Mapping[str, Cell], memberships: Memberships
+) -> Tables:
     found = collected((records[name], belongs) for name, belongs in memberships.items())
     trials = judged(found.trials)
     trials["limit_tokens_per_s"] = _limits(trials, run)

@@ -85,7 +85,9 @@ def test_what_has_not_changed_is_not_drawn_again(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_tables_are_made_again_where_anything_that_they_come_from_has_changed(folder: Path, tmp_path: Path) -> None:
+def test_tables_are_made_again_where_anything_that_they_come_from_has_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(folder / "trials.jsonl", tmp_path)
     files = [tmp_path / f"{name}.parquet" for name in Tables._fields]
 
@@ -106,6 +108,11 @@ def test_tables_are_made_again_where_anything_that_they_come_from_has_changed(fo
     files[1].unlink()
     assert made()
     conclude([msgspec.structs.replace(RECIPE, about="Another.")], Store(tmp_path), tmp_path)
+    assert made()
+    with monkeypatch.context() as patch:  # As where a name stands for another cluster by now: no cell has a record.
+        patch.setattr("pipeinfer.study.table.config_hash", lambda _: "another")
+        conclude([RECIPE], Store(tmp_path), tmp_path)
+        assert results.load(tmp_path).trials.empty
     assert made()
 
 
