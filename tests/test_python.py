@@ -18,7 +18,7 @@ EMULATED = {"backend": "emulated", "backend_options": {"layers": 4, "layer_s": 0
 
 def test_the_public_names_are_these() -> None:
     assert set(pipeinfer.__all__) == {
-        "GeneratedText", "Pipeline", "SideBySide", "TextPieces", "__version__", "simulate",
+        "GeneratedText", "Pipeline", "SideBySide", "TextPieces", "__version__", "errors", "results", "simulate",
     }  # fmt: skip
     for name in pipeinfer.__all__:
         assert name in dir(pipeinfer)
@@ -35,6 +35,13 @@ def test_keywords_are_those_of_the_cluster_file() -> None:
 
 
 HEAVY = {"torch", "llama_cpp", "mpi4py", "zmq", "pandas", "numpy"}
+
+
+def test_public_modules_need_no_import_of_their_own() -> None:
+    code = "import pipeinfer; print(pipeinfer.results.load.__doc__, pipeinfer.errors.RankLost.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "data frames" in done.stdout
+    assert "RankLost" in done.stdout
 
 
 def test_a_simulation_loads_no_engine() -> None:
