@@ -57,6 +57,16 @@ def test_options_come_in_panels(capsys: pytest.CaptureFixture[str], monkeypatch:
         assert f"─ {panel} ─" in output
 
 
+@pytest.mark.parametrize("command", commands())
+def test_every_option_is_in_a_panel_of_its_subject(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+    run([command, "--help"])
+    (_, _, others) = capsys.readouterr().out.partition("─ Options ─")
+    assert re.findall(r"--[a-z-]+", others.partition("╰")[0]) == ["--help"]
+
+
 def test_the_shell_completes_commands() -> None:
     words = {"_PIPEINFER_COMPLETE": "complete_bash", "COMP_WORDS": "pipeinfer sim", "COMP_CWORD": "1"}
     command = [sys.executable, "-c", "from pipeinfer.cli import main; main()"]

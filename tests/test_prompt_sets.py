@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from pipeinfer.assets import asset
+from pipeinfer.cli import run
 from pipeinfer.prompt_sets import PLACEHOLDER, expanded, looks_random, prompt_named, sets, suite
 from pipeinfer.study.selection import Wish, select
 from pipeinfer.workload import WorkloadError, load
@@ -130,6 +131,7 @@ def test_a_backend_without_text_is_said_to_have_none() -> None:
     assert notes == ["live: the emulated backend has no text; its drafts are right as often as it was told"]
 
 
-def test_prompts_are_of_what_is_really_run() -> None:
-    with pytest.raises(WorkloadError, match="none of timeline is: try live"):
-        select(["timeline"], Wish(live={"prompts": ["merge-sorted"]}))
+def test_prompts_are_of_what_is_really_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reproduce", "timeline", "--prompts", "written", "--out", str(tmp_path)]) == 2
+    told = "error: --prompts written: nothing of these recipes really runs a model: try live\n"
+    assert capsys.readouterr().err == told

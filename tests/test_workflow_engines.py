@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeinfer.results.records import Store
-from pipeinfer.study import jobs
-from pipeinfer.study.jobs import FOLDER, collect, emit
+from pipeinfer.study import job_scripts
+from pipeinfer.study.job_scripts import emit
+from pipeinfer.study.jobs import FOLDER, collect
 from pipeinfer.study.selection import Wish, select
 
 DOCS = Path(__file__).parents[1] / "docs" / "reproduce.md"
@@ -44,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeinfer "$@"\n')
     program.chmod(0o755)
     out = folder / "results"
-    monkeypatch.setattr(jobs, "BATCH", 1)
+    monkeypatch.setattr(job_scripts, "BATCH", 1)
     emit("shell", [TIMELINE], Store(out), out, ["--fidelity", "sim"])
     commands = (out / "cells.txt").read_text().splitlines(keepends=True)
     (out / "cells.txt").write_text("".join(commands[:2]))

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeinfer.commands.options import OUTPUT, STATISTICS, AsJson, option, path_option
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,12 +22,12 @@ COLOURS = {"regression": "red", "other tokens": "red", "failed": "red", "improve
 def compare(
     base: Annotated[Path, typer.Argument(help="trials.jsonl, pytest-benchmark's JSON, or a folder of one kind.")],
     head: Annotated[Path, typer.Argument(help="What is compared with it.")],
-    threshold: Annotated[float, typer.Option(help="The smallest change that counts.", min=0.0)] = 0.05,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.", min=0.5, max=0.9999)] = 0.95,
-    common: Annotated[bool, typer.Option("--common", help="Leave out cells that only one of them has.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the ratios: writes this name as .svg and .png.")] = None,
-    fail: Annotated[bool, typer.Option("--fail-on-regression", help="Exit with 1 if the head is worse.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    threshold: Annotated[float, option(STATISTICS, "The smallest change that counts; default: 0.05.", min=0.0)] = 0.05,
+    confidence: Annotated[float, option(STATISTICS, "Of the intervals; default: 0.95.", min=0.5, max=0.9999)] = 0.95,
+    common: Annotated[bool, option(STATISTICS, "Leave out cells that only one of them has.", "--common")] = False,
+    plot: Annotated[Path | None, path_option(OUTPUT, "Draw the ratios: writes this name as .svg and .png.")] = None,
+    fail: Annotated[bool, option(OUTPUT, "Exit with 1 if the head is worse.", "--fail-on-regression")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two results cell by cell: ratio head / base, interval, verdict."""
     from pipeinfer.commands.output import print_json

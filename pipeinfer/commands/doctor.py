@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
-import typer
+from pipeinfer.commands.options import PIPELINE, AsJson, option
 
 COLOURS = {"ok": "green", "advice": "yellow", "unknown": "dim"}
 
 
 def doctor(
-    nodes: Annotated[int, typer.Option(help="Ranks that are going to run here, the draft's included.", min=1)] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    nodes: Annotated[int, option(PIPELINE, "Ranks that will run here, the draft's too; default: 4.", min=1)] = 4,
+    as_json: AsJson = False,
 ) -> None:
     """Look for what would disturb a measurement on this machine, and whether each engine computes on it; name the cure.
     Changes nothing."""

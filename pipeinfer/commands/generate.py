@@ -11,6 +11,7 @@ from pipeinfer.commands.options import (
     OUTPUT,
     PIPELINE,
     TEXT,
+    AsJson,
     ClusterOptions,
     SeededSampling,
     key_values,
@@ -111,7 +112,7 @@ class OutputOptions:
     trace: Annotated[Path | None, path_option(OUTPUT, "Write a timeline for Perfetto or chrome://tracing.")] = None
     log: Annotated[Path | None, path_option(OUTPUT, "Write the head's events, for `pipeinfer replay`.")] = None
     check: Annotated[bool, option(OUTPUT, "Then decode one by one on a single stage and compare.", "--check")] = False
-    as_json: Annotated[bool, option(OUTPUT, "Print one JSON object instead of text.", "--json")] = False
+    as_json: AsJson = False
 
 
 @with_options

@@ -5,6 +5,7 @@ A command takes such dataclasses as parameters, and `with_options` shows typer t
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from pipeinfer.engine.sampling import Sampling
 
 TEXT, MODELS, PIPELINE, SAMPLING, OUTPUT = "Text", "Models", "Pipeline", "Sampling", "Output"
-SIMULATION, ARTIFACT = "Simulation", "Others' programs"
+SIMULATION, ARTIFACT, STATISTICS = "Simulation", "Others' programs", "Statistics"
 """The panels of `--help`."""
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:
     """A typer option in a panel. Its default is told in the text, if at all."""
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
+
+
+AsJson = Annotated[bool, option(OUTPUT, "Print JSON instead of text.", "--json")]
 
 
 def user_path(text: str) -> Path:
@@ -152,6 +156,34 @@ class ClusterOptions(WorkerOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class CellOptions:
+    """What recipes are changed to: which cells they have."""
+
+    fidelity: Annotated[
+        str | None, option(SIMULATION, "sim, emulated or real; default: sim, and real where a recipe is real.")
+    ] = None
+    cluster: Annotated[
+        str | None, option(SIMULATION, "Another cluster there: a name, a TOML file, a calibrated JSON.")
+    ] = None
+    prompts: Annotated[
+        str | None, option(TEXT, "Of what is really run: a set, or a public set's file; FILE:20 for some of it.")
+    ] = None
+    mpi: Annotated[bool, option(PIPELINE, "Of jobs: over MPI, with a node for each rank.", "--mpi")] = False
+
+    def live(self) -> dict[str, Any]:
+        """Fields of what is really run. Raises WorkloadError."""
+        from pipeinfer.prompt_sets import expanded
+
+        prompts = {} if self.prompts is None else {"prompts": expanded(self.prompts)}
+        return prompts | ({"transport": "mpi"} if self.mpi else {})
+
+    def words(self) -> list[str]:
+        """As they were given."""
+        given = {"--fidelity": self.fidelity, "--cluster": self.cluster, "--prompts": self.prompts}
+        return words(given) + ["--mpi"] * self.mpi
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are chosen."""
 
@@ -176,6 +208,18 @@ class SeededSampling(SamplingOptions):
         from pipeinfer.engine.sampling import Sampling
 
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+def words(given: dict[str, str | None]) -> list[str]:
+    """Options with a value, as they are written."""
+    return [word for name, value in given.items() if value is not None for word in (name, value)]
+
+
+def model_words(given: dict[str, Any]) -> list[str]:
+    """The options that give these fields of `Settings`, where they are those of `ModelOptions`."""
+    options = given.get("backend_options", {}).items()
+    named = words({f"--{name}": given.get(name) for name in ("backend", "target", "draft")})
+    return named + [word for name, value in options for word in ("--backend-option", f"{name}={json.dumps(value)}")]
 
 
 def key_values(pairs: list[str] | None) -> dict[str, Any]:

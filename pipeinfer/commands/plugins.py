@@ -1,12 +1,10 @@
 """`pipeinfer plugins`: what is installed, what is missing and how to get it."""
 
-from typing import Annotated
-
-import typer
+from pipeinfer.commands.options import AsJson
 
 
-def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
-    """List backends, transports and strategies, each with its state."""
+def plugins(as_json: AsJson = False) -> None:
+    """List strategies, draft policies, transports and backends, each with its state."""
     from rich.table import Table
     from rich.text import Text
 

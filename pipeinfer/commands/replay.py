@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer.commands.options import OUTPUT, option
+
 
 def replay(
     log: Annotated[Path, typer.Argument(help="What `generate` or `serve` wrote with --log.")],
-    effects: Annotated[bool, typer.Option("--effects", help="Print each event's effects, a JSON list a line.")] = False,
+    effects: Annotated[bool, option(OUTPUT, "Print each event's effects, a JSON list a line.", "--effects")] = False,
 ) -> None:
     """Replay an event log: the same events must have the same effects. Exit code 1 where they do not."""
     import msgspec

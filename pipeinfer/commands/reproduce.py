@@ -1,5 +1,6 @@
 """`pipeinfer reproduce`: the paper's claims, each with a figure and a verdict."""
 
+import shlex
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pipeinfer.commands.options import (
     ARTIFACT,
     OUTPUT,
     SIMULATION,
-    TEXT,
+    CellOptions,
     WorkerOptions,
+    model_words,
     option,
     path_option,
     with_options,
@@ -80,41 +82,29 @@ class ArtifactOptions:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What of the recipes is run, on what."""
+    """On what recipes are simulated."""
 
-    fidelity: Annotated[
-        str | None, option(SIMULATION, "sim, emulated or real; default: sim, and real where a recipe is real.")
-    ] = None
-    cluster: Annotated[
-        str | None, option(SIMULATION, "Another cluster there: a name, a TOML file, a calibrated JSON.")
-    ] = None
     jobs: Annotated[int, option(SIMULATION, "Processes; default: one per core.", min=0, max=1024)] = 0
     executor: Annotated[str, option(SIMULATION, "What simulates: local (default), mpi, slurm.")] = "local"
-    prompts: Annotated[
-        str | None, option(TEXT, "Of what is really run: a set, or a public set's file; FILE:20 for some of it.")
-    ] = None
 
     @property
     def processes(self) -> int:
         return self.jobs or bound_cores()
 
-    def ranks(self, workers: tuple[str, ...] | None, key: str | None) -> tuple[dict[str, Any], int | None]:
+    def ranks(
+        self, fidelity: str | None, workers: tuple[str, ...] | None, key: str | None
+    ) -> tuple[dict[str, Any], int | None]:
         """`_ranks`, where the processes of an MPI world are not an executor's. Raises ValueError."""
-        if self.executor != "local" and self.fidelity != "sim":
+        if self.executor != "local" and fidelity != "sim":
             raise ValueError(f"--executor {self.executor} simulates: give --fidelity sim (--emit is for others)")
         return _ranks(workers, key) if self.executor == "local" else ({}, None)
-
-    def prompt_names(self) -> dict[str, list[str]]:
-        """The field of a live recipe that --prompts sets. Raises WorkloadError."""
-        from pipeinfer.prompt_sets import expanded
-
-        return {} if self.prompts is None else {"prompts": expanded(self.prompts)}
 
 
 @with_options
 def reproduce(
     real: WorkerOptions,
     artifact: ArtifactOptions,
+    which: CellOptions,
     sweep: SweepOptions,
     sections: Annotated[list[str] | None, typer.Argument(help="Recipes, or FILE.toml; default: all.")] = None,
     out: Annotated[
@@ -135,10 +125,16 @@ def reproduce(
 
     given = real.given()
     key = given.get("key")
-    live, ranks = sweep.ranks(given.get("workers"), key)
-    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | sweep.prompt_names() | artifact.nodes()
-    wish = Wish(sweep.fidelity, sweep.cluster, live, ranks, artifact.chosen(), artifact.llama_cpp)
+    if emit is not None and ("workers" in given or artifact != ArtifactOptions()):
+        raise ValueError("--emit: jobs start their ranks themselves, and none of --workers and others' programs")
+    if which.mpi and not (emit or collect or replot):
+        raise ValueError("--mpi is of jobs (--emit, --collect): to run over an MPI world, start this by mpirun")
+    live, ranks = sweep.ranks(which.fidelity, given.get("workers"), key)
+    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | which.live() | artifact.nodes()
+    wish = Wish(which.fidelity, which.cluster, live, ranks, artifact.chosen(), artifact.llama_cpp)
     recipes, notes = select(sections or [], wish)
+    if which.prompts is not None and all(recipe.live is None for recipe in recipes):
+        raise ValueError(f"--prompts {which.prompts}: nothing of these recipes really runs a model: try live")
     if unused := ", ".join(sorted(given.keys() - USED)):
         notes = [*notes, f"{real.cluster_file}: the recipes themselves say what {unused} is"]
     check(recipes)
@@ -147,9 +143,7 @@ def reproduce(
     for note in notes:
         terminal.print(f"note: {note}", soft_wrap=True)
     if emit is not None:
-        if live or artifact.artifact or artifact.llama_cpp:
-            raise ValueError("--emit goes with --fidelity and --cluster: jobs start their ranks themselves")
-        _emit(terminal, emit, recipes, store, out, sweep)
+        _emit(terminal, emit, recipes, store, sections or [], [*model_words(given), *which.words()])
         return
     if collect:
         _collect(terminal, recipes, store, out)
@@ -204,14 +198,16 @@ def _report(
 
 
 def _emit(
-    terminal: "Console", kind: str, recipes: "list[Recipe]", store: "Store", out: Path, sweep: SweepOptions
+    terminal: "Console", kind: str, recipes: "list[Recipe]", store: "Store", sections: list[str], options: list[str]
 ) -> None:
-    from pipeinfer.study.jobs import emit
+    from pipeinfer.study.job_scripts import emit
 
-    options = [word for name, value in (("--fidelity", sweep.fidelity), ("--cluster", sweep.cluster)) if value
-               for word in (name, value)]  # fmt: skip
-    script, count = emit(kind, recipes, store, out, options)
-    terminal.print(f"{script}: {count} cells; when they have run: reproduce --collect --out {out}", soft_wrap=True)
+    out = store.path.parent
+    scripts, count = emit(kind, recipes, store, out, options)
+    for script in scripts:
+        terminal.print(str(script), soft_wrap=True)
+    then = shlex.join(["pipeinfer", "reproduce", *sections, "--collect", *options, "--out", str(out)])
+    terminal.print(f"{count} cells; when they have run: {then}", soft_wrap=True)
 
 
 def _collect(terminal: "Console", recipes: "list[Recipe]", store: "Store", out: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pipeinfer.commands.options import MODELS, OUTPUT, PIPELINE, TEXT, option, path_option
+from pipeinfer.commands.options import MODELS, PIPELINE, TEXT, AsJson, option, path_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def simulate(
     tokens: Annotated[int, option(TEXT, "Tokens to generate; default: 128.", min=2)] = 128,
     prompt: Annotated[int, option(TEXT, "Tokens of the prompt; default: 64.", min=1)] = 64,
     seed: Annotated[int, option(TEXT, "Draws which drafts are accepted, or picks a trace's text; default: 0.")] = 0,
-    as_json: Annotated[bool, option(OUTPUT, "Print one JSON object.", "--json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate strategies on a cluster profile and print their metrics side by side."""
     from pipeinfer.commands.output import print_json

@@ -6,18 +6,20 @@ from typing import Annotated
 
 import typer
 
+from pipeinfer.commands.options import PIPELINE, option, path_option
+
 
 def worker(
-    key: Annotated[Path | None, typer.Option(help="The cluster's key file, the same on every host.")] = None,
+    key: Annotated[Path | None, path_option(PIPELINE, "The cluster's key file, the same on every host.")] = None,
     rank: Annotated[
         int | None,
-        typer.Option(help="Be this rank alone: target stages are 0, 1, ...; then the draft's.", min=0, max=65535),
+        option(PIPELINE, "Be this rank alone: target stages are 0, 1, ...; then the draft's.", min=0, max=65535),
     ] = None,
-    listen: Annotated[str | None, typer.Option(help="Where the head and the other ranks reach this one.")] = None,
+    listen: Annotated[str | None, option(PIPELINE, "Where the head and the other ranks reach this one.")] = None,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Make the key file first; without --listen, that is all.")
+        bool, option(PIPELINE, "Make the key file first; without --listen, that is all.", "--new-key")
     ] = False,
-    once: Annotated[bool, typer.Option("--once", help="Leave after one session.")] = False,
+    once: Annotated[bool, option(PIPELINE, "Leave after one session.", "--once")] = False,
 ) -> None:
     """Serve as the rank that a head says until interrupted; `generate --workers` points a head at it.
 

@@ -72,8 +72,6 @@ def select(names: Iterable[str], wish: Wish) -> Selected:
     found = [wished for recipe in left if (wished := _at(recipe, wish)) is not None]
     if not found and not refusals:
         raise WorkloadError(f"none of {', '.join(asked)} has fidelity {wish.fidelity}")
-    if "prompts" in wish.live and all(recipe.live is None for recipe in found):
-        raise WorkloadError(f"prompts are of what is really run, and none of {', '.join(asked)} is: try live")
     if wish.cluster is not None and not refusals and all(recipe.simulated is None for recipe in found):
         raise WorkloadError(f"--cluster {wish.cluster}: {', '.join(asked)} would really be run, where this runs")
     if wish.cluster is None and wish.ranks is None:

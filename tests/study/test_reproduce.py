@@ -29,7 +29,7 @@ from pipeinfer.study import run as run_module
 from pipeinfer.study.cells import live_plan
 from pipeinfer.study.growth import grown
 from pipeinfer.study.identity import config_hash
-from pipeinfer.study.jobs import emit
+from pipeinfer.study.job_scripts import emit
 from pipeinfer.study.points import SimCell, cells
 from pipeinfer.study.recipes import Contender, Figure, Live, Recipe, Simulated, read_recipe, recipe_names
 from pipeinfer.study.run import check, run
@@ -154,7 +154,7 @@ def test_a_recipe_of_ones_own_is_a_file(tmp_path: Path) -> None:
     recipe = read_recipe(str(own))
     assert (recipe.name, recipe.file) == ("mine", str(own))
     assert msgspec.structs.replace(recipe, name="phases", file="") == read_recipe("phases")
-    script, _ = emit("shell", [recipe], Store(tmp_path / "out"), tmp_path / "out", [])
+    (script,), _ = emit("shell", [recipe], Store(tmp_path / "out"), tmp_path / "out", [])
     assert f"pipeinfer cell {own} --index 0" in script.read_text()
 
 

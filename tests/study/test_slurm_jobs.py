@@ -11,7 +11,8 @@ from slurm_cluster import END_S, Run, one_node_of_slurm
 from test_reproduce import comparable
 
 from pipeinfer.results.records import Store
-from pipeinfer.study import jobs
+from pipeinfer.study import job_scripts
+from pipeinfer.study.jobs import collect
 from pipeinfer.study.points import cells
 from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.run import run
@@ -79,13 +80,13 @@ def test_a_job_that_is_cancelled_is_one_line(slurm: Run, tmp_path: Path) -> None
 def test_an_array_that_is_submitted_and_collected_is_the_sweep(
     slurm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "BATCH", 1)
-    monkeypatch.setattr(jobs, "LARGEST_ARRAY", 3)
+    monkeypatch.setattr(job_scripts, "BATCH", 1)
+    monkeypatch.setattr(job_scripts, "LARGEST_ARRAY", 3)
     folder = tmp_path / "50% of 'them' $(here)"
     store = Store(folder)
-    script, count = jobs.emit("slurm", [TIMELINE], store, folder, ["--fidelity", "sim"])
+    (script,), count = job_scripts.emit("slurm", [TIMELINE], store, folder, ["--fidelity", "sim"])
     assert count == len(cells(TIMELINE)) > 3
     done = slurm("sbatch", "--wait", "--output", f"{tmp_path}/said", str(script))
     assert done.returncode == 0, done.stderr
-    assert jobs.collect([TIMELINE], store, folder) == count
+    assert collect([TIMELINE], store, folder) == count
     assert comparable(folder) == whole(TIMELINE, tmp_path / "one")
