@@ -42,9 +42,9 @@ class Appendix(msgspec.Struct, frozen=True):
         "figures stand with them below."
     )
     about_experiments = (
-        "Setup is what has to be there beside the installed package, the same for all. Minutes are those of the whole "
-        "experiment at its own fidelity, on the hardware named; beside them what its cells took here, one after "
-        "another, and its tables and figures, where they were not drawn before."
+        "Setup is one for all, a minute to install the package on two cores, and what has to be there beside it. "
+        "Minutes are those of the whole experiment at its own fidelity, on the hardware named; beside them what its "
+        "cells took here, one after another, and its tables and figures, where they were not drawn before."
     )
     about_ways = (
         "This report was made by the first line; the others are the ways there are. All of them add to the folder of "
@@ -107,7 +107,7 @@ def _row(experiment: Experiment, analysis_s: float) -> list[str]:
 def _setup(recipe: Recipe) -> str:
     """What has to be there beside the installed package."""
     if recipe.artifact is not None:
-        return "the authors' programs, built"
+        return "llama.cpp's programs, built" if recipe.beside_llama_cpp else "the authors' programs, built"
     live = recipe.live
     own = live is not None and any(not model.startswith("builtin:") for model in (live.target, live.draft))
     there = ["running workers"] * (live is not None and bool(live.workers)) + ["your models"] * own

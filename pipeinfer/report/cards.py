@@ -1,4 +1,4 @@
-"""The figure on a claim's card: small, without a caption, of what shows the claim best."""
+"""The figure on a claim's card: small, of what shows the claim best."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -130,7 +130,7 @@ def _and(first: list[LiveCell], further: Callable[[], list[Cell]]) -> Iterator[L
 
 
 def _by_predictor(missing: list[Cell]) -> list[tuple[PredictorCell | None, list[LiveCell]]]:
-    """What is really run, after the rehearsal that it follows."""
+    """What is really run, after the predictor that it follows."""
     found: list[tuple[PredictorCell | None, list[LiveCell]]] = [(None, [])]
     for cell in missing:
         if isinstance(cell, PredictorCell):

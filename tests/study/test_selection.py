@@ -47,7 +47,7 @@ def only(name: str, wish: Wish) -> Recipe:
 
 def test_without_a_wish_every_recipe_is_simulated_or_live() -> None:
     recipes, notes = select([], Wish())
-    assert {recipe.name for recipe in recipes} == set(recipe_names()) - {"artifact"}
+    assert {recipe.name for recipe in recipes} == set(recipe_names())
     assert {recipe.fidelity for recipe in recipes} == {"sim", "real"}
     assert notes == []
 
