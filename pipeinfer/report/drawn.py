@@ -5,15 +5,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 import pandas as pd
 
-LIBRARIES = ("matplotlib", "seaborn", "pandas", "numpy", "scipy")
+from pipeinfer.results.makers import makers_digest
+
 UNSHOWN = ["token_ids", "margins", "generated", "seconds"]
 """Columns that no figure shows: texts, which pandas cannot hash as lists, and how long it took to obtain a trial."""
 
@@ -70,7 +69,7 @@ def _draw(path: Path, comment: str, draw: Callable[..., None], *what: Any) -> fl
 
 def fingerprint(what: Any, *tables: pd.DataFrame) -> str:
     """Of a description, of rows, and of whatever draws them."""
-    return hashlib.sha256(msgspec.json.encode((what, digest(*tables), _makers()))).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode((what, digest(*tables), makers_digest()))).hexdigest()[:16]
 
 
 def digest(*tables: pd.DataFrame) -> str:
@@ -84,10 +83,3 @@ def digest(*tables: pd.DataFrame) -> str:
             known = known.assign(accepted=counts)
         found.update(pd.util.hash_pandas_object(known, index=False).to_numpy().tobytes())
     return found.hexdigest()
-
-
-@cache
-def _makers() -> list[str]:
-    """The versions of libraries, and this package's own files."""
-    own = sorted(Path(__file__).parent.glob("*.py"))
-    return [*map(version, LIBRARIES), *(hashlib.sha256(path.read_bytes()).hexdigest() for path in own)]

@@ -4,18 +4,17 @@ the simulator say beside what was found."""
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 
 import msgspec
 import pandas as pd
 from pyarrow.lib import ArrowException
 
-from pipeinfer.assets import PACKAGE
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.plugins import open_strategy
 from pipeinfer.results.analysis import judged
 from pipeinfer.results.frame import MADE_FROM, Tables, collected, read_tables
+from pipeinfer.results.makers import makers_digest
 from pipeinfer.results.metrics import row_cost
 from pipeinfer.results.records import Record, Store
 from pipeinfer.study.identity import config_hash
@@ -34,46 +33,47 @@ from pipeinfer.study.points import (
 from pipeinfer.study.predictions import Predictor, predicted_tokens_per_s
 from pipeinfer.study.recipes import Recipe
 
-Memberships = Mapping[str, list[tuple[str, str]]]
-"""By the hash of a cell, the (recipe, contender) pairs that it belongs to."""
-
 
 def tables_in(folder: Path, recipes: Sequence[Recipe], store: Store) -> Tables:
     """The tables of recipes as they lie in a folder: written anew, unless they were made from these records already.
     Raises OSError."""
-    run, memberships = _recorded(recipes, store.records)
-    mark = _mark(recipes, memberships, store.path)
+    mark = _mark(recipes, store)
     try:
         found = read_tables(folder)
     except (OSError, ValueError, ArrowException):
         found = None
     if found is None or found.trials.attrs.get(MADE_FROM) != mark:
-        _made(recipes, store.records, run, memberships).write(folder, mark)
+        tables(recipes, store.records).write(folder, mark)
         found = read_tables(folder)
     # In one piece and with Python's own strings: rows are taken of it hundreds of times, in a third of the time.
     words = dict.fromkeys(found.trials.select_dtypes("str"), object)
     return found._replace(trials=found.trials.astype(words).copy())
 
 
-def _mark(recipes: Sequence[Recipe], memberships: Memberships, records: Path) -> str:
+def _mark(recipes: Sequence[Recipe], store: Store) -> str:
     """Of the file of records as it is now; of recipes and their cells, whose hashes say what names stand for; and of
-    what makes tables of them: our sources, and all that is installed."""
-    file = records.stat()
-    sources = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(PACKAGE.rglob("*.py"))]
-    installed = sorted(f"{one.name} {one.version}" for one in distributions())
-    made_from = (recipes, memberships, file.st_size, file.st_mtime_ns, sources, installed)
+    what makes tables of them."""
+    _, memberships = _recorded(recipes, store.records)
+    file = store.path.stat()
+    made_from = (recipes, memberships, file.st_size, file.st_mtime_ns, makers_digest())
     return hashlib.sha256(msgspec.json.encode(made_from)).hexdigest()
 
 
-def tables(recipes: Iterable[Recipe], records: Mapping[str, Record]) -> Tables:
+def tables(recipes: Sequence[Recipe], records: Mapping[str, Record]) -> Tables:
     """Every record of the recipes, in the order of their cells."""
-    return _made(recipes, records, *_recorded(recipes, records))
+    run, memberships = _recorded(recipes, records)
+    found = collected((records[name], belongs) for name, belongs in memberships.items())
+    trials = judged(found.trials)
+    trials["limit_tokens_per_s"] = _limits(trials, run)
+    trials["predicted_tokens_per_s"] = _predictions(trials, recipes, run, records)
+    trials["row_cost"] = _row_costs(trials, records)
+    return found._replace(trials=trials)
 
 
 def _recorded(
-    recipes: Iterable[Recipe], records: Mapping[str, Record]
-) -> tuple[Mapping[str, Cell], Memberships]:
-    """The cells that have a record, by their hashes, and where they belong."""
+    recipes: Sequence[Recipe], records: Mapping[str, Record]
+) -> tuple[Mapping[str, Cell], Mapping[str, list[tuple[str, str]]]]:
+    """By their hashes, the cells that have a record, and the (recipe, contender) pairs that each belongs to."""
     run: dict[str, Cell] = {}
     memberships: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for recipe, contender, cell in _points(recipes):
@@ -81,17 +81,6 @@ def _recorded(
             run[name] = cell
             memberships[name].append((recipe, contender))
     return run, memberships
-
-
-def _made(
-    recipes: Iterable[Recipe], records: Mapping[str, Record], run: Mapping[str, Cell], memberships: Memberships
-) -> Tables:
-    found = collected((records[name], belongs) for name, belongs in memberships.items())
-    trials = judged(found.trials)
-    trials["limit_tokens_per_s"] = _limits(trials, run)
-    trials["predicted_tokens_per_s"] = _predictions(trials, recipes, run, records)
-    trials["row_cost"] = _row_costs(trials, records)
-    return found._replace(trials=trials)
 
 
 def _points(recipes: Iterable[Recipe]) -> Iterator[tuple[str, str, Cell]]:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeinfer import results
 from pipeinfer.report.write import conclude, report
-from pipeinfer.results import metrics
+from pipeinfer.results import makers, metrics
 from pipeinfer.results.frame import COLUMNS, METRICS, Tables
 from pipeinfer.results.records import Store
 from pipeinfer.study.recipes import Contender, Figure, Recipe, Simulated
@@ -79,10 +79,32 @@ def test_figures_drawn_from_the_tables_alone_are_the_same_files(folder: Path, tm
     assert (tmp_path / "claims.json").read_bytes() == (folder / "claims.json").read_bytes()
 
 
-def test_what_has_not_changed_is_not_drawn_again(folder: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (folder / "figures").glob("small-*")}
-    conclude([RECIPE], Store(folder), folder)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+def test_what_has_not_changed_is_not_drawn_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times() -> dict[Path, int]:
+        conclude([RECIPE], Store(folder), folder)
+        return {path: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.svg")}
+
+    before = times()
+    assert len(before) >= 5
+    assert times() == before
+    monkeypatch.setattr("pipeinfer.report.drawn.makers_digest", lambda: "others")
+    drawn_anew = times()
+    assert all(drawn_anew[path] > before[path] for path in before)
+
+
+@pytest.mark.parametrize("changed", ["package/report/claims/speed.py", "published/claims.toml", "package/new.py"])
+def test_sources_and_published_values_are_in_the_digest_of_makers(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(makers.PACKAGE / "report", tmp_path / "package" / "report")
+    shutil.copytree(makers.asset("paper_figures/reference"), tmp_path / "published")
+    monkeypatch.setattr(makers, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(makers, "asset", lambda _: tmp_path / "published")
+    before = makers.makers_digest.__wrapped__()
+    assert makers.makers_digest.__wrapped__() == before
+    with (tmp_path / changed).open("a") as file:
+        file.write("# changed\n")
+    assert makers.makers_digest.__wrapped__() != before
 
 
 def test_tables_are_made_again_where_anything_that_they_come_from_has_changed(
@@ -114,6 +136,9 @@ def test_tables_are_made_again_where_anything_that_they_come_from_has_changed(
         tables_in(tmp_path, [RECIPE], Store(tmp_path))
         assert results.load(tmp_path).trials.empty
     assert made()
+    monkeypatch.setattr("pipeinfer.study.table.makers_digest", lambda: "others")
+    assert made()
+    assert not made()
 
 
 @pytest.mark.parametrize("library", ["pyarrow.parquet", "polars", "duckdb"])
