@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import typer
-from experiments import analyse, at
+from experiments import analyse, at, evidence_of
 from pools import pool
 from typer.testing import CliRunner
 
@@ -280,8 +280,8 @@ def test_a_trial_with_other_tokens_has_no_performance(small: Path) -> None:
 def test_simulated_verdicts_say_where(small: Path) -> None:
     claims = {claim.id: claim for claim in judge({"small": analyse(SIMULATED, Store(small).records)})}
     assert claims["C1"].published == "up to 2.15x [paper]"
-    assert "8 nodes, acceptance 0.79" in claims["C1"].text
-    assert "which reproduced would take" in claims["C1"].text
+    assert "8 nodes, acceptance 0.79" in evidence_of(claims["C1"])
+    assert "which reproduced would take" in evidence_of(claims["C1"])
     assert claims["C2"].verdict == "partly"
     assert claims["C10"].verdict == "not testable here"
 
@@ -306,7 +306,7 @@ def test_simulation_alone_reproduces_no_speed(small: Path, factor: float, verdic
     claims = {claim.id: claim for claim in judge({"small": with_gain(small, SIMULATED, factor)})}
     assert claims["C1"].verdict == verdict
     assert claims["C2"].verdict == ("not reproduced" if factor < 1 else "partly")
-    assert ("it loses: at 2 of 2" in claims["C1"].text) == (factor < 1)
+    assert ("it loses: at 2 of 2" in evidence_of(claims["C1"])) == (factor < 1)
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,8 @@ def test_speed_is_reproduced_where_real_runs_with_compute_of_their_own_agree(
     analyses = {"small": with_gain(small, SIMULATED, simulated), "live": with_gain(live[0], LIVE, real, share)}
     claims = {claim.id: claim for claim in judge(analyses)}
     assert claims["C1"].verdict == verdict
-    assert ("ranks sharing one machine's cores" in claims["C1"].text) == (share == 1.0)
-    assert ("a limit of the machine" in claims["C1"].text) == (share == 1.0 and real < 1)
+    assert ("ranks sharing one machine's cores" in evidence_of(claims["C1"])) == (share == 1.0)
+    assert ("a limit of the machine" in evidence_of(claims["C1"])) == (share == 1.0 and real < 1)
 
 
 def test_real_runs_that_share_cores_alone_test_nothing(live: tuple[Path, list[Claim]]) -> None:
@@ -447,7 +447,7 @@ def test_one_wrong_token_and_it_is_not_lossless(live: tuple[Path, list[Claim]]) 
     (lossless,) = [claim for claim in judge({"live": analysis}) if claim.id == "C10"]
     assert lossless.verdict == "not reproduced"
     assert "4 of 8" in lossless.reproduced
-    assert "token 5, top two" in lossless.text
+    assert "token 5, top two" in evidence_of(lossless)
 
 
 def in_bfloat16(folder: Path, margin: float) -> Experiment:
@@ -464,7 +464,7 @@ def test_a_text_that_parts_at_a_tie_of_coarse_arithmetic_is_shown_with_it(
     assert set(analysis.best.contender) == {"iterative", "speculative", "pipeinfer"}
     (lossless,) = [claim for claim in judge({"live": analysis}) if claim.id == "C10"]
     assert (lossless.verdict, lossless.reproduced) == ("partly", "6 of 8 identical, 2 parted at a tie")
-    assert "token 5, top two 0.004 apart, bfloat16" in lossless.text
+    assert "token 5, top two 0.004 apart, bfloat16" in evidence_of(lossless)
     shown = str(list(notes(analysis)))
     assert "first divergence" in shown
     assert "token 5, top two 0.004 apart, bfloat16" in shown

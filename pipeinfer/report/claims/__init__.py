@@ -22,7 +22,7 @@ from pipeinfer.report.claims.tolerance import low_acceptance, slow_links
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.published import Published, published_claims
 
-__all__ = ["Claim", "Published", "judge"]
+__all__ = ["Claim", "judge"]
 
 JUDGES: dict[str, Judge] = {
     "C1": speed,

@@ -53,11 +53,6 @@ class Claim(msgspec.Struct, frozen=True):
         """Of what it is about."""
         return NAMES[self.id]
 
-    @property
-    def text(self) -> str:
-        """All of the evidence."""
-        return "; ".join(f"{line.what}: {line.found}" for line in self.evidence)
-
 
 class Finding(msgspec.Struct, frozen=True):
     """What a judge found: the figure, the verdict, what speaks for it, under which condition it holds, and where the
