@@ -9,6 +9,7 @@ from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.page import Columns, Table, in_ms, rounded, table_of
 from pipeinfer.report.style import GREY, legend_above, load_seaborn, looks, new_figure, ticked
+from pipeinfer.study.recipes import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +80,7 @@ def _join_alike(axes: "Axes", found: pd.DataFrame) -> None:
         )  # fmt: skip
 
 
-def at_once(experiment: Experiment, path: Path) -> None:
+def at_once(experiment: Experiment, figure: Figure, path: Path) -> None:
     """Speed of all over the number of requests and over the speed of each; latencies over the number of requests."""
     sns = load_seaborn()
     recipe, found = experiment.recipe, by_requests(experiment)
@@ -91,8 +92,8 @@ def at_once(experiment: Experiment, path: Path) -> None:
     contenders = [name for name in recipe.strategies if name in set(found.contender)]
     shared = looks("contender", {name: experiment.style_of(name) for name in contenders})
     shared |= {"estimator": "median", "errorbar": None}
-    with new_figure(path, experiment.recipe.title, caption, height=5.2) as figure:
-        ((total, pareto), (first, gap)) = figure.subplots(2, 2)
+    with new_figure(path, captions.title(recipe, figure), caption, height=5.2) as drawing:
+        ((total, pareto), (first, gap)) = drawing.subplots(2, 2)
         known = found.dropna(subset=["all_tokens_per_s"])
         sns.lineplot(known, x="requests", y="all_tokens_per_s", ax=total, **shared)
         sns.lineplot(known, x="tokens_per_s", y="all_tokens_per_s", ax=pareto, legend=False, sort=False, **shared)
@@ -108,4 +109,4 @@ def at_once(experiment: Experiment, path: Path) -> None:
             ticked(axis, found.requests, 2)
             axis.set(xlabel="requests at once", ylabel=label, ylim=(0, None))
         pareto.set(xlabel="tokens/s of each", ylabel="tokens/s of all", xlim=(0, None), ylim=(0, None))
-        legend_above(figure, total)
+        legend_above(drawing, total)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeinfer.modelling.acceptance import is_recorded
 from pipeinfer.modelling.platform import platform_of
-from pipeinfer.report.axes import OPTIONS, Y, drafts_title
+from pipeinfer.report.axes import X, Y, drafts_title
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.study.places import shared
 from pipeinfer.study.recipes import Figure, Live, Recipe
@@ -20,14 +20,12 @@ _WHOLE = {
 """What figures show that draw no quantity of `Y` alone; others say it in the title of their recipe."""
 
 _SWEPT = {"k": "K", "draft": "micro-batch", "cutoff": "cutoff"}
-_ALONG = {"size": ("k", "draft"), "cutoff": ("cutoff",)}
 
 
 def title(recipe: Recipe, figure: Figure) -> str:
     """What is drawn of what: `Low bandwidth: speed over best speculative`."""
-    name = recipe.title + ", emulated" * (recipe.emulation is not None)
     shown = Y[figure.y].words if figure.kind in ("lines", "dots", "percentiles") else _WHOLE.get(figure.kind, "")
-    return f"{name}: {shown}" if shown and not recipe.title.lower().startswith(shown) else name
+    return recipe.heading + f": {shown}" * bool(shown and not recipe.title.lower().startswith(shown))
 
 
 def of_card(experiment: Experiment, *, banded: bool = True) -> str:
@@ -111,7 +109,7 @@ def _where(best: pd.DataFrame) -> str:
 
 def swept(recipe: Recipe, figure: Figure) -> str:
     """What was tried of which the best is shown; not what is on the x axis."""
-    along = _ALONG[figure.x] if figure.kind == "lines" and figure.x in OPTIONS else ()
+    along = X[figure.x].columns if figure.kind == "lines" else ()
     every = [option for contender in recipe.strategies.values() for option in contender.options.items()]
     tried = {name for name, values in every if len(values) > 1}
     names = [text for name, text in _SWEPT.items() if name in tried and name not in along]

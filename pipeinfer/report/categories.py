@@ -8,7 +8,7 @@ import pandas as pd
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.page import Columns, Table, rounded, table_of
-from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, new_figure, style
+from pipeinfer.report.style import BLACK, GREY, legend_above, load_seaborn, looks, new_figure
 from pipeinfer.results.analysis import REFERENCE, band
 from pipeinfer.study.recipes import Figure
 
@@ -42,31 +42,30 @@ def by_category(experiment: Experiment) -> Table:
     return table_of(found.assign(prompts=prompts), COLUMNS, "By category of prompt")
 
 
-def categories(experiment: Experiment, path: Path) -> None:
+def categories(experiment: Experiment, figure: Figure, path: Path) -> None:
     """Gains over plain decoding as bars, and the acceptance length beside them."""
     sns = load_seaborn()
     rows = gains(experiment)
     contenders = [name for name in experiment.recipe.strategies if name in set(rows.contender) - {REFERENCE}]
-    looks = {name: style(experiment.style_of(name)) for name in contenders}
+    look = looks("contender", {name: experiment.style_of(name) for name in contenders})
     kinds = list(dict.fromkeys(rows.category))
-    swept = captions.swept(experiment.recipe, Figure("categories"))
     caption = (
-        f"{captions.setting(experiment)} {swept} Bars and points: median over "
+        f"{captions.setting(experiment)} {captions.swept(experiment.recipe, figure)} Bars and points: median over "
         f"the prompts of a category, {captions.BAND}; the ratio is of each prompt's own."
     )
     shared: dict[str, Any] = {"y": "category", "order": kinds, "hue": "contender", "hue_order": contenders,
-                              "palette": {name: look[0] for name, look in looks.items()}, "estimator": "median",
-                              "errorbar": band, "err_kws": {"linewidth": 1}}  # fmt: skip
+                              "palette": look["palette"], "estimator": "median", "errorbar": band,
+                              "err_kws": {"linewidth": 1}}  # fmt: skip
     height = 0.9 + 0.17 * len(kinds) * (len(contenders) + 1)
-    with new_figure(path, experiment.recipe.title, caption, height) as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
+    with new_figure(path, captions.title(experiment.recipe, figure), caption, height) as drawing:
+        left, right = drawing.subplots(1, 2, sharey=True)
         shown = rows[rows.contender.isin(contenders)]
         sns.barplot(shown, x="over_iterative", ax=left, **{**shared, "err_kws": {"linewidth": 1, "color": BLACK}})
         left.axvline(1, color=GREY, linewidth=1)
         sns.pointplot(shown, x="acceptance_length", ax=right, legend=False, dodge=0.5, linestyle="none", markersize=5,
-                      markers=[look[1] for look in looks.values()], **shared)  # fmt: skip
+                      markers=[*look["markers"].values()], **shared)  # fmt: skip
         left.set(xlabel="speed over plain decoding", ylabel="")
         right.set(xlabel="tokens made known per verified run", ylabel="", xlim=(1, None))
         for axis in (left, right):
             axis.grid(visible=False, axis="y")
-        legend_above(figure, left)
+        legend_above(drawing, left)

@@ -9,7 +9,7 @@ from pipeinfer.report import captions
 from pipeinfer.report.axes import Y
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import rounded
-from pipeinfer.report.panelled import of_card, panelled, sheet
+from pipeinfer.report.panelled import panelled, sheet
 from pipeinfer.report.style import legend_above, load_seaborn, new_figure, panels, style
 from pipeinfer.results.analysis import band
 from pipeinfer.study.recipes import Figure
@@ -62,8 +62,7 @@ def dots(experiment: Experiment, figure: Figure, path: Path, *, card: str = "") 
     rows = experiment.best.assign(
         row=_rows(experiment, figure), style=experiment.best.contender.map(experiment.style_of)
     )
-    by_panel = panelled(experiment, figure, rows)
-    by_panel = of_card(by_panel) if small else by_panel
+    by_panel = panelled(experiment, figure, rows, small=small)
     rows = pd.concat(by_panel.values())
     order = list(dict.fromkeys(rows.row))
     palette = {name: style(name)[0] for name in dict.fromkeys(rows["style"])}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,27 +22,27 @@ FEWEST = 20
 LONGEST = 8
 
 
-def calibration(experiment: Experiment, path: Path) -> None:
+def calibration(experiment: Experiment, figure: Figure, path: Path) -> None:
     """How often a draft is right, by its confidence."""
     _draw(
-        experiment, "calibration", path, _by_confidence, xlabel="confidence of the draft",
+        experiment, figure, path, _by_confidence, xlabel="confidence of the draft",
         ylabel="share of drafts that are right",
         caption=f"Confidence in {BINS} bins, those with fewer than {FEWEST} drafts left out; band: 95 % bootstrap "
         "interval of the recorded share; grey: confidence that says how often it is right.", diagonal=True,
     )  # fmt: skip
 
 
-def stretches(experiment: Experiment, path: Path) -> None:
+def stretches(experiment: Experiment, figure: Figure, path: Path) -> None:
     """How often several drafts in a row are right."""
     _draw(
-        experiment, "stretches", path, _in_a_row, xlabel="drafts in a row", ylabel="share of stretches all right",
+        experiment, figure, path, _in_a_row, xlabel="drafts in a row", ylabel="share of stretches all right",
         caption="Band: 95 % bootstrap interval over the recorded texts.",
     )  # fmt: skip
 
 
 def _draw(
-    experiment: Experiment, kind: Literal["calibration", "stretches"], path: Path,
-    rows_of: Callable[[Trace], pd.DataFrame], *, xlabel: str, ylabel: str, caption: str, diagonal: bool = False,
+    experiment: Experiment, figure: Figure, path: Path, rows_of: Callable[[Trace], pd.DataFrame], *, xlabel: str,
+    ylabel: str, caption: str, diagonal: bool = False,
 ) -> None:  # fmt: skip
     """A panel per recorded trace: the trace, and its models, by rows of x, and y with what it is the mean of."""
     sns = load_seaborn()
@@ -51,9 +50,9 @@ def _draw(
     traces = list(
         dict.fromkeys(place.drafts for place in experiment.places.values() if is_recorded(place.drafts))
     )
-    title = captions.title(experiment.recipe, Figure(kind))
-    with new_figure(path, title, f"{_caption(traces)} {caption}", height_of(len(traces), 2.2)) as figure:
-        axes = panels(figure, len(traces), sharex=True, sharey=True)
+    title = captions.title(experiment.recipe, figure)
+    with new_figure(path, title, f"{_caption(traces)} {caption}", height_of(len(traces), 2.2)) as drawing:
+        axes = panels(drawing, len(traces), sharex=True, sharey=True)
         for axis, name in zip(axes, traces, strict=True):
             rate = recorded(name).acceptance
             kinds = {"recorded": recorded(name), "varied": _model(f"varied {rate}"), "independent": _model(f"{rate}")}
@@ -65,7 +64,7 @@ def _draw(
                 err_kws={"alpha": 0.15, "linewidth": 0}, **looks("drafts", {kind: kind for kind in kinds}),
             )  # fmt: skip
             axis.set(title=trace_title(name), xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
-        legend_above(figure, axes[0])
+        legend_above(drawing, axes[0])
 
 
 def _band(values: Iterable[float]) -> tuple[float, float]:

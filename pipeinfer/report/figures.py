@@ -17,11 +17,12 @@ from pipeinfer.report.drafts import calibration, stretches
 from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import league
-from pipeinfer.report.panelled import of_card, panelled, sheet
+from pipeinfer.report.panelled import panelled, sheet
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import (
     GREY,
+    decade_ticks,
     height_of,
     legend_above,
     load_seaborn,
@@ -56,16 +57,13 @@ def figure_name(recipe: Recipe, figure: Figure) -> str:
 def draw(drawings: Drawings, experiment: Experiment, figure: Figure, folder: Path) -> Path:
     """Have a figure of an experiment that has trials drawn, as SVG and PNG; its path, without suffix."""
     path = folder / figure_name(experiment.recipe, figure)
-    if figure.kind in _WHOLE:
-        drawings.draw(path, experiment.mark(figure), _WHOLE[figure.kind], experiment)
-    else:
-        drawings.draw(path, experiment.mark(figure), _SOME[figure.kind], experiment, figure)
+    drawings.draw(path, experiment.mark(figure), _DRAWN[figure.kind], experiment, figure)
     return path
 
 
 def draw_card(drawings: Drawings, experiment: Experiment, figure: Figure, path: Path, claim: str) -> None:
     """The same, small: for a claim's card."""
-    small = partial(_SOME[figure.kind], card=f"{claim}: {Y[figure.y].label}")
+    small = partial(_DRAWN[figure.kind], card=f"{claim}: {Y[figure.y].label}")
     drawings.draw(path, experiment.mark((figure, claim)), small, experiment, figure)
 
 
@@ -88,8 +86,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, card: str = ""
     shared["dashes"] = {name: (4, 2) if name in variants else "" for name in contenders}
     caption = [captions.setting(experiment), captions.swept(experiment.recipe, figure), captions.repeated(experiment)]
     caption += [] if theory.empty else ["Thin: the same cells, simulated." if experiment.recipe.emulation else _CLOSED]
-    by_panel, theory_by_panel = (panelled(experiment, figure, some) for some in (rows, theory))
-    by_panel = of_card(by_panel) if small else by_panel
+    by_panel, theory_by_panel = (panelled(experiment, figure, some, small=small) for some in (rows, theory))
     heights = height_of(len(by_panel), 2.2), 0.4 + 1.6 * len(by_panel)
     with sheet(path, experiment, figure, card, " ".join(filter(None, caption)), heights) as drawing:
         axes = panels(drawing, len(by_panel), columns=1 if small else 0, sharex=True, sharey=True if small else "row")
@@ -123,15 +120,11 @@ _CLOSED = "Thin: closed form for i.i.d. acceptance where width and links are fre
 
 def _limits(axis: Any, values: pd.Series, others: list[float], *, logarithmic: bool) -> None:
     """Of the axis that panels beside one another share: with room for the highest line of them all, and the lowest."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     highest = max([values.max(), *others])
     if logarithmic:
         axis.set_yscale("log")
         axis.set_ylim(0.8 * values.min(), 1.25 * highest)
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        decade_ticks(axis.yaxis)
     else:
         axis.set_ylim(0, 1.06 * highest)
 
@@ -172,8 +165,9 @@ def _theory(experiment: Experiment, figure: Figure) -> pd.DataFrame:
     return found.assign(x=found[variable] / X[figure.x].unit, y=found.limit_tokens_per_s)
 
 
-_SOME: dict[str, Callable[..., None]] = {"lines": _lines, "dots": dots, "percentiles": percentiles}
-_WHOLE: dict[str, Callable[[Experiment, Path], None]] = {
-    "timeline": timeline, "league": league, "calibration": calibration, "stretches": stretches, "scatter": scatter,
-    "categories": categories, "requests": at_once,
+_DRAWN: dict[str, Callable[..., None]] = {
+    "lines": _lines, "dots": dots, "percentiles": percentiles, "timeline": timeline, "league": league,
+    "calibration": calibration, "stretches": stretches, "scatter": scatter, "categories": categories,
+    "requests": at_once,
 }  # fmt: skip
+"""By kind, what draws an experiment's figure into a file; of lines and dots with `card`, small and so called."""

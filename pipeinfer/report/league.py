@@ -1,6 +1,5 @@
 """Many strategies over many places: a league table, and a picture of who is how near to the best where."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def behind(experiment: Experiment) -> str:
     )
 
 
-def league(experiment: Experiment, path: Path) -> None:
+def league(experiment: Experiment, figure: Figure, path: Path) -> None:
     """Strategies as rows, places as columns, shades for the share of the best; the winners are framed."""
     sns = load_seaborn()
 
@@ -87,10 +86,10 @@ def league(experiment: Experiment, path: Path) -> None:
         "fastest and its equals. Options swept, the best shown; the order is that of the geometric means. "
         "*: needs what no cluster has, in simulation only."
     )
-    title = captions.title(experiment.recipe, Figure("league"))
-    with new_figure(path, title, caption, height=1.3 + 0.235 * len(found)) as figure:
+    title = captions.title(experiment.recipe, figure)
+    with new_figure(path, title, caption, height=1.3 + 0.235 * len(found)) as drawing:
         levels = list(places.groupby("acceptance", sort=False))
-        axes = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
+        axes = drawing.subplots(1, len(levels), sharey=True, squeeze=False)[0]
         for axis, (acceptance, some) in zip(axes, levels, strict=True):
             _panel(sns, axis, found[some.index], some)
             axis.set_title(f"acceptance {acceptance:.2g}")
@@ -118,13 +117,8 @@ def _panel(sns: Any, axis: Any, found: pd.DataFrame, places: pd.DataFrame) -> No
 
 
 def _simulated_only(experiment: Experiment, contender: str) -> str:
-    return _need(experiment.style_of(contender))
-
-
-@cache
-def _need(strategy: str) -> str:
-    """What a strategy needs that no cluster has, or ""."""
-    found: str = load(STRATEGIES, strategy).simulated_only
+    """What its strategy needs that no cluster has, or ""."""
+    found: str = load(STRATEGIES, experiment.style_of(contender)).simulated_only
     return found
 
 

@@ -17,7 +17,7 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import behind
 from pipeinfer.report.page import ends
 from pipeinfer.report.published import published_claims
-from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, legend, load_seaborn, new_figure
+from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, legend, load_seaborn, new_figure, taken_legend
 from pipeinfer.results.analysis import BASELINE
 
 NAME = "gain-by-cluster-and-row-cost"
@@ -126,9 +126,7 @@ def _by_cluster(axis: Any, clusters: pd.DataFrame) -> list[Any]:
     axis.set(xlabel="speed over best speculative (times)", ylabel="")
     axis.grid(visible=False, axis="y")
     axis.axvline(1, color=GREY, linewidth=1)
-    handles, _ = axis.get_legend_handles_labels()
-    axis.get_legend().remove()
-    return list(handles)
+    return taken_legend(axis)
 
 
 def _by_row_cost(axis: Any, costs: pd.DataFrame) -> None:

@@ -16,18 +16,17 @@ MOST_PANELS = 2
 """Of a claim's figure; of more the last are shown."""
 
 
-def panelled(experiment: Experiment, figure: Figure, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows by the title of their panel. Without fields to part them by, real ones are parted by temperature."""
+def panelled(
+    experiment: Experiment, figure: Figure, rows: pd.DataFrame, *, small: bool = False
+) -> dict[str, pd.DataFrame]:
+    """Rows by the title of their panel. Without fields to part them by, real ones are parted by temperature; a `small`
+    figure has the last panels."""
     titles = {
         number: ", ".join(PANEL[field](place) for field in figure.panels) if place.temperature is None else place.text
         for number, place in experiment.places.items()
     }
-    return dict(list(rows.groupby(rows.place.map(titles), sort=False)))
-
-
-def of_card(by_panel: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Those that a claim's figure has room for."""
-    return dict(list(by_panel.items())[-MOST_PANELS:])
+    found = list(rows.groupby(rows.place.map(titles), sort=False))
+    return dict(found[-MOST_PANELS:] if small else found)
 
 
 def sheet(

@@ -7,7 +7,7 @@ import pandas as pd
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.page import Columns, Table, rounded, table_of
-from pipeinfer.report.style import BLACK, GREY, legend, load_seaborn, new_figure, style
+from pipeinfer.report.style import BLACK, GREY, decade_ticks, legend, load_seaborn, new_figure, style, taken_legend
 from pipeinfer.study.recipes import Figure
 
 BAND = 0.15
@@ -31,11 +31,9 @@ def predictions(experiment: Experiment) -> pd.DataFrame:
     return found.assign(error=found.predicted / found.measured - 1)
 
 
-def scatter(experiment: Experiment, path: Path) -> None:
+def scatter(experiment: Experiment, figure: Figure, path: Path) -> None:
     """Predicted over measured speed, log-log, a marker per backend and a colour per strategy."""
     sns = load_seaborn()
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
     check, found = experiment.recipe.checked, predictions(experiment)
     assert check is not None
     both = found[["measured", "predicted"]]
@@ -50,8 +48,8 @@ def scatter(experiment: Experiment, path: Path) -> None:
         f"shaped to {links}; {check.tokens} tokens, greedy; median of {check.repeats} trials. The simulator was "
         f"calibrated and fitted on 2 stages with links as they are. Line: equal; band: within {BAND:.0%}."
     )
-    with new_figure(path, captions.title(experiment.recipe, Figure("scatter")), caption, height=4.2) as figure:
-        axis = figure.subplots()
+    with new_figure(path, captions.title(experiment.recipe, figure), caption, height=4.2) as drawing:
+        axis = drawing.subplots()
         ends = pd.Series([low, high])
         axis.fill_between(ends, ends * (1 - BAND), ends * (1 + BAND), color=GREY, alpha=0.2, linewidth=0)
         axis.plot(ends, ends, color=BLACK, linewidth=0.8)
@@ -62,12 +60,9 @@ def scatter(experiment: Experiment, path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal",
                  xlabel="measured (tokens/s)", ylabel="simulated (tokens/s)")  # fmt: skip
         for one in (axis.xaxis, axis.yaxis):
-            one.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            one.set_major_formatter(ScalarFormatter())
-            one.set_minor_formatter(NullFormatter())
-        handles, _ = axis.get_legend_handles_labels()
-        axis.get_legend().remove()
-        legend(figure, [one for one in handles if one.get_label() not in found])  # without the columns' names
+            decade_ticks(one)
+        handles = [one for one in taken_legend(axis) if one.get_label() not in found]  # without the columns' names
+        legend(drawing, handles)
 
 
 def error_summary(found: pd.DataFrame) -> Table:

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeinfer.plugins import STRATEGIES, names
 
-# The palette of Okabe and Ito.
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+# The palette of Okabe and Ito, without its yellow.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 GREY = "#999999"
 
@@ -246,6 +246,15 @@ def ticked(axis: Any, values: Iterable[float], base: int | None) -> None:
     axis.minorticks_off()
 
 
+def decade_ticks(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 of each decade, of an x or y axis whose scale is logarithmic."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def height_of(count: int, row: float) -> float:
     """Inches of `panels`, each `row` high."""
     return 0.4 + row * -(-count // (3 if count == 3 else min(2, count)))
@@ -260,9 +269,14 @@ LEGEND_IN = 4.7
 
 def legend_above(figure: Any, axis: Any) -> None:
     """The legend of one of its panels for all of them, in as many rows as it takes."""
+    legend(figure, taken_legend(axis))
+
+
+def taken_legend(axis: Any) -> list[Any]:
+    """What is in the legend of a panel, which then has none."""
     handles, _ = axis.get_legend_handles_labels()
     axis.get_legend().remove()
-    legend(figure, handles)
+    return list(handles)
 
 
 def legend(figure: Any, handles: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, legend, new_figure
+from pipeinfer.study.recipes import Figure
 
 FILLS: dict[str, dict[str, Any]] = {
     "prompt": {"facecolor": GREY, "edgecolor": "white"},
@@ -20,7 +21,7 @@ FILLS: dict[str, dict[str, Any]] = {
 """What a box stands for: its colour, and hatching where grey tones alone would not tell."""
 
 
-def timeline(experiment: Experiment, path: Path) -> None:
+def timeline(experiment: Experiment, figure: Figure, path: Path) -> None:
     """One draw of each contender: ranks as rows, runs as boxes, commits as ticks, until the first has ended."""
     shown = experiment.best.drop_duplicates("contender")
     until = shown.duration_s.min()
@@ -30,8 +31,9 @@ def timeline(experiment: Experiment, path: Path) -> None:
         f"{captions.setting(experiment)} Acceptance {shown.acceptance.iloc[0]:g}, one draw. K and micro-batch: the "
         "fastest that was tried."
     )
-    with new_figure(path, experiment.recipe.title, caption, height=0.8 + 0.2 * sum(heights)) as figure:
-        axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    title = captions.title(experiment.recipe, figure)
+    with new_figure(path, title, caption, height=0.8 + 0.2 * sum(heights)) as drawing:
+        axes = drawing.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axis, row in zip(axes, shown.itertuples(), strict=True):
             emitted = _of(experiment.gaps, row.config_hash).at_s
             commits = emitted[emitted <= until].value_counts().sort_index()
@@ -40,7 +42,7 @@ def timeline(experiment: Experiment, path: Path) -> None:
                            loc="left")  # fmt: skip
             _draw(axis, ranks[row.config_hash], _of(experiment.spans, row.config_hash), commits, until)
         axes[-1].set_xlabel("time since the request (s)")
-        legend(figure, _handles())
+        legend(drawing, _handles())
 
 
 def _of(table: pd.DataFrame, config_hash: str) -> pd.DataFrame:

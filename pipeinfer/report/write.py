@@ -67,7 +67,6 @@ class Section(NamedTuple):
     """An experiment in the report; `pictures`: the names of its figures."""
 
     recipe: Recipe
-    title: str
     pictures: list[str]
     table: Table | None
     blocks: list[Block]
@@ -87,7 +86,7 @@ class Section(NamedTuple):
         """Its table for a terminal, on which nothing stands above; of what was simulated there is too much."""
         if self.table is None or self.recipe.fidelity == "sim":
             return None
-        title = f"{self.title} ({self.recipe.fidelity})"
+        title = f"{self.recipe.heading} ({self.recipe.fidelity})"
         return msgspec.structs.replace(self.table, title=f"{title}: {self.table.title}".removesuffix(": "))
 
 
@@ -140,16 +139,15 @@ def section(drawings: Drawings, experiment: Experiment, figures: Path) -> Sectio
     """What the report says of an experiment; has its figures drawn."""
     start = time.perf_counter()
     recipe = experiment.recipe
-    title = recipe.title + ", emulated" * (recipe.emulation is not None)
     nothing = (
         "no trial passed" if experiment.best.empty
         else "what would predict it failed" if recipe.checked and predictions(experiment).empty else ""
     )  # fmt: skip
     if nothing:
-        return Section(recipe, title, [], None, [*notes(experiment), f"Nothing to show: {nothing}."])
+        return Section(recipe, [], None, [*notes(experiment), f"Nothing to show: {nothing}."])
     drawn = [draw(drawings, experiment, figure, figures) for figure in recipe.figures]
     table, blocks = results(experiment), list(notes(experiment))
-    return Section(recipe, title, [path.name for path in drawn], table, blocks, time.perf_counter() - start)
+    return Section(recipe, [path.name for path in drawn], table, blocks, time.perf_counter() - start)
 
 
 def _took_s(section: Section, drawings: Drawings, folder: Path) -> float:

@@ -221,6 +221,11 @@ class Recipe(FileEntry, frozen=True, kw_only=True):
     grown: tuple[Any, ...] = ()
 
     @property
+    def heading(self) -> str:
+        """The title, with whether it is emulated."""
+        return self.title + ", emulated" * (self.emulation is not None)
+
+    @property
     def fidelity(self) -> str:
         """sim, emulated, or real where something is really run."""
         return "real" if self.live or self.checked else "emulated" if self.emulation else "sim"
