@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -125,18 +126,16 @@ def command(cell: ProgramCell, layers: int, prompt: Path) -> list[str]:
 # Running it
 
 
-def run_programs(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> Iterator[Record]:
-    """Their records, in order. A program that fails has an error for a trial."""
-    return records_of(cells, lambda cell: _run(cell, silence_s))
-
-
-def records_of(cells: Iterable[ProgramCell], run: Callable[[ProgramCell], Trial]) -> Iterator[Record]:
-    """A record for each cell, of the trial that `run` obtains, or of what went wrong."""
+def run_programs(
+    cells: Iterable[ProgramCell], generate: Callable[[ProgramCell, Path], ProgramRun]
+) -> Iterator[Record]:
+    """A record for each cell, of what its program wrote as `generate` ran it on the prompt in a file, or of what went
+    wrong. The file's folder is the program's own."""
     for cell in cells:
         start = time.perf_counter()
         error, trial = "", None
         try:
-            trial = run(cell)
+            trial = _trial(cell, generate)
         except (BadModel, WorkloadError, OSError, NoTrial) as failed:
             error = f"{cell.program}: {one_line(failed)}"
         yield record_of(cell, trial, [], error, time.perf_counter() - start)
@@ -146,15 +145,24 @@ class NoTrial(Exception):  # noqa: N818 - reads as what happened
     """There is no trial in what the program wrote."""
 
 
-def _run(cell: ProgramCell, silence_s: float) -> Trial:
-    backend = open_backend(cell.live.backend, cell.live.backend_options)
+def _trial(cell: ProgramCell, generate: Callable[[ProgramCell, Path], ProgramRun]) -> Trial:
     text = prompt_named(cell.prompt).text
-    with tempfile.TemporaryDirectory(prefix="pipeinfer-artifact-") as folder:  # they leave logs and tables behind
+    with tempfile.TemporaryDirectory(prefix="pipeinfer-program-") as folder:  # they leave logs and tables behind
         prompt = Path(folder) / "prompt.txt"
         prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break
-        line = command(cell, backend.info(cell.live.target).layers, prompt)
-        found = run_program(line, Path(folder), silence_s=silence_s, last=LAST)
-    return trial_of(found, cell, text, backend.tokenizer(cell.live.target))
+        found = generate(cell, prompt)
+    return trial_of(found, cell, text, _backend(cell).tokenizer(cell.live.target))
+
+
+def _backend(cell: ProgramCell) -> Any:
+    """Ours, which reads the same model."""
+    return open_backend(cell.live.backend, cell.live.backend_options)
+
+
+def generate(cell: ProgramCell, prompt: Path, silence_s: float = SILENCE_S) -> ProgramRun:
+    """What a program of the authors writes, on ranks of its own."""
+    line = command(cell, _backend(cell).info(cell.live.target).layers, prompt)
+    return run_program(line, prompt.parent, silence_s=silence_s, last=LAST)
 
 
 def trial_of(found: ProgramRun, cell: ProgramCell, prompt: str, tokenizer: Tokenizer) -> Trial:

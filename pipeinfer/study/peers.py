@@ -3,9 +3,8 @@ programs, which decode plainly or speculate over them. They are read from outsid
 
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,11 +12,7 @@ import msgspec
 
 from pipeinfer.cluster.control_groups import limited_nodes, move
 from pipeinfer.errors import LaunchError
-from pipeinfer.plugins import open_backend
-from pipeinfer.prompt_sets import prompt_named
-from pipeinfer.results.records import Record
-from pipeinfer.results.trial import Trial
-from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, records_of, trial_of, with_gguf
+from pipeinfer.study.artifact import LAST, SILENCE_S, find_program, with_gguf
 from pipeinfer.study.external_program import ProgramRun, joined, run_program
 from pipeinfer.study.points import ProgramCell
 from pipeinfer.study.recipes import LLAMA_CPP, PEER_SERVER, PEERS_DRAFT, Artifact, Recipe
@@ -106,25 +101,17 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int) -> None:
     raise WorkloadError(f"{PEER_SERVER} does not listen on port {port}: start it by hand to see why")
 
 
-def run_peers(cells: Iterable[ProgramCell], silence_s: float = SILENCE_S) -> Iterator[Record]:
-    """Their records, in order. A program that fails has an error for a trial."""
-    return records_of(cells, lambda cell: _run(cell, silence_s))
+def generate(cell: ProgramCell, prompt: Path, silence_s: float = SILENCE_S) -> ProgramRun:
+    """What a program of llama.cpp's writes, over servers of its own."""
+    for _ in range(ATTEMPTS):
+        found = _attempt(cell, prompt, silence_s)
+        if found.code != 0 or LAST.search(joined(found.err)):
+            break
+    return found
 
 
-def _run(cell: ProgramCell, silence_s: float) -> Trial:
-    text = prompt_named(cell.prompt).text
-    with tempfile.TemporaryDirectory(prefix="pipeinfer-peers-") as folder:
-        prompt = Path(folder) / "prompt.txt"
-        prompt.write_text(text + "\n", encoding="utf-8")  # of which they drop the last line break
-        for _ in range(ATTEMPTS):
-            found = _generation(cell, prompt, silence_s)
-            if found.code != 0 or LAST.search(joined(found.err)):
-                break
-    return trial_of(found, cell, text, open_backend(cell.live.backend, {}).tokenizer(cell.live.target))
-
-
-def _generation(cell: ProgramCell, prompt: Path, silence_s: float) -> ProgramRun:
-    """What the program writes over servers of its own. On limited nodes it has the last one: that of the draft."""
+def _attempt(cell: ProgramCell, prompt: Path, silence_s: float) -> ProgramRun:
+    """On limited nodes it has the last one: that of the draft."""
     live = cell.live
     with ExitStack() as stack:
         nodes = stack.enter_context(limited_nodes(live.stages + 1, live.node_cores)) if live.node_cores else []

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
 from pipeinfer.results.records import Record, Store
+from pipeinfer.study import artifact, peers
 from pipeinfer.study.artifact import run_programs
 from pipeinfer.study.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.study.emulated import run_emulated
@@ -11,7 +12,6 @@ from pipeinfer.study.growth import Growth
 from pipeinfer.study.identity import config_hash
 from pipeinfer.study.loads import check_loads, check_served, run_live_loads, run_simulated_loads
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
-from pipeinfer.study.peers import run_peers
 from pipeinfer.study.points import (
     Cell,
     EmulatedCell,
@@ -105,7 +105,7 @@ def records_of(
             yield from run_in_world(live)
         else:
             yield from run_live(_and(live, further) if live is groups[-1][1] else live, key)
-    yield from run_programs(cell for cell in missing if isinstance(cell, ProgramCell))
+    yield from run_programs([cell for cell in missing if isinstance(cell, ProgramCell)], artifact.generate)
 
 
 def _of_peer(cell: Cell) -> bool:
@@ -115,7 +115,7 @@ def _of_peer(cell: Cell) -> bool:
 def _in_turns(missing: list[Cell], key: str | None, further: Callable[[], list[Cell]]) -> Iterator[Record]:
     """llama.cpp's programs between our own generations, whose ranks stay up meanwhile: what else the machine does hits
     both alike."""
-    theirs = run_peers(cell for cell in missing if isinstance(cell, ProgramCell))
+    theirs = run_programs([cell for cell in missing if isinstance(cell, ProgramCell)], peers.generate)
     ours = run_live(_and([cell for cell in missing if isinstance(cell, LiveCell)], further), key)
     for cell in missing:
         yield next(theirs if _of_peer(cell) else ours)

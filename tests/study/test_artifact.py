@@ -4,6 +4,7 @@ said where they are missing, crash, hang or write something else."""
 import json
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipeinfer.report.write import conclude
 from pipeinfer.results import metrics
 from pipeinfer.results.records import Record, Store
 from pipeinfer.study import external_program as watch_module
-from pipeinfer.study.artifact import LAST, command, find_program, run_programs, trial_of, with_artifact
+from pipeinfer.study.artifact import LAST, command, find_program, generate, run_programs, trial_of, with_artifact
 from pipeinfer.study.external_program import Chunk, ProgramRun, run_program
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.points import LiveCell, ProgramCell
@@ -103,7 +104,7 @@ def cell(artifact: Artifact, program: str = "speculative", how: str = "") -> Pro
 
 
 def one(cell: ProgramCell, silence_s: float = 30.0) -> Record:
-    (record,) = run_programs([cell], silence_s)
+    (record,) = run_programs([cell], partial(generate, silence_s=silence_s))
     return record
 
 

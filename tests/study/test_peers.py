@@ -4,6 +4,7 @@ they do: which servers run, what is asked, what comes of it, and that no server 
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from pipeinfer.commands.reproduce import ArtifactOptions
 from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
-from pipeinfer.study.artifact import gguf_of
-from pipeinfer.study.peers import run_peers, servers, with_peers
+from pipeinfer.study.artifact import gguf_of, run_programs
+from pipeinfer.study.peers import generate, servers, with_peers
 from pipeinfer.study.points import LiveCell, ProgramCell, points
 from pipeinfer.study.recipes import (
     PEER_SERVER,
@@ -93,7 +94,7 @@ def built(tmp_path: Path) -> Path:
 
 def one(folder: Path, program: str, arguments: list[str], options: dict[str, Any]) -> Record:
     cell = ProgramCell(program, arguments, options, PROMPT, 0.0, 0, LIVE, Artifact(str(folder), ""))
-    (record,) = run_peers([cell], 30.0)
+    (record,) = run_programs([cell], partial(generate, silence_s=30.0))
     return record
 
 
