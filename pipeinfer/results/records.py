@@ -83,6 +83,18 @@ def decode(line: bytes) -> Record:
     return Record(**{**msgspec.structs.asdict(found), "trial": trial})
 
 
+def record_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The lines of a file of records: number from 1, where it begins, and the line, with its line break unless it was
+    cut short. Blank lines and a byte order mark, as editors leave them, are left out."""
+    at = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            content = line.removeprefix(codecs.BOM_UTF8)
+            if content.strip():
+                yield number, at + len(line) - len(content), content
+            at += len(line)
+
+
 class Outline(NamedTuple):
     """What is known of a record without reading it again: where its line lies, whether its cell is done, and of its
     trial the speed (tokens/s) and the time from the request to the last token (s)."""
@@ -171,22 +183,16 @@ class Store:
         self.records.note(record, at, len(line))
 
     def _read(self) -> None:
-        at = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    os.truncate(self.path, at)
-                    break
-                try:
-                    content = line.removeprefix(codecs.BOM_UTF8)
-                    if content.strip():
-                        begins = at + len(line) - len(content)
-                        self.records.note(msgspec.json.decode(content, type=_Brief), begins, len(content))
-                except ValueError as problem:
-                    raise WorkloadError(
-                        f"{self.path}: line {number} is not a record ({problem}): remove it, or choose another --out"
-                    ) from None
-                at += len(line)
+        for number, at, line in record_lines(self.path):
+            if not line.endswith(b"\n"):
+                os.truncate(self.path, at)
+                break
+            try:
+                self.records.note(msgspec.json.decode(line, type=_Brief), at, len(line))
+            except ValueError as problem:
+                raise WorkloadError(
+                    f"{self.path}: line {number} is not a record ({problem}): remove it, or choose another --out"
+                ) from None
 
 
 @cache

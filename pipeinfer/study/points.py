@@ -73,7 +73,7 @@ L = TypeVar("L", LoadCell, LiveLoadCell)
 
 
 class ProgramCell(msgspec.Struct, frozen=True):
-    """One generation by a program of the artifact, where `live` says what ours does."""
+    """One generation by a compiled program, the authors' or llama.cpp's own, where `live` says what ours does."""
 
     program: str
     arguments: list[str]

@@ -73,7 +73,8 @@ class Contender(FileEntry, frozen=True):
     """A strategy as a recipe runs it. `of` names the strategy (default: what the contender is called); every
     combination of `options` is tried and the best is shown; `setting` changes fields of the simulated setting, or
     `prompt_chunk` where it is really run.
-    With a `program`, the authors' compiled program of that name runs in its place, with these `arguments`."""
+    With a `program`, the compiled one of that name, the authors' or llama.cpp's, runs in its place, with these
+    `arguments`."""
 
     of: str = ""
     options: dict[str, list[Any]] = msgspec.field(default_factory=dict)
@@ -182,8 +183,8 @@ class Figure(FileEntry, frozen=True):
 
 
 class Artifact(msgspec.Struct, frozen=True):
-    """Where the authors' programs are, the command that starts an MPI world of them, and what the user adds to their
-    command lines."""
+    """Where the programs are that the user has built: the authors', with the command that starts an MPI world of them
+    and what the user adds to their command lines; or llama.cpp's, which take neither."""
 
     folder: str
     launcher: str = "mpirun"

@@ -1,6 +1,5 @@
 """Reading results: the `trials.jsonl` of `pipeinfer reproduce`, or the JSON files of pytest-benchmark."""
 
-import codecs
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import msgspec
 import pandas as pd
 
 from pipeinfer.results.frame import measured
-from pipeinfer.results.records import Record, decode
+from pipeinfer.results.records import Record, decode, record_lines
 from pipeinfer.workload import WorkloadError
 
 NOT_THE_CELL = {"repeat", "repeats", "spans", "prompts", "temperatures"}
@@ -86,15 +85,12 @@ def _of_trials(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _records(file: Path) -> Iterator[Record]:
-    """The records of a file; half a line at its end, left by a process that was killed, is no error. Blank lines and a
-    byte order mark at the beginning, as editors leave them, are no records."""
-    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    for number, line in enumerate(lines, start=1):
+    """The records of a file; half a line at its end, left by a process that was killed, is no error."""
+    for number, _, line in record_lines(file):
         try:
-            if line.strip():
-                yield decode(line)
+            yield decode(line)
         except (ValueError, TypeError) as problem:
-            if number == len(lines) > 1:
+            if number > 1 and not line.endswith(b"\n"):
                 return
             raise WorkloadError(f"{file}: line {number} is not the record of a trial: {problem}") from None
 
