@@ -12,6 +12,7 @@ from pipeinfer.report.claims import Claim
 from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.figures import figure_name
 from pipeinfer.report.page import Table
+from pipeinfer.results.frame import hosts_of
 from pipeinfer.results.records import FILE, environment
 from pipeinfer.study.points import PredictorCell, cells
 from pipeinfer.study.recipes import Recipe
@@ -57,9 +58,7 @@ def appendix(
 ) -> Appendix:
     """Of what this report is about; `analysis_s`: what tables and figures of each experiment took (s)."""
     experiments = list(by_name.values())
-    hosts = sorted(
-        {host for one in experiments for text in one.trials.hosts.dropna() for host in text.split(", ") if host}
-    )
+    hosts = sorted({host for one in experiments for host in hosts_of(one.trials)})
     found = environment() | ({"hosts of the ranks": ", ".join(hosts)} if hosts else {})
     once = pd.concat([one.trials[["config_hash", "seconds"]] for one in experiments]).drop_duplicates()
     return Appendix(

@@ -8,6 +8,7 @@ from pipeinfer.modelling.acceptance import is_recorded
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.report.axes import X, Y, drafts_title
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.results.frame import hosts_of
 from pipeinfer.study.places import shared
 from pipeinfer.study.recipes import Figure, Live, Recipe
 
@@ -101,7 +102,7 @@ def _short(model: str) -> str:
 
 def _where(best: pd.DataFrame) -> str:
     """The hosts on which the ranks were."""
-    hosts = list(dict.fromkeys(host for one in best.hosts.dropna() for host in one.split(", ") if host))
+    hosts = hosts_of(best)
     if len(hosts) > 1:
         return f"on {len(hosts)} hosts ({', '.join(hosts)})"
     return f"all on one machine with {best.cores.iloc[0]} cores ({best.processor.iloc[0]})"

@@ -15,7 +15,7 @@ from pipeinfer.report.claims.finding import as_modelled, ratios
 from pipeinfer.report.claims.speed import GOOD, POOR
 from pipeinfer.report.drawn import Drawings, fingerprint
 from pipeinfer.report.experiment import Experiment
-from pipeinfer.report.figures import draw_card
+from pipeinfer.report.figures import WORDS, draw_card
 from pipeinfer.report.style import (
     BLUE,
     CARD_IN,
@@ -29,43 +29,43 @@ from pipeinfer.report.style import (
 )
 from pipeinfer.results.analysis import BASELINE
 
-Card: TypeAlias = Callable[[Drawings, str, list[Experiment], Path], bool]
-"""Has the experiments that bear on a claim (by its id) drawn; whether they have something to show."""
+Card: TypeAlias = Callable[[Drawings, str, list[Experiment], Path], str]
+"""Has the experiments that bear on a claim (by its id) drawn into a folder; the figure's file name without suffix: the
+claim, and what is drawn; or "" where they have nothing to show."""
 
 
 def with_card(drawings: Drawings, claim: Claim, experiments: Mapping[str, Experiment], folder: Path) -> Claim:
     """The claim with the figure of its card, which is drawn."""
-    figure = f"claim-{claim.id}"
+    if claim.verdict == "not testable here":
+        return claim
     bearing = [one for one in experiments.values() if claim.id in one.recipe.claims and not one.best.empty]
-    known = claim.verdict != "not testable here" and CARDS[claim.id](drawings, claim.id, bearing, folder / figure)
-    return msgspec.structs.replace(claim, figure=figure) if known else claim
+    return msgspec.structs.replace(claim, figure=CARDS[claim.id](drawings, claim.id, bearing, folder))
 
 
 def _figure_of(
-    recipe: str, quantity: str, beside: str, drawings: Drawings, claim: str, bearing: list[Experiment], path: Path
-) -> bool:
+    recipe: str, quantity: str, beside: str, drawings: Drawings, claim: str, bearing: list[Experiment], folder: Path
+) -> str:
     """The recipe's figure of that quantity, or where it was not run another's; with `beside`, of PipeInfer beside that
     contender and the baseline."""
-    known = [
-        (one, shown)
-        for one in sorted(bearing, key=lambda one: one.recipe.name != recipe)
-        for shown in sorted(one.recipe.figures, key=lambda shown: shown.y != quantity)
-        if shown.kind in ("lines", "dots")
-    ]
-    for experiment, shown in known[:1]:
-        some = experiment.among([BASELINE, "pipeinfer", beside]) if beside else experiment
-        draw_card(drawings, some, shown, path, claim)
-    return bool(known)
+    for experiment in sorted(bearing, key=lambda one: one.recipe.name != recipe):
+        for shown in sorted(experiment.recipe.figures, key=lambda one: one.y != quantity):
+            if shown.kind in ("lines", "dots"):
+                some = experiment.among([BASELINE, "pipeinfer", beside]) if beside else experiment
+                name = f"claim-{claim}-{WORDS.get(shown.y, shown.y)}"
+                draw_card(drawings, some, shown, folder / name, claim)
+                return name
+    return ""
 
 
-def _alignments(drawings: Drawings, claim: str, bearing: list[Experiment], path: Path) -> bool:
+def _alignments(drawings: Drawings, claim: str, bearing: list[Experiment], folder: Path) -> str:
     """The gains of poorly and of well aligned models in one panel."""
     first = sorted(bearing, key=lambda one: one.recipe.name != "speed")[:1]
     gains = as_modelled(ratios(first, BASELINE))
     names = {GOOD: f"well aligned (acceptance {GOOD:g})", POOR: f"poorly aligned ({POOR:g})"}
     gains = gains.assign(models=gains.acceptance.map(names))[gains.acceptance.isin(names) & (gains.drafts == "")]
-    drawings.draw(path, fingerprint("alignments", gains), _draw_alignments, first[0], claim, gains, [*names.values()])
-    return True
+    name, mark = f"claim-{claim}-{WORDS['gain']}-by-alignment", fingerprint("alignments", gains)
+    drawings.draw(folder / name, mark, _draw_alignments, first[0], claim, gains, [*names.values()])
+    return name
 
 
 def _draw_alignments(
@@ -85,12 +85,13 @@ def _draw_alignments(
         legend_above(figure, axis)
 
 
-def _texts(drawings: Drawings, claim: str, bearing: list[Experiment], path: Path) -> bool:
+def _texts(drawings: Drawings, claim: str, bearing: list[Experiment], folder: Path) -> str:
     """How many really generated texts are those of plain decoding."""
     live = [one.trials[["recipe", "status"]] for one in bearing if one.recipe.live is not None]
     rows = pd.concat(live).replace({"status": VERDICTS})
-    drawings.draw(path, fingerprint("texts", rows), _draw_texts, claim, rows)
-    return True
+    name = f"claim-{claim}-texts-by-experiment"
+    drawings.draw(folder / name, fingerprint("texts", rows), _draw_texts, claim, rows)
+    return name
 
 
 def _draw_texts(claim: str, rows: pd.DataFrame, path: Path) -> None:

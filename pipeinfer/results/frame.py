@@ -234,6 +234,11 @@ def _outcome(trial: Trial, cores: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def hosts_of(trials: pd.DataFrame) -> list[str]:
+    """Of the ranks of several trials, each once."""
+    return list(dict.fromkeys(host for one in trials.hosts.dropna() for host in one.split(", ") if host))
+
+
 def _gigabytes(size: float | None) -> float | None:
     return None if size is None else size / 1e9
 

@@ -107,11 +107,11 @@ def test_a_claim_has_a_card_with_its_figure_and_folded_evidence(done: tuple[Path
         assert ("<svg" in card.partition("</article>")[0]) == bool(claim.figure)
         assert "<details><summary>evidence</summary>" in card
     assert {claim.id for claim in claims if claim.figure} == {"C1", "C2"}
-    assert (folder / "figures" / "claim-C1.svg").exists()
+    assert (folder / "figures" / "claim-C1-speedup.svg").exists()
 
 
 def test_a_page_has_a_figure_s_words_as_text_and_its_drawing_whole(done: tuple[Path, list[Claim]]) -> None:
-    path = done[0] / "figures" / "claim-C1.svg"
+    path = done[0] / "figures" / "claim-C1-speedup.svg"
     whole, found = path.read_text(), inline(path)
     assert (found.title, found.shown) == ("C1: speed over best speculative", "Speed over best speculative")
     assert found.caption.startswith("Experiment width (sim): dolphin-tinyllama, haswell-gigabit, acceptance 0.79")
@@ -134,11 +134,11 @@ def test_how_well_models_are_aligned_has_a_figure_of_its_own(tmp_path: Path) -> 
     store = Store(tmp_path)
     run(recipe, store, 1, lambda *_: None)
     claims = {claim.id: claim for claim in conclude([recipe], store, tmp_path).claims}
-    assert (claims["C1"].figure, claims["C8"].figure) == ("claim-C1", "claim-C8")
-    drawn = (tmp_path / "figures" / "claim-C8.svg").read_text()
+    assert (claims["C1"].figure, claims["C8"].figure) == ("claim-C1-speedup", "claim-C8-speedup-by-alignment")
+    drawn = (tmp_path / "figures" / "claim-C8-speedup-by-alignment.svg").read_text()
     for words_in_it in ("well aligned (acceptance 0.79)", "poorly aligned (0.52)", "no gain", "nodes"):
         assert f"<!-- {words_in_it} -->" in drawn
-    assert "aligned" not in (tmp_path / "figures" / "claim-C1.svg").read_text()
+    assert "aligned" not in (tmp_path / "figures" / "claim-C1-speedup.svg").read_text()
 
 
 def test_what_a_recipe_says_is_text_and_no_markup(tmp_path: Path) -> None:
@@ -146,6 +146,14 @@ def test_what_a_recipe_says_is_text_and_no_markup(tmp_path: Path) -> None:
     conclude([odd], Store(tmp_path), tmp_path)
     assert "a &lt; b &amp; |c|" in (tmp_path / "report.html").read_text()
     assert f"{len(cells(odd))} cells were not run." in (tmp_path / "report.md").read_text()
+
+
+def test_only_a_table_whose_heads_take_clicks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeinfer.report.appendix.environment", lambda: {f"part {n}": n for n in range(12)})
+    conclude([msgspec.structs.replace(RECIPE, figures=())], Store(tmp_path), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert ">12 rows.</p>" in page.partition("<h2>Environment</h2>")[2].partition("<h2>")[0]
+    assert ">10 rows; a click on a head sorts them.</p>" in page, "of claims"
 
 
 def test_the_terminal_ends_with_a_line_per_claim_on_one_screen(done: tuple[Path, list[Claim]]) -> None:
@@ -169,14 +177,15 @@ def test_the_folder_describes_itself_as_a_crate(done: tuple[Path, list[Claim]]) 
     by_id = {entry["@id"]: entry for entry in crate["@graph"]}
     assert by_id["ro-crate-metadata.json"]["about"] == {"@id": "./"}
     parts = [part["@id"] for part in by_id["./"]["hasPart"]]
-    assert {"report.html", "trials.jsonl", "trials.parquet", "figures/claim-C1.svg"} <= set(parts)
+    assert {"report.html", "trials.jsonl", "trials.parquet", "figures/claim-C1-speedup.svg"} <= set(parts)
     assert all((folder / part).exists() and by_id[part]["@type"] == "File" for part in parts)
 
 
 def test_the_appendix_leads_from_claims_to_experiments_and_figures(done: tuple[Path, list[Claim]]) -> None:
     folder, claims = done
     text = (folder / "report.md").read_text()
-    assert "| C1 | Generation speed over standard speculative inference | partly | width | claim-C1.svg |" in text
+    speed = "| C1 | Generation speed over standard speculative inference | partly | width | claim-C1-speedup.svg |"
+    assert speed in text
     assert "| width-speedup-by-row-cost.svg |" in text, "its experiment's own figure"
     for claim in claims:
         if "C1" != claim.id != "C2":

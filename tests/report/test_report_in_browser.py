@@ -44,7 +44,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "report.html").as_uri()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(400, False), (1400, True)])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1400])
 def test_a_reader_finds_answer_figure_and_losses_at_once(browser: Any, report: str, width: int, dark: bool) -> None:
     open_page(browser, report, width, dark=dark)
     assert not browser.execute_script(WIDER)
