@@ -1,18 +1,15 @@
 """Several requests at once in one pipeline: what each gets beside what all get together, as a figure and a table."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from pipeinfer.report import captions
 from pipeinfer.report.experiment import Experiment, medians
 from pipeinfer.report.page import Columns, Table, in_ms, rounded, table_of
-from pipeinfer.report.style import GREY, legend_above, load_seaborn, looks, new_figure, ticked
+from pipeinfer.report.style import GREY, THIN, legend_above, load_seaborn, looks, new_figure, ticked
 from pipeinfer.study.recipes import Figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLUMNS: Columns = {
     "where": ("at once", "{}"), "contender": ("strategy", ""), "all_tokens_per_s": ("tokens/s of all", rounded),
@@ -66,14 +63,14 @@ def at_once_table(experiment: Experiment) -> Table:
     return table_of(found.assign(where=(found.requests.map("{:.0f}, ".format) + where).str.removesuffix(", ")), COLUMNS)
 
 
-def _join_alike(axes: "Axes", found: pd.DataFrame) -> None:
+def _join_alike(axis: Any, found: pd.DataFrame) -> None:
     """Join what is of as many requests at once, with their number beside the one that is fastest for each: numbers
     beside all points would lie on one another."""
     for requests, some in found.groupby("requests"):
         alike = some.sort_values("tokens_per_s")
-        axes.plot(alike.tokens_per_s, alike.all_tokens_per_s, color=GREY, linewidth=0.8, zorder=1)
+        axis.plot(alike.tokens_per_s, alike.all_tokens_per_s, color=GREY, linewidth=0.8, zorder=1)
         fastest = alike.iloc[-1]
-        axes.annotate(
+        axis.annotate(
             f"{requests:.0f}", (fastest.tokens_per_s, fastest.all_tokens_per_s), xytext=(7, 0),
             textcoords="offset points", va="center", color="#555555", fontsize=8, zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
@@ -89,8 +86,7 @@ def at_once(experiment: Experiment, figure: Figure, path: Path) -> None:
         "while all of them decode, where they do. Grey: as many requests at once."
     )
     caption += " Thin: closed form for runs of one token, drafts always ready." * bool(found.closed.notna().any())
-    contenders = [name for name in recipe.strategies if name in set(found.contender)]
-    shared = looks("contender", {name: experiment.style_of(name) for name in contenders})
+    shared = looks("contender", {name: experiment.style_of(name) for name in experiment.contenders(found)})
     shared |= {"estimator": "median", "errorbar": None}
     with new_figure(path, captions.title(recipe, figure), caption, height=5.2) as drawing:
         ((total, pareto), (first, gap)) = drawing.subplots(2, 2)
@@ -99,9 +95,8 @@ def at_once(experiment: Experiment, figure: Figure, path: Path) -> None:
         sns.lineplot(known, x="tokens_per_s", y="all_tokens_per_s", ax=pareto, legend=False, sort=False, **shared)
         _join_alike(pareto, known)
         for name, line in found.dropna(subset=["closed"]).groupby("contender"):
-            thin: dict[str, Any] = {"color": shared["palette"][name], "linewidth": 1, "linestyle": (0, (2, 1.2))}
-            total.plot(line.requests, line.closed, **thin)
-            pareto.plot(line.limit_tokens_per_s, line.closed, **thin)
+            total.plot(line.requests, line.closed, color=shared["palette"][name], **THIN)
+            pareto.plot(line.limit_tokens_per_s, line.closed, color=shared["palette"][name], **THIN)
         sns.lineplot(found, x="requests", y="ttft_s", ax=first, legend=False, **shared)
         sns.lineplot(found, x="requests", y="itl_mean_s", ax=gap, legend=False, **shared)
         for axis, label in ((total, "tokens/s of all"), (first, "time to first token (s)"),

@@ -46,7 +46,7 @@ def categories(experiment: Experiment, figure: Figure, path: Path) -> None:
     """Gains over plain decoding as bars, and the acceptance length beside them."""
     sns = load_seaborn()
     rows = gains(experiment)
-    contenders = [name for name in experiment.recipe.strategies if name in set(rows.contender) - {REFERENCE}]
+    contenders = [name for name in experiment.contenders(rows) if name != REFERENCE]
     look = looks("contender", {name: experiment.style_of(name) for name in contenders})
     kinds = list(dict.fromkeys(rows.category))
     caption = (

@@ -97,6 +97,11 @@ class Experiment:
         trials = trials[trials.contender.isin(contenders)]
         return Experiment(self.recipe, Tables(trials, self.gaps, self.ranks, self.spans))
 
+    def contenders(self, rows: pd.DataFrame) -> list[str]:
+        """Those that rows are of, in the order of the recipe."""
+        there = set(rows.contender)
+        return [name for name in self.recipe.strategies if name in there]
+
     def style_of(self, contender: str) -> str:
         """The strategy whose colour it has."""
         return self.recipe.strategies[contender].of or contender

@@ -21,7 +21,9 @@ from pipeinfer.report.panelled import panelled, sheet
 from pipeinfer.report.prediction import scatter
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.style import (
+    BROKEN,
     GREY,
+    THIN,
     decade_ticks,
     height_of,
     legend_above,
@@ -77,7 +79,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, card: str = ""
     rows, theory = _along(experiment, figure), _theory(experiment, figure)
     theory = theory[:0] if small else theory  # which only a caption can explain
     marks = _marks(experiment.recipe) if figure.y == "gain" else {}
-    contenders = [name for name in experiment.recipe.strategies if name in set(rows.contender)]
+    contenders = experiment.contenders(rows)
     # A variant of a strategy has its colour and broken lines.
     variants = [
         name for name in contenders if experiment.style_of(name) != name and experiment.recipe.strategies[name].setting
@@ -91,7 +93,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, card: str = ""
     with sheet(path, experiment, figure, card, " ".join(filter(None, caption)), heights) as drawing:
         axes = panels(drawing, len(by_panel), columns=1 if small else 0, sharex=True, sharey=True if small else "row")
         for axis, (title, shown) in zip(axes, by_panel.items(), strict=True):
-            for (name, value), dashes in zip(marks.items(), ["-", (0, (6, 3))], strict=False):
+            for (name, value), dashes in zip(marks.items(), ["-", BROKEN], strict=False):
                 axis.axhline(value, color=GREY, linewidth=1, linestyle=dashes, label=name)
             sns.lineplot(
                 shown, x="x", y=y.column, estimator="median", errorbar=band, ax=axis, legend=axis is axes[0],
@@ -100,7 +102,7 @@ def _lines(experiment: Experiment, figure: Figure, path: Path, *, card: str = ""
             if title in theory_by_panel:
                 sns.lineplot(
                     theory_by_panel[title], x="x", y="y", hue="contender", palette=shared["palette"],
-                    estimator="median", errorbar=None, linewidth=1, linestyle=(0, (2, 1.2)), legend=False, ax=axis,
+                    estimator="median", errorbar=None, legend=False, ax=axis, **THIN,
                 )  # fmt: skip
             ticked(axis, rows.x, x.base)
             last = axis is axes[-1]  # A card's title says what is along y.

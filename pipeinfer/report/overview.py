@@ -17,7 +17,7 @@ from pipeinfer.report.experiment import Experiment
 from pipeinfer.report.league import behind
 from pipeinfer.report.page import ends
 from pipeinfer.report.published import published_claims
-from pipeinfer.report.style import BLUE, GREEN, GREY, ORANGE, legend, load_seaborn, new_figure, taken_legend
+from pipeinfer.report.style import BLUE, BROKEN, GREEN, GREY, ORANGE, legend, load_seaborn, new_figure, taken_legend
 from pipeinfer.results.analysis import BASELINE
 
 NAME = "gain-by-cluster-and-row-cost"
@@ -95,7 +95,7 @@ def _draw(gains: pd.DataFrame, path: Path) -> None:
     clusters, costs = as_modelled(gains), gains[gains.groupby("recipe").width_cost.transform("nunique") > 1]
     rows = [1.0 + 0.26 * clusters["where"].nunique(), *[2.7] * (not costs.empty)]
     published = published_claims()["C1"].value
-    broken: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (6, 3))}
+    broken: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": BROKEN}
     with new_figure(path, TITLE, _caption(clusters), 0.25 + sum(rows), width=4.6, png=False) as figure:
         above, *below = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)[:, 0]
         handles = _by_cluster(above, clusters)

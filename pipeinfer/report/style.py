@@ -30,6 +30,11 @@ STYLES: dict[str, tuple[str, str]] = {
 """Colour and marker of the project's own strategies, and of kinds of drafts; others take what is left."""
 COLOURS, MARKERS = (GREEN, PURPLE, ORANGE, SKY, GREY), ("D", "v", "P", "X", "*", "<", "h", ">", "p", "d", "8")
 
+THIN: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (2, 1.2))}
+"""Lines of what theory or the simulator says, beside what was found."""
+BROKEN = (0, (6, 3))
+"""Of the line of a published value."""
+
 WIDTH_IN, CARD_IN = 7.2, 3.7
 """Widths of a figure, and of the one on a claim's card (inches)."""
 CAPTION_CHARACTERS, TITLE_CHARACTERS = 122, 84
@@ -230,11 +235,16 @@ def _rc() -> dict[Any, Any]:
 
 def panels(figure: Any, count: int, *, columns: int = 0, **shared: Any) -> list[Any]:
     """That many axes, two or three beside one another, or in as many `columns`."""
-    columns = columns or (3 if count == 3 else min(2, count))
+    columns = columns or _beside(count)
     axes = figure.subplots(-(-count // columns), columns, squeeze=False, **shared)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return list(axes.flat[:count])
+
+
+def _beside(count: int) -> int:
+    """How many of so many panels are beside one another."""
+    return 3 if count == 3 else min(2, count)
 
 
 def ticked(axis: Any, values: Iterable[float], base: int | None) -> None:
@@ -257,7 +267,7 @@ def decade_ticks(axis: Any) -> None:
 
 def height_of(count: int, row: float) -> float:
     """Inches of `panels`, each `row` high."""
-    return 0.4 + row * -(-count // (3 if count == 3 else min(2, count)))
+    return 0.4 + row * -(-count // _beside(count))
 
 
 GAP_PX, SHORTEST = 8, 12

@@ -114,9 +114,8 @@ def emulated_and_simulated(experiment: Experiment) -> pd.DataFrame:
     both["same"] = [
         list(one) == list(other) for one, other in zip(both.token_ids, both.token_ids_simulated, strict=True)
     ]
-    found = medians(both, ["place", "contender", "variant"])
-    same = both.groupby(["place", "contender", "variant"], sort=False).same.all()
-    return found.assign(same=same.to_numpy())
+    by = ["place", "contender", "variant"]
+    return medians(both, by).assign(same=both.groupby(by, sort=False).same.all().to_numpy())
 
 
 def _emulated_blocks(experiment: Experiment) -> Iterator[Block]:

@@ -118,8 +118,7 @@ def command(cell: ProgramCell, layers: int, prompt: Path) -> list[str]:
         "-f", str(prompt), "-n", str(cell.live.tokens),
         "--mpi-layer-split", shares + "/1.0" * drafts, "-t", threads, "-tb", threads,
         "--temp", "-1.0", "--repeat-last-n", "0", "--ignore-eos",
-        *cell.arguments, *(word for name, value in cell.options.items() for word in (f"--{name}", str(value))),
-        *shlex.split(cell.artifact.arguments),
+        *cell.words, *shlex.split(cell.artifact.arguments),
     ]  # fmt: skip
 
 

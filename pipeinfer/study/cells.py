@@ -13,6 +13,7 @@ from pipeinfer.engine.sampling import Sampling
 from pipeinfer.engine.special_tokens import framed
 from pipeinfer.engine.text_stream import continuation
 from pipeinfer.modelling.platform import platform_of
+from pipeinfer.plugins import open_strategy
 from pipeinfer.prompt_sets import prompt_named, suite
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import RunRecord, Trial
@@ -96,8 +97,6 @@ def _run_in_nanoseconds(run: RunRecord) -> RunRecord:
 
 def check_live(cells: Iterable[LiveCell]) -> None:
     """Raise WorkloadError if a prompt or a strategy is not there."""
-    from pipeinfer.plugins import open_strategy
-
     for cell in cells:
         for prompt in {cell.prompt, *cell.live.prompts}:  # Of those that only the best options are run with, too.
             prompt_named(prompt)
@@ -132,8 +131,6 @@ def sampling_of(live: Live, temperature: float) -> Sampling:
 
 def warm_up(cluster: Any, cell: LiveCell) -> None:
     """A few tokens that nobody measures: first touches of memory, code and connections cost what no later ones do."""
-    from pipeinfer.plugins import open_strategy
-
     prompt = prompt_of(cluster, cell)
     for strategy in ("iterative", "pipeinfer"):
         cluster.generate(prompt, open_strategy(strategy, {}), max_tokens=8, stop_ids=())
@@ -154,8 +151,6 @@ def prompt_of(cluster: Any, cell: LiveCell) -> list[int]:
 
 
 def _generate(cluster: Any, cell: LiveCell) -> Trial:
-    from pipeinfer.plugins import open_strategy
-
     live, prompt = cell.live, prompt_of(cluster, cell)
     trial: Trial = cluster.generate(
         prompt,

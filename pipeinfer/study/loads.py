@@ -15,6 +15,7 @@ from pipeinfer.modelling.load import as_one, simulate_load
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.results.records import Record
 from pipeinfer.results.trial import Trial
+from pipeinfer.runtime.transports import HEAD
 from pipeinfer.study.cells import in_nanoseconds, live_plan, prompt_of, sampling_of, warm_up, with_config
 from pipeinfer.study.executors import local
 from pipeinfer.study.identity import record_of
@@ -128,7 +129,6 @@ def serve(cluster: Any, cells: list[LiveLoadCell]) -> list[Trial]:
 
 def _hand_in(cluster: Any, service: Any, cells: list[LiveLoadCell]) -> list[tuple[tuple[int, ...], Any]]:
     """For each of the requests its tokens and its record."""
-    from pipeinfer.runtime.transports import HEAD
     from pipeinfer.serve.events import Ended, Failed, Tokens
 
     events: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()

@@ -57,8 +57,7 @@ def command(cell: ProgramCell, nodes: list[str], prompt: Path) -> list[str]:
         str(find_program(cell.artifact.folder, cell.program, LLAMA_CPP)),
         "-m", cell.live.target, "--rpc", ",".join(nodes), "-ngl", "99", "-dev", devices, *drafts,
         "-f", str(prompt), "-n", str(cell.live.tokens), "-c", str(CONTEXT), "-t", threads,
-        "--temp", "0", "--ignore-eos",
-        *cell.arguments, *(word for name, value in cell.options.items() for word in (f"--{name}", str(value))),
+        "--temp", "0", "--ignore-eos", *cell.words,
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@ contender that they belong to."""
 
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -20,7 +20,9 @@ from pipeinfer.study.recipes import (
     Simulated,
     Site,
 )
-from pipeinfer.workload import FileEntry, WorkloadError, convert
+from pipeinfer.workload import Count, FileEntry, WorkloadError, convert
+
+PromptChunk: TypeAlias = Count | Literal["auto", "whole"]
 
 
 class SimCell(msgspec.Struct, frozen=True):
@@ -47,7 +49,7 @@ class LiveCell(msgspec.Struct, frozen=True):
     temperature: float
     repeat: int
     live: Live
-    prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
+    prompt_chunk: PromptChunk = "auto"
 
     @property
     def tokens(self) -> int:
@@ -83,6 +85,11 @@ class ProgramCell(msgspec.Struct, frozen=True):
     repeat: int
     live: Live
     artifact: Artifact
+
+    @property
+    def words(self) -> list[str]:
+        """Arguments and options, for a command line."""
+        return [*self.arguments, *(word for name, value in self.options.items() for word in (f"--{name}", str(value)))]
 
 
 class PredictorCell(msgspec.Struct, frozen=True):
@@ -241,7 +248,7 @@ def _meant(
 
 
 class _LiveSetting(FileEntry, frozen=True):
-    prompt_chunk: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto", "whole"] = "auto"
+    prompt_chunk: PromptChunk = "auto"
 
 
 def _live_points(recipe: Recipe, live: Live) -> Iterator[Point]:

@@ -9,6 +9,7 @@ from pipeinfer.cluster.plan import Plan
 from pipeinfer.engine.sampling import Sampling
 from pipeinfer.errors import LaunchError, RankLost, one_line
 from pipeinfer.modelling.profile import Profile
+from pipeinfer.plugins import open_backend
 from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.results.records import Record
 from pipeinfer.runtime.oracle import Trace
@@ -44,7 +45,6 @@ def run_predictor(cell: PredictorCell, key: str | None = None) -> Iterator[Recor
 
 def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:
     from pipeinfer.modelling.fit_trials import traces
-    from pipeinfer.plugins import open_backend
 
     live = cell.live
     plan = live_plan(live, key)
