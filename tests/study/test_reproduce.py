@@ -17,9 +17,12 @@ from typer.testing import CliRunner
 from pipeinfer.assets import asset
 from pipeinfer.commands.reproduce import reproduce
 from pipeinfer.engine.backend import BadModel
+from pipeinfer.prompt_sets import prompt_named
 from pipeinfer.report.captions import slowness
 from pipeinfer.report.claims import Claim, judge
+from pipeinfer.report.drawn import Drawings
 from pipeinfer.report.experiment import Experiment
+from pipeinfer.report.figures import draw
 from pipeinfer.report.published import published_claims
 from pipeinfer.report.tables import notes
 from pipeinfer.report.write import conclude
@@ -430,6 +433,19 @@ def test_every_strategy_really_generates_the_same_tokens(live: tuple[Path, list[
     (lossless,) = [claim for claim in claims if claim.id == "C10"]
     assert (lossless.verdict, lossless.reproduced) == ("reproduced", f"{count} of {count} identical")
     assert (folder / "figures" / "live-generation-speed.png").stat().st_size > 10_000
+
+
+def test_gains_are_drawn_by_the_category_of_prompts(live: tuple[Path, list[Claim]], tmp_path: Path) -> None:
+    experiment = analyse(LIVE, Store(live[0]).records)
+    with Drawings() as drawings:
+        path = draw(drawings, experiment, Figure("categories"), tmp_path)
+    words = path.with_suffix(".svg").read_text()
+    assert path.name == "live-categories"
+    assert "<title>Live</title>" in words
+    category = prompt_named("merge-sorted").category
+    for shown in ("speculative", "pipeinfer", category, "speed over plain decoding"):
+        assert f"<!-- {shown} -->" in words
+    assert "<!-- iterative -->" not in words, "which the gains are over"
 
 
 def test_live_ranks_can_be_slow_and_their_links_limited() -> None:
