@@ -137,7 +137,7 @@ def run_programs(
             trial = _trial(cell, generate)
         except (BadModel, WorkloadError, OSError, NoTrial) as failed:
             error = f"{cell.program}: {one_line(failed)}"
-        yield record_of(cell, trial, [], error, time.perf_counter() - start)
+        yield record_of(cell, trial, time.perf_counter() - start, error=error)
 
 
 class NoTrial(Exception):  # noqa: N818 - reads as what happened

@@ -69,7 +69,7 @@ def simulated(cell: SimCell) -> Record:
     start = time.perf_counter()
     spans: list[Span] | None = [] if cell.spans else None
     trial = platform_of(cell.cluster, cell.pair).simulate(cell.setting, spans)
-    return record_of(cell, in_nanoseconds(trial), spans or [], "", time.perf_counter() - start)
+    return record_of(cell, in_nanoseconds(trial), time.perf_counter() - start, spans=spans or ())
 
 
 def in_nanoseconds(trial: Trial) -> Trial:

@@ -1,6 +1,7 @@
 """What makes a cell the same cell: the hash of all that decides its result; and the record of one that was run."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from pipeinfer.study.points import Cell, EmulatedCell, PredictorCell, SimCell
 def record_of(
     cell: Cell,
     trial: Trial | None,
-    spans: list[Span],
-    error: str,
     seconds: float,
+    *,
+    error: str = "",
+    spans: Sequence[Span] = (),
     predictor: dict[str, Any] | None = None,
 ) -> Record:
-    """What is kept of a cell that was run, or that failed."""
+    """What is kept of a cell that took so long to run, or that failed."""
     return Record(
         config_hash=config_hash(cell),
         config=msgspec.to_builtins(cell),
@@ -34,7 +36,7 @@ def record_of(
         seed=cell.setting.seed if isinstance(cell, SimCell) else cell.live.seed,
         trial=trial,
         error=error,
-        spans=spans,
+        spans=list(spans),
         seconds=seconds,
         environment=stamped(),
         predictor=predictor,

@@ -65,7 +65,7 @@ def simulated(some: list[LoadCell]) -> list[Record]:
     settings = [cell.setting for cell in whole(some[0])]
     trials = simulate_load(platform_of(some[0].cluster, some[0].pair).prepare, settings)
     share = (time.perf_counter() - start) / len(some)
-    return [record_of(cell, in_nanoseconds(trials[cell.number]), [], "", share) for cell in some]
+    return [record_of(cell, in_nanoseconds(trials[cell.number]), share) for cell in some]
 
 
 # Real

@@ -54,7 +54,7 @@ def run_in_world(cells: list[LiveCell]) -> Iterator[Record]:
                 world.terminate()  # which ends its ranks; it has left already when all went well
         said = errors.read_text(errors="replace").strip().splitlines()
         problem = f"the MPI world ended early: {said[-1] if said else f'exit code {world.returncode}'}"
-        yield from (record_of(cell, None, [], problem, 0.0) for cell in cells[count:])
+        yield from (record_of(cell, None, 0.0, error=problem) for cell in cells[count:])
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def run_predictor(cell: PredictorCell, key: str | None = None) -> Iterator[Recor
         predictor = msgspec.to_builtins(_make_predictor(cell, key))
     except (LaunchError, RankLost, TransportError, ValueError, OSError) as failed:
         problem = one_line(failed)
-    yield record_of(cell, None, [], problem, time.perf_counter() - start, predictor)
+    yield record_of(cell, None, time.perf_counter() - start, error=problem, predictor=predictor)
 
 
 def _make_predictor(cell: PredictorCell, key: str | None) -> Predictor:

@@ -46,17 +46,17 @@ def on_ranks(
                 stack.close()
                 cluster, problem = None, f"the ranks did not come up: {one_line(failed)}"
             if cluster is None:
-                yield record_of(cell, None, [], problem, 0.0)
+                yield record_of(cell, None, 0.0, error=problem)
                 continue
             try:
                 trial = generate(cluster, cell)
             except (LaunchError, RankLost, TransportError, ValueError) as failed:
                 stack.close()
                 cluster = None
-                yield record_of(cell, None, [], one_line(failed), time.perf_counter() - start)
+                yield record_of(cell, None, time.perf_counter() - start, error=one_line(failed))
             else:
                 spans = _spans(cluster, trial) if cluster.plan.trace else []
-                yield record_of(cell, trial, spans, "", time.perf_counter() - start)
+                yield record_of(cell, trial, time.perf_counter() - start, spans=spans)
 
 
 @contextmanager

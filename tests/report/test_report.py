@@ -198,7 +198,7 @@ def test_what_could_not_be_predicted_is_said(tmp_path: Path) -> None:
     trial = Trial("iterative", "real", 4, (1, 2, 3), (0.1, 0.2, 0.3), "length", (), ())
     for cell in cells(recipe):
         if isinstance(cell, LiveCell) and cell.strategy == "iterative":
-            store.append(record_of(cell, trial, [], "", 0.3))
+            store.append(record_of(cell, trial, 0.3))
     conclude([recipe], store, tmp_path)
     assert "Nothing to show: what would predict it failed." in (tmp_path / "report.md").read_text()
 

@@ -66,7 +66,8 @@ def test_another_cluster_takes_the_place_of_the_recipe_s(fidelity: str, mine: Pa
     recipe = only("speed", Wish(fidelity, str(mine)))
     found = [cell for cell in cells(recipe) if isinstance(cell, SimCell)]
     assert {workload.cluster(cell.cluster).name for cell in found} == {"mine"}
-    (row,) = collected([(record_of(found[0], None, [], "not run", 0.0), [("speed", "iterative")])]).trials.itertuples()
+    failed = record_of(found[0], None, 0.0, error="not run")
+    (row,) = collected([(failed, [("speed", "iterative")])]).trials.itertuples()
     assert ", mine, " in Place.of(row).text
     check([recipe])
 
