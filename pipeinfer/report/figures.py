@@ -156,15 +156,14 @@ def _along(experiment: Experiment, figure: Figure) -> pd.DataFrame:
 
 def _theory(experiment: Experiment, figure: Figure) -> pd.DataFrame:
     """Rows with `x` and `y`: the closed forms, or the simulation of what is emulated."""
-    variable, column = X[figure.x].columns[0], Y[figure.y].column
+    x = X[figure.x]
     if experiment.recipe.emulation and figure.y != "gain":
-        found = experiment.simulated[experiment.simulated.best]
-        return found.assign(x=found[variable] / X[figure.x].unit, y=found[column])
-    known = figure.y == "speed" and figure.x not in OPTIONS and not experiment.recipe.emulation
-    found = experiment.best[
-        experiment.best.limit_tokens_per_s.notna() & (experiment.best.contender != REFERENCE) & known
-    ]
-    return found.assign(x=found[variable] / X[figure.x].unit, y=found.limit_tokens_per_s)
+        found, column = experiment.simulated[experiment.simulated.best], Y[figure.y].column
+    else:
+        found, column = experiment.best, "limit_tokens_per_s"
+        known = figure.y == "speed" and figure.x not in OPTIONS and not experiment.recipe.emulation
+        found = found[found[column].notna() & (found.contender != REFERENCE) & known]
+    return found.assign(x=found[x.columns[0]] / x.unit, y=found[column])
 
 
 _DRAWN: dict[str, Callable[..., None]] = {

@@ -13,10 +13,10 @@ from pipeinfer.assets import asset
 from pipeinfer.modelling.acceptance import recorded
 from pipeinfer.modelling.platform import platform_of
 from pipeinfer.prompt_sets import prompt_named
-from pipeinfer.results.records import Record, stamped
+from pipeinfer.results.records import Record, Records, stamped
 from pipeinfer.results.trial import Trial
 from pipeinfer.runtime.spans import Span
-from pipeinfer.study.points import Cell, EmulatedCell, PredictorCell, SimCell
+from pipeinfer.study.points import Cell, EmulatedCell, PredictorCell, SimCell, simulated_twin
 
 
 def record_of(
@@ -53,6 +53,12 @@ def config_hash(cell: Cell) -> str:
         texts = [] if isinstance(cell, PredictorCell) else [prompt_named(cell.prompt).text]
         behind = _json([*_model_files(), *_dates(cell.live.target, cell.live.draft), *texts])
     return hashlib.sha256(_json((pipeinfer.__version__, cell, behind))).hexdigest()[:16]
+
+
+def simulated_s(cell: Cell, records: Records) -> float | None:
+    """How long the generation of an emulated cell is in simulation (s); None of others, and where it is not known."""
+    twin = records.outlines.get(config_hash(simulated_twin(cell))) if isinstance(cell, EmulatedCell) else None
+    return twin.duration_s if twin is not None and twin.done else None
 
 
 @cache

@@ -13,9 +13,9 @@ import msgspec
 from pipeinfer.results.records import Store
 from pipeinfer.runtime.transports import HEAD, hosting_of
 from pipeinfer.study.executors import BATCH
-from pipeinfer.study.identity import config_hash
+from pipeinfer.study.identity import config_hash, simulated_s
 from pipeinfer.study.jobs import path_of
-from pipeinfer.study.points import Cell, EmulatedCell, LiveCell, SimCell, cells, simulated_twin
+from pipeinfer.study.points import Cell, EmulatedCell, LiveCell, SimCell, cells
 from pipeinfer.study.recipes import Recipe
 from pipeinfer.workload import WorkloadError
 
@@ -118,8 +118,10 @@ def _jobs(recipe: Recipe, store: Store, out: Path, options: Sequence[str]) -> It
                 "pipeinfer", "cell", recipe.file or recipe.name, "--index", str(index),
                 *["--count", str(count)] * (count > 1), "--out", str(out.resolve()), *options,
             ]  # fmt: skip
-            hashes, seconds = [names[at] for at in batch], sum(_seconds(every[at], store, share_s) for at in batch)
-            yield Job(recipe.name, index, count, hashes, processes, _limit(seconds), shlex.join(command))
+            # Where a cell is emulated and its simulation known, as long as that is; else its share of the recipe's.
+            expected_s = sum(simulated_s(every[at], store.records) or share_s for at in batch)
+            hashes = [names[at] for at in batch]
+            yield Job(recipe.name, index, count, hashes, processes, _limit(expected_s), shlex.join(command))
 
 
 def _processes(cell: Cell) -> int:
@@ -130,12 +132,6 @@ def _processes(cell: Cell) -> int:
     if isinstance(cell, LiveCell) and hosting_of(cell.live.transport).start == "world":
         return cell.live.stages + 1 - HEAD
     return 1
-
-
-def _seconds(cell: Cell, store: Store, otherwise: float) -> float:
-    """What a cell is expected to take: as long as in simulation, where it is emulated and that is known."""
-    twin = isinstance(cell, EmulatedCell) and store.records.outlines.get(config_hash(simulated_twin(cell)))
-    return twin.duration_s if twin and twin.done else otherwise
 
 
 def _limit(seconds: float) -> int:

@@ -9,7 +9,7 @@ from pipeinfer.study.artifact import run_programs
 from pipeinfer.study.cells import check_live, check_simulated, run_live, run_simulated
 from pipeinfer.study.emulated import run_emulated
 from pipeinfer.study.growth import Growth
-from pipeinfer.study.identity import config_hash
+from pipeinfer.study.identity import config_hash, simulated_s
 from pipeinfer.study.loads import check_loads, check_served, run_live_loads, run_simulated_loads
 from pipeinfer.study.mpi_cells import check_world, needs_world, run_in_world
 from pipeinfer.study.points import (
@@ -23,7 +23,6 @@ from pipeinfer.study.points import (
     SimCell,
     cells,
     cells_of,
-    simulated_twin,
 )
 from pipeinfer.study.predictor import run_predictor
 from pipeinfer.study.recipes import PEER_PROGRAMS, Recipe
@@ -144,10 +143,10 @@ def _seconds_left(cells: list[Cell], store: Store) -> float | None:
     """What emulated cells will take, from the simulation of the same. None where there is no telling."""
     left = 0.0
     for cell in cells:
-        twin = isinstance(cell, EmulatedCell) and store.records.outlines.get(config_hash(simulated_twin(cell)))
-        if not twin or not twin.done:
+        known_s = simulated_s(cell, store.records)
+        if known_s is None:
             return None
-        left += twin.duration_s + START_S
+        left += known_s + START_S
     return left
 
 
