@@ -25,6 +25,7 @@ pipeinfer reproduce --cluster FILE.toml               # the sweeps on a cluster 
 pipeinfer reproduce --cluster FILE.json               # the sweeps on a cluster that `pipeinfer calibrate` measured
 mpirun -n 5 pipeinfer reproduce live                  # the live table over the ranks of an MPI world
 pipeinfer reproduce live --workers ADDRESSES --key FILE --backend torch --target MODEL --draft MODEL
+pipeinfer reproduce --emit slurm                      # job arrays of what is missing; --collect adds what they wrote
 pipeinfer reproduce --replot                          # figures and report anew from the records; nothing is run"""
 
 
