@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from msgspec.structs import asdict
 
-from pipeinfer.report.style import BLACK, BLUE, GREY, ORANGE, VERMILLION, new_figure
+from pipeinfer.report.style import BLACK, BLUE, GREY, ORANGE, VERMILLION, legend, new_figure
 from pipeinfer.results.compare import Comparison
 from pipeinfer.results.compare.judge import Row
 
@@ -43,8 +43,7 @@ def draw(comparison: Comparison, path: Path) -> None:
             marks |= _panel(axis, some, comparison.threshold)
         axes[0].set_yticks(range(len(cells)), cells)
         axes[0].set_ylim(len(cells) - 0.4, -0.6)
-        shown = {verdict: marks[verdict] for verdict in MARKS if verdict in marks}
-        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(MARKS))
+        legend(figure, [marks[verdict] for verdict in MARKS if verdict in marks])
 
 
 def _panel(axis: Any, rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def _panel(axis: Any, rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
     axis.grid(visible=False, axis="y")
     marks = {}
     for verdict, some in rows.dropna(subset=["y"]).groupby("verdict"):
-        colour, marker = MARKS[str(verdict)]
+        (colour, marker), name = MARKS[str(verdict)], str(verdict)
         axis.hlines(some.y, some.low, some.high, color=colour, linewidth=1.5)
-        (marks[str(verdict)],) = axis.plot(some.ratio, some.y, marker=marker, color=colour, linestyle="none")
+        (marks[name],) = axis.plot(some.ratio, some.y, marker=marker, color=colour, linestyle="none", label=name)
     return marks
