@@ -33,13 +33,33 @@ TORCH = (
 )
 """Files that load torch or transformers: it takes a worker seconds, and need not take each of them."""
 
+WAITS = (
+    "cluster/test_faults.py",
+    "cluster/test_fewer_ranks.py",
+    "cluster/test_patience.py",
+    "cluster/test_processor_time.py",
+    "cluster/test_rank_processes.py",
+    "cluster/test_workers.py",
+    "runtime/transports/test_shaped.py",
+    "runtime/transports/test_tcp.py",
+    "runtime/transports/test_tcp_liveness.py",
+    "runtime/transports/test_tls.py",
+    "serve/test_command.py",
+    "serve/test_leaving.py",
+    "serve/test_random_kills.py",
+    "serve/test_recovery.py",
+    "serve/test_worker_recovery.py",
+    "test_cancellation.py",
+)
+"""Files that wait for peers that are lost or late, and hardly compute: while one worker waits, the others compute."""
+
 LONG = (
+    "waits",
     "torch",
     "machine",
     "core/test_schedules.py",
     "test_docs.py",
     "backends/test_llamacpp_gemma.py",
-    "serve/test_worker_recovery.py",
     "test_example_plugin.py",
     "report/test_figures.py",
     "modelling/test_theory.py",
@@ -47,11 +67,7 @@ LONG = (
     "core/strategies/test_adaptive.py",
     "serve/test_llamacpp_served.py",
     "study/test_executors.py",
-    "runtime/transports/test_tls.py",
     "test_lossless.py",
-    "cluster/test_faults.py",
-    "cluster/test_rank_processes.py",
-    "runtime/transports/test_tcp.py",
     "modelling/test_calibration_fit.py",
     "backends/test_llamacpp_splits.py",
     "test_output.py",
@@ -62,26 +78,19 @@ LONG = (
     "modelling/test_adaptive_among_others.py",
     "serve/test_page.py",
     "backends/test_llamacpp_architectures.py",
-    "cluster/test_workers.py",
     "test_cli.py",
-    "serve/test_recovery.py",
     "modelling/test_shared_pipe.py",
-    "serve/test_random_kills.py",
-    "serve/test_leaving.py",
     "study/test_emulated_profile.py",
-    "runtime/transports/test_tcp_liveness.py",
     "study/test_reproduce_folder.py",
     "backends/test_llamacpp_pipelines.py",
     "backends/test_llamacpp_rows.py",
     "test_schedulers_live.py",
-    "cluster/test_fewer_ranks.py",
     "report/test_report.py",
     "study/test_artifact.py",
     "engine/test_sampling.py",
     "cluster/test_working_folder.py",
     "study/test_reproduce_calibrated.py",
     "report/test_report_in_browser.py",
-    "runtime/transports/test_shaped.py",
     "serve/test_service.py",
     "backends/test_llamacpp.py",
     "serve/test_fuzz.py",
@@ -101,6 +110,5 @@ LONG = (
 def scope_of(nodeid: str) -> str:
     """What one worker has to itself."""
     place = nodeid.partition("::")[0].removeprefix("tests/")
-    if place.startswith(WHOLE_MACHINE):
-        return "machine"
-    return "torch" if place in TORCH else place
+    groups = {"machine": WHOLE_MACHINE, "torch": TORCH, "waits": WAITS}
+    return next((name for name, files in groups.items() if place.startswith(files)), place)

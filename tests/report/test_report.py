@@ -152,7 +152,9 @@ def test_only_a_table_whose_heads_take_clicks_says_so(tmp_path: Path, monkeypatc
     monkeypatch.setattr("pipeinfer.report.appendix.environment", lambda: {f"part {n}": n for n in range(12)})
     conclude([msgspec.structs.replace(RECIPE, figures=())], Store(tmp_path), tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert ">12 rows.</p>" in page.partition("<h2>Environment</h2>")[2].partition("<h2>")[0]
+    of_environment = page.partition("<h2>Environment</h2>")[2].partition("<h2>")[0]
+    assert "<td>part 11</td>" in of_environment
+    assert " rows" not in of_environment
     assert ">10 rows; a click on a head sorts them.</p>" in page, "of claims"
 
 
