@@ -23,8 +23,9 @@ KINDS = ("local", "mpi", "slurm")
 BATCH = 64
 """Simulated cells of a job: starting one takes as long as dozens of them."""
 
-BACKOFF_S = 0.005
-"""How long processes of an MPI world sleep between two looks: a cell takes some ten times as long."""
+BACKOFF_S = 0.001
+"""How long processes of an MPI world sleep between two looks. Both ends of a large message look several times until it
+is there, while one of them spins: with 5 ms a sweep of cells of some milliseconds took half as long again."""
 
 COLLECTIONS = (20000, 10, 10)
 """When a process looks for garbage (`gc.set_threshold`): hardly anything of a simulated cell is, before its end."""
@@ -64,8 +65,13 @@ def started() -> bool:
 
 
 def _begin() -> None:
-    gc.set_threshold(*COLLECTIONS)
+    collect_seldom()
     _leave_with_parent()
+
+
+def collect_seldom() -> None:
+    """Nearly all that a simulation makes ends by itself."""
+    gc.set_threshold(*COLLECTIONS)
 
 
 def _leave_with_parent() -> None:
@@ -91,6 +97,7 @@ def _mpi(jobs: int) -> AbstractContextManager[Executor]:
         os.environ["PATH"] = os.pathsep.join([str(Path(find_mpiexec()).parent), os.environ.get("PATH", "")])
     settings: dict[str, Any] = {
         "python_exe": sys.executable, "env": ENVIRONMENT, "main": False, "backoff": BACKOFF_S,
+        "initializer": collect_seldom,
     }  # fmt: skip
     return MPIPoolExecutor(max_workers=jobs or None, **settings)
 
