@@ -22,10 +22,12 @@ def cell(
     """Run cells of a recipe, but for those whose records lie there. `reproduce --emit` writes these commands."""
     from pipeinfer.cluster.mpi_world import in_mpi_world, settle
     from pipeinfer.study.jobs import run_cells
+    from pipeinfer.study.recipes import read_recipe
     from pipeinfer.study.selection import Wish, select
 
     if in_mpi_world():
         settle(None, None, None)  # All processes but the head stay here, as ranks.
-    (chosen,) = select([recipe], Wish(which.fidelity, which.cluster, model.given() | which.live())).recipes
+    cluster = which.cluster if read_recipe(recipe).simulated is not None else None  # What really runs, runs here.
+    (chosen,) = select([recipe], Wish(which.fidelity, cluster, model.given() | which.live())).recipes
     ran = run_cells(chosen, index, count, out)
     print(f"{ran} done, {count - ran} were done already")

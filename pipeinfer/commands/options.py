@@ -5,7 +5,6 @@ A command takes such dataclasses as parameters, and `with_options` shows typer t
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -217,9 +216,11 @@ def words(given: dict[str, str | None]) -> list[str]:
 
 def model_words(given: dict[str, Any]) -> list[str]:
     """The options that give these fields of `Settings`, where they are those of `ModelOptions`."""
-    options = given.get("backend_options", {}).items()
+    import msgspec
+
+    options = {name: msgspec.json.encode(value).decode() for name, value in given.get("backend_options", {}).items()}
     named = words({f"--{name}": given.get(name) for name in ("backend", "target", "draft")})
-    return named + [word for name, value in options for word in ("--backend-option", f"{name}={json.dumps(value)}")]
+    return named + [word for name, value in options.items() for word in ("--backend-option", f"{name}={value}")]
 
 
 def key_values(pairs: list[str] | None) -> dict[str, Any]:

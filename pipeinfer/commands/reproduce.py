@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeinfer.report.page import Table as ReportTable
     from pipeinfer.results.records import Store
     from pipeinfer.study.recipes import Artifact, Recipe
+    from pipeinfer.study.selection import Selected
 
 MODEL_FIELDS = ("backend", "backend_options", "target", "draft")
 USED = {*MODEL_FIELDS, "workers", "key"}
@@ -118,26 +119,20 @@ def reproduce(
 
     Models and pipeline are those of what is really run.
     """
+    from pipeinfer.cluster.mpi_world import in_mpi_world
     from pipeinfer.commands.output import console
     from pipeinfer.results.records import Store
     from pipeinfer.study.run import check
-    from pipeinfer.study.selection import Wish, select
 
     given = real.given()
-    key = given.get("key")
-    if emit is not None and ("workers" in given or artifact != ArtifactOptions()):
-        raise ValueError("--emit: jobs start their ranks themselves, and none of --workers and others' programs")
-    if which.mpi and not (emit or collect or replot):
-        raise ValueError("--mpi is of jobs (--emit, --collect): to run over an MPI world, start this by mpirun")
-    live, ranks = sweep.ranks(which.fidelity, given.get("workers"), key)
-    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | which.live() | artifact.nodes()
-    wish = Wish(which.fidelity, which.cluster, live, ranks, artifact.chosen(), artifact.llama_cpp)
-    recipes, notes = select(sections or [], wish)
-    if which.prompts is not None and all(recipe.live is None for recipe in recipes):
-        raise ValueError(f"--prompts {which.prompts}: nothing of these recipes really runs a model: try live")
+    if emit is not None and ("workers" in given or in_mpi_world() or artifact != ArtifactOptions()):
+        raise ValueError("--emit: jobs start their ranks themselves: no --workers, MPI world or others' programs here")
+    if which.mpi and ("workers" in given or not (emit or collect or replot)):
+        raise ValueError("--mpi is of jobs (--emit, then --collect): to run over an MPI world, start this by mpirun")
+    recipes, notes = _selected(sections or [], given, artifact, which, sweep)
     if unused := ", ".join(sorted(given.keys() - USED)):
         notes = [*notes, f"{real.cluster_file}: the recipes themselves say what {unused} is"]
-    check(recipes)
+    check(recipes, here=emit is None)
     store = Store(out)
     terminal = console()
     for note in notes:
@@ -148,8 +143,25 @@ def reproduce(
     if collect:
         _collect(terminal, recipes, store, out)
     if not (replot or collect):
-        _run(terminal, recipes, store, sweep, key)
+        _run(terminal, recipes, store, sweep, given.get("key"))
     _report(terminal, recipes, store, out, notes, sweep.processes)
+
+
+def _selected(
+    sections: list[str], given: dict[str, Any], artifact: ArtifactOptions, which: CellOptions, sweep: SweepOptions
+) -> "Selected":
+    """The recipes as they were asked for. Raises ValueError, also where an option says nothing to any of them."""
+    from pipeinfer.study.selection import Wish, select
+
+    live, ranks = sweep.ranks(which.fidelity, given.get("workers"), given.get("key"))
+    live |= {name: given[name] for name in MODEL_FIELDS if name in given} | which.live() | artifact.nodes()
+    wish = Wish(which.fidelity, which.cluster, live, ranks, artifact.chosen(), artifact.llama_cpp)
+    found = select(sections, wish)
+    if which.prompts is not None and all(recipe.live is None for recipe in found.recipes):
+        raise ValueError(f"--prompts {which.prompts}: nothing of these recipes really runs a model: try live")
+    if which.mpi and all(recipe.live is None and recipe.emulation is None for recipe in found.recipes):
+        raise ValueError("--mpi: nothing of these recipes is emulated or really runs a model: try --fidelity emulated")
+    return found
 
 
 def _run(
@@ -206,6 +218,8 @@ def _emit(
     scripts, count = emit(kind, recipes, store, out, options)
     for script in scripts:
         terminal.print(str(script), soft_wrap=True)
+    if not count:
+        terminal.print("every cell has its record already")
     then = shlex.join(["pipeinfer", "reproduce", *sections, "--collect", *options, "--out", str(out)])
     terminal.print(f"{count} cells; when they have run: {then}", soft_wrap=True)
 

@@ -20,20 +20,22 @@ from pipeinfer.study.recipes import Recipe
 from pipeinfer.workload import WorkloadError
 
 MANIFEST = "cells.json"
-"""In the results' folder: what each command runs, where, and in which script it is."""
+"""In the results' folder: what each command runs, on how many nodes, and with which limit."""
 
 COMMANDS = "cells.txt"
 """There: every command, a line each."""
 
-SHELL = "#!/bin/sh\n# Run it as it is, or several lines at a time: tr '\\n' '\\0' < %s | xargs -0 -P 8 -I {} sh -c {}\n"
+SHELL = """#!/bin/sh
+# Run it as it is, or several lines at a time: tr '\\n' '\\0' < %s | xargs -0 -P 8 -I {} sh -c {}
+cd %s || exit 1
+%s"""
 
 HEADS = {
     "slurm": "#!/bin/sh\n#SBATCH --job-name=pipeinfer\n#SBATCH --nodes={nodes} --ntasks={processes} --exclusive\n"
              "#SBATCH --time={minutes}\n#SBATCH --array=1-{size}\n",
-    "pbs": "#!/bin/sh\n#PBS -N pipeinfer\n#PBS -l select={select}\n#PBS -l place=scatter:excl\n"
+    "pbs": "#!/bin/sh\n#PBS -N pipeinfer\n#PBS -V\n#PBS -l select={select}\n#PBS -l place=scatter:excl\n"
            "#PBS -l walltime={seconds}\n#PBS -J 1-{size}\n",
 }  # fmt: skip
-"""The head of a pipeline shares a node with a rank."""
 
 TASKS = {"slurm": "SLURM_ARRAY_TASK_ID", "pbs": "PBS_ARRAY_INDEX"}
 """What holds a job's number in its array."""
@@ -45,14 +47,15 @@ LARGEST_ARRAY = 1000
 """Slurm takes no more unless it is told to (MaxArraySize): of a longer list, each job runs several cells."""
 
 OF_ARRAY = """cd %s || exit 1
-awk -v job="$%s" 'NR %% %d == job %% %d' %s | {
+awk -v job="$%s" 'NR %% %d == job %% %d' <<'END OF COMMANDS' | {
+%sEND OF COMMANDS
   failed=0
   while IFS= read -r command; do sh -c "$command" < /dev/null || failed=1; done
   exit $failed
 }
 """
 """Every so many commands of the list, one after another, where they were written: PBS starts jobs at home, and a
-cluster's file may be named from there on."""
+cluster's file may be named from there on. Schedulers keep a copy of the script, so the list is part of it."""
 
 SPARE, LEAST_MINUTES = 8, 8
 """How many times as long as expected a job may take, and how long in any case: other nodes are slower."""
@@ -60,19 +63,16 @@ SPARE, LEAST_MINUTES = 8, 8
 
 class Job(msgspec.Struct, frozen=True):
     """Cells that one command runs: `count` of a recipe's, from `index` on. `processes` are those of its MPI world, 1
-    where it has none."""
+    where it has none: the head of a pipeline shares a node with a rank."""
 
     recipe: str
     index: int
     count: int
     config_hashes: list[str]
     processes: int
+    nodes: int
     limit_minutes: int
     command: str
-
-    @property
-    def nodes(self) -> int:
-        return max(1, self.processes + HEAD)
 
 
 def emit(
@@ -84,19 +84,19 @@ def emit(
         raise WorkloadError(f'--emit "{kind}": expected one of shell, {", ".join(HEADS)}')
     jobs = [job for recipe in recipes for job in _jobs(recipe, store, out, options)]
     if any("\n" in job.command for job in jobs):
-        raise WorkloadError(f"--out {str(out)!r}: expected folders and files without line breaks in their names, which"
-                            " end a command in a script")  # fmt: skip
+        raise WorkloadError("--emit: expected folders, files and models without line breaks in their names, which end a"
+                            " command in a script")  # fmt: skip
     for earlier in out.glob("cells-*-minutes.*"):
         earlier.unlink()
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(jobs)))
-    commands = _list(jobs, out / COMMANDS)
+    (out / COMMANDS).write_text(_lines(jobs))
     if kind == "shell":
         scripts = [out / "cells.shell"]
-        scripts[0].write_text(SHELL % shlex.quote(str(commands.resolve())) + commands.read_text())
+        scripts[0].write_text(SHELL % (_quoted(out / COMMANDS), _quoted(Path()), _lines(jobs)))
     else:
         alike = defaultdict(list)
         for job in jobs:
-            alike[job.nodes, job.limit_minutes].append(job)
+            alike[job.processes, job.limit_minutes].append(job)
         scripts = [_array(kind, some, out) for _, some in sorted(alike.items())]
     return scripts, sum(job.count for job in jobs)
 
@@ -120,8 +120,8 @@ def _jobs(recipe: Recipe, store: Store, out: Path, options: Sequence[str]) -> It
             ]  # fmt: skip
             # Where a cell is emulated and its simulation known, as long as that is; else its share of the recipe's.
             expected_s = sum(simulated_s(every[at], store.records) or share_s for at in batch)
-            hashes = [names[at] for at in batch]
-            yield Job(recipe.name, index, count, hashes, processes, _limit(expected_s), shlex.join(command))
+            hashes, nodes = [names[at] for at in batch], max(1, processes + HEAD)
+            yield Job(recipe.name, index, count, hashes, processes, nodes, _limit(expected_s), shlex.join(command))
 
 
 def _processes(cell: Cell) -> int:
@@ -140,21 +140,22 @@ def _limit(seconds: float) -> int:
 
 
 def _array(kind: str, jobs: Sequence[Job], out: Path) -> Path:
-    """The script of jobs that are alike, with its list of commands beside it."""
+    """The script of jobs that are alike."""
     nodes, processes, limit = jobs[0].nodes, jobs[0].processes, jobs[0].limit_minutes
     size = max(SMALLEST_ARRAY[kind], min(len(jobs), LARGEST_ARRAY))
     minutes = limit * math.ceil(len(jobs) / size)
     script = out / f"cells-{nodes}-nodes-{limit}-minutes.{kind}"
-    commands = _list(jobs, script.with_suffix(".txt"))
     head = HEADS[kind].format(
         nodes=nodes, processes=processes, select=f"1:mpiprocs=2+{nodes - 1}:mpiprocs=1" if nodes > 1 else "1",
         minutes=minutes, seconds=60 * minutes, size=size,
     )  # fmt: skip
-    here, there = (shlex.quote(str(path.resolve())) for path in (Path(), commands))
-    script.write_text(head + OF_ARRAY % (here, TASKS[kind], size, size, there))
+    script.write_text(head + OF_ARRAY % (_quoted(Path()), TASKS[kind], size, size, _lines(jobs)))
     return script
 
 
-def _list(jobs: Sequence[Job], path: Path) -> Path:
-    path.write_text("".join(f"{job.command}\n" for job in jobs))
-    return path
+def _lines(jobs: Sequence[Job]) -> str:
+    return "".join(f"{job.command}\n" for job in jobs)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path.resolve()))

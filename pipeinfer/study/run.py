@@ -33,16 +33,17 @@ OnProgress = Callable[[Recipe, int, int, float | None], None]
 known: emulated cells take as long as they say."""
 
 
-def check(recipes: list[Recipe]) -> None:
-    """Raise WorkloadError if a cell of a recipe cannot be run."""
+def check(recipes: list[Recipe], *, here: bool = True) -> None:
+    """Raise WorkloadError if a cell of a recipe cannot be run; `here`: by this process, and not as a job."""
     for recipe in recipes:
         found = cells(recipe)
         try:
             check_simulated(cell for cell in found if isinstance(cell, SimCell))
             check_loads(cell for cell in found if isinstance(cell, LoadCell))
             check_live(cell for cell in found if isinstance(cell, LiveCell))
-            check_served(cell for cell in found if isinstance(cell, LiveLoadCell))
-            check_world(cell for cell in found if isinstance(cell, LiveCell))
+            if here:
+                check_served(cell for cell in found if isinstance(cell, LiveLoadCell))
+                check_world(cell for cell in found if isinstance(cell, LiveCell))
         except WorkloadError as problem:
             raise WorkloadError(f"recipe {recipe.name}: {problem}") from None
 

@@ -22,6 +22,7 @@ from pipeinfer.study.identity import config_hash
 from pipeinfer.study.job_scripts import COMMANDS, MANIFEST, Job, emit
 from pipeinfer.study.jobs import FOLDER, collect, run_cells
 from pipeinfer.study.points import EmulatedCell, cells
+from pipeinfer.study.recipes import Recipe
 from pipeinfer.study.run import run
 from pipeinfer.study.selection import Wish, select
 from pipeinfer.workload import WorkloadError
@@ -47,6 +48,14 @@ def run_script(script: Path, **environment: str) -> None:
     program.chmod(0o755)
     path = os.pathsep.join([str(folder), sysconfig.get_path("scripts"), os.environ["PATH"]])
     subprocess.run(["sh", str(script)], env=os.environ | {"PATH": path} | environment, check=True, timeout=240)
+
+
+def put(commands: list[str], script: Path) -> None:
+    """In the place of those that an array has."""
+    head, _, rest = script.read_text().partition("<<'END OF COMMANDS' | {\n")
+    rest = rest.partition("END OF COMMANDS\n")[2]
+    lines = "".join(f"{command}\n" for command in commands)
+    script.write_text(f"{head}<<'END OF COMMANDS' | {{\n{lines}END OF COMMANDS\n{rest}")
 
 
 def commands(folder: Path) -> list[str]:
@@ -100,8 +109,7 @@ def test_of_a_list_longer_than_an_array_a_job_runs_several(
     assert count == COUNT == 7
     assert f"--time={3 * job_scripts.LEAST_MINUTES}\n" in script.read_text(), "up to three, one after another"
     assert "--array=1-3\n" in script.read_text()
-    told = [f"cat; touch {tmp_path}/{index}; exit {index}\n" for index in range(7)]
-    script.with_suffix(".txt").write_text("".join(told))
+    put([f"cat; touch {tmp_path}/{index}; exit {index}" for index in range(7)], script)
     with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):  # of a cell that failed
         run_script(script, SLURM_ARRAY_TASK_ID=job)
     assert sorted(path.name for path in tmp_path.glob("[0-9]")) == [str(index) for index in indices]
@@ -117,7 +125,7 @@ def test_a_job_runs_where_its_command_was_written(
     monkeypatch.chdir(tmp_path)
     (script,), _ = emit(kind, [TIMELINE], Store(tmp_path), tmp_path, [])
     assert f"{array}\n" in script.read_text()
-    script.with_suffix(".txt").write_text("touch here\n")
+    put(["touch here"], script)
     monkeypatch.chdir("/")
     if kind == "pbs":
         run_script(script, **{variable: "2"})
@@ -138,6 +146,7 @@ def test_several_lines_at_a_time_run_as_the_script_says(tmp_path: Path) -> None:
     assert shlex.split(line)[-1] == str(folder)
     (folder / COMMANDS).write_text("".join(f"touch {shlex.quote(str(folder / name))}\n" for name in ("a b", "c'd")))
     (_, told) = script.read_text().splitlines()[1].split(": ", 1)
+    assert script.read_text().splitlines()[2] == f"cd {shlex.quote(str(Path.cwd()))} || exit 1"
     subprocess.run(["sh", "-c", told], check=True, timeout=60)
     assert {"a b", "c'd"} <= {path.name for path in folder.iterdir()}
 
@@ -145,7 +154,7 @@ def test_several_lines_at_a_time_run_as_the_script_says(tmp_path: Path) -> None:
 def test_a_line_break_in_a_folder_s_name_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "two\nlines"
     folder.mkdir()
-    with pytest.raises(WorkloadError, match=r"--out '.*two.nlines': expected folders and files without line breaks"):
+    with pytest.raises(WorkloadError, match="--emit: expected folders, files and models without line breaks"):
         emit("slurm", [TIMELINE], Store(folder), folder, [])
 
 
@@ -162,8 +171,9 @@ def test_there_is_an_array_for_each_number_of_nodes_and_time(kind: str, head: st
     manifest = msgspec.json.decode((tmp_path / MANIFEST).read_bytes(), type=list[Job])
     assert [name for job in manifest for name in job.config_hashes] == list(map(config_hash, every))
     assert count == sum(job.count for job in manifest) == len(every)
-    listed = [line for script in scripts for line in script.with_suffix(".txt").read_text().splitlines()]
+    listed = [line for script in scripts for line in script.read_text().splitlines() if " cell " in line]
     assert sorted(listed) == sorted(job.command for job in manifest)
+    assert sorted(listed) == sorted((tmp_path / COMMANDS).read_text().splitlines())
     for job in manifest:
         first = every[job.index]
         if isinstance(first, EmulatedCell):
@@ -175,7 +185,7 @@ def test_there_is_an_array_for_each_number_of_nodes_and_time(kind: str, head: st
         chunks = f"1:mpiprocs=2+{job.nodes - 1}:mpiprocs=1" if job.nodes > 1 else "1"  # the head beside a rank
         assert head.format(nodes=job.nodes, processes=job.processes, select=chunks) in script.read_text()
     assert len({job.nodes for job in manifest}) == len(scripts) > 2
-    assert earlier.exists() == (earlier in scripts)
+    assert not earlier.exists()
 
 
 def test_a_longer_cell_gets_more_time(tmp_path: Path) -> None:
@@ -184,6 +194,49 @@ def test_a_longer_cell_gets_more_time(tmp_path: Path) -> None:
     emit("slurm", [live, long], Store(tmp_path), tmp_path, [])
     manifest = msgspec.json.decode((tmp_path / MANIFEST).read_bytes(), type=list[Job])
     assert {job.limit_minutes for job in manifest} == {job_scripts.LEAST_MINUTES, 64}
+
+
+@pytest.mark.parametrize("asked", [
+    ["timeline", "live", "--cluster", "genoa-ndr"],
+    ["live", "load-live", "calibration", "--mpi", "--backend", "emulated", "--backend-option", 'name="a b"'],
+    ["timeline", "slow", "--prompts", "written:3"],
+    ["timeline", "speed", "--fidelity", "emulated", "--mpi"],
+])  # fmt: skip
+def test_a_command_runs_the_cells_that_the_manifest_says(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_command(["reproduce", *asked, "--emit", "slurm", "--out", str(tmp_path)]) == 0
+    ran: list[list[str]] = []
+
+    def run_cells(recipe: Recipe, index: int, count: int, out: Path) -> int:
+        ran.append([config_hash(cell) for cell in cells(recipe)[index : index + count]])
+        assert out == tmp_path
+        return count
+
+    monkeypatch.setattr("pipeinfer.study.jobs.run_cells", run_cells)
+    manifest = msgspec.json.decode((tmp_path / MANIFEST).read_bytes(), type=list[Job])
+    some = [job for job in manifest if job.index % 7 == 0 or job.count > 1]
+    for job in some:
+        words = shlex.split(job.command)
+        assert run_command(words[words.index("pipeinfer") + 1 :]) == 0
+    assert ran == [job.config_hashes for job in some]
+    assert {job.recipe for job in some} >= {word for word in asked if word in {"timeline", "live", "slow", "speed"}}
+
+
+def test_a_world_emits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "3")
+    assert run_command(["reproduce", "timeline", "--emit", "shell", "--out", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_is_left_that_is_said(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["reproduce", "timeline", "--fidelity", "sim", "--out", str(whole)]
+    assert run_command([*asked, "--emit", "pbs"]) == 0
+    assert capsys.readouterr().out.startswith("every cell has its record already\n0 cells; ")
+    assert not list(whole.glob("*.pbs"))
+    assert run_command([*asked, "--emit", "pbs", "--mpi"]) == 2
+    assert "--mpi: nothing of these recipes is emulated" in capsys.readouterr().err
 
 
 QUICK = """
