@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from test_reproduce import comparable
+from test_reproduce_emulated import CLUSTER
 
 from pipeinfer.assets import asset
 from pipeinfer.cli import run as run_command
@@ -239,23 +240,6 @@ def test_where_nothing_is_left_that_is_said(whole: Path, capsys: pytest.CaptureF
     assert "--mpi: nothing of these recipes is emulated" in capsys.readouterr().err
 
 
-QUICK = """
-[node.quick]
-title = "A quick node"
-memory_bandwidth_gbs = 100000
-peak_gflops = 1000000
-memory_gb = 1000
-bandwidth_efficiency = 1.0
-arithmetic_efficiency = 1.0
-overhead_us = 100
-source = "made up"
-
-[cluster.quick]
-nodes = ["quick"]
-link = "gigabit-ethernet"
-"""
-
-
 def test_cells_of_jobs_run_over_mpi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in a world of its own; and what is to be done then is told."""
     pytest.importorskip("mpi4py")
@@ -263,7 +247,7 @@ def test_cells_of_jobs_run_over_mpi(tmp_path: Path, capsys: pytest.CaptureFixtur
         find_mpiexec()
     except LaunchError as missing:
         pytest.skip(str(missing))
-    (tmp_path / "quick.toml").write_text(QUICK)
+    (tmp_path / "quick.toml").write_text(CLUSTER)
     small = (asset("reproduce") / "timeline.toml").read_text()
     small = small.replace("k = [2]", "k = []").replace("nodes = [5]", "nodes = [3]").replace("iterative = {}\n", "", 1)
     (tmp_path / "small.toml").write_text(small)
